@@ -1,0 +1,50 @@
+"""AlibiGPT: public names and their registration with transformers' Auto classes, nothing else.
+
+After ``import modeling_alibi_gpt``, ``AutoModelForCausalLM.from_pretrained(folder)`` and its siblings know the model.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+from transformers.models.auto import modeling_auto
+
+from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.modeling_alibi_gpt import (
+    AlibiGPTForCausalLM,
+    AlibiGPTForQuestionAnswering,
+    AlibiGPTForSequenceClassification,
+    AlibiGPTForTokenClassification,
+    AlibiGPTModel,
+    AlibiGPTPreTrainedModel,
+)
+
+
+__version__ = "0.1.0"
+
+AutoConfig.register("alibi_gpt", AlibiGPTConfig, exist_ok=True)
+AutoModel.register(AlibiGPTConfig, AlibiGPTModel, exist_ok=True)
+AutoModelForCausalLM.register(AlibiGPTConfig, AlibiGPTForCausalLM, exist_ok=True)
+AutoModelForSequenceClassification.register(AlibiGPTConfig, AlibiGPTForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(AlibiGPTConfig, AlibiGPTForTokenClassification, exist_ok=True)
+AutoModelForQuestionAnswering.register(AlibiGPTConfig, AlibiGPTForQuestionAnswering, exist_ok=True)
+
+# Trainer (label smoothing: whether to shift the labels), pipelines and lm-eval look heads up by class name here.
+modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["alibi_gpt"] = "AlibiGPTForCausalLM"
+modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["alibi_gpt"] = "AlibiGPTForSequenceClassification"
+modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES["alibi_gpt"] = "AlibiGPTForTokenClassification"
+modeling_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES["alibi_gpt"] = "AlibiGPTForQuestionAnswering"
+
+__all__ = [
+    "AlibiGPTConfig",
+    "AlibiGPTForCausalLM",
+    "AlibiGPTForQuestionAnswering",
+    "AlibiGPTForSequenceClassification",
+    "AlibiGPTForTokenClassification",
+    "AlibiGPTModel",
+    "AlibiGPTPreTrainedModel",
+]

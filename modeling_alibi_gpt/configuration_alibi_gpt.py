@@ -1,0 +1,258 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""The configuration of AlibiGPT: typed fields, derived values and their checks. Travels to the Hub."""
+
+import dataclasses
+import difflib
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import GenerationConfig, PreTrainedConfig
+
+from .alibi import alibi_slopes
+from .position_methods import POSITION_METHODS
+
+
+ALIBI_TRAINABLE = ("none", "beta", "slopes")
+ALIBI_SCALING_TYPES = ("linear", "ntk", "dynamic_linear", "dynamic_ntk")
+
+# What transformers itself, or its quantizers and loaders, hand to a config beside the fields it declares.
+_ALLOWED_EXTRA_KEYS = {
+    "attn_implementation",
+    "auto_map",
+    "dtype",
+    "experts_implementation",
+    "is_causal",
+    "model_type",
+    "name_or_path",
+    "num_labels",
+    "output_attentions",
+    "per_layer_config",
+    "quantization_config",
+    "torch_dtype",
+}
+# Other libraries' words for our fields, which users type first.
+_FOREIGN_NAMES = {
+    "max_position_embeddings": "train_context_length",
+    "n_positions": "train_context_length",
+    "n_ctx": "train_context_length",
+    "n_embd": "hidden_size",
+    "d_model": "hidden_size",
+    "n_layer": "num_hidden_layers",
+    "n_layers": "num_hidden_layers",
+    "n_head": "num_attention_heads",
+    "n_heads": "num_attention_heads",
+    "n_inner": "intermediate_size",
+    "beta": "alibi_beta",
+    "slopes": "alibi_slopes",
+}
+
+
+@strict
+class AlibiGPTConfig(PreTrainedConfig):
+    r"""
+    Configuration of a GPT-style decoder whose position information is ALiBi (Press et al. 2022, arXiv:2108.12409).
+
+    There is no `max_position_embeddings`: ALiBi has no longest length, and libraries would take the field for one.
+    An unknown keyword is an error, so that a misspelt field never passes unseen.
+
+    Args:
+        vocab_size (`int`): Rows of the embedding.
+        hidden_size (`int`): Width of the residual stream.
+        num_hidden_layers (`int`): Decoder layers.
+        num_attention_heads (`int`): Query heads H.
+        num_key_value_heads (`int`, *optional*): Key and value heads; fewer than H is grouped-query attention.
+            Defaults to H.
+        head_dim (`int`, *optional*): Width d of a head. Defaults to `hidden_size // num_attention_heads`.
+        intermediate_size (`int`, *optional*): Width of the MLP. Defaults to `4 * hidden_size`.
+        hidden_act (`str`): Activation of the MLP.
+        layer_norm_epsilon (`float`): Epsilon of every norm.
+        use_bias (`bool`): Biases in linear layers and LayerNorms.
+        embedding_layer_norm (`bool`): A LayerNorm right after the embedding, as in BLOOM.
+        qk_norm (`bool`): An RMSNorm over `head_dim` on queries and keys.
+        clip_qkv (`float`, *optional*): Clip projected queries, keys and values to this magnitude, as in MPT.
+        attention_scale (`float`, *optional*): What multiplies `q . k`. Defaults to `head_dim ** -0.5`.
+        tie_word_embeddings (`bool`): The output layer shares the embedding.
+        initializer_range (`float`): Standard deviation of initial weights; those that write into the residual stream
+            are divided by `sqrt(2 * num_hidden_layers)`, as in GPT-2.
+        embd_pdrop, resid_pdrop, attention_dropout (`float`): Dropout probabilities.
+        classifier_dropout (`float`): Dropout of the token classification head.
+        train_context_length (`int`): Longest length seen in training, in tokens. Not a limit: only the `learned`
+            table and dynamic scaling read it.
+        position_method (`str`): Where positions come from: `alibi` or one of the baselines.
+        rope_theta (`float`): Base of the frequencies of `rope`.
+        alibi_beta (`float`): The scalar beta that multiplies every slope; 1 is the paper.
+        alibi_slope_kind (`str`): `geometric`, `uniform` (one penalty for all heads) or `custom`.
+        alibi_slopes (`list[float]`, *optional*): The H values of m_h when `custom`.
+        alibi_bias_max (`float`): Range of the geometric exponents; 8 is the paper.
+        alibi_bias_inside_scaling (`bool`): The bias is multiplied by the attention scale together with the scores,
+            `(q . k - s (i - j)) / sqrt(d)`. The paper, BLOOM and MPT add it outside; Falcon inside.
+        alibi_trainable (`str`): What learns: `none`, `beta` (one per layer) or `slopes` (one per layer and head).
+        alibi_scaling (`dict`, *optional*): Flatter slopes beyond the training length: `{"type": "linear" | "ntk",
+            "factor": f}`, or `{"type": "dynamic_linear" | "dynamic_ntk"}`, whose factor is, for each query, the
+            tokens up to and including it over `train_context_length`, at least 1.
+        alibi_tolerance (`float`): Largest total attention weight that the banded back end may leave out of a query.
+        use_cache (`bool`): Return keys and values for decoding.
+
+    Example:
+
+    ```python
+    >>> from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+    >>> model = AlibiGPTForCausalLM(AlibiGPTConfig(hidden_size=192, num_hidden_layers=4, num_attention_heads=6))
+    ```
+    """
+
+    model_type = "alibi_gpt"
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_pp_plan = {
+        "embed_tokens": (["input_ids"], ["inputs_embeds"]),
+        "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
+        "norm": (["hidden_states"], ["hidden_states"]),
+    }
+
+    vocab_size: int = 50257
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    intermediate_size: int | None = None
+    hidden_act: str = "gelu"
+    layer_norm_epsilon: float = 1e-5
+    use_bias: bool = True
+    embedding_layer_norm: bool = False
+    qk_norm: bool = False
+    clip_qkv: float | int | None = None
+    attention_scale: float | int | None = None
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    embd_pdrop: float | int = 0.0
+    resid_pdrop: float | int = 0.0
+    attention_dropout: float | int = 0.0
+    classifier_dropout: float | int = 0.1
+
+    train_context_length: int = 1024
+    position_method: str = "alibi"
+    rope_theta: float | int = 10000.0
+    alibi_beta: float | int = 1.0
+    alibi_slope_kind: str = "geometric"
+    alibi_slopes: list[float | int] | None = None
+    alibi_bias_max: float | int = 8.0
+    alibi_bias_inside_scaling: bool = False
+    alibi_trainable: str = "none"
+    alibi_scaling: dict[str, Any] | None = None
+    alibi_tolerance: float = 1e-6
+
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs):
+        self._refuse_unknown_keys(kwargs)
+        super().__post_init__(**kwargs)
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+                raise ValueError(
+                    f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                    f"({self.num_attention_heads}), or head_dim be given"
+                )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.intermediate_size is None:
+            self.intermediate_size = 4 * self.hidden_size
+
+    @property
+    def scaling(self) -> float:
+        """What multiplies ``q . k``: ``attention_scale``, or ``1 / sqrt(head_dim)``."""
+        return self.head_dim**-0.5 if self.attention_scale is None else float(self.attention_scale)
+
+    def base_alibi_slopes(self):
+        """Slopes ``(H,)`` float32 of this config, before training and before ``alibi_scaling``.
+
+        Raises:
+            ValueError: A field of ALiBi lies outside its range.
+        """
+        return alibi_slopes(
+            self.num_attention_heads,
+            beta=self.alibi_beta,
+            kind=self.alibi_slope_kind,
+            bias_max=self.alibi_bias_max,
+            custom=self.alibi_slopes,
+        )
+
+    def validate_sizes(self):
+        """Every size is positive, heads divide evenly, probabilities are probabilities."""
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                     "head_dim", "intermediate_size", "train_context_length"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads ({self.num_attention_heads}) must be a multiple of num_key_value_heads "
+                f"({self.num_key_value_heads})"
+            )
+        for name in ("embd_pdrop", "resid_pdrop", "attention_dropout", "classifier_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("clip_qkv", "attention_scale"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0 or null, got {getattr(self, name)}")
+
+    def validate_position_method(self):
+        """The method exists and can work with these sizes."""
+        if self.position_method not in POSITION_METHODS:
+            raise ValueError(
+                f"position_method must be one of {', '.join(POSITION_METHODS)}, got {self.position_method!r}"
+            )
+        POSITION_METHODS[self.position_method].check_config(self)
+
+    def validate_alibi(self):
+        """The fields of ALiBi are in range, and its slopes can be built."""
+        self.base_alibi_slopes()
+        if self.alibi_trainable not in ALIBI_TRAINABLE:
+            raise ValueError(
+                f"alibi_trainable must be one of {', '.join(ALIBI_TRAINABLE)}, got {self.alibi_trainable!r}"
+            )
+        if not 0 < self.alibi_tolerance < 1:
+            raise ValueError(f"alibi_tolerance must lie between 0 and 1, got {self.alibi_tolerance}")
+
+    def validate_alibi_scaling(self):
+        """``alibi_scaling`` is None or one of the four types with just its keys."""
+        if self.alibi_scaling is None:
+            return
+        kind = self.alibi_scaling.get("type")
+        if kind not in ALIBI_SCALING_TYPES:
+            raise ValueError(f"alibi_scaling type must be one of {', '.join(ALIBI_SCALING_TYPES)}, got {kind!r}")
+        expected = {"type"} if kind.startswith("dynamic_") else {"type", "factor"}
+        if set(self.alibi_scaling) != expected:
+            raise ValueError(f"alibi_scaling of type {kind} takes the keys {sorted(expected)}, got {self.alibi_scaling}")
+        factor = self.alibi_scaling.get("factor", 1.0)
+        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < float("inf"):
+            raise ValueError(f"alibi_scaling factor must be a finite number of at least 1, got {factor!r}")
+        if kind.endswith("ntk") and len(set(self.base_alibi_slopes().tolist())) < 2:
+            raise ValueError("alibi_scaling of an ntk type needs at least two different slopes; use a linear type")
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """Save as usual, but never with an ``auto_map`` whose code files would be missing from the folder.
+
+        Code files are copied only for classes loaded as remote code; the installed package saves weights and config,
+        and ``export_to_hub`` makes a folder that carries its code.
+        """
+        if self._auto_class is None and getattr(self, "auto_map", None) is not None:
+            del self.auto_map
+        super().save_pretrained(save_directory, **kwargs)
+
+    @classmethod
+    def _refuse_unknown_keys(cls, kwargs: dict[str, Any]) -> None:
+        allowed = _ALLOWED_EXTRA_KEYS | set(GenerationConfig._get_default_generation_params())
+        for key in kwargs:
+            if key in allowed or key.startswith("_"):
+                continue
+            fields = [field.name for field in dataclasses.fields(cls)]
+            close = _FOREIGN_NAMES.get(key) or next(iter(difflib.get_close_matches(key, fields, n=1)), None)
+            hint = f"did you mean '{close}'?" if close else "see AlibiGPTConfig for the fields"
+            raise ValueError(f"unknown field '{key}' in the config of AlibiGPT; {hint}")
+
+
+__all__ = ["AlibiGPTConfig"]

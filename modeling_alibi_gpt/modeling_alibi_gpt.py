@@ -1,0 +1,467 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""AlibiGPT: a pre-LayerNorm GPT-style decoder whose positions come from a method of choice. Travels to the Hub.
+
+Shapes: B batch, H query heads, Q queries, K keys, D hidden size, d head size, V vocabulary.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import (
+    GenericForQuestionAnswering,
+    GenericForSequenceClassification,
+    GenericForTokenClassification,
+    GradientCheckpointingLayer,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.processing_utils import Unpack
+from transformers.utils import auto_docstring, can_return_tuple
+from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention import ALL_ATTENTION_FUNCTIONS, AttentionContext, attention_backend
+from .configuration_alibi_gpt import AlibiGPTConfig
+from .position_methods import POSITION_METHODS, PositionMethod
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attention as it is defined; in float64 it is what every other back end is held to.
+
+    Args:
+        module: The attention layer.
+        query: ``(B, H, Q, d)``.
+        key: ``(B, H_kv, K, d)``, like ``value``.
+        value: ``(B, H_kv, K, d)``.
+        attention_mask: Additive ``(B, H or 1, Q, K)``, or bool, True where a query sees a key.
+        scaling: What multiplies ``q . k``.
+        dropout: Probability.
+        **kwargs: What other back ends take.
+
+    Returns:
+        Output ``(B, Q, H, d)`` and weights ``(B, H, Q, K)``.
+    """
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling  # (B, H, Q, K)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    output = torch.matmul(weights, value).transpose(1, 2).contiguous()
+    return output, weights
+
+
+class AlibiGPTAttention(nn.Module):
+    """Causal multi-head attention, with grouped keys and values where the config asks for them."""
+
+    def __init__(self, config: AlibiGPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.scaling
+        self.is_causal = True
+
+        query_size = config.num_attention_heads * config.head_dim
+        key_value_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, query_size, bias=config.use_bias)
+        self.k_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.use_bias)
+        self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.use_bias)
+        self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.use_bias)
+        if config.qk_norm:
+            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.layer_norm_epsilon)
+            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.layer_norm_epsilon)
+
+    def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``(B, H, Q, d)``, keys and values ``(B, H_kv, Q, d)``, clipped and normalised, before rotation."""
+        query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
+        if (limit := self.config.clip_qkv) is not None:
+            query, key, value = (states.clamp(min=-limit, max=limit) for states in (query, key, value))
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query, key, value = query.view(shape), key.view(shape), value.view(shape)
+        if self.config.qk_norm:
+            query, key = self.q_norm(query), self.k_norm(key)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        position_method: PositionMethod,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[Tensor, Tensor | None]:
+        query, key, value = self.project(hidden_states)
+        query, key = position_method.rotate(query, key, position_ids)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)
+
+        attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attention_interface(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.config.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        output = output.reshape(*hidden_states.shape[:-1], -1).contiguous()
+        return self.o_proj(output), weights
+
+
+class AlibiGPTMLP(nn.Module):
+    """Two linear layers around an activation."""
+
+    def __init__(self, config: AlibiGPTConfig) -> None:
+        super().__init__()
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.use_bias)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.use_bias)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.up_proj(hidden_states)))
+
+
+class AlibiGPTDecoderLayer(GradientCheckpointingLayer):
+    """Attention and MLP, each behind a LayerNorm and beside a residual connection."""
+
+    def __init__(self, config: AlibiGPTConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon, bias=config.use_bias)
+        self.self_attn = AlibiGPTAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(
+            config.hidden_size, eps=config.layer_norm_epsilon, bias=config.use_bias
+        )
+        self.mlp = AlibiGPTMLP(config)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor,
+        position_method: PositionMethod,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Tensor:
+        attended, _ = self.self_attn(
+            self.input_layernorm(hidden_states),
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            position_method=position_method,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + self.dropout(attended)
+        return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
+
+
+@auto_docstring(custom_intro="What every AlibiGPT model shares: weights, their start, and the flags transformers reads.")
+class AlibiGPTPreTrainedModel(PreTrainedModel):
+    config: AlibiGPTConfig
+    config_class = AlibiGPTConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["AlibiGPTDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values", "position_method"]
+    _keep_in_fp32_modules_strict = ["bias_log_beta", "bias_log_slopes"]
+    _supports_sdpa = True
+    # The stock flash functions drop the bias without a word.
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+    _supports_context_parallel = False
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": AlibiGPTDecoderLayer, "attentions": AlibiGPTAttention}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        residual_std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
+        if isinstance(module, AlibiGPTAttention):
+            init.normal_(module.o_proj.weight, mean=0.0, std=residual_std)
+        elif isinstance(module, AlibiGPTMLP):
+            init.normal_(module.down_proj.weight, mean=0.0, std=residual_std)
+        elif isinstance(module, PositionMethod):
+            module.init_weights()
+
+
+@auto_docstring(custom_intro="The decoder without a head: tokens to hidden states.")
+class AlibiGPTModel(AlibiGPTPreTrainedModel):
+    def __init__(self, config: AlibiGPTConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        if config.embedding_layer_norm:
+            self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon, bias=config.use_bias)
+        self.dropout = nn.Dropout(config.embd_pdrop)
+        self.position_method = POSITION_METHODS[config.position_method](config)
+        self.layers = nn.ModuleList([AlibiGPTDecoderLayer(config, idx) for idx in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon, bias=config.use_bias)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPast:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+
+        prepare = attention_backend(self.config._attn_implementation)
+        # Before a cache is made here: only without one does transformers look for packed documents in position_ids.
+        context = self._attention_context(inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if position_ids is None:
+            position_ids = context.query_positions
+
+        method = self.position_method
+        hidden_states = method.embed(inputs_embeds, position_ids)
+        if self.config.embedding_layer_norm:
+            hidden_states = self.embedding_norm(hidden_states)
+        hidden_states = self.dropout(hidden_states)
+
+        for layer_idx, layer in enumerate(self.layers):
+            if layer_idx == 0 or method.bias_differs_by_layer:
+                layer_mask = prepare(context, self._layer_bias(layer_idx))
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=layer_mask,
+                position_ids=position_ids,
+                position_method=method,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def _layer_bias(self, layer_idx: int) -> Callable[[Tensor, Tensor, torch.dtype], Tensor | None] | None:
+        if not self.position_method.has_bias:
+            return None
+        return lambda query_positions, key_positions, dtype: self.position_method.bias(
+            layer_idx, query_positions, key_positions, dtype
+        )
+
+    def _attention_context(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        past_key_values: Cache | None,
+        kwargs: dict[str, Any],
+    ) -> AttentionContext:
+        """Who sees whom and where everybody stands, in cache slots; nothing here depends on the layer."""
+        q_len, device = inputs_embeds.shape[1], inputs_embeds.device
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            allow_is_causal_skip=not self.position_method.has_bias,
+        )
+        q_offset, kv_len, kv_offset = 0, q_len if mask is None else mask.shape[-1], 0
+        if past_key_values is not None:
+            q_offset = past_key_values.get_query_offset()
+            kv_len, kv_offset = past_key_values.get_mask_sizes(q_len, 0)
+        # A static cache counts in a tensor that it changes in place; adding makes a new one.
+        query_slots = torch.arange(q_len, device=device) + q_offset
+        key_slots = torch.arange(kv_len, device=device) + kv_offset
+
+        if attention_mask is not None and attention_mask.ndim == 2:
+            query_positions, key_positions = _visible_positions(attention_mask, query_slots, key_slots)
+            mask = _let_lost_queries_see_themselves(mask, query_slots, key_slots)
+        elif "cu_seq_lens_k" in kwargs and "cache" in kwargs:
+            query_positions, key_positions = _paged_positions(kwargs["cu_seq_lens_k"], position_ids, mask.shape[-1])
+        else:
+            query_positions, key_positions = query_slots[None], key_slots[None]
+        return AttentionContext(mask, query_positions, key_positions, _attention_dtype(inputs_embeds))
+
+
+def _visible_positions(attention_mask: Tensor, query_slots: Tensor, key_slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions ``(B, Q)`` and ``(B, K)`` that count the visible tokens of a row, wherever its padding stands."""
+    visible = attention_mask.to(device=key_slots.device, dtype=torch.long)
+    # A static cache has slots beyond the mask, which no query sees yet.
+    visible = F.pad(visible, (0, max(0, key_slots.shape[0] - visible.shape[-1])))
+    positions = (visible.cumsum(-1) - 1).clamp(min=0)
+    return positions[:, query_slots], positions[:, key_slots]
+
+
+def _let_lost_queries_see_themselves(mask: Tensor | None, query_slots: Tensor, key_slots: Tensor) -> Tensor | None:
+    """Give padding queries, which see no key, their own: a softmax over nothing has wrong gradients or NaN."""
+    if mask is None:
+        return None
+    is_own = query_slots[:, None] == key_slots[None, :]
+    if mask.dtype == torch.bool:
+        return mask | (is_own & ~mask.any(-1, keepdim=True))
+    is_lost = (mask <= torch.finfo(mask.dtype).min).all(-1, keepdim=True)
+    return mask.masked_fill(is_own & is_lost, 0.0)
+
+
+def _paged_positions(cu_seq_lens_k: Any, position_ids: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
+    """Positions under continuous batching, where the keys of all requests stand one after another."""
+    starts = cu_seq_lens_k["full_attention"] if isinstance(cu_seq_lens_k, dict) else cu_seq_lens_k
+    key_slots = torch.arange(kv_len, device=position_ids.device)
+    request = torch.searchsorted(starts[1:].to(key_slots), key_slots, right=True).clamp(max=starts.shape[0] - 2)
+    return position_ids, (key_slots - starts[request])[None]
+
+
+def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:
+    """What attention computes in: autocast's dtype where it is on, so that the mask is not cast again in each layer."""
+    device_type = inputs_embeds.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return inputs_embeds.dtype
+
+
+@auto_docstring(custom_intro="AlibiGPT with a language modeling head.")
+class AlibiGPTForCausalLM(AlibiGPTPreTrainedModel, GenerationMixin):
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
+
+    def __init__(self, config: AlibiGPTConfig) -> None:
+        super().__init__(config)
+        self.model = AlibiGPTModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def create_masks_for_generate(
+        self,
+        config: AlibiGPTConfig,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> Tensor | None:
+        """Keep the 2D mask, from which positions are counted, at the fixed length of a static cache."""
+        if attention_mask is None or attention_mask.ndim != 2:
+            return attention_mask
+        num_missing = past_key_values.get_max_length() - attention_mask.shape[-1]
+        return F.pad(attention_mask, (0, max(0, num_missing)))
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> CausalLMOutputWithPast:
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+# The generic heads of transformers build their decoder through AutoModel, which would ask a user of remote code for
+# trust a second time; so each is built here and keeps the generic forward. They take **kwargs but do not pass the
+# number of items on to the loss, which Trainer must know to divide by its accumulation steps.
+
+
+@auto_docstring(custom_intro="AlibiGPT with a linear head on the last token of a sequence.")
+class AlibiGPTForSequenceClassification(GenericForSequenceClassification, AlibiGPTPreTrainedModel):
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: AlibiGPTConfig) -> None:
+        AlibiGPTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = AlibiGPTModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+
+@auto_docstring(custom_intro="AlibiGPT with a linear head on every token.")
+class AlibiGPTForTokenClassification(GenericForTokenClassification, AlibiGPTPreTrainedModel):
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: AlibiGPTConfig) -> None:
+        AlibiGPTPreTrainedModel.__init__(self, config)
+        self.num_labels = config.num_labels
+        self.model = AlibiGPTModel(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+
+@auto_docstring(custom_intro="AlibiGPT with a head that marks the span of an answer.")
+class AlibiGPTForQuestionAnswering(GenericForQuestionAnswering, AlibiGPTPreTrainedModel):
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: AlibiGPTConfig) -> None:
+        AlibiGPTPreTrainedModel.__init__(self, config)
+        self.model = AlibiGPTModel(config)
+        self.qa_outputs = nn.Linear(config.hidden_size, 2)
+        self.post_init()
+
+
+__all__ = [
+    "AlibiGPTForCausalLM",
+    "AlibiGPTForQuestionAnswering",
+    "AlibiGPTForSequenceClassification",
+    "AlibiGPTForTokenClassification",
+    "AlibiGPTModel",
+    "AlibiGPTPreTrainedModel",
+]

@@ -1,0 +1,36 @@
+"""How every script ends: one JSON object as the last line of standard output, or one line that says what was wrong."""
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+USER_ERROR_EXIT_CODE = 2
+
+
+def run_command(command: Callable[[], dict[str, Any]]) -> int:
+    """Run ``command``, print its result as the last line of standard output, and return the exit code.
+
+    ``ValueError`` and ``OSError`` are what users cause (a misspelt key, a missing file, a full disk): they become one
+    line on standard error and exit code 2. Anything else is a defect of ours and keeps its traceback.
+
+    Under ``accelerate launch`` only the process with rank 0 prints the result.
+    """
+    try:
+        result = command()
+    except (ValueError, OSError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.flush()
+        print(json.dumps(result, allow_nan=False), flush=True)
+    return 0
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return "the disk is full: free some space and run the same command again, it continues where it stopped"
+    return " ".join(str(error).split()) or type(error).__name__

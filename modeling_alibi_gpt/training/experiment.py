@@ -1,0 +1,213 @@
+"""Configuration files: YAML (or JSON) to frozen dataclasses and back, where an unknown key is an error."""
+
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+
+Config = TypeVar("Config")
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads ``3e-4`` as the number everybody means; YAML 1.1 wants ``3.0e-4`` and makes it a string."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelSection:
+    """Where the model comes from: a new one from ``config``, or fine-tuning from ``checkpoint``; exactly one of them.
+
+    Attributes:
+        config: Path of a ``config.json``, or the mapping itself.
+        checkpoint: Folder or Hub name of a model to go on from.
+        overrides: Fields of ``AlibiGPTConfig`` laid over the above, such as ``alibi_beta``.
+        attn_implementation: Attention back end used in training.
+    """
+
+    config: str | dict[str, Any] | None = None
+    checkpoint: str | None = None
+    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    attn_implementation: str = "sdpa"
+
+    def __post_init__(self) -> None:
+        if (self.config is None) == (self.checkpoint is None):
+            raise ValueError("model: give either 'config' (a new model) or 'checkpoint' (fine-tuning), not both or none")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSection:
+    """Which text is read and how it is cut into training sequences.
+
+    Attributes:
+        source: ``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``.
+        validation_source: Another source, read whole (``text:``) or by its validation split. Without it the
+            validation split of ``source`` is used.
+        validation_fraction: What a ``text:`` source without ``validation_source`` holds back of each document.
+        text_column: Column of a ``hub:`` source that holds the text.
+        tokenizer: Name or folder of a tokenizer; ``train`` trains a byte-level BPE of the model's vocabulary size
+            on the training split; null takes the checkpoint's own (``train`` for a new model).
+        train_length_tokens: Length of a training sequence.
+        isolate_documents: Keep attention inside each document of a packed sequence.
+        max_train_tokens: Cut the training split to this many tokens.
+        max_validation_tokens: Cut the validation split to this many tokens.
+        cache_dir: Where trained tokenizers are kept. Tokenised text is cached by ``datasets``.
+    """
+
+    source: str = "stdlib"
+    validation_source: str | None = None
+    validation_fraction: float = 0.1
+    text_column: str = "text"
+    tokenizer: str | None = None
+    train_length_tokens: int
+    isolate_documents: bool = False
+    max_train_tokens: int | None = None
+    max_validation_tokens: int | None = None
+    cache_dir: str = "~/.cache/alibi_gpt"
+
+    def __post_init__(self) -> None:
+        if self.train_length_tokens < 2:
+            raise ValueError(f"data.train_length_tokens must be at least 2, got {self.train_length_tokens}")
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """One training run: what ``scripts/train.py`` reads and what ``best.json`` of a sweep holds.
+
+    Attributes:
+        name: Name of the run in records and figures.
+        model: Where the model comes from.
+        data: Which text it learns.
+        global_batch_size: Sequences per optimizer step over all processes and accumulation steps, so that the same
+            file gives the same training on one process or several. Null leaves ``per_device_train_batch_size`` as
+            ``training`` says.
+        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch and takes
+            the faster.
+        training: Fields of ``transformers.TrainingArguments``, verbatim.
+    """
+
+    name: str
+    model: ModelSection
+    data: DataSection
+    global_batch_size: int | None = None
+    precision: str = "float32"
+    training: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16", "auto"):
+            raise ValueError(f"precision must be float32, bfloat16 or auto, got {self.precision!r}")
+        if not self.training.get("output_dir"):
+            raise ValueError("training.output_dir is missing: say where the run is written")
+
+
+def load_config(config_class: type[Config], path: str | None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML or JSON file into ``config_class``, with ``a.b=value`` overrides laid over it.
+
+    Args:
+        config_class: A keyword-only dataclass, possibly of other dataclasses.
+        path: The file; None starts from the defaults.
+        overrides: Assignments whose value is read as YAML, e.g. ``training.max_steps=100``.
+
+    Raises:
+        ValueError: The file is missing or not a mapping, a key is unknown, or a value has the wrong type.
+    """
+    values = {} if path is None else read_mapping(path)
+    for assignment in overrides:
+        _assign(values, assignment)
+    return build_config(config_class, values)
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a YAML or JSON file that holds one mapping.
+
+    Raises:
+        ValueError: The file is missing, does not parse, or holds something else.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such file")
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping of keys to values, got {type(values).__name__}")
+    return values
+
+
+def build_config(config_class: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """Build a (nested) dataclass from plain values.
+
+    Raises:
+        ValueError: A key is unknown or missing, or a value has the wrong type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    hints = typing.get_type_hints(config_class)
+    arguments = {}
+    for key, value in values.items():
+        refuse_unknown_key(key, fields, where)
+        arguments[key] = _convert(value, hints[key], f"{where}{key}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in arguments:
+            raise ValueError(f"key '{where}{name}' is missing")
+    return config_class(**arguments)
+
+
+def refuse_unknown_key(key: str, known: typing.Iterable[str], where: str = "") -> None:
+    """Raise a ValueError that suggests the nearest known key, unless ``key`` is one of them."""
+    known = list(known)
+    if key in known:
+        return
+    close = difflib.get_close_matches(str(key), known, n=1)
+    hint = f"did you mean '{where}{close[0]}'?" if close else f"expected one of: {', '.join(sorted(known))}"
+    raise ValueError(f"unknown key '{where}{key}'; {hint}")
+
+
+def _assign(values: dict[str, Any], assignment: str) -> None:
+    name, separator, text = assignment.partition("=")
+    if not separator:
+        raise ValueError(f"--set takes KEY=VALUE, got {assignment!r}")
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"--set {assignment}: '{parent}' holds a value, not a mapping")
+    values[leaf] = yaml.load(text, Loader=_Loader)
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"'{where}' must be a mapping, got {value!r}")
+        return build_config(hint, value, f"{where}.")
+    if not _matches(value, hint):
+        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        raise ValueError(f"'{where}' must be {expected}, got {value!r}")
+    return float(value) if hint is float else value
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (types.UnionType, typing.Union):
+        return any(_matches(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, list) and all(_matches(item, arguments[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
