@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+
 
 USER_ERROR_EXIT_CODE = 2
 
@@ -14,14 +16,15 @@ USER_ERROR_EXIT_CODE = 2
 def run_command(command: Callable[[], dict[str, Any]]) -> int:
     """Run ``command``, print its result as the last line of standard output, and return the exit code.
 
-    ``ValueError`` and ``OSError`` are what users cause (a misspelt key, a missing file, a full disk): they become one
-    line on standard error and exit code 2. Anything else is a defect of ours and keeps its traceback.
+    ``ValueError``, ``OSError`` and the errors of a config's own checks are what users cause (a misspelt key, a missing
+    file, a full disk): they become one line on standard error and exit code 2. Anything else is a defect of ours and
+    keeps its traceback.
 
     Under ``accelerate launch`` only the process with rank 0 prints the result.
     """
     try:
         result = command()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StrictDataclassError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return USER_ERROR_EXIT_CODE
     if os.environ.get("RANK", "0") == "0":

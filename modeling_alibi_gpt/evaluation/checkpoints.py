@@ -1,0 +1,120 @@
+"""Loading a checkpoint folder for measurement: whole, safetensors only, and with a tokenizer that fits it."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_alibi_gpt.training.tokenization import load_tokenizer
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Where configs of other families keep the longest length seen in training.
+_CONTEXT_FIELDS = ("train_context_length", "max_position_embeddings", "max_seq_len")
+
+
+def load_model_config(model_dir: str | Path) -> PreTrainedConfig:
+    """The configuration of a checkpoint folder.
+
+    Raises:
+        ValueError: The folder is missing, or its ``config.json`` cannot be read.
+    """
+    if not (Path(model_dir) / "config.json").is_file():
+        raise ValueError(f"{model_dir}: no model here, expected a folder with config.json and model.safetensors")
+    try:
+        return AutoConfig.from_pretrained(model_dir)
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+        raise ValueError(f"{model_dir}: config.json cannot be used: {error}") from error
+
+
+def load_causal_lm(
+    model_dir: str | Path, *, dtype: str = "float32", attn_implementation: str | None = None
+) -> PreTrainedModel:
+    """A causal language model from a folder, in evaluation mode on the CPU.
+
+    Args:
+        model_dir: Folder with ``config.json`` and ``*.safetensors``.
+        dtype: ``float32`` or ``bfloat16``, of the weights and the arithmetic.
+        attn_implementation: Attention back end; None is the model's default.
+
+    Raises:
+        ValueError: The folder is missing, its weights are missing, truncated or of another shape than its config
+            says, or the dtype or back end is not one the model has.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    config = load_model_config(model_dir)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            config=config,
+            dtype=DTYPES[dtype],
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{model_dir}: its weights are truncated or damaged ({error}), copy them again") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{model_dir}: the model cannot be loaded: {error}") from error
+    _check_weights(model_dir, loading)
+    return model.eval()
+
+
+def load_model_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        ValueError: The folder has no tokenizer, or one with more tokens than the model has embeddings.
+    """
+    vocab_size = load_model_config(model_dir).get_text_config().vocab_size
+    tokenizer = load_tokenizer(str(model_dir))
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"{model_dir}: the tokenizer has {len(tokenizer)} tokens but the model only {vocab_size}; "
+            "use the tokenizer that the model was trained with"
+        )
+    return tokenizer
+
+
+def _check_weights(model_dir: str | Path, loading: dict[str, Any]) -> None:
+    """Raise a ValueError unless weights and config agree; transformers would fill or drop what does not, and go on."""
+    missing, unexpected = loading["missing_keys"], loading["unexpected_keys"]
+    if loading["mismatched_keys"]:
+        key, found, expected = min(loading["mismatched_keys"])
+        raise ValueError(
+            f"{model_dir}: config.json asks for {key} of {tuple(expected)}, the weights hold {tuple(found)}"
+        )
+    if missing:
+        raise ValueError(
+            f"{model_dir}: {len(missing)} weights that config.json asks for are missing, e.g. {min(missing)}"
+        )
+    if unexpected:
+        raise ValueError(
+            f"{model_dir}: {len(unexpected)} weights are not of the model in config.json, e.g. {min(unexpected)}"
+        )
+
+
+def position_method(config: PreTrainedConfig) -> str:
+    """The method of positions by its AlibiGPT name, or the model type of another family."""
+    return getattr(config, "position_method", config.model_type)
+
+
+def train_context_length(config: PreTrainedConfig) -> int | None:
+    """Longest length in tokens that the model saw in training, None where its config does not say."""
+    config = config.get_text_config()
+    return next((getattr(config, field) for field in _CONTEXT_FIELDS if getattr(config, field, None)), None)
+
+
+def checkpoint_fingerprint(model_dir: str | Path) -> str:
+    """SHA-256 of the config and the weights of a folder, by content."""
+    digest = hashlib.sha256()
+    for path in [Path(model_dir) / "config.json", *sorted(Path(model_dir).glob("*.safetensors"))]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()

@@ -1,0 +1,125 @@
+"""What every measurement of a checkpoint on a text shares: settings, text, figures and their provenance."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from modeling_alibi_gpt.evaluation.processes import process_state
+from modeling_alibi_gpt.evaluation.scoring import WindowScores
+from modeling_alibi_gpt.evaluation.token_perplexity import TokenPerplexity
+from modeling_alibi_gpt.reporting.records import provenance
+from modeling_alibi_gpt.training.corpora import describe_documents, load_documents
+from modeling_alibi_gpt.training.tokenization import TokenStream, token_stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasurementConfig:
+    """Settings that a measurement has whatever it measures.
+
+    Attributes:
+        source: ``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``.
+        split: ``train``, ``validation``, ``test`` or ``all``; null is ``all`` for ``text:`` and ``validation`` else.
+        validation_fraction: The tail of each ``text:`` document that is its validation split.
+        text_column: Column of a ``hub:`` source that holds the text.
+        max_tokens: Read only so many tokens from the start of the text.
+        stride_tokens: Stride of ``sliding`` windows; null is a quarter of their length.
+        batch_tokens: Most tokens in one call of the model.
+        dtype: ``float32`` or ``bfloat16``.
+        attn_implementation: Attention back end; null is the model's default.
+    """
+
+    source: str = "stdlib"
+    split: str | None = None
+    validation_fraction: float = 0.1
+    text_column: str = "text"
+    max_tokens: int | None = None
+    stride_tokens: int | None = None
+    batch_tokens: int = 16384
+    dtype: str = "float32"
+    attn_implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "batch_tokens"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def text_split(self) -> str:
+        """The split that is read."""
+        return self.split or ("all" if self.source.startswith("text:") else "validation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationText:
+    """A text as one tokenizer reads it, with the fingerprint of the documents and that of their tokens."""
+
+    stream: TokenStream
+    data_fingerprint: str
+    stream_fingerprint: str
+
+    def check_length(self, length_tokens: int) -> None:
+        """Raise a ValueError unless at least one whole window fits: a shorter one would pass for a longer."""
+        num_tokens = len(self.stream.input_ids)
+        if num_tokens <= length_tokens:
+            raise ValueError(
+                f"the text has {num_tokens} tokens, a window of {length_tokens} needs {length_tokens + 1}: "
+                "give more text, raise max_tokens or lower the length"
+            )
+
+
+def load_text(config: MeasurementConfig, tokenizer: PreTrainedTokenizerBase) -> EvaluationText:
+    """The text of a measurement, read by the main process first so that the others find it in the cache.
+
+    Raises:
+        ValueError: The source or split does not exist or holds no text.
+    """
+    with process_state().main_process_first():
+        documents = load_documents(
+            config.source,
+            config.text_split,
+            validation_fraction=config.validation_fraction,
+            text_column=config.text_column,
+        )
+        stream = token_stream(documents, tokenizer, config.max_tokens)
+    content = stream.input_ids.numpy().tobytes() + stream.num_bytes.numpy().tobytes()
+    return EvaluationText(
+        stream=stream,
+        data_fingerprint=describe_documents(documents)["fingerprint"],
+        stream_fingerprint=hashlib.sha256(content).hexdigest(),
+    )
+
+
+def perplexity_figures(scores: WindowScores, num_bytes: Tensor | np.ndarray) -> dict[str, float | int]:
+    """Perplexity, nats per token and bits per byte of a scored stream, and the counts behind them.
+
+    Args:
+        scores: Of the stream.
+        num_bytes: ``(N,)`` UTF-8 bytes that each token of the stream stands for.
+
+    Raises:
+        ValueError: The loss is not a number.
+    """
+    predicted_bytes = np.asarray(num_bytes)[1:]
+    return TokenPerplexity(keep_in_memory=True).compute(
+        nats=scores.window_nats,
+        num_tokens=scores.window_num_tokens,
+        num_bytes=[predicted_bytes[window.scored].sum() for window in scores.windows],
+    )
+
+
+def measurement_provenance(config: MeasurementConfig, text: EvaluationText, model_fingerprint: str) -> dict[str, Any]:
+    """Where a figure comes from: machine and versions, and everything that it depends on beside its own record."""
+    return {
+        **provenance(data_fingerprint=text.data_fingerprint),
+        "stream_fingerprint": text.stream_fingerprint,
+        "model_fingerprint": model_fingerprint,
+        "source": config.source,
+        "split": config.text_split,
+        "max_tokens": config.max_tokens,
+        "dtype": config.dtype,
+        "attn_implementation": config.attn_implementation,
+    }

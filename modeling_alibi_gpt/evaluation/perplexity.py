@@ -1,0 +1,82 @@
+"""Perplexity of one checkpoint on one text, as one record."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modeling_alibi_gpt.evaluation.checkpoints import (
+    checkpoint_fingerprint,
+    load_causal_lm,
+    load_model_config,
+    load_model_tokenizer,
+    position_method,
+    train_context_length,
+)
+from modeling_alibi_gpt.evaluation.measurement import (
+    MeasurementConfig,
+    load_text,
+    measurement_provenance,
+    perplexity_figures,
+)
+from modeling_alibi_gpt.evaluation.processes import process_state
+from modeling_alibi_gpt.evaluation.scoring import score_stream
+from modeling_alibi_gpt.evaluation.windows import resolve_stride
+from modeling_alibi_gpt.reporting.records import append_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityConfig(MeasurementConfig):
+    """What ``scripts/evaluate.py`` measures.
+
+    Attributes:
+        model: Checkpoint folder; its own tokenizer is used.
+        name: Name in the record; null is that of the folder.
+        length_tokens: Window length; null is the length that the model was trained at.
+        protocol: ``nonoverlapping`` or ``sliding``.
+        output: JSON Lines file that the record is appended to.
+    """
+
+    model: str
+    name: str | None = None
+    length_tokens: int | None = None
+    protocol: str = "nonoverlapping"
+    output: str | None = None
+
+
+def evaluate_perplexity(config: PerplexityConfig) -> dict[str, Any]:
+    """Measure one checkpoint and return its ``perplexity`` record; the main process appends it to ``config.output``.
+
+    Raises:
+        ValueError: The model, the text or a setting cannot be used, or the loss is not a number.
+    """
+    state = process_state()
+    model_config = load_model_config(config.model)
+    length_tokens = train_context_length(model_config) if config.length_tokens is None else config.length_tokens
+    if length_tokens is None:
+        raise ValueError(f"{config.model}: its config names no training length, set length_tokens")
+    stride_tokens = resolve_stride(length_tokens, config.protocol, config.stride_tokens)
+    text = load_text(config, load_model_tokenizer(config.model))
+    text.check_length(length_tokens)
+    scores = score_stream(
+        load_causal_lm(config.model, dtype=config.dtype, attn_implementation=config.attn_implementation),
+        text.stream.input_ids,
+        length_tokens=length_tokens,
+        protocol=config.protocol,
+        stride_tokens=stride_tokens,
+        batch_tokens=config.batch_tokens,
+        device=state.device,
+    )
+    record = {
+        "kind": "perplexity",
+        "name": config.name or Path(config.model).resolve().name,
+        "model": config.model,
+        "position_method": position_method(model_config),
+        "protocol": config.protocol,
+        "length_tokens": length_tokens,
+        "stride_tokens": stride_tokens,
+        **perplexity_figures(scores, text.stream.num_bytes),
+        "provenance": measurement_provenance(config, text, checkpoint_fingerprint(config.model)),
+    }
+    if config.output is not None and state.is_main_process:
+        append_record(config.output, record)
+    return record

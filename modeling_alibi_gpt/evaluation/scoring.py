@@ -1,0 +1,193 @@
+"""The loss of a causal language model on every token of a stream, in bounded memory and on any number of processes."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+import numpy as np
+import torch
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+
+from modeling_alibi_gpt.evaluation.processes import fail_together, hides_progress, process_state
+from modeling_alibi_gpt.evaluation.windows import Window, plan_windows
+
+
+# One float32 tensor of logits, or of attention scores or mask over all heads, stays below this.
+MAX_TENSOR_BYTES = 256 * 2**20
+# What a model raises when it cannot work at a length: a table that ends, a shape that does not fit, memory.
+_MODEL_FAILURES = (ValueError, IndexError, RuntimeError, MemoryError)
+# Rotary scalings that take their frequencies from the length of the call, so that a window cannot come in chunks.
+_LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowScores:
+    """The loss of every prediction of a stream, and where in its window each was made.
+
+    Attributes:
+        length_tokens: Window length L.
+        windows: The W windows, in order.
+        token_nats: ``(N-1,)`` float64; entry i is the loss on token ``i + 1``.
+    """
+
+    length_tokens: int
+    windows: Sequence[Window]
+    token_nats: np.ndarray
+
+    @property
+    def window_nats(self) -> np.ndarray:
+        """``(W,)`` float64, summed over the scored tokens of each window."""
+        return np.array([self.token_nats[window.scored].sum() for window in self.windows])
+
+    @property
+    def window_num_tokens(self) -> np.ndarray:
+        """``(W,)`` int64, scored tokens of each window."""
+        return np.array([window.num_scored for window in self.windows])
+
+    @property
+    def position_nats(self) -> np.ndarray:
+        """``(L,)`` float64, summed over the windows that score a position; position p has p + 1 tokens to read."""
+        return np.bincount(self._positions(), weights=self.token_nats, minlength=self.length_tokens)
+
+    @property
+    def position_num_tokens(self) -> np.ndarray:
+        """``(L,)`` int64, windows that score a position."""
+        return np.bincount(self._positions(), minlength=self.length_tokens)
+
+    def _positions(self) -> np.ndarray:
+        return np.concatenate([np.arange(window.first_scored, window.num_inputs) for window in self.windows])
+
+
+def score_stream(
+    model: PreTrainedModel,
+    stream_ids: Tensor | np.ndarray,
+    *,
+    length_tokens: int,
+    protocol: str,
+    stride_tokens: int | None = None,
+    batch_tokens: int = 16384,
+    device: torch.device | str | None = None,
+) -> WindowScores:
+    """Score every token of a stream but the first exactly once.
+
+    Batches of windows are shared out over the processes of ``accelerate launch``; every process returns the same
+    scores, and they do not depend on how many there are.
+
+    Args:
+        model: A causal language model; its own context is the window, nothing else.
+        stream_ids: ``(N,)`` token ids.
+        length_tokens: Window length L; every length is scored over the same tokens.
+        protocol: ``nonoverlapping`` or ``sliding`` (see ``plan_windows``).
+        stride_tokens: Stride of ``sliding``, L // 4 by default.
+        batch_tokens: Most tokens in one call of the model; fewer where logits or attention would be too large.
+        device: Where the model is moved first; None leaves it where it is.
+
+    Raises:
+        ValueError: The protocol, the stride or the stream is impossible, or the model fails at this length; then it is
+            raised in every process, with what the first one that failed said.
+    """
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
+    ids = torch.as_tensor(stream_ids, dtype=torch.long)
+    windows = plan_windows(len(ids), length_tokens=length_tokens, protocol=protocol, stride_tokens=stride_tokens)
+    batch_size, chunk_tokens = plan_calls(model.config, length_tokens, batch_tokens)
+    batches = _make_batches(windows, batch_size)
+    state = process_state()
+    mine = batches[state.process_index :: state.num_processes]
+    model = model if device is None else model.to(device)
+    token_nats = torch.zeros(len(ids) - 1)
+    failure = None
+    try:
+        with _scoring(model):
+            for batch in tqdm(mine, desc=f"{protocol} {length_tokens}", leave=False, disable=hides_progress()):
+                _score_batch(model, ids, batch, chunk_tokens, token_nats)
+    except _MODEL_FAILURES as error:
+        # An error of the accelerator itself leaves the process unable to go on; running out of memory does not.
+        if isinstance(error, torch.AcceleratorError):
+            raise
+        failure = error
+    fail_together(failure)
+    # Every token is nonzero in one process only, so that the sum is exact.
+    token_nats = reduce(token_nats.to(state.device), "sum").cpu()
+    return WindowScores(length_tokens=length_tokens, windows=windows, token_nats=token_nats.double().numpy())
+
+
+def plan_calls(config: PreTrainedConfig, length_tokens: int, batch_tokens: int) -> tuple[int, int]:
+    """Windows per batch and tokens per call, so that neither logits nor attention exceed ``MAX_TENSOR_BYTES``."""
+    config = config.get_text_config()
+    floats_per_token = max(config.vocab_size, config.num_attention_heads * length_tokens)
+    call_tokens = max(1, min(batch_tokens, MAX_TENSOR_BYTES // (4 * floats_per_token)))
+    rope_type = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if call_tokens >= length_tokens or rope_type in _LENGTH_DEPENDENT_ROPE:
+        return max(1, call_tokens // length_tokens), length_tokens
+    return 1, call_tokens
+
+
+def _make_batches(windows: Sequence[Window], batch_size: int) -> list[list[Window]]:
+    """Windows of one length together; the last, shorter one stands alone, so that nothing is padded."""
+    groups = (list(group) for _, group in groupby(windows, key=lambda window: window.num_inputs))
+    return [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
+
+
+def _score_batch(
+    model: PreTrainedModel, ids: Tensor, windows: Sequence[Window], chunk_tokens: int, token_nats: Tensor
+) -> None:
+    """Write the nats of the scored tokens of ``windows`` into ``token_nats``."""
+    inputs = torch.stack([ids[window.start : window.stop] for window in windows]).to(model.device)
+    targets = torch.stack([ids[window.start + 1 : window.stop + 1] for window in windows]).to(model.device)
+    first_scored = min(window.first_scored for window in windows)
+    nats = _window_nats(model, inputs, targets, first_scored, chunk_tokens).cpu()
+    for row, window in enumerate(windows):
+        token_nats[window.scored] = nats[row, window.first_scored :]
+
+
+def _window_nats(
+    model: PreTrainedModel, inputs: Tensor, targets: Tensor, first_scored: int, chunk_tokens: int
+) -> Tensor:
+    """Loss ``(B, L)`` float32 by position, the windows fed in chunks whose keys and values are kept.
+
+    Chunks that end before ``first_scored`` count in no window and need no logits; their losses stay 0.
+    """
+    length = inputs.shape[1]
+    nats = torch.zeros(inputs.shape, device=inputs.device)
+    edges, cache = [0, length], None
+    if length > chunk_tokens:
+        edges = [*range(0, first_scored, chunk_tokens), *range(first_scored, length, chunk_tokens), length]
+        cache = DynamicCache(config=model.config)
+    for start, stop in pairwise(edges):
+        chunk = {"input_ids": inputs[:, start:stop], "past_key_values": cache, "use_cache": cache is not None}
+        if stop <= first_scored:
+            model.base_model(**chunk)
+            continue
+        logits = model(**chunk).logits.float()
+        chunk_targets = targets[:, start:stop]
+        chunk_nats = nn.functional.cross_entropy(logits.flatten(0, 1), chunk_targets.flatten(), reduction="none")
+        nats[:, start:stop] = chunk_nats.view_as(chunk_targets)
+    return nats
+
+
+@contextmanager
+def _scoring(model: PreTrainedModel) -> Iterator[None]:
+    """No gradients, no dropout, and an IndexError for an index beyond a table, which on CUDA would end the process."""
+
+    def check_indices(table: nn.Embedding, arguments: tuple[Tensor, ...]) -> None:
+        for indices in arguments[:1]:
+            if indices.max() >= table.num_embeddings:
+                raise IndexError(f"index {indices.max()} is beyond the model's table of {table.num_embeddings} rows")
+
+    # A subclass may take something else than indices.
+    tables = [module for module in model.modules() if type(module) is nn.Embedding]
+    handles = [table.register_forward_pre_hook(check_indices) for table in tables]
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,232 @@
+"""How a figure of a report looks: colours, axes, curves with their names beside them, marks.
+
+A figure is 5.4 inches wide at 150 dots an inch, so that its letters stay readable on a phone of 390 pixels.
+"""
+
+import io
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Literal
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation
+
+from modeling_alibi_gpt.reporting.tables import format_count
+
+
+WIDTH_INCHES = 5.4
+INK, GREY, PALE = "#2b2b2b", "#767676", "#b0b0b0"
+ALIBI_COLOUR, SECOND_COLOUR = "#d1430b", "#332288"
+# The muted scheme of Paul Tol, safe for colour-blind eyes; ALiBi alone is bright.
+METHOD_COLOURS = {
+    "alibi": ALIBI_COLOUR,
+    "sinusoidal": SECOND_COLOUR,
+    "learned": "#44aa99",
+    "rope": "#aa4499",
+    "none": "#808080",
+    "t5": "#5fb3d9",
+    "kerple": "#999933",
+    "fire": "#117733",
+    "shared_offset": "#882255",
+    "sandwich": "#b8a046",
+}
+MARKERS, DASHES = "osD^vP", ("-", "--", ":", "-.")
+STYLE: Any = {
+    "font.size": 10,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": PALE,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#ececec",
+    "xtick.color": PALE,
+    "ytick.color": PALE,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
+    "savefig.dpi": 150,
+}
+MAX_LINEAR_SPAN = 4  # a perplexity axis turns logarithmic beyond this ratio of its largest to its smallest value
+MAX_TICKS = 11
+LABEL_INCHES = 0.17  # height of a name beside a curve
+MAX_DIRECT_LABELS, MAX_LABEL_CHARS = 12, 20  # beyond these the names go into a legend below
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve of one model."""
+
+    name: str
+    position_method: str
+    xs: Sequence[float]
+    ys: Sequence[float]
+
+
+def as_png(draw: Callable[..., Figure]) -> Callable[..., bytes]:
+    """Draw in the style of the report, and hand back the bytes of the PNG."""
+
+    @wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> bytes:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(STYLE):
+            draw(*args, **kwargs).savefig(buffer, format="png")
+        return buffer.getvalue()
+
+    return drawn
+
+
+def new_axes(height_inches: float = 3.8) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH_INCHES, height_inches))
+    return figure, figure.subplots()
+
+
+def log2_axis(axes: Axes, values: Sequence[float], label: Callable[[float], str]) -> None:
+    """A logarithmic x axis over ``values``, all > 0, from power of two to power of two with plain numbers."""
+    low, high = math.floor(math.log2(min(values))), math.ceil(math.log2(max(values)))
+    step = math.ceil((high - low + 1) / MAX_TICKS)
+    ticks = [2.0**exponent for exponent in range(low, high + 1) if exponent % step == 0]
+    axes.set_xscale("log", base=2)
+    axes.set_xlim(2 ** (low - 0.15), 2 ** (high + 0.15))
+    axes.xaxis.set(major_locator=FixedLocator(ticks), minor_locator=NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: label(tick)))
+
+
+def perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A y axis for ``values``, logarithmic with plain numbers where they span more than a factor of four."""
+    axes.set_ylabel("perplexity")
+    if max(values) > MAX_LINEAR_SPAN * min(values):
+        axes.set_yscale("log")
+        axes.set_ylabel("perplexity (log scale)")
+        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.6g}"))
+
+
+def mark_training_lengths(axes: Axes, lengths_tokens: Sequence[int | None]) -> None:
+    """A vertical line at every length that some model was trained at (None: unknown), named above the axes."""
+    lengths = sorted({length for length in lengths_tokens if length})
+    for length in lengths:
+        axes.axvline(length, color=GREY, linestyle="--", linewidth=1, zorder=1)
+    if len(lengths) == 1:
+        name_above(axes, lengths[0], f"trained at {format_count(lengths[0])}", GREY)
+    elif lengths:
+        lengths_text = ", ".join(map(format_count, lengths))
+        axes.text(1, 1.015, f"trained at {lengths_text}", fontsize=9, color=GREY, ha="right", transform=axes.transAxes)
+
+
+def name_above(axes: Axes, x: float, text: str, colour: str) -> None:
+    """Write ``text`` over the axes at ``x``, inside their width."""
+    transform = axes.get_xaxis_transform()
+    axes.text(x, 1.015, text, color=colour, fontsize=9, ha=inward(axes, x), transform=transform)
+
+
+def inward(axes: Axes, x: float) -> Literal["left", "center", "right"]:
+    """The alignment that keeps a text at ``x`` inside the axes."""
+    fraction = _axes_fraction(axes, x, axes.get_ylim()[0])[0]
+    return "left" if fraction < 1 / 3 else "center" if fraction < 2 / 3 else "right"
+
+
+def write_below(figure: Figure, text: str) -> None:
+    """A small note under everything else, wrapped to the width of the figure."""
+    if text:
+        wrapped = "\n".join(textwrap.fill(line, 86) for line in text.splitlines())
+        figure.supxlabel(wrapped, x=0.02, ha="left", fontsize=8.5, color=GREY)
+
+
+def draw_lines(axes: Axes, lines: Sequence[Line], *, markers: bool = True) -> None:
+    """Curves in the colours of their position methods, ALiBi the strongest."""
+    num_drawn: dict[str, int] = {}
+    for line in lines:
+        index = num_drawn.setdefault(line.position_method, 0)
+        num_drawn[line.position_method] += 1
+        is_alibi = line.position_method == "alibi"
+        axes.plot(
+            line.xs,
+            line.ys,
+            color=_colour(line),
+            linestyle=DASHES[index % len(DASHES)],
+            linewidth=2.6 if is_alibi and index == 0 else 1.5,
+            marker=MARKERS[index % len(MARKERS)] if markers else None,
+            markersize=6 if is_alibi and index == 0 else 4.5,
+            zorder=3 if is_alibi else 2,
+        )
+
+
+def name_lines(axes: Axes, lines: Sequence[Line]) -> None:
+    """Write each name at the end of its curve, or below the axes where names are many or long.
+
+    Comes after everything is drawn, also on axes that share a scale with these: names stand at the heights of then.
+    """
+    if len(lines) > MAX_DIRECT_LABELS or any(len(line.name) > MAX_LABEL_CHARS for line in lines):
+        _name_below(axes, lines)
+    else:
+        _name_ends(axes, lines)
+
+
+def _name_below(axes: Axes, lines: Sequence[Line]) -> None:
+    """A legend under the axes, for which the figure grows."""
+    names = [textwrap.fill(line.name, 60) for line in lines]
+    num_columns = 2 if max(map(len, names)) <= MAX_LABEL_CHARS else 1
+    num_rows = math.ceil(sum(name.count("\n") + 1 for name in names) / num_columns)
+    figure = _figure(axes)
+    figure.set_figheight(figure.get_figheight() + num_rows * LABEL_INCHES + 0.3)
+    below = axes.transAxes + ScaledTranslation(0, -0.6, figure.dpi_scale_trans)
+    style: dict[str, Any] = {"ncols": num_columns, "fontsize": 8.5, "frameon": False, "borderaxespad": 0}
+    curves = axes.lines[-len(lines) :]
+    axes.legend(curves, names, loc="upper left", bbox_to_anchor=(0, 0), bbox_transform=below, **style)
+
+
+def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
+    """Names right of the axes at the height of their curves' ends; a curve that ends early has its own beside it."""
+    last_x = max(line.xs[-1] for line in lines)
+    for line in lines:
+        if line.xs[-1] < last_x:
+            end = (line.xs[-1], line.ys[-1])
+            axes.annotate(line.name, end, xytext=(7, 0), textcoords="offset points", va="center", **_name_style(line))
+    ending = sorted((line for line in lines if line.xs[-1] == last_x), key=lambda line: line.ys[-1])
+    heights = [_axes_fraction(axes, line.xs[-1], line.ys[-1])[1] for line in ending]
+    gap = LABEL_INCHES / (axes.get_position().height * _figure(axes).get_figheight())
+    for line, height in zip(ending, _spread(heights, gap), strict=True):
+        axes.text(1.015, height, line.name, transform=axes.transAxes, va="center", **_name_style(line))
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights, moved up and then down from the top until neighbours are at least ``gap`` apart."""
+    spread = list(heights)
+    for index in range(1, len(spread)):
+        spread[index] = max(spread[index], spread[index - 1] + gap)
+    spread[-1] = min(spread[-1], max(1.0, heights[-1]))
+    for index in range(len(spread) - 2, -1, -1):
+        spread[index] = min(spread[index], spread[index + 1] - gap)
+    return spread
+
+
+def _axes_fraction(axes: Axes, x: float, y: float) -> tuple[float, float]:
+    axes.autoscale_view()
+    fraction_x, fraction_y = (axes.transScale + axes.transLimits).transform((x, y))
+    return float(fraction_x), float(fraction_y)
+
+
+def _figure(axes: Axes) -> Figure:
+    figure = axes.get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def _name_style(line: Line) -> dict[str, Any]:
+    weight = "bold" if line.position_method == "alibi" else "normal"
+    return {"color": _colour(line), "fontweight": weight, "fontsize": 9.5}
+
+
+def _colour(line: Line) -> str:
+    return METHOD_COLOURS.get(line.position_method, GREY)

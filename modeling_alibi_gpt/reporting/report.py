@@ -1,0 +1,192 @@
+"""The report: chooses, from records alone, the sections, figures and tables, and writes them. Computes nothing new."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from modeling_alibi_gpt.reporting.figures import (
+    beta_figure,
+    bias_figure,
+    extrapolation_figure,
+    position_figure,
+    training_figure,
+)
+from modeling_alibi_gpt.reporting.page import Picture, Section, render_html, render_markdown
+from modeling_alibi_gpt.reporting.records import Record, check_record, write_bytes, write_text
+from modeling_alibi_gpt.reporting.tables import (
+    BETA,
+    best_trial,
+    beta_table,
+    distinct_names,
+    extrapolation_table,
+    format_perplexity,
+    format_ratio,
+    group_by,
+    perplexity_table,
+    provenance_table,
+    trained_beta_table,
+    trained_slopes_table,
+    training_table,
+)
+
+
+FIGURES_FOLDER = "figures"
+# How a sweep of beta is headed, and what one of its trials is.
+MODES = {
+    "retrain": (f"{BETA}, trained anew", f"Each trial trains the model from scratch at one {BETA}."),
+    "posthoc": (f"{BETA}, changed after training", f"Each trial evaluates one trained checkpoint at another {BETA}."),
+}
+
+
+def build_report(records: Sequence[Record], output_dir: str | Path, *, title: str) -> dict[str, Any]:
+    """Write ``report.html``, ``report.md`` and ``figures/*.png``; everything is drawn before anything is written.
+
+    Args:
+        records: of the kinds in ``RECORD_FIELDS``, in any order; kinds without records are left out.
+
+    Returns:
+        The paths written: ``html``, ``markdown`` and the list ``figures``.
+
+    Raises:
+        ValueError: there are no records, one is of an unknown kind or lacks a field of its kind.
+    """
+    if not records:
+        raise ValueError("got no records; a report needs at least one")
+    for record in records:
+        check_record(record)
+    by_kind = group_by(records, lambda record: record["kind"])
+    sections = [section for build in SECTION_BUILDERS for section in build(by_kind)]
+    html = render_html(title, sections)
+    markdown = render_markdown(title, sections, figures_folder=FIGURES_FOLDER)
+
+    output_dir = Path(output_dir)
+    figures = []
+    for picture in (picture for section in sections for picture in section.pictures):
+        figures.append(output_dir / FIGURES_FOLDER / picture.file_name)
+        write_bytes(figures[-1], picture.png)
+    write_text(output_dir / "report.md", markdown)
+    write_text(output_dir / "report.html", html)
+    return {
+        "html": str(output_dir / "report.html"),
+        "markdown": str(output_dir / "report.md"),
+        "figures": [str(path) for path in figures],
+    }
+
+
+def _extrapolation_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
+    records = distinct_names(by_kind.get("extrapolation", []))
+    if not records:
+        return []
+    newest = {(record["name"], record["protocol"], record["length_tokens"]): record for record in records}
+    sentence = "A model that extrapolates stays level, or falls, to the right of the length it was trained at."
+    if len(newest) < len(records):
+        sentence += f" Measurements repeated: {len(records) - len(newest)}; the last one of each is shown."
+    records = list(newest.values())
+    alt = "Perplexity against sequence length for each model and protocol"
+    drawable = any(record["error"] is None for record in records)
+    pictures = [Picture("extrapolation.png", extrapolation_figure(records), alt)] if drawable else []
+    sections = [Section("Perplexity against length", sentence, pictures, [extrapolation_table(records)])]
+    return sections + _position_sections(records)
+
+
+def _position_sections(records: Sequence[Record]) -> list[Section]:
+    """Each model at its longest length without an error, from non-overlapping windows where there are such."""
+    located = [record for record in records if record["error"] is None and record["nats_by_position"] is not None]
+    if not located:
+        return []
+    located.sort(key=lambda record: (record["protocol"] == "nonoverlapping", record["length_tokens"]))
+    longest = list({record["name"]: record for record in located}.values())
+    sentence = (
+        "How well each model predicts a token that stands this far into the sequence; "
+        "a point covers the positions since the point before it."
+    )
+    picture = Picture("loss_by_position.png", position_figure(longest), "Nats per token against position, by model")
+    return [Section("Loss by position", sentence, [picture])]
+
+
+def _beta_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
+    trained = by_kind.get("trained_beta", [])
+    sections = []
+    for mode, of_mode in group_by(by_kind.get("beta_trial", []), lambda trial: trial["mode"]).items():
+        if mode not in MODES:
+            raise ValueError(f"got a beta_trial record of mode {mode!r}; expected one of {', '.join(MODES)}")
+        studies = group_by(of_mode, lambda trial: trial["study"])
+        for number, (study, trials) in enumerate(studies.items(), start=1):
+            file_name = f"beta_{mode}.png" if number == 1 else f"beta_{mode}_{number}.png"
+            sections.append(_beta_section(mode, study, trials, trained, file_name))
+    return sections
+
+
+def _beta_section(mode: str, study: str, trials: list[Record], trained: list[Record], file_name: str) -> Section:
+    best = best_trial(trials)
+    (title, sentence), pictures = MODES[mode], []
+    if best is None:
+        sentence += " No trial is complete yet."
+    else:
+        where = f"{format_perplexity(best['perplexity'])} at {BETA} = {format_ratio(best['beta'])}"
+        sentence += f" The lowest mean perplexity is {where}."
+        if any(trial["state"] != "COMPLETE" for trial in trials):
+            sentence += " Crosses at the bottom are trials that were pruned or failed."
+        pictures.append(Picture(file_name, beta_figure(trials, trained), f"Perplexity against {BETA}: lowest {where}"))
+    return Section(f"{title} ({study})", sentence, pictures, [beta_table(trials)])
+
+
+def _trained_beta_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
+    records = by_kind.get("trained_beta", [])
+    if not records:
+        return []
+    sentence = f"{BETA}, or every slope, learned together with the weights: what each layer ended with."
+    tables = [trained_beta_table(records), trained_slopes_table(records)]
+    return [Section(f"Trained {BETA}", sentence, tables=[table for table in tables if table])]
+
+
+def _bias_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
+    records = by_kind.get("bias_matrix", [])
+    if not records:
+        return []
+    sentence = (
+        "What ALiBi adds to the attention scores: dark keys count in full, pale ones are pushed away the further "
+        "they lie behind the query, and blank ones are in the future."
+    )
+    pictures = []
+    for number, record in enumerate(records, start=1):
+        file_name = "bias.png" if number == 1 else f"bias_{number}.png"
+        pictures.append(Picture(file_name, bias_figure(record), f"ALiBi bias of each head of {record['name']}"))
+    return [Section("Bias of each head", sentence, pictures)]
+
+
+def _training_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
+    records = by_kind.get("training", [])
+    if not records:
+        return []
+    drawable = [record for record in records if record["loss_history"]]
+    alt = "Training loss against step, by run"
+    pictures = [Picture("training_loss.png", training_figure(drawable), alt)] if drawable else []
+    sentence = "The loss of every run while it trained, and what it reached on the validation text."
+    return [Section("Training", sentence, pictures, [training_table(records)])]
+
+
+def _perplexity_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
+    records = by_kind.get("perplexity", [])
+    if not records:
+        return []
+    sentence = "Each model on the text it was evaluated on, over every token, in windows of one length."
+    return [Section("Perplexity", sentence, tables=[perplexity_table(distinct_names(records))])]
+
+
+def _provenance_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
+    sentence = "The source, the machine and the data behind every number above."
+    records = [record for group in by_kind.values() for record in group]
+    return [Section("Provenance", sentence, tables=[provenance_table(records)])]
+
+
+# In the order of the page.
+SECTION_BUILDERS: tuple[Callable[[dict[str, list[Record]]], list[Section]], ...] = (
+    _extrapolation_sections,
+    _beta_sections,
+    _trained_beta_sections,
+    _bias_sections,
+    _training_sections,
+    _perplexity_sections,
+    _provenance_sections,
+)

@@ -1,0 +1,270 @@
+"""One training run on transformers.Trainer: prepare, resume, train, save, measure."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import PartialState
+from datasets import Dataset
+from torch import Tensor
+from transformers import (
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
+from modeling_alibi_gpt.evaluation.scoring import score_stream
+from modeling_alibi_gpt.reporting.records import provenance, read_records, write_json, write_records
+from modeling_alibi_gpt.training.checkpoints import (
+    claim_output_dir,
+    full_disk_as_os_error,
+    last_complete_checkpoint,
+    save_model_folder,
+)
+from modeling_alibi_gpt.training.corpora import describe_documents, load_documents
+from modeling_alibi_gpt.training.data import PackedCollator, pack_documents
+from modeling_alibi_gpt.training.experiment import ExperimentConfig, read_mapping, refuse_unknown_key
+from modeling_alibi_gpt.training.model_setup import build_model, model_config
+from modeling_alibi_gpt.training.precision import faster_precision
+from modeling_alibi_gpt.training.tokenization import (
+    TokenStream,
+    cached_tokenizer,
+    load_tokenizer,
+    token_stream,
+    tokenize_documents,
+)
+
+
+RECORD_FILE = "training.jsonl"
+PRECISION_FILE = "precision.json"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """Text ready for training.
+
+    Attributes:
+        tokenizer: What cut it into tokens; saved with the model.
+        train: Packed sequences.
+        validation: Packed sequences, for the evaluations during training.
+        validation_stream: The same text as one stream, for the token-exact figure at the end.
+        fingerprint: Of the documents of both splits.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    validation: Dataset
+    validation_stream: TokenStream
+    fingerprint: str
+
+
+def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    """Run an experiment to its end and return its ``training`` record.
+
+    Killed at any moment, the same call goes on from the last whole checkpoint and reaches the same weights; once
+    finished, it only returns the record again. Under ``accelerate launch`` every process calls it.
+
+    Args:
+        config: The experiment.
+        callbacks: Added to Trainer's own.
+
+    Raises:
+        ValueError: Something in the experiment cannot be used.
+        OSError: The disk is full; what was written before is whole.
+    """
+    state = PartialState()
+    output_dir = Path(config.training["output_dir"])
+    arguments = build_arguments(config, state.num_processes)
+    if state.is_main_process:
+        claim_output_dir(output_dir, config)
+    state.wait_for_everyone()
+    if (output_dir / RECORD_FILE).exists():
+        return read_records(output_dir / RECORD_FILE)[0]
+
+    with full_disk_as_os_error(output_dir):
+        with state.main_process_first():
+            data = prepare_data(config)
+        set_seed(arguments.seed)
+        model = build_model(config, data.tokenizer)
+        collator = PackedCollator(data.tokenizer.pad_token_id)
+        if config.precision == "auto":
+            arguments.bf16 = _measured_precision(output_dir, model, collator, data, arguments) == "bfloat16"
+        trainer = Trainer(
+            model=model,
+            args=arguments,
+            data_collator=collator,
+            train_dataset=data.train,
+            eval_dataset=data.validation,
+            compute_metrics=_mean_nats,
+            preprocess_logits_for_metrics=_sequence_nats,
+            callbacks=list(callbacks),
+        )
+        checkpoint = last_complete_checkpoint(output_dir) if state.is_main_process else None
+        state.wait_for_everyone()
+        checkpoint = checkpoint or last_complete_checkpoint(output_dir)
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
+        if state.is_main_process:
+            save_model_folder(trainer.model, data.tokenizer, output_dir)
+            write_records(output_dir / RECORD_FILE, [record])
+        state.wait_for_everyone()
+    return record
+
+
+def prepare_data(config: ExperimentConfig) -> PreparedData:
+    """Read, tokenise and pack the text of an experiment; every step is cached.
+
+    Raises:
+        ValueError: The text or the tokenizer cannot be used, or the text is too short for one sequence.
+    """
+    data = config.data
+    train_documents = load_documents(
+        data.source,
+        "all" if data.source.startswith("text:") and data.validation_source else "train",
+        validation_fraction=data.validation_fraction,
+        text_column=data.text_column,
+    )
+    validation_source = data.validation_source or data.source
+    validation_documents = load_documents(
+        validation_source,
+        "all" if validation_source.startswith("text:") and data.validation_source else "validation",
+        validation_fraction=data.validation_fraction,
+        text_column=data.text_column,
+    )
+    if data.tokenizer == "train" or (data.tokenizer is None and config.model.checkpoint is None):
+        vocab_size = model_config(config.model).get_text_config().vocab_size
+        tokenizer = cached_tokenizer(train_documents, vocab_size, Path(data.cache_dir).expanduser())
+    else:
+        tokenizer = load_tokenizer(data.tokenizer or config.model.checkpoint)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+    packed = [
+        pack_documents(
+            tokenize_documents(documents, tokenizer),
+            data.train_length_tokens,
+            isolate_documents=data.isolate_documents,
+            max_tokens=max_tokens,
+        )
+        for documents, max_tokens in (
+            (train_documents, data.max_train_tokens),
+            (validation_documents, data.max_validation_tokens),
+        )
+    ]
+    fingerprints = [describe_documents(documents)["fingerprint"] for documents in (train_documents, validation_documents)]
+    return PreparedData(
+        tokenizer=tokenizer,
+        train=packed[0],
+        validation=packed[1],
+        validation_stream=token_stream(validation_documents, tokenizer, data.max_validation_tokens),
+        fingerprint="+".join(fingerprints),
+    )
+
+
+def build_arguments(config: ExperimentConfig, num_processes: int) -> TrainingArguments:
+    """``TrainingArguments`` of an experiment, with this project's defaults beneath them.
+
+    Raises:
+        ValueError: A field is unknown or has a bad value, the global batch does not divide evenly, or a resumed run
+            could not log the same losses because ``save_steps`` is no multiple of ``logging_steps``.
+    """
+    for key in config.training:
+        refuse_unknown_key(key, [field.name for field in dataclasses.fields(TrainingArguments)], "training.")
+    if "bf16" in config.training:
+        raise ValueError("training.bf16 is set by 'precision': float32, bfloat16 or auto")
+    values = {
+        "use_cpu": not torch.accelerator.is_available(),
+        "include_num_input_tokens_seen": "all",
+        "save_total_limit": 2,
+        "bf16": config.precision == "bfloat16",
+        **config.training,
+    }
+    if config.global_batch_size is not None:
+        if "per_device_train_batch_size" in config.training:
+            raise ValueError("give either global_batch_size or training.per_device_train_batch_size, not both")
+        num_shares = num_processes * values.get("gradient_accumulation_steps", 1)
+        if config.global_batch_size % num_shares:
+            raise ValueError(
+                f"global_batch_size ({config.global_batch_size}) must be a multiple of processes times "
+                f"accumulation steps ({num_shares})"
+            )
+        values["per_device_train_batch_size"] = config.global_batch_size // num_shares
+    try:
+        arguments = TrainingArguments(**values)
+    except (TypeError, ValueError, ImportError) as error:
+        raise ValueError(f"training: {error}") from error
+    steps = (arguments.save_steps, arguments.logging_steps)
+    if arguments.save_strategy == arguments.logging_strategy == "steps" and steps[0] % steps[1]:
+        raise ValueError(f"training.save_steps ({steps[0]}) must be a multiple of training.logging_steps ({steps[1]})")
+    return arguments
+
+
+def _measured_precision(
+    output_dir: Path, model: PreTrainedModel, collator: PackedCollator, data: PreparedData, arguments: TrainingArguments
+) -> str:
+    """Measure once and keep the answer: a resumed run must go on in the precision it began in."""
+    path = output_dir / PRECISION_FILE
+    if not path.exists():
+        if PartialState().num_processes > 1:
+            raise ValueError("precision 'auto' is measured on one process; name float32 or bfloat16 for several")
+        num_sequences = min(arguments.per_device_train_batch_size, len(data.train))
+        batch = collator([data.train[index] for index in range(num_sequences)])
+        write_json(path, faster_precision(model.to(arguments.device), batch))
+    return read_mapping(path)["precision"]
+
+
+def _sequence_nats(logits: Tensor | tuple[Tensor, ...], labels: Tensor) -> Tensor:
+    """``(B, 2)`` float64: summed nats and number of predicted tokens of each sequence, in place of its logits."""
+    logits = logits[0] if isinstance(logits, tuple) else logits
+    targets = labels[:, 1:]
+    nats = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, reduction="none")
+    return torch.stack((nats.double().sum(-1), (targets != -100).sum(-1).double()), dim=-1)
+
+
+def _mean_nats(prediction: EvalPrediction) -> dict[str, float]:
+    nats, num_tokens = prediction.predictions.sum(axis=0)
+    return {"nats_per_token": float(nats / num_tokens)}
+
+
+def _record(
+    config: ExperimentConfig, trainer: Trainer, data: PreparedData, train_seconds: float, checkpoint: Path | None
+) -> dict[str, Any]:
+    model, arguments = trainer.model.eval(), trainer.args
+    stream, length = data.validation_stream, config.data.train_length_tokens
+    scores = score_stream(
+        model, stream.input_ids, length_tokens=length, protocol="nonoverlapping", device=arguments.device
+    )
+    figures = perplexity_figures(scores, stream.num_bytes)
+    return {
+        "kind": "training",
+        "name": config.name,
+        "model_dir": arguments.output_dir,
+        "position_method": getattr(model.config, "position_method", model.config.model_type),
+        "seed": arguments.seed,
+        "num_parameters": model.num_parameters(),
+        "train_length_tokens": length,
+        "num_train_tokens": int(trainer.state.num_input_tokens_seen),
+        "num_steps": trainer.state.global_step,
+        "validation_nats_per_token": figures["nats_per_token"],
+        "validation_perplexity": figures["perplexity"],
+        "validation_bits_per_byte": figures["bits_per_byte"],
+        "num_validation_tokens": figures["num_tokens"],
+        # Of this call only: a resumed run has its earlier part behind it.
+        "train_seconds": train_seconds,
+        "resumed_from": checkpoint.name if checkpoint else None,
+        "bf16": arguments.bf16,
+        "loss_history": [
+            {"step": entry["step"], "nats_per_token": entry["loss"]}
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ],
+        "provenance": provenance(seed=arguments.seed, data_fingerprint=data.fingerprint),
+    }

@@ -1,0 +1,55 @@
+"""Token-exact perplexity and bits per byte of one model on one text.
+
+python scripts/evaluate.py --model runs/demo/alibi --data stdlib --set protocol=sliding --set length_tokens=512
+accelerate launch --multi_gpu --num_processes 2 scripts/evaluate.py --model runs/demo/alibi
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+# Run as a file, Python looks into this folder, where evaluate.py would hide the library of that name. The package is
+# in the repository's root, one up.
+SCRIPTS = Path(__file__).resolve().parent
+sys.path[:] = [str(SCRIPTS.parent), *(path for path in sys.path if Path(path).resolve() != SCRIPTS)]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings, such as configs/evaluation/perplexity.yaml")
+    parser.add_argument("--model", metavar="DIR", help="checkpoint folder with its tokenizer")
+    parser.add_argument("--data", metavar="URI", help="stdlib, text:GLOB or hub:NAME[:CONFIG]")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key; repeatable")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
+    from modeling_alibi_gpt.reporting.console import run_command
+
+    named = {"model": arguments.model, "source": arguments.data}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+
+    def command() -> dict[str, Any]:
+        from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
+        from modeling_alibi_gpt.evaluation.processes import process_state
+        from modeling_alibi_gpt.training.experiment import load_config
+
+        record = evaluate_perplexity(load_config(PerplexityConfig, arguments.config, [*overrides, *arguments.set]))
+        stride = f", stride {record['stride_tokens']}" if record["stride_tokens"] else ""
+        process_state().print(
+            f"{record['name']}: perplexity {record['perplexity']:.3f}, {record['nats_per_token']:.4f} nats per token, "
+            f"{record['bits_per_byte']:.4f} bits per byte\n"
+            f"over {record['num_tokens']:,} tokens ({record['num_bytes']:,} bytes), "
+            f"{record['protocol']} windows of {record['length_tokens']:,} tokens{stride}"
+        )
+        return record
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,68 @@
+"""Perplexity of several models over a grid of lengths, under both protocols; run it again and it goes on.
+
+python scripts/extrapolate.py --models runs/demo/alibi runs/demo/sinusoidal --lengths 128 256 512 1024 2048
+accelerate launch --multi_gpu --num_processes 2 scripts/extrapolate.py --config configs/evaluation/length_extrapolation.yaml
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+# Run as a file, Python looks into this folder, where evaluate.py would hide the library of that name. The package is
+# in the repository's root, one up.
+SCRIPTS = Path(__file__).resolve().parent
+sys.path[:] = [str(SCRIPTS.parent), *(path for path in sys.path if Path(path).resolve() != SCRIPTS)]
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="settings, such as configs/evaluation/length_extrapolation.yaml"
+    )
+    parser.add_argument("--models", nargs="+", metavar="DIR", help="checkpoint folders, each with its tokenizer")
+    parser.add_argument("--lengths", nargs="+", type=int, metavar="TOKENS", help="window lengths, any beyond training")
+    parser.add_argument("--data", metavar="URI", help="stdlib, text:GLOB or hub:NAME[:CONFIG]")
+    parser.add_argument("--output", metavar="FILE.jsonl", help="gets a record as soon as a row is done")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key; repeatable")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
+    from modeling_alibi_gpt.reporting.console import run_command
+
+    named = {
+        "models": arguments.models,
+        "lengths_tokens": arguments.lengths,
+        "source": arguments.data,
+        "output": arguments.output,
+    }
+    overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+
+    def command() -> dict[str, Any]:
+        from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, format_grid, run_extrapolation
+        from modeling_alibi_gpt.evaluation.processes import process_state
+        from modeling_alibi_gpt.training.experiment import load_config
+
+        config = load_config(ExtrapolationConfig, arguments.config, [*overrides, *arguments.set])
+        rows = run_extrapolation(config, on_row=_print_row)
+        process_state().print(f"\n{format_grid(rows)}\nrecords in {config.output}")
+        fields = ("name", "protocol", "length_tokens", "perplexity", "error")
+        compact = [{field: row[field] for field in fields} for row in rows]
+        return {"output": config.output, "num_rows": len(rows), "rows": compact}
+
+    return run_command(command)
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    from tqdm.auto import tqdm
+
+    figure = row["error"] or f"perplexity {row['perplexity']:.3f}"
+    tqdm.write(f"{row['name']}, {row['protocol']}, {row['length_tokens']:,} tokens: {figure}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

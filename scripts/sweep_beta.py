@@ -1,0 +1,38 @@
+"""Tune beta on validation perplexity; start the command several times to share the trials out.
+
+python scripts/sweep_beta.py --config configs/sweep/beta.yaml --set betas="[0.5, 1, 2]"
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="sweep, YAML or JSON")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. mode=posthoc")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
+    from modeling_alibi_gpt.reporting.console import run_command
+
+    def command() -> dict[str, Any]:
+        from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig, run_sweep
+        from modeling_alibi_gpt.training.experiment import load_config
+
+        result = run_sweep(load_config(SweepConfig, args.config, args.set))
+        print(f"best beta {result['best_beta']:g}: validation perplexity {result['perplexity']:.2f}")
+        return result
+
+    return run_command(command)
+
+
+if __name__ == "__main__":
+    # Python puts this folder first on its path, where evaluate.py would hide the library of that name.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""The exactness matrix: every option that changes the mathematics, fed in every way, against the float64 reference."""
+
+import copy
+import functools
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import ArrayLike
+from transformers import DynamicCache, StaticCache
+
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from tests.exact_cases import BATCHES, CASES, POSITION_CASES, SMALL, Batch, make_model
+from tests.reference import layer_slopes, reference_logits, slopes_of_query
+
+
+TOLERANCE = 1e-5  # promised for float32 logits of order one
+TOLERANCE_FLOAT64 = 1e-10
+
+BACK_ENDS = ("eager", "sdpa")
+LENGTHS = (1, 2, 63, 65, 200)
+CHUNKS = (7, 5, *[1] * 7)
+
+# Fields that cannot be switched off alone while the weights stay.
+STRUCTURAL = ("num_attention_heads", "num_key_value_heads", "head_dim", "use_bias", "alibi_slopes")
+LONG_CASES = (
+    *("heads_1", "heads_3", "heads_8", "heads_12", "alibi_dynamic_linear", "alibi_dynamic_ntk"),
+    *("sinusoidal", "learned", "rope", "none"),
+)
+GRADIENT_CASES = (
+    *("alibi", "alibi_inside", "alibi_trained_beta", "alibi_trained_slopes", "alibi_trained_slopes_dynamic"),
+    *("sinusoidal", "learned", "rope", "qk_norm", "clip_qkv", "no_bias", "embedding_layer_norm", "untied"),
+)
+
+
+shared_model = functools.cache(make_model)
+
+
+@functools.cache
+def expected_logits(case: str, layout: str, slope_dtype: type = np.float64) -> np.ndarray:
+    model = shared_model(case)
+    return batch_reference(model.state_dict(), model.config, BATCHES[layout], slope_dtype)
+
+
+def batch_reference(
+    weights: Mapping[str, ArrayLike], config: AlibiGPTConfig, batch: Batch, slope_dtype: type = np.float64
+) -> np.ndarray:
+    return reference_logits(
+        weights,
+        config,
+        batch.token_ids,
+        document_ids=batch.document_ids,
+        visible=batch.visible,
+        slope_dtype=slope_dtype,
+    )
+
+
+def max_error(logits: torch.Tensor, expected: np.ndarray) -> float:
+    """Largest error over the visible tokens; the others mean nothing, but must not be NaN."""
+    assert torch.isfinite(logits).all()
+    errors = np.abs(logits.detach().double().numpy() - expected)
+    return errors[~np.isnan(expected)].max()
+
+
+def feed_at_once(model: AlibiGPTForCausalLM, batch: Batch, use_cache: bool = False) -> torch.Tensor:
+    return model(
+        batch.token_ids, attention_mask=batch.visible, position_ids=batch.position_ids, use_cache=use_cache
+    ).logits
+
+
+def feed_at_once_cached(model: AlibiGPTForCausalLM, batch: Batch) -> torch.Tensor:
+    return feed_at_once(model, batch, use_cache=True)
+
+
+def feed_chunks(model: AlibiGPTForCausalLM, batch: Batch, cache: DynamicCache | StaticCache) -> torch.Tensor:
+    """Prefill of 7, a chunk of 5 and seven decoded tokens; positions are left to the model."""
+    logits = []
+    for start, end in itertools.pairwise(itertools.accumulate(CHUNKS, initial=0)):
+        visible = None if batch.visible is None else batch.visible[:, :end]
+        chunk = batch.token_ids[:, start:end]
+        logits.append(model(chunk, attention_mask=visible, past_key_values=cache, use_cache=True).logits)
+    return torch.cat(logits, dim=1)
+
+
+def feed_dynamic(model: AlibiGPTForCausalLM, batch: Batch) -> torch.Tensor:
+    return feed_chunks(model, batch, DynamicCache(config=model.config))
+
+
+def feed_static(model: AlibiGPTForCausalLM, batch: Batch) -> torch.Tensor:
+    return feed_chunks(model, batch, StaticCache(config=model.config, max_cache_len=24))
+
+
+FEEDS = {"at_once": feed_at_once, "cached": feed_at_once_cached, "dynamic": feed_dynamic, "static": feed_static}
+WAYS = [(layout, feed) for layout, feed in itertools.product(BATCHES, FEEDS) if layout != "packed"]
+WAYS += [("packed", "at_once"), ("packed", "cached")]
+FEW_WAYS = [("whole", "at_once"), ("left", "dynamic"), ("middle", "static"), ("packed", "cached")]
+# Positions meet every layout and cache in their own way; the rest of the architecture does not know of them.
+MATRIX = [(case, *way) for case in CASES for way in (WAYS if case in POSITION_CASES else FEW_WAYS)]
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+@pytest.mark.parametrize(("case", "layout", "feed"), MATRIX)
+@torch.no_grad()
+def test_logits_equal_the_reference(case: str, layout: str, feed: str, back_end: str) -> None:
+    logits = FEEDS[feed](shared_model(case, back_end), BATCHES[layout])
+    assert max_error(logits, expected_logits(case, layout)) <= TOLERANCE
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+@pytest.mark.parametrize(("layout", "feed"), FEW_WAYS)
+@pytest.mark.parametrize("case", CASES)
+@torch.no_grad()
+def test_float64_logits_equal_the_reference(case: str, layout: str, feed: str, back_end: str) -> None:
+    logits = FEEDS[feed](shared_model(case, back_end, torch.float64), BATCHES[layout])
+    assert max_error(logits, expected_logits(case, layout, np.float32)) <= TOLERANCE_FLOAT64
+
+
+@functools.cache
+def expected_long_logits(case: str) -> np.ndarray:
+    model = shared_model(case)
+    return reference_logits(model.state_dict(), model.config, long_tokens())
+
+
+def long_tokens() -> torch.Tensor:
+    return torch.randint(SMALL["vocab_size"], (1, max(LENGTHS)), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("case", LONG_CASES)
+@torch.no_grad()
+def test_every_length_equals_the_reference(case: str, length: int, back_end: str) -> None:
+    """A causal model gives a prefix the logits it has in the whole, so the longest reference serves every length."""
+    logits = shared_model(case, back_end)(long_tokens()[:, :length]).logits
+    assert max_error(logits, expected_long_logits(case)[:, :length]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_matrix_would_notice_a_missing_option(case: str) -> None:
+    """Logits are of order one, and far away as soon as one thing that the case asks for is switched off."""
+    model = shared_model(case)
+    logits = expected_logits(case, "whole")
+    assert 1.0 < np.abs(logits).max() < 10.0
+    defaults = AlibiGPTConfig(**SMALL)
+    switched_off = {field: getattr(defaults, field) for field in CASES[case] if field not in STRUCTURAL}
+    if case != "none":
+        switched_off["position_method"] = "none"
+    for field, value in switched_off.items():
+        config = copy.deepcopy(model.config)
+        setattr(config, field, value)
+        without = batch_reference(model.state_dict(), config, BATCHES["whole"])
+        assert np.abs(without - logits).max() > (0.1 if field == "position_method" else 50 * TOLERANCE), field
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+@pytest.mark.parametrize("case", POSITION_CASES)
+@torch.no_grad()
+def test_a_batch_of_many_equals_batches_of_one(case: str, back_end: str) -> None:
+    model, batch = shared_model(case, back_end, torch.float64), BATCHES["left"]
+    together = feed_at_once(model, batch)
+    for row, length in enumerate(batch.visible.sum(-1).tolist()):
+        alone = model(batch.token_ids[row : row + 1, -length:]).logits
+        torch.testing.assert_close(together[row : row + 1, -length:], alone, rtol=0.0, atol=TOLERANCE_FLOAT64)
+
+
+@pytest.mark.parametrize("case", [case for case in POSITION_CASES if case.startswith("alibi")])
+@torch.no_grad()
+def test_equal_tokens_are_attended_by_the_bias_alone(case: str) -> None:
+    """Equal tokens have equal scores in every layer, so that the attention rows are the softmax of the bias."""
+    model = shared_model(case, "eager", torch.float64)
+    config, length = model.config, 40
+    attentions = model(torch.full((1, length), 7), output_attentions=True).attentions
+    weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    slopes = layer_slopes(weights, config, np.float32)
+    scale = config.scaling if config.alibi_bias_inside_scaling else 1.0
+    for layer, position in itertools.product(range(config.num_hidden_layers), range(length)):
+        distance = torch.arange(position, -1, -1)
+        query_slopes = torch.from_numpy(slopes_of_query(config, slopes[layer], position))
+        expected = torch.softmax(-scale * query_slopes[:, None] * distance, dim=-1)
+        rows = attentions[layer][0, :, position]
+        torch.testing.assert_close(rows[:, : position + 1], expected, rtol=0.0, atol=TOLERANCE_FLOAT64)
+        assert not rows[:, position + 1 :].any()
+
+
+def short_batch(layout: str) -> Batch:
+    """Ten slots, for finite differences compute the reference often; one left-padded row is nothing but padding."""
+    return BATCHES[layout].first(10)
+
+
+def probe_of(batch: Batch) -> torch.Tensor:
+    """Random weights of the logits in a scalar loss; zero where a token is not visible."""
+    generator = torch.Generator().manual_seed(3)
+    probe = torch.randn(*batch.token_ids.shape, SMALL["vocab_size"], generator=generator, dtype=torch.float64)
+    probe /= probe.numel() ** 0.5
+    return probe if batch.visible is None else probe * batch.visible[..., None]
+
+
+def gradients(
+    case: str, layout: str, back_end: str, *, dtype: torch.dtype = torch.float64, checkpointing: bool = False
+) -> dict[str, torch.Tensor]:
+    """Gradient of the probed logits by every parameter, in float64 whatever the model computes in."""
+    model, batch = make_model(case, back_end, dtype), short_batch(layout)
+    if checkpointing:
+        model.train().activation_checkpointing_enable()
+    (feed_at_once(model, batch) * probe_of(batch)).sum().backward()
+    return {name: parameter.grad.double() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize(("layout", "case"), list(zip(itertools.cycle(["left", "packed", "middle"]), GRADIENT_CASES)))
+def test_gradients_equal_finite_differences_of_the_reference(case: str, layout: str) -> None:
+    """Every parameter along one random direction, by central differences of the float64 reference."""
+    model, batch, step = shared_model(case), short_batch(layout), 1e-6
+    probe = probe_of(batch).numpy()
+    weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
+    analytic = gradients(case, layout, "eager")
+
+    def reference_loss(changed: dict[str, np.ndarray]) -> float:
+        return np.nansum(probe * batch_reference(weights | changed, model.config, batch, np.float32))
+
+    for name, gradient in analytic.items():
+        direction = np.random.default_rng(4).standard_normal(gradient.shape)
+        direction /= np.linalg.norm(direction)
+        ahead = reference_loss({name: weights[name] + step * direction})
+        behind = reference_loss({name: weights[name] - step * direction})
+        expected = (gradient.numpy() * direction).sum()
+        assert abs((ahead - behind) / (2 * step) - expected) < 1e-6, name
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, TOLERANCE_FLOAT64), (torch.float32, TOLERANCE)])
+@pytest.mark.parametrize(("back_end", "checkpointing"), [("eager", True), ("sdpa", False), ("sdpa", True)])
+@pytest.mark.parametrize("layout", ["whole", "left", "packed"])
+@pytest.mark.parametrize("case", ["alibi", "alibi_trained_beta", "alibi_trained_slopes", "rope"])
+def test_gradients_depend_on_neither_back_end_nor_checkpointing(
+    case: str, layout: str, back_end: str, checkpointing: bool, dtype: torch.dtype, tolerance: float
+) -> None:
+    expected = eager_gradients(case, layout)
+    for name, gradient in gradients(case, layout, back_end, dtype=dtype, checkpointing=checkpointing).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0.0, atol=tolerance, msg=name)
+
+
+@functools.cache
+def eager_gradients(case: str, layout: str) -> dict[str, torch.Tensor]:
+    return gradients(case, layout, "eager")
