@@ -1,7 +1,9 @@
 """Token-exact perplexity and bits per byte of one model on one text.
 
 python scripts/evaluate.py --model runs/demo/alibi --data stdlib --set protocol=sliding --set length_tokens=512
-accelerate launch --multi_gpu --num_processes 2 scripts/evaluate.py --model runs/demo/alibi
+
+On several processes: accelerate launch --multi_gpu --num_processes 2 scripts/evaluate.py ..., with GPUs or without;
+accelerate's --cpu would start one process only.
 """
 
 import argparse

@@ -1,7 +1,9 @@
 """Perplexity of several models over a grid of lengths, under both protocols; run it again and it goes on.
 
 python scripts/extrapolate.py --models runs/demo/alibi runs/demo/sinusoidal --lengths 128 256 512 1024 2048
-accelerate launch --multi_gpu --num_processes 2 scripts/extrapolate.py --config configs/evaluation/length_extrapolation.yaml
+
+On several processes: accelerate launch --multi_gpu --num_processes 2 scripts/extrapolate.py ..., with GPUs or without;
+accelerate's --cpu would start one process only.
 """
 
 import argparse

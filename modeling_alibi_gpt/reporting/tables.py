@@ -182,7 +182,8 @@ def provenance_table(records: Sequence[Record]) -> Table:
     described = [_describe_sources(column) for column in columns]
     labels = dict.fromkeys(label for column in described for label in column)
     rows = [[label, *(column.get(label, NOTHING) for column in described)] for label in labels]
-    return Table(["", *(f"{len(column)} records" for column in columns)], rows, num_text_columns=1 + len(columns))
+    header = ["", *(f"{len(column)} record{'s' if len(column) > 1 else ''}" for column in columns)]
+    return Table(header, rows, num_text_columns=len(header))
 
 
 def _describe_sources(sources: Sequence[Record]) -> dict[str, str]:

@@ -223,8 +223,8 @@ def _hub_documents(location: str, split: str, text_column: str) -> Dataset:
             rows = load_dataset(name, config or None, split=split)
     except (ConnectionError, FileNotFoundError, RuntimeError, DatasetsError) as error:
         raise ValueError(
-            f"hub:{location} cannot be read ({error.__cause__ or error}): check the name and the network, set HF_HUB_OFFLINE=1 to take a "
-            "copy from the cache at once, or use text:GLOB"
+            f"hub:{location} cannot be read ({error.__cause__ or error}): check the name and the network, set "
+            "HF_HUB_OFFLINE=1 to take a copy from the cache at once, or use text:GLOB"
         ) from error
     if rows.features.get(text_column) not in (Value("string"), Value("large_string")):
         columns = ", ".join(rows.column_names)

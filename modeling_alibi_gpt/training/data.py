@@ -36,17 +36,18 @@ def pack_documents(
         max_tokens: Uses the first so many tokens only.
 
     Raises:
-        ValueError: ``length_tokens`` is below 3 (every block must hold something to predict), or the documents hold
-            fewer tokens than one block.
+        ValueError: ``length_tokens`` is below 3 (every block must hold something to predict), or the documents or
+            ``max_tokens`` do not fill one block.
     """
     if length_tokens < 3:
         raise ValueError(f"length_tokens must be at least 3, got {length_tokens}")
-    settings = {"length_tokens": length_tokens, "isolate_documents": isolate_documents, "max_tokens": max_tokens}
+    if max_tokens is not None and max_tokens < length_tokens:
+        raise ValueError(f"max_tokens must be at least length_tokens ({length_tokens}), got {max_tokens}")
     columns = ["input_ids", "position_ids"] if isolate_documents else ["input_ids"]
     blocks = cached_dataset(
-        partial(_blocks, tokenized, **settings),
+        partial(_blocks, tokenized, length_tokens, isolate_documents, max_tokens),
         Features({column: List(Value("int32")) for column in columns}),
-        Hasher.hash((tokenized._fingerprint, settings, PACKING_VERSION)),
+        Hasher.hash((tokenized._fingerprint, length_tokens, isolate_documents, max_tokens, PACKING_VERSION)),
     )
     num_tokens = sum(len(ids) for ids in blocks[:2]["input_ids"])
     if num_tokens < length_tokens:

@@ -110,18 +110,22 @@ class ExperimentConfig:
             raise ValueError("training.output_dir is missing: say where the run is written")
 
 
-def load_config(config_class: type[Config], path: str | None, overrides: Sequence[str] = ()) -> Config:
-    """Read a YAML or JSON file into ``config_class``, with ``a.b=value`` overrides laid over it.
+def load_config(
+    config_class: type[Config], path: str | None, overrides: Sequence[str] = (), **named: Any
+) -> Config:
+    """Read a YAML or JSON file into ``config_class``, with named values and ``a.b=value`` overrides laid over it.
 
     Args:
         config_class: A keyword-only dataclass, possibly of other dataclasses.
         path: The file; None starts from the defaults.
         overrides: Assignments whose value is read as YAML, e.g. ``training.max_steps=100``.
+        **named: Values of top-level keys, such as those that a script has an option for; None leaves the file's.
 
     Raises:
         ValueError: The file is missing or not a mapping, a key is unknown, or a value has the wrong type.
     """
     values = {} if path is None else read_mapping(path)
+    values |= {key: value for key, value in named.items() if value is not None}
     for assignment in overrides:
         _assign(values, assignment)
     return build_config(config_class, values)

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
-from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from modeling_alibi_gpt.training.corpora import describe_documents
 
@@ -100,7 +100,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
             f"no tokenizer could be loaded from {name!r} ({error}): expected a folder with tokenizer.json, one with "
             "vocab.json and merges.txt, or the name of a model on the Hub"
         ) from error
-    if not tokenizer.is_fast:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"the tokenizer {name!r} is slow: expected a fast one, with a tokenizer.json")
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer {name!r} has no eos token: expected one to end documents with")
@@ -112,7 +112,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
 def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
     files = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
     if {file for file in files if os.path.exists(os.path.join(name, file))} == {"vocab.json", "merges.txt"}:
-        return GPT2TokenizerFast.from_pretrained(name)  # AutoTokenizer cannot tell whose files these are
+        return GPT2Tokenizer.from_pretrained(name)  # AutoTokenizer cannot tell whose files these are
     return AutoTokenizer.from_pretrained(name)
 
 
@@ -214,7 +214,7 @@ def token_stream(documents: Dataset, tokenizer: PreTrainedTokenizerFast, max_tok
         raise ValueError("there is nothing to evaluate: expected at least one document, got none")
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
-    ids, num_bytes = [[tokenizer.eos_token_id]], [[0]]
+    ids, num_bytes = [np.array([tokenizer.eos_token_id])], [np.array([0])]
     num_tokens = 0
     for text in documents["text"]:
         [(text_ids, ends)] = _encode([text], tokenizer)

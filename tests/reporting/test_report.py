@@ -2,9 +2,10 @@
 
 import base64
 import json
-import math
 import re
 import runpy
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,155 +14,260 @@ import pytest
 
 from modeling_alibi_gpt.reporting.records import write_records
 from modeling_alibi_gpt.reporting.report import build_report
+from tests.example_records import (
+    CURVES,
+    LENGTHS,
+    beta_record,
+    bias_record,
+    demo_records,
+    extrapolation_record,
+    perplexity_record,
+    trained_beta_record,
+    training_record,
+)
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
-LENGTHS = (128, 256, 512, 1024, 2048)
-PROVENANCE = {
-    "git_commit": "0f3c9a1d7be2458896c14f0a7a3c5f6d2e1b0a98",
-    "git_dirty": False,
-    "time_utc": "2025-11-21T13:30:00+00:00",
-    "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0", "optuna": None},
-    "hardware": {"cpu": "Example CPU", "num_cores": 2, "memory_bytes": 25 * 2**30, "gpus": []},
-    "seed": 0,
-    "data_fingerprint": "5d41402abc4b2a76",
-}
-# Perplexity at each length: what the first trial runs of the models gave, and a table of positions that ends.
-CURVES = {
-    "alibi": (97.31, 96.60, 96.24, 96.02, 95.93),
-    "sinusoidal": (187.62, 214.80, 239.55, 263.20, 282.04),
-    "rope": (99.87, 118.42, 171.09, 236.71, 301.55),
-    "none": (121.40, 124.87, 139.30, 168.66, 205.12),
-    "learned": (134.25, None, None, None, None),
-}
+FIGURES = ["beta_posthoc", "beta_retrain", "bias", "extrapolation", "loss_by_position", "training_loss"]
 
 
-def training_record(method: str, seed: int = 0) -> dict[str, Any]:
-    perplexity = CURVES[method][0]
-    final = math.log(perplexity)
-    history = [
-        {
-            "step": step,
-            "nats_per_token": final + (7.6 - final) * math.exp(-step / 60) + 0.05 * math.sin(step * (seed + 2)),
-        }
-        for step in range(10, 410, 10)
-    ]
-    return {
-        "kind": "training",
-        "name": method,
-        "model_dir": f"runs/demo/{method}",
-        "position_method": method,
-        "seed": seed,
-        "num_parameters": 2_171_712,
-        "train_length_tokens": 128,
-        "num_train_tokens": 819_200,
-        "validation_nats_per_token": final,
-        "validation_perplexity": perplexity,
-        "num_validation_tokens": 65_536,
-        "train_seconds": 141.7,
-        "bf16": True,
-        "loss_history": history,
-        "provenance": PROVENANCE | {"seed": seed},
-    }
+class Page(HTMLParser):
+    """The addresses, identifiers, tags and text of an HTML page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(name, value or "") for name, value in attrs]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for key, value in self.attributes if key == name]
 
 
-def extrapolation_record(method: str, protocol: str, length_tokens: int) -> dict[str, Any]:
-    perplexity = CURVES[method][LENGTHS.index(length_tokens)]
-    if perplexity is not None and protocol == "sliding":
-        perplexity = round(perplexity * 0.96, 2)
-    measured = perplexity is not None
-    nats = math.log(perplexity) if measured else None
-    edges = [0, *(2**power for power in range(12) if 2**power <= length_tokens)]
-    by_position = {
-        "edges_tokens": edges,
-        "nats_per_token": [nats + 2.4 * math.exp(-bin_ / 2) - 0.1 for bin_ in range(len(edges) - 1)]
-        if measured
-        else [],
-        "num_tokens": [64 * (high - low) for low, high in zip(edges, edges[1:], strict=False)],
-    }
-    return {
-        "kind": "extrapolation",
-        "name": method,
-        "model": f"runs/demo/{method}",
-        "position_method": method,
-        "protocol": protocol,
-        "length_tokens": length_tokens,
-        "stride_tokens": length_tokens if protocol == "nonoverlapping" else length_tokens // 2,
-        "nats_per_token": nats,
-        "perplexity": perplexity,
-        "bits_per_byte": nats / math.log(2) / 3.1 if measured else None,
-        "num_tokens": 65_536 if measured else None,
-        "num_bytes": 203_161 if measured else None,
-        "train_context_length": 128,
-        "error": None if measured else "the learned table ends at 128 positions",
-        "nats_by_position": by_position if measured else None,
-        "provenance": PROVENANCE,
-    }
-
-
-def perplexity_record(method: str) -> dict[str, Any]:
-    record = extrapolation_record(method, "sliding", 128)
-    dropped = ("train_context_length", "error", "nats_by_position")
-    return {key: value for key, value in record.items() if key not in dropped} | {"kind": "perplexity"}
-
-
-def beta_record(mode: str, trial: int, beta: float, state: str = "COMPLETE") -> dict[str, Any]:
-    bowl = 4.57 + (0.02 if mode == "retrain" else 0.09) * math.log2(beta / (0.5 if mode == "retrain" else 1.0)) ** 2
-    by_seed = [bowl + 0.012 * math.sin(7 * trial + seed) for seed in range(3 if mode == "retrain" else 1)]
-    nats = sum(by_seed) / len(by_seed) if state == "COMPLETE" else None
-    return {
-        "kind": "beta_trial",
-        "mode": mode,
-        "study": "demo",
-        "trial": trial,
-        "state": state,
-        "beta": beta,
-        "seeds": list(range(len(by_seed))),
-        "nats_per_token": nats,
-        "nats_per_token_by_seed": by_seed if nats else by_seed[:1],
-        "perplexity": math.exp(nats) if nats else None,
-        "provenance": PROVENANCE,
-    }
-
-
-def trained_beta_record(trainable: str, seed: int) -> dict[str, Any]:
-    betas = [0.41 + 0.05 * seed, 0.72, 0.98, 1.31]
-    return {
-        "kind": "trained_beta",
-        "alibi_trainable": trainable,
-        "seed": seed,
-        "slopes_by_layer": [[beta / 2**head for head in range(2, 8)] for beta in betas],
-        "beta_by_layer": betas,
-        "nats_per_token": 4.575 + 0.004 * seed,
-        "perplexity": math.exp(4.575 + 0.004 * seed),
-        "provenance": PROVENANCE | {"seed": seed},
-    }
-
-
-def bias_record(num_heads: int = 6, num_positions: int = 32) -> dict[str, Any]:
-    slopes = {6: [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8]}.get(num_heads)
-    slopes = slopes or [2 ** (-8 * head / num_heads) for head in range(1, num_heads + 1)]
-    positions = range(num_positions)
-    bias = [[[-slope * (i - j) if j <= i else None for j in positions] for i in positions] for slope in slopes]
-    return {"kind": "bias_matrix", "name": "alibi", "slopes": slopes, "bias": bias, "provenance": PROVENANCE}
-
-
-def demo_records() -> list[dict[str, Any]]:
-    """What a demo leaves behind: every kind, failures among them."""
-    betas = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
+def tables_of(markdown: str, title: str) -> list[list[list[str]]]:
+    """The tables in the section that starts with ``title``: rows of cells, headers first, bold marks taken off."""
+    section = next(part for part in markdown.split("\n## ") if part.startswith(title))
+    blocks = [block.splitlines() for block in section.split("\n\n") if block.startswith("|")]
     return [
-        *(training_record(method) for method in CURVES),
-        *(perplexity_record(method) for method in ("sinusoidal", "alibi")),
-        *(
-            extrapolation_record(method, protocol, length)
-            for method in CURVES
-            for protocol in ("nonoverlapping", "sliding")
-            for length in LENGTHS
-        ),
-        *(beta_record(mode, n, beta) for mode in ("retrain", "posthoc") for n, beta in enumerate(betas)),
-        beta_record("retrain", 8, 16.0, "PRUNED"),
-        beta_record("retrain", 9, 1 / 32, "FAIL"),
-        *(trained_beta_record("beta", seed) for seed in range(2)),
-        trained_beta_record("slopes", 0),
-        bias_record(),
+        [[cell.strip().strip("*") for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
+        for lines in blocks
     ]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("demo")
+    paths = build_report(demo_records(), folder, title="Demo")
+    return {
+        "paths": paths,
+        "folder": folder,
+        "page": Page(Path(paths["html"]).read_text(encoding="utf-8")),
+        "markdown": Path(paths["markdown"]).read_text(encoding="utf-8"),
+    }
+
+
+def build_markdown(records: list[dict[str, Any]], folder: Path) -> str:
+    return Path(build_report(records, folder, title="T")["markdown"]).read_text(encoding="utf-8")
+
+
+def test_every_figure_is_there_and_is_a_picture(demo: dict[str, Any]) -> None:
+    assert sorted(Path(path).stem for path in demo["paths"]["figures"]) == FIGURES
+    for path in map(Path, demo["paths"]["figures"]):
+        data = path.read_bytes()
+        assert data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR"
+        assert int.from_bytes(data[16:20], "big") == 810  # 5.4 inches at 150 dots
+
+
+def test_nothing_else_is_written(demo: dict[str, Any]) -> None:
+    written = {str(path) for path in demo["folder"].rglob("*") if path.is_file()}
+    assert written == {demo["paths"]["html"], demo["paths"]["markdown"], *demo["paths"]["figures"]}
+
+
+def test_the_page_stands_alone(demo: dict[str, Any]) -> None:
+    page = demo["page"]
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & set(page.tags)
+    inline = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in page.values("src")]
+    assert inline == [Path(path).read_bytes() for path in demo["paths"]["figures"]]
+    assert {link.removeprefix("#") for link in page.values("href")} == set(page.values("id"))
+    html = Path(demo["paths"]["html"]).read_text(encoding="utf-8")
+    assert not re.search(r"https?:|//|url\(|@import", re.sub(r"base64,[^\"]*", "", html))
+
+
+def test_the_page_suits_a_phone(demo: dict[str, Any]) -> None:
+    html = Path(demo["paths"]["html"]).read_text(encoding="utf-8")
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in html
+    assert html.count("<table>") == html.count('<div class="scroll" tabindex="0"><table>') > 0
+    assert all(demo["page"].values("alt"))
+
+
+def test_markdown_links_to_every_figure(demo: dict[str, Any]) -> None:
+    links = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", demo["markdown"])
+    assert [str(demo["folder"] / link) for link in links] == demo["paths"]["figures"]
+
+
+def test_page_and_markdown_show_the_same_cells(demo: dict[str, Any]) -> None:
+    titles = re.findall(r"^## (.+)$", demo["markdown"], flags=re.MULTILINE)
+    assert len(titles) == 9
+    for title in titles:
+        assert title in demo["page"].text
+        for cell in (cell for table in tables_of(demo["markdown"], title) for row in table for cell in row):
+            assert cell in demo["page"].text
+
+
+def test_extrapolation_table_equals_the_records(demo: dict[str, Any]) -> None:
+    (header, *rows), *_ = tables_of(demo["markdown"], "Perplexity against length")
+    assert header == ["model", "protocol", "128", "256", "512", "1,024", "2,048", "trained at"]
+    assert [row[0] for row in rows[::2]] == ["alibi", "learned", "none", "rope", "sinusoidal"]
+    for name, protocol, *cells, train_length in rows:
+        kind = "nonoverlapping" if protocol == "non-overlapping" else "sliding"
+        expected = [extrapolation_record(name, kind, length)["perplexity"] for length in LENGTHS]
+        assert cells == ["failed (1)" if value is None else f"{value:.2f}" for value in expected]
+        assert train_length == "128"
+    assert "\n1. learned: the learned table ends at 128 positions\n" in demo["markdown"]
+
+
+def test_beta_table_is_sorted_and_its_best_is_bold(demo: dict[str, Any]) -> None:
+    ((header, *rows),) = tables_of(demo["markdown"], "\N{GREEK SMALL LETTER BETA}, trained anew (demo)")
+    assert header[1:] == ["perplexity", "nats per token", "seed 0", "seed 1", "seed 2", "state"]
+    assert [row[0] for row in rows] == ["1/32", "1/16", "1/8", "1/4", "1/2", "1", "2", "4", "8", "16"]
+    assert [row[-1] for row in rows] == ["fail", *["complete"] * 8, "pruned"]
+    half = beta_record("retrain", 3, 0.5)
+    numbers = [half["nats_per_token"], *half["nats_per_token_by_seed"]]
+    assert rows[4][1:-1] == [f"{half['perplexity']:.2f}", *(f"{number:.4f}" for number in numbers)]
+    assert re.findall(r"^\| \*\*(.+?)\*\*", demo["markdown"], flags=re.MULTILINE) == ["1/2", "1"]
+
+
+def test_trained_beta_tables_equal_the_records(demo: dict[str, Any]) -> None:
+    runs, slopes = tables_of(demo["markdown"], "Trained")
+    expected = trained_beta_record("beta", 1)
+    assert runs[2][:4] == ["beta", "1", f"{expected['perplexity']:.2f}", f"{expected['nats_per_token']:.4f}"]
+    assert runs[2][4:] == [f"{beta:.4g}" for beta in expected["beta_by_layer"]]
+    by_layer = trained_beta_record("slopes", 0)["slopes_by_layer"]
+    assert slopes[3][:3] == ["0", "3", f"{by_layer[2][0]:.4g}"]
+    assert len(slopes) == 1 + len(by_layer) and len(slopes[0]) == 2 + len(by_layer[0])
+
+
+def test_training_and_perplexity_tables_equal_the_records(demo: dict[str, Any]) -> None:
+    ((_, *trained),) = tables_of(demo["markdown"], "Training")
+    assert {row[0]: float(row[2]) for row in trained} == {name: curve[0] for name, curve in CURVES.items()}
+    assert trained[0][4:] == ["0", "2,171,712", "128", "819,200", "65,536", "2 min 22 s", "bf16"]
+    ((_, alibi, sinusoidal),) = tables_of(demo["markdown"], "Perplexity\n")
+    assert (alibi[0], sinusoidal[0]) == ("alibi", "sinusoidal")
+    assert alibi[4:] == ["93.42", "4.5371", f"{perplexity_record('alibi')['bits_per_byte']:.4f}", "65,536", "203,161"]
+
+
+def test_provenance_table_gathers_what_differs_only_in_seed_or_time(tmp_path: Path) -> None:
+    first, second, other = (training_record("alibi", seed) for seed in range(3))
+    second["provenance"] |= {"time_utc": "2025-11-22T08:00:00+00:00"}
+    other["provenance"] |= {"git_dirty": True, "hardware": None}
+    ((header, *rows),) = tables_of(build_markdown([first, second, other], tmp_path), "Provenance")
+    cells = {row[0]: row[1:] for row in rows}
+    assert header[1:] == ["2 records", "1 record"]
+    assert cells["seeds"] == ["0, 1", "2"]
+    assert cells["time (UTC)"][0] == "2025-11-21T13:30:00+00:00 to 2025-11-22T08:00:00+00:00"
+    assert cells["commit"] == ["0f3c9a1d7be2", "0f3c9a1d7be2 with changes"]
+    assert cells["memory"][0] == "25.0 GiB" and cells["torch"][0] == "2.13.0+cpu"
+
+
+@pytest.mark.parametrize(
+    ("record", "titles", "figures"),
+    [
+        (bias_record(), ["Bias of each head"], ["bias.png"]),
+        (perplexity_record("alibi"), ["Perplexity"], []),
+        (training_record("alibi") | {"loss_history": []}, ["Training"], []),
+        (extrapolation_record("learned", "sliding", 256), ["Perplexity against length"], []),
+        (beta_record("posthoc", 0, 2.0, "FAIL"), ["\u03b2, changed after training (demo)"], []),
+        (trained_beta_record("beta", 0), ["Trained \u03b2"], []),
+    ],
+)
+def test_sections_without_records_are_left_out(
+    record: dict[str, Any], titles: list[str], figures: list[str], tmp_path: Path
+) -> None:
+    paths = build_report([record], tmp_path, title="T")
+    markdown = Path(paths["markdown"]).read_text(encoding="utf-8")
+    assert re.findall(r"^## (.+)$", markdown, flags=re.MULTILINE) == [*titles, "Provenance"]
+    assert [Path(path).name for path in paths["figures"]] == figures
+
+
+def test_text_of_the_records_is_escaped(tmp_path: Path) -> None:
+    name = "<script>alert(1)</script> | *a* [b](c) $x$ & \N{GREEK SMALL LETTER BETA}"
+    records = [training_record("alibi") | {"name": name}, bias_record() | {"name": name}]
+    paths = build_report(records, tmp_path, title=name)
+    page = Page(Path(paths["html"]).read_text(encoding="utf-8"))
+    assert "script" not in page.tags and page.text.count(name) == 3  # title, heading, table
+    markdown = Path(paths["markdown"]).read_text(encoding="utf-8")
+    assert r"| \<script\>alert(1)\</script\> \| \*a\* \[b\](c) $x$ & " in markdown
+
+
+def test_of_a_repeated_measurement_the_last_is_shown(tmp_path: Path) -> None:
+    old = extrapolation_record("alibi", "sliding", 128)
+    markdown = build_markdown([old, old | {"perplexity": 55.5}], tmp_path)
+    assert "Measurements repeated: 1; the last one of each is shown." in markdown
+    ((_, row),) = tables_of(markdown, "Perplexity against length")
+    assert row[2] == "55.50"
+
+
+def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    records = [extrapolation_record("alibi", "sliding", length) for length in LENGTHS]
+    records += [record | {"model": "runs/other/alibi"} for record in records]
+    ((_, *rows),) = tables_of(build_markdown(records, tmp_path), "Perplexity against length")
+    assert [row[0] for row in rows] == ["alibi (runs/demo/alibi)", "alibi (runs/other/alibi)"]
+
+
+def test_each_study_has_its_own_section_and_figure(tmp_path: Path) -> None:
+    records = [beta_record("retrain", n, beta) | {"study": study} for study in "ab" for n, beta in enumerate((0.5, 1))]
+    figures = build_report(records, tmp_path, title="T")["figures"]
+    assert [Path(path).name for path in figures] == ["beta_retrain.png", "beta_retrain_2.png"]
+
+
+@pytest.mark.parametrize(
+    ("records", "complaint"),
+    [
+        ([], "got no records"),
+        ([bias_record(), {"kind": "speed"}], "kind 'speed'; expected one of training"),
+        ([{"kind": "training", "name": "alibi"}], "a training record lacks model_dir"),
+        ([bias_record(), beta_record("retrain", 0, 1.0) | {"mode": "guess"}], "mode 'guess'; expected one of retrain"),
+    ],
+)
+def test_what_it_does_not_understand_is_refused_before_anything_is_written(
+    records: list[dict[str, Any]], complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        build_report(records, tmp_path / "report", title="T")
+    assert not (tmp_path / "report").exists()
+
+
+def run_script(*arguments: str) -> int:
+    exit_code = runpy.run_path(str(SCRIPT))["main"](arguments)
+    assert isinstance(exit_code, int)
+    return exit_code
+
+
+def test_the_script_ends_in_the_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    write_records(files[0], [bias_record()])
+    write_records(files[1], [training_record("alibi"), training_record("rope")])
+    assert run_script("--records", *map(str, files), "--output-dir", str(tmp_path / "out"), "--title", "Mine") == 0
+    paths = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [Path(path).name for path in paths["figures"]] == ["bias.png", "training_loss.png"]
+    assert "<h1>Mine</h1>" in Path(paths["html"]).read_text(encoding="utf-8")
+
+
+def test_the_script_says_what_was_wrong_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_script("--records", str(tmp_path / "none.jsonl"), "--output-dir", str(tmp_path / "out")) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.fullmatch(r"error: records file .*none.jsonl does not exist.*\n", printed.err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_script_helps_within_three_seconds() -> None:
+    done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, timeout=3, check=True)
+    assert "python scripts/report.py --records" in done.stdout

@@ -95,7 +95,7 @@ def test_corpus_too_small_for_its_context_is_refused():
     assert len(pack_documents(documents_of_lengths(10), 10)) == 1
     with pytest.raises(ValueError, match=r"too small for its context.*at least 11 tokens .*got 10"):
         pack_documents(documents_of_lengths(4, 6), 11)
-    with pytest.raises(ValueError, match=r"too small for its context.*at least 9 tokens .*got 8"):
+    with pytest.raises(ValueError, match=r"max_tokens must be at least length_tokens \(9\), got 8"):
         pack_documents(documents_of_lengths(100), 9, max_tokens=8)
     with pytest.raises(ValueError, match="length_tokens must be at least 3, got 2"):
         pack_documents(documents_of_lengths(100), 2)

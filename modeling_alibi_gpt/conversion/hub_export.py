@@ -1,0 +1,83 @@
+"""A checkpoint folder that carries its own code, for users who have not installed this package."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import modeling_alibi_gpt
+from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
+
+
+# Every class that a user may ask for, whichever of them the weights were trained as.
+AUTO_MAP = {
+    "AutoConfig": "configuration_alibi_gpt.AlibiGPTConfig",
+    "AutoModel": "modeling_alibi_gpt.AlibiGPTModel",
+    "AutoModelForCausalLM": "modeling_alibi_gpt.AlibiGPTForCausalLM",
+    "AutoModelForQuestionAnswering": "modeling_alibi_gpt.AlibiGPTForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_alibi_gpt.AlibiGPTForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_alibi_gpt.AlibiGPTForTokenClassification",
+}
+_CHECKPOINT_PATTERNS = (
+    *("*.safetensors", "*.safetensors.index.json", "generation_config.json", "chat_template*", "README.md"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What ``scripts/export_to_hub.py`` does.
+
+    Attributes:
+        model: Checkpoint folder.
+        output_dir: Folder to make; it must not exist or be empty.
+    """
+
+    model: str
+    output_dir: str
+
+
+def export_to_hub(config: ExportConfig) -> dict[str, Any]:
+    """Write a folder that ``from_pretrained(folder, trust_remote_code=True)`` loads without this package.
+
+    Weights and tokenizer are copied as they are, the travelling files of this package go beside them, and
+    ``config.json`` names the class of every head.
+
+    Returns:
+        ``output_dir`` and the names of the files in it.
+
+    Raises:
+        ValueError: The model folder holds no AlibiGPT with safetensors weights, or the output folder is taken.
+    """
+    source, target = Path(config.model), Path(config.output_dir)
+    model_config = load_model_config(source)
+    if model_config.model_type != "alibi_gpt":
+        raise ValueError(f"{source} holds a {model_config.model_type}, expected an alibi_gpt")
+    if not list(source.glob("*.safetensors")):
+        raise ValueError(f"{source}: no *.safetensors weights here; pickled weights are not exported")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is not empty; choose another output_dir")
+
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside.mkdir(parents=True)
+    try:
+        for path in _files_to_copy(source):
+            shutil.copyfile(path, beside / path.name)
+        fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        fields["auto_map"] = AUTO_MAP
+        (beside / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if target.exists():
+            target.rmdir()
+        beside.rename(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return {"output_dir": str(target), "files": sorted(path.name for path in target.iterdir())}
+
+
+def _files_to_copy(source: Path) -> list[Path]:
+    checkpoint_files = [path for pattern in _CHECKPOINT_PATTERNS for path in source.glob(pattern) if path.is_file()]
+    # The rule of the house: flat files of the package travel, its folders and its __init__.py stay home.
+    package = Path(modeling_alibi_gpt.__file__).parent
+    return checkpoint_files + [path for path in package.glob("*.py") if path.name != "__init__.py"]

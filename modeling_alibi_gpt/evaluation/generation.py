@@ -1,0 +1,62 @@
+"""Text from a checkpoint, through transformers' own pipeline."""
+
+import dataclasses
+from typing import Any
+
+from transformers import GenerationConfig, pipeline, set_seed
+
+from modeling_alibi_gpt.evaluation.checkpoints import load_causal_lm, load_model_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerateConfig:
+    """What ``scripts/generate.py`` writes.
+
+    Attributes:
+        model: Checkpoint folder; its own tokenizer is used.
+        prompt: What the text begins with.
+        max_new_tokens: Longest continuation; the training length is no limit.
+        do_sample: Sample; false takes the likeliest token each time.
+        temperature: Of sampling.
+        top_p: Of sampling.
+        seed: Of sampling.
+        dtype: ``float32`` or ``bfloat16``.
+        attn_implementation: Attention back end; null is the model's default.
+    """
+
+    model: str
+    prompt: str
+    max_new_tokens: int = 100
+    do_sample: bool = True
+    temperature: float = 0.8
+    top_p: float = 0.95
+    seed: int = 0
+    dtype: str = "float32"
+    attn_implementation: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("prompt is empty: give the text to continue")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+
+
+def generate_text(config: GenerateConfig) -> dict[str, Any]:
+    """Continue the prompt and return ``prompt`` and ``text``, the whole of it.
+
+    Raises:
+        ValueError: The model or a setting cannot be used.
+    """
+    tokenizer = load_model_tokenizer(config.model)
+    model = load_causal_lm(config.model, dtype=config.dtype, attn_implementation=config.attn_implementation)
+    set_seed(config.seed)
+    sampling = {"temperature": config.temperature, "top_p": config.top_p} if config.do_sample else {}
+    settings = GenerationConfig(
+        max_new_tokens=config.max_new_tokens,
+        do_sample=config.do_sample,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        **sampling,
+    )
+    writer = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    return {"prompt": config.prompt, "text": writer(config.prompt, generation_config=settings)[0]["generated_text"]}

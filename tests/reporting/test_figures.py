@@ -1,0 +1,98 @@
+"""The figures draw the numbers of the records, on the axes that suit them."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from modeling_alibi_gpt.reporting.drawing import METHOD_COLOURS, _spread, new_axes, perplexity_axis
+from modeling_alibi_gpt.reporting.figures import beta_figure, bias_figure, extrapolation_figure, position_figure
+from tests.example_records import CURVES, LENGTHS, beta_record, bias_record, extrapolation_record, trained_beta_record
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def tick_labels(axes: Axes) -> list[str]:
+    return [axes.xaxis.get_major_formatter()(tick) for tick in axes.xaxis.get_majorticklocs()]
+
+
+def curve(axes: Axes, colour: str) -> list[tuple[float, float]]:
+    """The points of the one curve of that colour."""
+    (line,) = [line for line in axes.lines if line.get_color() == colour and line.get_linewidth() > 1]
+    return [(float(x), float(y)) for x, y in line.get_xydata()]
+
+
+def test_extrapolation_draws_each_model_in_each_protocol() -> None:
+    protocols = ("nonoverlapping", "sliding")
+    records = [extrapolation_record(name, protocol, n) for name in CURVES for protocol in protocols for n in LENGTHS]
+    figure = extrapolation_figure.__wrapped__(records)
+    assert len(figure.axes) == 2
+    for axes, protocol in zip(figure.axes, protocols, strict=True):
+        expected = [extrapolation_record("alibi", protocol, length)["perplexity"] for length in LENGTHS]
+        assert curve(axes, METHOD_COLOURS["alibi"]) == list(zip(LENGTHS, expected, strict=True))
+        assert {line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"} == {128}
+        assert tick_labels(axes) == ["128", "256", "512", "1,024", "2,048"]
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
+    reason = "Not drawn: learned at 256, 512, 1,024, 2,048: the learned table ends at 128 positions"
+    assert figure._supxlabel.get_text().replace("\n", " ") == reason
+
+
+def test_position_draws_a_point_at_the_end_of_each_bin() -> None:
+    record = extrapolation_record("alibi", "nonoverlapping", 512)
+    record["nats_by_position"]["nats_per_token"][3] = None
+    axes = position_figure.__wrapped__([record]).axes[0]
+    drawn = curve(axes, METHOD_COLOURS["alibi"])
+    assert [x for x, _ in drawn] == [1, 2, 4, 16, 32, 64, 128, 256, 512]
+    assert [y for _, y in drawn] == [nats for nats in record["nats_by_position"]["nats_per_token"] if nats is not None]
+
+
+def test_beta_names_the_best_and_the_trained() -> None:
+    trials = [beta_record("retrain", n, beta) for n, beta in enumerate((2, 0.25, 0.5, 1))]
+    trials.append(beta_record("retrain", 4, 1 / 16, "PRUNED"))
+    figure = beta_figure.__wrapped__(trials, [trained_beta_record("beta", 0), trained_beta_record("slopes", 1)])
+    best = next(trial for trial in trials if trial["beta"] == 0.5)
+    mean = np.mean(trained_beta_record("beta", 0)["beta_by_layer"])
+    assert texts(figure) == [
+        f"trained \u03b2 {mean:.3g} (layers 0.41 to 1.31)",
+        f"best: \u03b2 = 1/2, perplexity {best['perplexity']:.2f}",
+    ]
+    axes = figure.axes[0]
+    points = next(line for line in axes.lines if line.get_alpha() == 0.3)
+    assert len(points.get_xdata()) == 12  # three seeds of four complete trials
+    assert list(points.get_ydata()[:3]) == [math.exp(nats) for nats in trials[1]["nats_per_token_by_seed"]]
+    assert tick_labels(axes) == ["1/16", "1/8", "1/4", "1/2", "1", "2"]
+
+
+@pytest.mark.parametrize("num_heads", [1, 6, 12])
+def test_bias_has_a_panel_for_each_head_on_one_scale(num_heads: int) -> None:
+    record = bias_record(num_heads, 8)
+    figure = bias_figure.__wrapped__(record)
+    panels = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title().splitlines()[0] for axes in panels] == [f"head {h + 1}" for h in range(num_heads)]
+    assert len({axes.images[0].get_clim() for axes in panels}) == 1
+    for axes, expected in zip(panels, record["bias"], strict=True):
+        drawn = axes.images[0].get_array()
+        future = np.triu(np.ones((8, 8), dtype=bool), k=1)
+        assert np.array_equal(np.ma.getmaskarray(drawn), future)
+        assert np.array_equal(-drawn[~future].data, np.array(expected, dtype=float)[~future])
+
+
+@pytest.mark.parametrize(("values", "scale"), [([50.0, 199.0], "linear"), ([50.0, 201.0], "log")])
+def test_perplexity_axis_is_logarithmic_beyond_a_factor_of_four(values: list[float], scale: str) -> None:
+    _, axes = new_axes()
+    perplexity_axis(axes, values)
+    assert axes.get_yscale() == scale
+
+
+@pytest.mark.parametrize("heights", [[0.5], [0.1, 0.1, 0.1], [0.0, 0.97, 0.98, 0.99], [0.2, 0.5, 0.9], [0.95] * 4])
+def test_names_keep_their_order_and_their_distance(heights: list[float]) -> None:
+    spread = _spread(heights, 0.06)
+    assert all(high - low >= 0.06 - 1e-12 for low, high in pairwise(spread))
+    assert max(spread) <= 1
+    if all(high - low >= 0.06 for low, high in pairwise(heights)):
+        assert spread == heights
