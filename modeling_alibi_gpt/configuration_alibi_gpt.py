@@ -67,7 +67,7 @@ class AlibiGPTConfig(PreTrainedConfig):
         hidden_act (`str`): Activation of the MLP.
         layer_norm_epsilon (`float`): Epsilon of every norm.
         use_bias (`bool`): Biases in linear layers and LayerNorms.
-        embedding_layer_norm (`bool`): A LayerNorm right after the embedding, as in BLOOM.
+        embedding_layer_norm (`bool`): A LayerNorm over the embeddings, with their positions if any, as in BLOOM.
         qk_norm (`bool`): An RMSNorm over `head_dim` on queries and keys.
         clip_qkv (`float`, *optional*): Clip projected queries, keys and values to this magnitude, as in MPT.
         attention_scale (`float`, *optional*): What multiplies `q . k`. Defaults to `head_dim ** -0.5`.

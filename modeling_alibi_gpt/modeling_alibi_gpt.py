@@ -25,7 +25,7 @@ from transformers.modeling_layers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
-from transformers.utils import auto_docstring, can_return_tuple
+from transformers.utils import auto_docstring, can_return_tuple, is_tracing
 from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -218,7 +218,7 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
 class AlibiGPTModel(AlibiGPTPreTrainedModel):
     def __init__(self, config: AlibiGPTConfig) -> None:
         super().__init__(config)
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         if config.embedding_layer_norm:
             self.embedding_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_epsilon, bias=config.use_bias)
         self.dropout = nn.Dropout(config.embd_pdrop)
@@ -247,7 +247,6 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
 
         prepare = attention_backend(self.config._attn_implementation)
-        # Before a cache is made here: only without one does transformers look for packed documents in position_ids.
         context = self._attention_context(inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
@@ -289,8 +288,16 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
         past_key_values: Cache | None,
         kwargs: dict[str, Any],
     ) -> AttentionContext:
-        """Who sees whom and where everybody stands, in cache slots; nothing here depends on the layer."""
+        """Who sees whom and where everybody stands; nothing here depends on the layer.
+
+        Positions count the visible tokens where there is a padding mask, are the caller's where nothing is cached
+        (packed documents restart at 0), and else are cache slots.
+        """
         q_len, device = inputs_embeds.shape[1], inputs_embeds.device
+        if _masks_nothing(attention_mask):
+            attention_mask = None
+        if _is_empty(past_key_values, q_len):
+            past_key_values = None
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=inputs_embeds,
@@ -299,7 +306,8 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
             position_ids=position_ids,
             allow_is_causal_skip=not self.position_method.has_bias,
         )
-        q_offset, kv_len, kv_offset = 0, q_len if mask is None else mask.shape[-1], 0
+        q_offset, kv_offset = 0, 0
+        kv_len = q_len if mask is None else mask.shape[-1]
         if past_key_values is not None:
             q_offset = past_key_values.get_query_offset()
             kv_len, kv_offset = past_key_values.get_mask_sizes(q_len, 0)
@@ -312,9 +320,25 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
             mask = _let_lost_queries_see_themselves(mask, query_slots, key_slots)
         elif "cu_seq_lens_k" in kwargs and "cache" in kwargs:
             query_positions, key_positions = _paged_positions(kwargs["cu_seq_lens_k"], position_ids, mask.shape[-1])
+        elif position_ids is not None and past_key_values is None:
+            query_positions, key_positions = position_ids, position_ids
         else:
             query_positions, key_positions = query_slots[None], key_slots[None]
         return AttentionContext(mask, query_positions, key_positions, _attention_dtype(inputs_embeds))
+
+
+def _masks_nothing(attention_mask: Tensor | None) -> bool:
+    """Whether a padding mask is all ones; transformers looks for packed documents only where there is no mask."""
+    if attention_mask is None or attention_mask.ndim != 2 or is_tracing(attention_mask):
+        return False
+    return bool(attention_mask.all())
+
+
+def _is_empty(past_key_values: Cache | None, q_len: int) -> bool:
+    """Whether a growing cache holds nothing yet; transformers looks for packed documents only without a cache."""
+    if past_key_values is None or past_key_values.is_compileable:
+        return False
+    return past_key_values.get_mask_sizes(q_len, 0) == (q_len, 0)
 
 
 def _visible_positions(attention_mask: Tensor, query_slots: Tensor, key_slots: Tensor) -> tuple[Tensor, Tensor]:

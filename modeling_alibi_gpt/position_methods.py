@@ -102,34 +102,34 @@ class AlibiPositions(PositionMethod):
         if self.trainable == "slopes":
             init.copy_(self.bias_log_slopes, slopes.log().expand_as(self.bias_log_slopes))
 
-    def layer_slopes(self, layer_idx: int) -> Tensor:
-        """Slopes ``(H,)`` float32 of one layer before ``alibi_scaling``, nats per token; differentiable if trained."""
+    def layer_slopes(self, layer_idx: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Slopes ``(H,)`` of one layer before ``alibi_scaling``, nats per token; differentiable if they train."""
         if self.trainable == "beta":
-            return self.slopes * self.bias_log_beta[layer_idx].exp()
+            return self.slopes.to(dtype) * self.bias_log_beta[layer_idx].to(dtype).exp()
         if self.trainable == "slopes":
-            return self.bias_log_slopes[layer_idx].exp()
-        return self.slopes
+            return self.bias_log_slopes[layer_idx].to(dtype).exp()
+        return self.slopes.to(dtype)
 
-    def query_slopes(self, layer_idx: int, query_positions: Tensor) -> Tensor:
+    def query_slopes(self, layer_idx: int, query_positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         """Slopes as the scores of each query see them, nats per token: ``(1, 1, H)``, or ``(B, Q, H)`` if dynamic.
 
         A dynamic factor belongs to the query, not to the call: the tokens up to and including the query over the
         training length. So a token's result does not depend on how the text was cut into chunks or cached.
         """
-        slopes = self.layer_slopes(layer_idx)[None, None, :]
+        slopes = self.layer_slopes(layer_idx, dtype)[None, None, :]
         if (scaling := self.config.alibi_scaling) is not None:
             kind, factor = scaling["type"], scaling.get("factor")
             if kind.startswith("dynamic_"):
                 kind = kind.removeprefix("dynamic_")
-                factor = ((query_positions[..., None] + 1) / self.config.train_context_length).clamp(min=1.0)
+                factor = ((query_positions[..., None] + 1).to(dtype) / self.config.train_context_length).clamp(min=1.0)
             slopes = scale_slopes(slopes, kind, factor)
         return slopes * self.config.scaling if self.config.alibi_bias_inside_scaling else slopes
 
     def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
-        slopes = self.query_slopes(layer_idx, query_positions).transpose(1, 2)[..., None]  # (B, H, Q or 1, 1)
+        slopes = self.query_slopes(layer_idx, query_positions, dtype).transpose(1, 2)[..., None]  # (B, H, Q or 1, 1)
         # The distance is taken before anything is rounded; positions themselves are exact up to 2**24 in float32.
         distance = (query_positions[:, :, None].to(dtype) - key_positions[:, None, :].to(dtype)).abs()
-        return -slopes.to(dtype) * distance[:, None]
+        return -slopes * distance[:, None]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AlibiPositions":
         def keep_dtype(tensor: Tensor) -> Tensor:
@@ -142,8 +142,8 @@ class AlibiPositions(PositionMethod):
 class SinusoidalPositions(PositionMethod):
     """Fixed sines and cosines added to the embeddings (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
 
-    The paper adds waves of amplitude 1 to embeddings of unit variance (it multiplies them by ``sqrt(D)``). Ours start
-    with a standard deviation of ``initializer_range``, so the waves are scaled by it, and the ratio is the paper's.
+    The paper multiplies the embeddings by ``sqrt(D)`` and adds waves of amplitude 1. Here, where all methods share one
+    scale of embeddings, the waves are divided by ``sqrt(D)`` instead, which keeps the paper's ratio.
     """
 
     @classmethod
@@ -153,7 +153,7 @@ class SinusoidalPositions(PositionMethod):
 
     def embed(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
         angles = _angles(position_ids, inputs_embeds.shape[-1], 10000.0, _bias_dtype(inputs_embeds))
-        waves = torch.cat((angles.sin(), angles.cos()), dim=-1) * self.config.initializer_range
+        waves = torch.cat((angles.sin(), angles.cos()), dim=-1) * inputs_embeds.shape[-1] ** -0.5
         return inputs_embeds + waves.to(inputs_embeds.dtype)
 
 

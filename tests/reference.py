@@ -108,9 +108,9 @@ def slopes_of_query(config: Any, slopes: Array, position: int) -> Array:
 def sequence_logits(weights: Weights, config: Any, slopes: Array, tokens: Sequence[int]) -> Array:
     """``(N, V)`` logits of ``N`` tokens at positions 0 to ``N - 1``, all visible and of one document."""
     hidden = weights["model.embed_tokens.weight"][tokens]
+    hidden = hidden + position_embeddings(weights, config, len(tokens))
     if config.embedding_layer_norm:
         hidden = layer_norm(weights, config, "model.embedding_norm", hidden)
-    hidden = hidden + position_embeddings(weights, config, len(tokens))
     for index in range(config.num_hidden_layers):
         name = f"model.layers.{index}"
         normed = layer_norm(weights, config, f"{name}.input_layernorm", hidden)
@@ -137,8 +137,8 @@ def position_embeddings(weights: Weights, config: Any, num_tokens: int) -> Array
         elif config.position_method == "sinusoidal":
             for k in range(half):
                 angle = position / 10000.0 ** (2 * k / config.hidden_size)
-                added[position, k] = config.initializer_range * math.sin(angle)
-                added[position, half + k] = config.initializer_range * math.cos(angle)
+                added[position, k] = math.sin(angle) / math.sqrt(config.hidden_size)
+                added[position, half + k] = math.cos(angle) / math.sqrt(config.hidden_size)
     return added
 
 

@@ -57,7 +57,8 @@ img { display: block; max-width: 100%; height: auto; margin: 1.25rem 0; }
 .scroll { overflow-x: auto; margin: 1.25rem 0; background:
   linear-gradient(to left, #fff 1.5rem, #fff0) right / 3rem 100% no-repeat local,
   linear-gradient(to left, #0002, #0000) right / .75rem 100% no-repeat scroll; }
-table { border-collapse: separate; border-spacing: 0; font-size: .875rem; line-height: 1.4; font-variant-numeric: tabular-nums; }
+table { border-collapse: separate; border-spacing: 0; font-size: .875rem; line-height: 1.4;
+  font-variant-numeric: tabular-nums; }
 th, td { padding: .4rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
 th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
 .word { text-align: left; white-space: normal; }

@@ -1,0 +1,78 @@
+"""The configuration: derived values, what it refuses, and that it survives its JSON."""
+
+from typing import Any
+
+import pytest
+from huggingface_hub.errors import StrictDataclassError
+
+from modeling_alibi_gpt import AlibiGPTConfig
+
+
+def test_derived_values() -> None:
+    config = AlibiGPTConfig(hidden_size=96, num_attention_heads=6)
+    assert (config.num_key_value_heads, config.head_dim, config.intermediate_size) == (6, 16, 384)
+    assert config.scaling == 16**-0.5
+    assert AlibiGPTConfig(attention_scale=0.5).scaling == 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hiden_size": 64}, "unknown field 'hiden_size'.*did you mean 'hidden_size'"),
+        ({"alibi_betta": 2.0}, "did you mean 'alibi_beta'"),
+        ({"n_head": 4}, "did you mean 'num_attention_heads'"),
+        ({"max_position_embeddings": 2048}, "did you mean 'train_context_length'"),
+        ({"frobnicate": 1}, "see AlibiGPTConfig for the fields"),
+        ({"alibi_beta": 0.0}, "beta must be a finite number above 0"),
+        ({"alibi_beta": -0.5}, "beta must be a finite number above 0"),
+        ({"alibi_beta": float("nan")}, "beta must be a finite number above 0"),
+        ({"alibi_beta": [1.0, 2.0]}, "alibi_beta"),
+        ({"alibi_slope_kind": "custom", "alibi_slopes": [1.0] * 3}, "expected 12 values, one per head, got 3"),
+        ({"alibi_slope_kind": "linear"}, "kind of slopes must be one of"),
+        ({"alibi_trainable": "all"}, "alibi_trainable must be one of none, beta, slopes"),
+        ({"alibi_tolerance": 0.0}, "alibi_tolerance must lie between 0 and 1"),
+        ({"alibi_scaling": {"type": "yarn"}}, "alibi_scaling type must be one of"),
+        ({"alibi_scaling": {"type": "linear"}}, "takes the keys"),
+        ({"alibi_scaling": {"type": "dynamic_ntk", "factor": 2.0}}, "takes the keys"),
+        ({"alibi_scaling": {"type": "linear", "factor": 0.5}}, "finite number of at least 1, got 0.5"),
+        ({"alibi_scaling": {"type": "ntk", "factor": 2.0}, "alibi_slope_kind": "uniform"}, "two different slopes"),
+        ({"position_method": "yarn"}, "position_method must be one of alibi"),
+        ({"hidden_size": 100}, "hidden_size .100. must be a multiple of num_attention_heads .12."),
+        ({"num_attention_heads": 0}, "must be a multiple of num_attention_heads .0."),
+        ({"num_key_value_heads": 5}, "must be a multiple of num_key_value_heads .5."),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
+        ({"hidden_size": 765, "num_attention_heads": 5, "position_method": "sinusoidal"}, "even hidden_size, got 765"),
+        ({"hidden_size": 60, "position_method": "rope"}, "even head_dim, got 5"),
+        ({"attention_dropout": 1.0}, "attention_dropout must lie in"),
+        ({"clip_qkv": 0.0}, "clip_qkv must be above 0"),
+        ({"hidden_size": "768"}, "hidden_size"),
+    ],
+)
+def test_what_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        AlibiGPTConfig(**fields)
+
+
+def test_json_round_trip(tmp_path) -> None:
+    config = AlibiGPTConfig(
+        num_attention_heads=3,
+        hidden_size=48,
+        alibi_beta=0.3,
+        alibi_slope_kind="custom",
+        alibi_slopes=[0.1, 1, 2.5],
+        alibi_scaling={"type": "ntk", "factor": 4.0},
+        id2label={0: "a", 1: "b", 2: "c"},
+    )
+    config.save_pretrained(tmp_path)
+    loaded = AlibiGPTConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == {**config.to_dict(), "transformers_version": loaded.transformers_version}
+
+
+def test_there_is_no_longest_length() -> None:
+    config = AlibiGPTConfig()
+    assert not any(hasattr(config, name) for name in ("max_position_embeddings", "n_positions", "n_ctx"))
+
+
+def test_fields_can_be_overridden_when_loading(tmp_path) -> None:
+    AlibiGPTConfig().save_pretrained(tmp_path)
+    assert AlibiGPTConfig.from_pretrained(tmp_path, alibi_beta=2.0).alibi_beta == 2.0

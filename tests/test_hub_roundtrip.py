@@ -1,0 +1,121 @@
+"""Loading: through the Auto classes with the package, and as remote code in a process that has no package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+import modeling_alibi_gpt
+from modeling_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.conversion.hub_export import AUTO_MAP, ExportConfig, export_to_hub
+
+
+HEADS = {
+    "AutoModel": AutoModel,
+    "AutoModelForCausalLM": AutoModelForCausalLM,
+    "AutoModelForQuestionAnswering": AutoModelForQuestionAnswering,
+    "AutoModelForSequenceClassification": AutoModelForSequenceClassification,
+    "AutoModelForTokenClassification": AutoModelForTokenClassification,
+}
+INPUT_IDS = [[5, 9, 2, 60, 33, 7, 7, 1]]
+# Runs without this package: loads each exported head, saves it again, loads that, and prints every output tensor.
+REMOTE_PROCESS = """
+import importlib.util, json, sys
+import torch, transformers
+assert importlib.util.find_spec("modeling_alibi_gpt") is None
+outputs = {}
+for head, folder in json.loads(sys.argv[1]).items():
+    auto = getattr(transformers, head)
+    for attempt in range(2):
+        model = auto.from_pretrained(folder, trust_remote_code=True).eval()
+        with torch.no_grad():
+            result = model(torch.tensor(json.loads(sys.argv[2])), use_cache=False)
+        outputs[f"{head}-{attempt}"] = [tensor.double().tolist() for tensor in result.to_tuple()]
+        folder = folder + "-resaved"
+        model.save_pretrained(folder)
+print(json.dumps(outputs))
+"""
+
+
+@pytest.fixture
+def heads(tmp_path: Path) -> dict[str, torch.nn.Module]:
+    torch.manual_seed(0)
+    config = AlibiGPTConfig(
+        vocab_size=61, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, num_labels=3, pad_token_id=0
+    )
+    return {head: auto.from_config(config).eval() for head, auto in HEADS.items()}
+
+
+def _outputs(model: torch.nn.Module) -> list[list]:
+    with torch.no_grad():
+        result = model(torch.tensor(INPUT_IDS), use_cache=False)
+    return [tensor.double().tolist() for tensor in result.to_tuple()]
+
+
+def test_every_head_loads_through_auto_classes(heads, tmp_path: Path) -> None:
+    for head, model in heads.items():
+        model.save_pretrained(tmp_path / head)
+        loaded = HEADS[head].from_pretrained(tmp_path / head).eval()
+        assert type(loaded) is type(model)
+        assert _outputs(loaded) == _outputs(model)
+
+
+def test_every_head_loads_as_remote_code_and_can_be_saved_again(heads, tmp_path: Path) -> None:
+    folders = {}
+    for head, model in heads.items():
+        model.save_pretrained(tmp_path / head)
+        export_to_hub(ExportConfig(model=str(tmp_path / head), output_dir=str(tmp_path / f"{head}-hub")))
+        folders[head] = str(tmp_path / f"{head}-hub")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    # `-P` keeps the working directory off the path, and an editable install is hidden by its import hook's name.
+    hide = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', '')]\n"
+    hide += f"sys.path = [p for p in sys.path if p not in ('', {str(Path(modeling_alibi_gpt.__file__).parents[1])!r})]\n"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", hide + REMOTE_PROCESS, json.dumps(folders), json.dumps(INPUT_IDS)],
+        cwd=tmp_path,
+        env={**environment, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    outputs = json.loads(done.stdout.splitlines()[-1])
+    for head, model in heads.items():
+        assert outputs[f"{head}-0"] == _outputs(model), head
+        assert outputs[f"{head}-1"] == _outputs(model), head
+
+
+def test_saving_an_exported_model_from_the_package_leaves_no_map_without_code(heads, tmp_path: Path) -> None:
+    heads["AutoModelForCausalLM"].save_pretrained(tmp_path / "model")
+    export_to_hub(ExportConfig(model=str(tmp_path / "model"), output_dir=str(tmp_path / "hub")))
+    assert json.loads((tmp_path / "hub" / "config.json").read_text())["auto_map"] == AUTO_MAP
+    AutoModelForCausalLM.from_pretrained(tmp_path / "hub").save_pretrained(tmp_path / "again")
+    AutoConfig.from_pretrained(tmp_path / "hub").save_pretrained(tmp_path / "config-only")
+    for folder in ("again", "config-only"):
+        assert "auto_map" not in json.loads((tmp_path / folder / "config.json").read_text())
+    assert _outputs(AutoModelForCausalLM.from_pretrained(tmp_path / "again")) == _outputs(heads["AutoModelForCausalLM"])
+
+
+def test_export_refuses_what_it_cannot_carry(heads, tmp_path: Path) -> None:
+    heads["AutoModelForCausalLM"].save_pretrained(tmp_path / "model")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    with pytest.raises(ValueError, match="is not empty"):
+        export_to_hub(ExportConfig(model=str(tmp_path / "model"), output_dir=str(tmp_path / "taken")))
+    with pytest.raises(ValueError, match="no model here"):
+        export_to_hub(ExportConfig(model=str(tmp_path / "missing"), output_dir=str(tmp_path / "out")))
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"no \*.safetensors"):
+        export_to_hub(ExportConfig(model=str(tmp_path / "model"), output_dir=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,93 @@
+"""The rules of the house: what travels, who may import whom, and that nothing goes round in circles."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "modeling_alibi_gpt"
+TRAVELLING = sorted(path for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def _imports(path: Path) -> set[str]:
+    """Modules of ours that a file imports, by absolute name, and names of others' packages."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            found.add(f"modeling_alibi_gpt.{node.module}")
+    return found
+
+
+@pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.name)
+def test_travelling_files_import_only_their_neighbours(path: Path) -> None:
+    allowed = {"torch", "transformers", "huggingface_hub", "collections", "dataclasses", "difflib", "math", "typing"}
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            assert {alias.name.split(".")[0] for alias in node.names} <= allowed
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            assert node.module.split(".")[0] in allowed
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 1 and node.module and (PACKAGE / f"{node.module}.py").is_file()
+
+
+@pytest.mark.parametrize("path", TRAVELLING, ids=lambda path: path.name)
+def test_travelling_text_cannot_be_taken_for_an_import(path: Path) -> None:
+    """The Hub loader finds relative imports by a regular expression over the text, docstrings included."""
+    written = set(re.findall(r"^\s*from\s+\.(\S+)\s+import", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert {f"modeling_alibi_gpt.{name}" for name in written} <= _imports(path)
+
+
+def test_mathematics_stands_on_torch_alone() -> None:
+    assert _imports(PACKAGE / "alibi.py") <= {"math", "collections.abc", "torch"}
+
+
+def test_attention_does_not_know_the_model() -> None:
+    for path in PACKAGE.glob("attention*.py"):
+        assert not _imports(path) & {"modeling_alibi_gpt.modeling_alibi_gpt", "modeling_alibi_gpt.position_methods"}
+
+
+def test_reporting_imports_nothing_of_ours() -> None:
+    for path in (PACKAGE / "reporting").glob("*.py"):
+        ours = {name for name in _imports(path) if name.startswith("modeling_alibi_gpt")}
+        assert all(name.startswith("modeling_alibi_gpt.reporting") for name in ours), path
+
+
+def test_nothing_imports_scripts() -> None:
+    for path in MODULES.values():
+        assert not any(name.split(".")[0] == "scripts" for name in _imports(path)), path
+
+
+def test_no_drawer_for_odds_and_ends() -> None:
+    assert not [name for name in MODULES if name.rpartition(".")[2] in ("utils", "common", "misc", "helpers")]
+
+
+def test_imports_have_no_cycle() -> None:
+    graph = {name: _imports(path) & set(MODULES) for name, path in MODULES.items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join((*trail, name))
+        if name not in done:
+            for target in sorted(graph[name]):
+                visit(target, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_position_methods_are_chosen_by_their_table_alone() -> None:
+    comparison = re.compile(r"position_method\s*(==|!=|in)\s*[\"'(]")
+    for path in PACKAGE.rglob("*.py"):
+        hits = comparison.findall(path.read_text(encoding="utf-8"))
+        # A sweep of beta refuses what has no beta; a figure gives ALiBi its colour.
+        assert not hits or path.name == "beta_objectives.py" or path.parent.name == "reporting", path

@@ -1,0 +1,146 @@
+"""Every position method: what it can do, where it ends, and that it is saved, loaded and trained."""
+
+import copy
+
+import pytest
+import torch
+
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.alibi import alibi_slopes
+from modeling_alibi_gpt.position_methods import POSITION_METHODS
+
+
+TRAIN_LENGTH = 32
+# One row a method: whether the order of earlier tokens can matter to a one-layer model, whether it has a longest length.
+METHODS = {
+    "alibi": (True, False),
+    "learned": (True, True),
+    "sinusoidal": (True, False),
+    "rope": (True, False),
+    "none": (False, False),
+}
+
+
+def tiny_model(method: str = "alibi", **fields) -> AlibiGPTForCausalLM:
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": 61,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "train_context_length": TRAIN_LENGTH,
+        "initializer_range": 0.5,
+        "position_method": method,
+    }
+    return AlibiGPTForCausalLM(AlibiGPTConfig(**{**settings, **fields})).eval()
+
+
+def tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 61, shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_every_method_has_a_row_here() -> None:
+    assert list(METHODS) == list(POSITION_METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_order_matters_where_there_are_positions(method: str) -> None:
+    model = tiny_model(method, num_hidden_layers=1, initializer_range=0.2)
+    input_ids = tokens(1, 12)
+    swapped = input_ids[:, [*range(8), 9, 8, 10, 11]]
+    with torch.no_grad():
+        change = (model(input_ids).logits[0, -1] - model(swapped).logits[0, -1]).abs().max().item()
+    sees_order = METHODS[method][0]
+    assert change > 1e-2 if sees_order else change < 1e-4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_length_beyond_training(method: str) -> None:
+    model = tiny_model(method)
+    has_longest_length = METHODS[method][1]
+    with torch.no_grad():
+        assert model(tokens(1, TRAIN_LENGTH)).logits.isfinite().all()
+        if has_longest_length:
+            with pytest.raises(ValueError, match="learned positions end at train_context_length = 32 tokens, got a .* 33"):
+                model(tokens(1, TRAIN_LENGTH + 1))
+        else:
+            assert model(tokens(1, 8 * TRAIN_LENGTH)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_save_and_load_to_the_last_bit(method: str, tmp_path) -> None:
+    model = tiny_model(method)
+    model.save_pretrained(tmp_path)
+    loaded = AlibiGPTForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(model(tokens(2, 9)).logits, loaded(tokens(2, 9)).logits)
+
+
+@pytest.mark.parametrize("num_heads", [3, 12])
+@pytest.mark.parametrize("trainable", ["none", "beta", "slopes"])
+def test_slopes_stay_float32(num_heads: int, trainable: str, tmp_path) -> None:
+    """However the model comes to bfloat16; slopes of 3 and 12 heads are not powers of two."""
+    exact = alibi_slopes(num_heads, beta=0.3)
+    model = tiny_model(num_attention_heads=num_heads, alibi_beta=0.3, alibi_trainable=trainable)
+    model.save_pretrained(tmp_path)
+    loaded = AlibiGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    for candidate in (loaded, copy.deepcopy(model).to(torch.bfloat16), copy.deepcopy(model).half(), loaded.float()):
+        slopes = candidate.model.position_method.layer_slopes(0)
+        assert slopes.dtype == torch.float32
+        if trainable == "none":
+            assert torch.equal(slopes, exact)
+        else:
+            # exp and log round once each, in units of a logarithm of at most 8.
+            torch.testing.assert_close(slopes, exact, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
+
+
+def test_built_on_the_meta_device_and_filled() -> None:
+    config = tiny_model().config
+    with torch.device("meta"):
+        model = AlibiGPTForCausalLM(config)
+    model.to_empty(device="cpu")
+    model.init_weights()
+    model.model.position_method.init_weights()
+    assert torch.equal(model.model.position_method.slopes, alibi_slopes(3))
+
+
+@pytest.mark.parametrize("trainable", ["beta", "slopes"])
+def test_trained_slopes_learn_and_stay_positive(trainable: str, tmp_path) -> None:
+    model = tiny_model(alibi_trainable=trainable).train()
+    positions = model.model.position_method
+    before = torch.stack([positions.layer_slopes(layer) for layer in range(2)]).detach()
+    optimizer = torch.optim.SGD(positions.parameters(), lr=50.0)
+    for _ in range(5):
+        model(tokens(2, 16), labels=tokens(2, 16)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = torch.stack([positions.layer_slopes(layer) for layer in range(2)]).detach()
+    assert (after > 0).all() and after.isfinite().all()
+    assert (after != before).all()
+    if trainable == "beta":
+        ratio = after / before
+        torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+    model.save_pretrained(tmp_path)
+    loaded = AlibiGPTForCausalLM.from_pretrained(tmp_path).model.position_method
+    assert torch.equal(torch.stack([loaded.layer_slopes(layer) for layer in range(2)]), after)
+
+
+def test_dynamic_scaling_changes_nothing_up_to_the_training_length() -> None:
+    plain = tiny_model()
+    for kind in ("dynamic_linear", "dynamic_ntk"):
+        dynamic = tiny_model(alibi_scaling={"type": kind})
+        with torch.no_grad():
+            long = tokens(1, 2 * TRAIN_LENGTH)
+            difference = (plain(long).logits - dynamic(long).logits).abs().amax(-1)[0]
+        # log and exp of ntk round each slope a little, even when the factor is 1.
+        assert difference[:TRAIN_LENGTH].max() < 1e-4
+        assert difference[-1] > 1e-2
+
+
+def test_unknown_attention_names_are_refused_before_they_drop_the_bias() -> None:
+    model = tiny_model()
+    for name in ("vllm", "sglang", "flash_attention_2", "flex_attention", "paged|sdpa"):
+        model.config._attn_implementation_internal = name
+        with pytest.raises(ValueError, match="would drop the position bias silently; AlibiGPT runs on: eager, sdpa"):
+            model(tokens(1, 4))
