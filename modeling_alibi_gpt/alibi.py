@@ -30,9 +30,10 @@ def alibi_slopes(
 ) -> Tensor:
     """Slope ``s_h = beta * m_h`` of every head.
 
-    ``geometric`` is the paper's (section 3 and its released code): for a power of two, ``m_h = 2 ** (-bias_max * h / H)``,
-    h = 1..H; otherwise the slopes for n heads, n the largest power of two below H, then every second slope for 2n heads.
-    ``uniform`` is one penalty for all heads, ``m_h = 1``. ``custom`` takes the values of m_h as given.
+    ``geometric`` is the paper's (section 3 and its released code): for a power of two,
+    ``m_h = 2 ** (-bias_max * h / H)``, h = 1..H; otherwise the slopes for n heads, n the largest power of two below H,
+    then every second slope for 2n heads. ``uniform`` is one penalty for all heads, ``m_h = 1``. ``custom`` takes the
+    values of m_h as given.
 
     Args:
         num_heads: H, at least 1.
@@ -56,7 +57,7 @@ def alibi_slopes(
     if (custom is not None) != (kind == "custom"):
         raise ValueError(f"custom slopes go with kind 'custom', got kind {kind!r} and custom {custom!r}")
 
-    if kind == "custom":
+    if custom is not None:
         if len(custom) != num_heads:
             raise ValueError(f"custom slopes: expected {num_heads} values, one per head, got {len(custom)}")
         for value in custom:
@@ -111,10 +112,10 @@ def alibi_causal_bias(slopes: Tensor, q_len: int, kv_len: int | None = None, mas
 def alibi_windows(slopes: Tensor, score_margin: float | Tensor, tolerance: float) -> Tensor:
     """How many of the nearest keys a query of each head must read.
 
-    If no key's content score exceeds the score of the query's own key by more than ``score_margin``, then the weight of
-    a key at distance d is at most ``exp(score_margin - s*d)`` times that of the own key, hence at most that. The keys at
-    distance W and beyond have, all together, at most the geometric sum ``exp(margin - s*W) / (1 - exp(-s))``. The window
-    is the smallest W for which that sum is at most ``tolerance``: keys at distance 0..W-1 are read.
+    If no key's content score exceeds that of the query's own key by more than ``score_margin``, then the weight of a
+    key at distance d is at most ``exp(score_margin - s*d)`` times that of the own key, hence at most that. The keys at
+    distance W and beyond have, all together, at most the geometric sum ``exp(margin - s*W) / (1 - exp(-s))``. The
+    window is the smallest W for which that sum is at most ``tolerance``: keys at distance 0..W-1 are read.
 
     Args:
         slopes: ``(H,)``, nats per token, above 0.

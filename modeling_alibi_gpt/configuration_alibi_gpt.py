@@ -226,7 +226,9 @@ class AlibiGPTConfig(PreTrainedConfig):
             raise ValueError(f"alibi_scaling type must be one of {', '.join(ALIBI_SCALING_TYPES)}, got {kind!r}")
         expected = {"type"} if kind.startswith("dynamic_") else {"type", "factor"}
         if set(self.alibi_scaling) != expected:
-            raise ValueError(f"alibi_scaling of type {kind} takes the keys {sorted(expected)}, got {self.alibi_scaling}")
+            raise ValueError(
+                f"alibi_scaling of type {kind} takes the keys {sorted(expected)}, got {self.alibi_scaling}"
+            )
         factor = self.alibi_scaling.get("factor", 1.0)
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < float("inf"):
             raise ValueError(f"alibi_scaling factor must be a finite number of at least 1, got {factor!r}")

@@ -184,7 +184,9 @@ class AlibiGPTDecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.dropout(self.mlp(self.post_attention_layernorm(hidden_states)))
 
 
-@auto_docstring(custom_intro="What every AlibiGPT model shares: weights, their start, and the flags transformers reads.")
+@auto_docstring(
+    custom_intro="What every AlibiGPT model shares: weights, their start, and the flags transformers reads."
+)
 class AlibiGPTPreTrainedModel(PreTrainedModel):
     config: AlibiGPTConfig
     config_class = AlibiGPTConfig
@@ -370,7 +372,7 @@ def _paged_positions(cu_seq_lens_k: Any, position_ids: Tensor, kv_len: int) -> t
 
 
 def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:
-    """What attention computes in: autocast's dtype where it is on, so that the mask is not cast again in each layer."""
+    """What attention computes in: autocast's dtype where it is on, so that no layer casts the mask again."""
     device_type = inputs_embeds.device.type
     if torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)

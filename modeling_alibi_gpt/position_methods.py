@@ -48,7 +48,9 @@ class PositionMethod(nn.Module):
         """Queries ``(B, H, Q, d)`` and keys ``(B, H_kv, Q, d)`` of one layer, turned by their positions ``(B, Q)``."""
         return query, key
 
-    def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+    def bias(
+        self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype
+    ) -> Tensor | None:
         """What a layer adds to its scaled scores before the softmax.
 
         Args:

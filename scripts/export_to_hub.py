@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from modeling_alibi_gpt.conversion.hub_export import ExportConfig, export_to_hub
         from modeling_alibi_gpt.training.experiment import load_config
 
-        result = export_to_hub(load_config(ExportConfig, args.config, args.set, model=args.model, output_dir=args.output_dir))
+        result = export_to_hub(
+            load_config(ExportConfig, args.config, args.set, model=args.model, output_dir=args.output_dir)
+        )
         print(f"{len(result['files'])} files in {result['output_dir']}; upload them with: hf upload NAME/REPO DIR")
         return result
 

@@ -27,7 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from modeling_alibi_gpt.evaluation.generation import GenerateConfig, generate_text
         from modeling_alibi_gpt.training.experiment import load_config
 
-        result = generate_text(load_config(GenerateConfig, args.config, args.set, model=args.model, prompt=args.prompt))
+        result = generate_text(
+            load_config(GenerateConfig, args.config, args.set, model=args.model, prompt=args.prompt)
+        )
         print(result["text"])
         return result
 

@@ -13,7 +13,9 @@ from typing import Any
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="experiment, YAML or JSON")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. training.seed=1")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. training.seed=1"
+    )
     return parser
 
 

@@ -80,8 +80,12 @@ def test_every_head_loads_as_remote_code_and_can_be_saved_again(heads, tmp_path:
         folders[head] = str(tmp_path / f"{head}-hub")
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     # `-P` keeps the working directory off the path, and an editable install is hidden by its import hook's name.
-    hide = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in getattr(f, '__module__', '')]\n"
-    hide += f"sys.path = [p for p in sys.path if p not in ('', {str(Path(modeling_alibi_gpt.__file__).parents[1])!r})]\n"
+    root = str(Path(modeling_alibi_gpt.__file__).parents[1])
+    hide = f"""
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+sys.path = [path for path in sys.path if path not in ("", {root!r})]
+"""
     done = subprocess.run(
         [sys.executable, "-P", "-c", hide + REMOTE_PROCESS, json.dumps(folders), json.dumps(INPUT_IDS)],
         cwd=tmp_path,
@@ -104,7 +108,8 @@ def test_saving_an_exported_model_from_the_package_leaves_no_map_without_code(he
     AutoConfig.from_pretrained(tmp_path / "hub").save_pretrained(tmp_path / "config-only")
     for folder in ("again", "config-only"):
         assert "auto_map" not in json.loads((tmp_path / folder / "config.json").read_text())
-    assert _outputs(AutoModelForCausalLM.from_pretrained(tmp_path / "again")) == _outputs(heads["AutoModelForCausalLM"])
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    assert _outputs(again) == _outputs(heads["AutoModelForCausalLM"])
 
 
 def test_export_refuses_what_it_cannot_carry(heads, tmp_path: Path) -> None:

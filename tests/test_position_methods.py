@@ -11,7 +11,7 @@ from modeling_alibi_gpt.position_methods import POSITION_METHODS
 
 
 TRAIN_LENGTH = 32
-# One row a method: whether the order of earlier tokens can matter to a one-layer model, whether it has a longest length.
+# One row a method: whether one layer can tell the order of earlier tokens, and whether there is a longest length.
 METHODS = {
     "alibi": (True, False),
     "learned": (True, True),
@@ -61,7 +61,7 @@ def test_length_beyond_training(method: str) -> None:
     with torch.no_grad():
         assert model(tokens(1, TRAIN_LENGTH)).logits.isfinite().all()
         if has_longest_length:
-            with pytest.raises(ValueError, match="learned positions end at train_context_length = 32 tokens, got a .* 33"):
+            with pytest.raises(ValueError, match="learned positions end at .* 32 tokens, got .* 33"):
                 model(tokens(1, TRAIN_LENGTH + 1))
         else:
             assert model(tokens(1, 8 * TRAIN_LENGTH)).logits.isfinite().all()

@@ -1,0 +1,57 @@
+# Every habit is one word. `make` alone lists them.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+# Tests and demo never ask the Hub; a network test is run by name.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint format types check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(VENV)/.installed-dev ## make .venv with everything that tests need
+
+demo: $(VENV)/.installed ## train, sweep beta, extrapolate and report, in minutes on two cores
+	$(RUN) scripts/train.py --config configs/experiment/demo.yaml
+	$(RUN) scripts/train.py --config configs/experiment/demo_sinusoidal.yaml
+	$(RUN) scripts/sweep_beta.py --config configs/sweep/demo.yaml
+	$(RUN) scripts/extrapolate.py --config configs/evaluation/demo.yaml
+	$(RUN) scripts/report.py --output-dir runs/demo --title 'AlibiGPT demo' --records \
+		runs/demo/alibi/training.jsonl runs/demo/sinusoidal/training.jsonl \
+		runs/demo/sweep/trials.jsonl runs/demo/extrapolation.jsonl
+
+test: $(VENV)/.installed-dev ## run the tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
+
+test-slow: $(VENV)/.installed-dev ## run the tests that take minutes or gigabytes
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow
+
+lint: $(VENV)/.installed-dev ## check style
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(VENV)/.installed-dev ## mend style
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+types: $(VENV)/.installed-dev ## check the types of the pure files
+	$(RUN) -m mypy
+
+check: lint types test ## all of the above
+
+clean: ## remove what make made
+	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
