@@ -48,6 +48,14 @@ def test_record_holds_the_figures_of_the_whole_text(make_folder, source: str, tm
     assert read_records(output) == [record]
 
 
+def test_a_text_cut_short_counts_the_bytes_of_what_it_scores(make_folder, source: str):
+    folder = make_folder("alibi")
+    record = evaluate_perplexity(PerplexityConfig(model=folder, source=source, max_tokens=50))
+    stream = token_stream(load_documents(source, "all"), load_model_tokenizer(folder))
+    assert (record["num_tokens"], record["num_bytes"]) == (50, stream.num_bytes[1:51].sum().item())
+    assert stream.num_bytes[50] > 0
+
+
 def test_bfloat16_is_the_dtype_of_the_weights(make_folder, source: str):
     folder = make_folder("alibi")
     assert load_causal_lm(folder, dtype="bfloat16").dtype == torch.bfloat16
