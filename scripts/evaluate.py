@@ -7,16 +7,10 @@ accelerate's --cpu would start one process only.
 """
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-
-# Run as a file, Python looks into this folder, where evaluate.py would hide the library of that name. The package is
-# in the repository's root, one up.
-SCRIPTS = Path(__file__).resolve().parent
-sys.path[:] = [str(SCRIPTS.parent), *(path for path in sys.path if Path(path).resolve() != SCRIPTS)]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -28,19 +22,17 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = make_parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     from modeling_alibi_gpt.reporting.console import run_command
-
-    named = {"model": arguments.model, "source": arguments.data}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
 
     def command() -> dict[str, Any]:
         from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
         from modeling_alibi_gpt.evaluation.processes import process_state
         from modeling_alibi_gpt.training.experiment import load_config
 
-        record = evaluate_perplexity(load_config(PerplexityConfig, arguments.config, [*overrides, *arguments.set]))
+        config = load_config(PerplexityConfig, args.config, args.set, model=args.model, source=args.data)
+        record = evaluate_perplexity(config)
         stride = f", stride {record['stride_tokens']}" if record["stride_tokens"] else ""
         process_state().print(
             f"{record['name']}: perplexity {record['perplexity']:.3f}, {record['nats_per_token']:.4f} nats per token, "
@@ -54,4 +46,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Python puts this folder first on its path, where evaluate.py would hide the library of that name.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.exit(main())

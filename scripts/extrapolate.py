@@ -7,16 +7,10 @@ accelerate's --cpu would start one process only.
 """
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-
-# Run as a file, Python looks into this folder, where evaluate.py would hide the library of that name. The package is
-# in the repository's root, one up.
-SCRIPTS = Path(__file__).resolve().parent
-sys.path[:] = [str(SCRIPTS.parent), *(path for path in sys.path if Path(path).resolve() != SCRIPTS)]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -32,24 +26,22 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = make_parser().parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> int:
+    args = make_parser().parse_args(argv)
     from modeling_alibi_gpt.reporting.console import run_command
-
-    named = {
-        "models": arguments.models,
-        "lengths_tokens": arguments.lengths,
-        "source": arguments.data,
-        "output": arguments.output,
-    }
-    overrides = [f"{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
 
     def command() -> dict[str, Any]:
         from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, format_grid, run_extrapolation
         from modeling_alibi_gpt.evaluation.processes import process_state
         from modeling_alibi_gpt.training.experiment import load_config
 
-        config = load_config(ExtrapolationConfig, arguments.config, [*overrides, *arguments.set])
+        named = {
+            "models": args.models,
+            "lengths_tokens": args.lengths,
+            "source": args.data,
+            "output": args.output,
+        }
+        config = load_config(ExtrapolationConfig, args.config, args.set, **named)
         rows = run_extrapolation(config, on_row=_print_row)
         process_state().print(f"\n{format_grid(rows)}\nrecords in {config.output}")
         fields = ("name", "protocol", "length_tokens", "perplexity", "error")
@@ -67,4 +59,6 @@ def _print_row(row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    # Python puts this folder first on its path, where evaluate.py would hide the library of that name.
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.exit(main())

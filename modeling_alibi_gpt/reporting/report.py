@@ -1,6 +1,7 @@
 """The report: chooses, from records alone, the sections, figures and tables, and writes them. Computes nothing new."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,21 @@ MODES = {
     "retrain": (f"{BETA}, trained anew", f"Each trial trains the model from scratch at one {BETA}."),
     "posthoc": (f"{BETA}, changed after training", f"Each trial evaluates one trained checkpoint at another {BETA}."),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """What ``scripts/report.py`` builds.
+
+    Attributes:
+        records: JSON Lines files that other scripts wrote.
+        output_dir: Gets ``report.html``, ``report.md`` and ``figures/``.
+        title: Heading of the page.
+    """
+
+    records: list[str]
+    output_dir: str
+    title: str = "AlibiGPT report"
 
 
 def build_report(records: Sequence[Record], output_dir: str | Path, *, title: str) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -20,52 +21,76 @@ from modeling_alibi_gpt.training.experiment import read_mapping
 
 
 EXPERIMENT_FILE = "experiment.json"
+_LOCK_FILE = ".lock"
+_SAVING_DIR = ".saving"
+_CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 _FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def claim_output_dir(output_dir: Path, config: Any) -> None:
-    """Mark ``output_dir`` as the place of this experiment, or make sure that it already is.
+def check_output_dir(output_dir: Path, config: Any) -> None:
+    """Make sure that a folder is new or holds this very experiment.
 
     A run goes on from the checkpoints it finds, so those of another experiment must never lie there.
 
     Args:
-        output_dir: The folder; made if it is missing.
+        output_dir: The folder, which need not exist.
         config: The experiment, a dataclass.
 
     Raises:
         ValueError: The folder holds another experiment, or files that no run of ours wrote.
     """
     claim = output_dir / EXPERIMENT_FILE
-    settings = json.loads(json.dumps(dataclasses.asdict(config)))
     if claim.exists():
-        differing = [key for key, old, new in _differences(read_mapping(claim), settings) if old != new]
-        if differing:
+        differences = _differences(read_mapping(claim), _settings(config))
+        if differing := [key for key, old, new in differences if old != new]:
             raise ValueError(
                 f"{output_dir} holds another run, with other values of {', '.join(differing)}; "
                 "choose another training.output_dir or delete that folder"
             )
-        return
-    if output_dir.exists() and any(output_dir.iterdir()):
+    elif output_dir.exists() and not all(_is_leftover(path) for path in output_dir.iterdir()):
         raise ValueError(f"{output_dir} is not empty and holds no run of this program; choose another output_dir")
-    write_json(claim, settings)
 
 
-def last_complete_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; torn ones, which a kill leaves, are removed.
+@contextmanager
+def claimed_output_dir(output_dir: Path, config: Any) -> Iterator[None]:
+    """Mark a folder as the place of this experiment and hold it against other processes.
 
-    Trainer writes its state file last, so a checkpoint whose state parses and whose archives open is whole.
+    What a killed run left half-written is removed.
+
+    Args:
+        output_dir: The folder; made if it is missing.
+        config: The experiment, a dataclass.
+
+    Raises:
+        ValueError: The folder holds something else, or another process is at work in it.
     """
-    checkpoints = [path for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if path.is_dir()]
-    for path in sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
-        if _is_complete(path):
-            return path
-        shutil.rmtree(path)
-    return None
+    output_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output_dir / _LOCK_FILE)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(f"another process is training in {output_dir}; wait for it or end it") from error
+    with lock:
+        check_output_dir(output_dir, config)
+        _remove_leftovers(output_dir)
+        if not (output_dir / EXPERIMENT_FILE).exists():
+            write_json(output_dir / EXPERIMENT_FILE, _settings(config))
+        yield
+
+
+def remove_torn_checkpoints(output_dir: Path) -> None:
+    """Remove the checkpoints that a kill or a full disk left half-written or half-deleted.
+
+    Trainer writes its state file last, so that a checkpoint with a state that parses was written to its end.
+    """
+    for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if not _is_complete(path):
+            shutil.rmtree(path)
 
 
 def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save model and tokenizer for ``from_pretrained``: written beside, then moved file by file, config last."""
-    beside = folder / f".saving-{os.getpid()}"
+    beside = folder / _SAVING_DIR
     try:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
@@ -87,7 +112,7 @@ def full_disk_as_os_error(output_dir: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if not _is_full_disk(error):
             raise
-        last_complete_checkpoint(output_dir)
+        remove_torn_checkpoints(output_dir)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output_dir)) from error
 
 
@@ -104,13 +129,36 @@ def _is_full_disk(error: BaseException | None) -> bool:
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for path in checkpoint.glob("*.json"):
+            json.loads(path.read_text(encoding="utf-8"))
         for path in checkpoint.glob("*.safetensors"):
             with safe_open(path, framework="pt"):
                 pass
     except (OSError, ValueError, SafetensorError):
         return False
-    return all(zipfile.is_zipfile(path) for path in (*checkpoint.glob("*.pt"), *checkpoint.glob("*.pth")))
+    archives = [path for pattern in ("*.pt", "*.pth", "*.bin") for path in checkpoint.glob(pattern)]
+    return all(zipfile.is_zipfile(path) for path in archives) and _has_all_files(checkpoint)
+
+
+def _has_all_files(checkpoint: Path) -> bool:
+    weights, random_states = checkpoint.glob("*.safetensors"), checkpoint.glob("rng_state*.pth")
+    return any(weights) and any(random_states) and all((checkpoint / name).exists() for name in _CHECKPOINT_FILES)
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a file is what a run that was killed at its very start leaves."""
+    return path.name == _LOCK_FILE or path.match(".*.tmp")
+
+
+def _remove_leftovers(output_dir: Path) -> None:
+    shutil.rmtree(output_dir / _SAVING_DIR, ignore_errors=True)
+    for path in output_dir.glob(".*.tmp"):
+        path.unlink()
+    remove_torn_checkpoints(output_dir)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

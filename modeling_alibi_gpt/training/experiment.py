@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 import re
 import types
 import typing
@@ -16,9 +17,22 @@ Config = TypeVar("Config")
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads ``3e-4`` as the number everybody means; YAML 1.1 wants ``3.0e-4`` and makes it a string."""
+    """SafeLoader that means what everybody means: ``3e-4`` is a number, ``no`` a word, and no key stands twice."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for index, key in enumerate(keys):
+            if key in keys[:index]:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$", re.IGNORECASE), list("tTfF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
@@ -89,10 +103,10 @@ class ExperimentConfig:
         model: Where the model comes from.
         data: Which text it learns.
         global_batch_size: Sequences per optimizer step over all processes and accumulation steps, so that the same
-            file gives the same training on one process or several. Null leaves ``per_device_train_batch_size`` as
-            ``training`` says.
-        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch and takes
-            the faster.
+            file gives the same training (but for dropout masks) on one process or several. Null leaves
+            ``per_device_train_batch_size`` as ``training`` says.
+        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch, takes the
+            faster and keeps to it.
         training: Fields of ``transformers.TrainingArguments``, verbatim.
     """
 
@@ -137,12 +151,15 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is missing, does not parse, or holds something else.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    kind = "JSON" if path.suffix == ".json" else "YAML"
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if kind == "JSON" else yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is not valid {kind}: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, got {type(values).__name__}")
     return values
@@ -159,12 +176,28 @@ def build_config(config_class: type[Config], values: Mapping[str, Any], where: s
     arguments = {}
     for key, value in values.items():
         refuse_unknown_key(key, fields, where)
-        arguments[key] = _convert(value, hints[key], f"{where}{key}")
+        arguments[key] = convert_value(value, hints[key], f"{where}{key}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in arguments:
             raise ValueError(f"key '{where}{name}' is missing")
     return config_class(**arguments)
+
+
+def convert_value(value: Any, hint: Any, where: str) -> Any:
+    """A plain value as the type that a dataclass field is annotated with: nested dataclasses built, integers as floats.
+
+    Raises:
+        ValueError: The value has another type; says which was expected at ``where``.
+    """
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ValueError(f"'{where}' must be a mapping, got {value!r}")
+        return build_config(hint, value, f"{where}.")
+    if not _matches(value, hint):
+        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        raise ValueError(f"'{where}' must be {expected}, got {value!r}")
+    return float(value) if hint is float else value
 
 
 def refuse_unknown_key(key: str, known: typing.Iterable[str], where: str = "") -> None:
@@ -186,18 +219,10 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ValueError(f"--set {assignment}: '{parent}' holds a value, not a mapping")
-    values[leaf] = yaml.load(text, Loader=_Loader)
-
-
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"'{where}' must be a mapping, got {value!r}")
-        return build_config(hint, value, f"{where}.")
-    if not _matches(value, hint):
-        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-        raise ValueError(f"'{where}' must be {expected}, got {value!r}")
-    return float(value) if hint is float else value
+    try:
+        values[leaf] = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {assignment}: the value is not valid YAML, quote it: {error}") from error
 
 
 def _matches(value: Any, hint: Any) -> bool:
@@ -206,6 +231,8 @@ def _matches(value: Any, hint: Any) -> bool:
         return True
     if origin in (types.UnionType, typing.Union):
         return any(_matches(value, argument) for argument in arguments)
+    if origin is typing.Literal:
+        return value in arguments
     if origin is list:
         return isinstance(value, list) and all(_matches(item, arguments[0]) for item in value)
     if origin is dict:

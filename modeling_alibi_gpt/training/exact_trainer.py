@@ -1,0 +1,34 @@
+"""transformers.Trainer whose result depends neither on the number of processes nor on how often it was killed."""
+
+import math
+from typing import Any
+
+from datasets import Dataset
+from torch.utils.data import RandomSampler, Sampler
+from transformers import Trainer
+
+
+class ExactTrainer(Trainer):
+    """Trainer with whole global batches, whole checkpoints and no step beyond the last."""
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        """Shuffled sequences, filled up to whole global batches by sequences of a second shuffle.
+
+        Trainer ends an epoch with a smaller batch, which several processes fill up on their own, each with others.
+        """
+        sampler = super()._get_train_sampler(train_dataset)
+        if not isinstance(sampler, RandomSampler):
+            return sampler
+        args, dataset = self.args, sampler.data_source
+        batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return RandomSampler(dataset, num_samples=math.ceil(len(dataset) / batch_size) * batch_size)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Wait for the random states of all processes: the state file, written next, says that a checkpoint is whole."""
+        super()._save_rng_state(output_dir)
+        self.accelerator.wait_for_everyone()
+
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Nothing where the checkpoint is of the last step already: Trainer would train one more."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
