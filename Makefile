@@ -27,7 +27,8 @@ install: $(VENV)/.installed-dev ## make .venv with everything that tests need
 
 demo: $(VENV)/.installed ## train, sweep beta, extrapolate and report, in minutes on two cores
 	$(RUN) scripts/train.py --config configs/experiment/demo.yaml
-	$(RUN) scripts/train.py --config configs/experiment/demo_sinusoidal.yaml
+	$(RUN) scripts/train.py --config configs/experiment/demo.yaml --set name=sinusoidal \
+		--set model.overrides.position_method=sinusoidal --set training.output_dir=runs/demo/sinusoidal
 	$(RUN) scripts/sweep_beta.py --config configs/sweep/demo.yaml
 	$(RUN) scripts/extrapolate.py --config configs/evaluation/demo.yaml
 	$(RUN) scripts/report.py --output-dir runs/demo --title 'AlibiGPT demo' --records \

@@ -144,8 +144,8 @@ class AlibiPositions(PositionMethod):
 class SinusoidalPositions(PositionMethod):
     """Fixed sines and cosines added to the embeddings (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
 
-    The paper multiplies the embeddings by ``sqrt(D)`` and adds waves of amplitude 1. Here, where all methods share one
-    scale of embeddings, the waves are divided by ``sqrt(D)`` instead, which keeps the paper's ratio.
+    The paper adds waves of amplitude 1 to embeddings of standard deviation 1 (it multiplies them by ``sqrt(D)``). Here
+    embeddings start with ``initializer_range``, so that is the amplitude, and the ratio is the paper's.
     """
 
     @classmethod
@@ -155,7 +155,7 @@ class SinusoidalPositions(PositionMethod):
 
     def embed(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
         angles = _angles(position_ids, inputs_embeds.shape[-1], 10000.0, _bias_dtype(inputs_embeds))
-        waves = torch.cat((angles.sin(), angles.cos()), dim=-1) * inputs_embeds.shape[-1] ** -0.5
+        waves = torch.cat((angles.sin(), angles.cos()), dim=-1) * self.config.initializer_range
         return inputs_embeds + waves.to(inputs_embeds.dtype)
 
 

@@ -4,6 +4,7 @@ python scripts/sweep_beta.py --config configs/sweep/beta.yaml --set betas="[0.5,
 """
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +23,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     from modeling_alibi_gpt.reporting.console import run_command
 
     def command() -> dict[str, Any]:
+        import optuna
+
         from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig, run_sweep
+        from modeling_alibi_gpt.reporting.records import read_records
         from modeling_alibi_gpt.training.experiment import load_config
 
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("modeling_alibi_gpt").setLevel(logging.INFO)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         result = run_sweep(load_config(SweepConfig, args.config, args.set))
-        print(f"best beta {result['best_beta']:g}: validation perplexity {result['perplexity']:.2f}")
+        print("\n".join(map(_line, read_records(result["trials"]))))
+        print(f"best beta {result['best_beta']:g}, validation perplexity {result['perplexity']:.2f}")
+        if result["best_model"] is None:
+            print("its model lies on the machine that trained it: run the command there to get best_model")
         return result
 
     return run_command(command)
+
+
+def _line(record: dict[str, Any]) -> str:
+    if record["kind"] == "trained_beta":
+        learned = record["beta_by_layer"] or [statistics.geometric_mean(x) for x in record["slopes_by_layer"]]
+    return ""
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from modeling_alibi_gpt.reporting.console import run_command
 
     def command() -> dict[str, Any]:
+        from modeling_alibi_gpt.evaluation.processes import process_state
         from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
         from modeling_alibi_gpt.training.trainer import train
 
         record = train(load_config(ExperimentConfig, args.config, args.set))
-        print(
+        process_state().print(
             f"{record['name']}: validation perplexity {record['validation_perplexity']:.2f} after "
             f"{record['num_train_tokens']:,} tokens; model in {record['model_dir']}"
         )

@@ -40,7 +40,7 @@ POSITION_CASES = {
         "alibi_scaling": {"type": "dynamic_ntk"},
         "train_context_length": 8,
     },
-    "sinusoidal": {"position_method": "sinusoidal"},
+    "sinusoidal": {"position_method": "sinusoidal", "initializer_range": 0.5},
     "learned": {"position_method": "learned"},
     "rope": {"position_method": "rope"},
     "rope_theta": {"position_method": "rope", "rope_theta": 100.0},

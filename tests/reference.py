@@ -137,8 +137,8 @@ def position_embeddings(weights: Weights, config: Any, num_tokens: int) -> Array
         elif config.position_method == "sinusoidal":
             for k in range(half):
                 angle = position / 10000.0 ** (2 * k / config.hidden_size)
-                added[position, k] = math.sin(angle) / math.sqrt(config.hidden_size)
-                added[position, half + k] = math.cos(angle) / math.sqrt(config.hidden_size)
+                added[position, k] = config.initializer_range * math.sin(angle)
+                added[position, half + k] = config.initializer_range * math.cos(angle)
     return added
 
 

@@ -1,17 +1,16 @@
 """What one beta costs: the validation loss of a training with it, or of one checkpoint that is given it."""
 
 import dataclasses
-import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import optuna
-from accelerate import PartialState
+from filelock import FileLock
 from optuna.trial import Trial
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modeling_alibi_gpt.evaluation.checkpoints import (
     checkpoint_fingerprint,
@@ -21,16 +20,23 @@ from modeling_alibi_gpt.evaluation.checkpoints import (
     train_context_length,
 )
 from modeling_alibi_gpt.evaluation.measurement import load_text, measurement_provenance, perplexity_figures
+from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
+from modeling_alibi_gpt.evaluation.windows import resolve_stride
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.reporting.records import provenance
+from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.checkpoints import EXPERIMENT_FILE, save_model_folder
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, build_config, read_mapping
 from modeling_alibi_gpt.training.model_setup import model_config
-from modeling_alibi_gpt.training.trainer import train
+from modeling_alibi_gpt.training.trainer import RECORD_FILE, prepare_data, train
 
 
 if TYPE_CHECKING:
     from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig
+
+BETA = "alibi_beta"
+TRAINABLE = "alibi_trainable"
 
 
 class Objective(Protocol):
@@ -38,97 +44,106 @@ class Objective(Protocol):
 
     Attributes:
         settings: What decides the price beside beta; JSON values.
+        trained_points: Trainings in which beta is learned, by ``alibi_trainable`` and ``seed``.
     """
 
     settings: dict[str, Any]
+    trained_points: list[dict[str, Any]]
 
-    def __call__(self, trial: Trial, beta: float) -> list[float]:
-        """Validation nats per token for ``beta``, one figure a seed."""
+    def price(self, trial: Trial) -> float:
+        """Validation nats per token with the beta of ``trial``, the mean over seeds; details go to its attributes."""
 
-    def trained_records(self) -> list[dict[str, Any]]:
-        """``trained_beta`` records: what beta becomes when it learns."""
+    def learn(self, trial: Trial) -> float:
+        """Validation nats per token where beta is learned; what became of it goes to the trial's attributes."""
 
     def best_experiment(self, beta: float) -> dict[str, Any]:
         """A complete experiment that ``scripts/train.py`` accepts."""
 
-    def save_best_model(self, beta: float, folder: Path) -> None:
-        """Write the model with the best beta as a folder for ``from_pretrained``."""
+    def save_best_model(self, beta: float, folder: Path) -> bool:
+        """Write the model with the best beta for ``from_pretrained``; False if only another machine has it."""
 
 
 class RetrainObjective:
     """Trains the experiment once for each seed; a killed training goes on from its checkpoint.
 
     Raises:
-        ValueError: The experiment cannot be used, has no ALiBi to tune, or cannot be pruned.
+        ValueError: The experiment or its text cannot be used, has no ALiBi to tune, or cannot be pruned.
     """
 
     def __init__(self, sweep: "SweepConfig") -> None:
-        values = sweep.experiment if isinstance(sweep.experiment, dict) else read_mapping(str(sweep.experiment))
         self.sweep = sweep
-        self.experiment = build_config(ExperimentConfig, values)
+        self.experiment = _self_contained(
+            sweep.experiment if isinstance(sweep.experiment, dict) else read_mapping(str(sweep.experiment))
+        )
         if (method := getattr(model_config(self.experiment.model), "position_method", None)) != "alibi":
             raise ValueError(f"a sweep of beta needs position_method alibi, the experiment has {method!r}")
-        if sweep.pruning and self.experiment.training.get("eval_strategy", "no") == "no":
+        if self.experiment.precision == "auto":
+            raise ValueError("a sweep needs one precision for all its trainings: float32 or bfloat16, not auto")
+        if build_arguments(self.experiment).eval_strategy == "no" and sweep.pruning:
             raise ValueError("pruning needs evaluations during training: set training.eval_strategy in the experiment")
+        self.trained_points = [{TRAINABLE: kind, "seed": seed} for kind in sweep.trained for seed in sweep.seeds]
         settings = dataclasses.asdict(self.experiment)
         for key in ("output_dir", "seed"):
             settings["training"].pop(key, None)
-        settings["model"]["overrides"].pop("alibi_beta", None)
-        self.settings = {"mode": "retrain", "seeds": sweep.seeds, "experiment": settings}
+        for key in (BETA, TRAINABLE):
+            settings["model"]["overrides"].pop(key, None)
+        self.data_fingerprint = prepare_data(self.experiment).fingerprint
+        self.settings = {
+            "mode": "retrain",
+            "seeds": sweep.seeds,
+            "experiment": settings,
+            "text": self.data_fingerprint,
+        }
 
-    def __call__(self, trial: Trial, beta: float) -> list[float]:
+    def price(self, trial: Trial) -> float:
+        beta = trial.params[BETA]
+        # Of pruned trials, too, there is a record.
+        trial.set_user_attr("provenance", provenance(data_fingerprint=self.data_fingerprint))
         records = []
         for index, seed in enumerate(self.sweep.seeds):
             callbacks = [_PruningCallback(trial)] if self.sweep.pruning and index == 0 else []
-            experiment = self._experiment(self._trial_dir(beta, seed), seed, alibi_beta=beta, alibi_trainable="none")
-            records.append(train(experiment, callbacks=callbacks))
-            for checkpoint in self._trial_dir(beta, seed).glob("checkpoint-*"):
-                shutil.rmtree(checkpoint)
+            records.append(_train(self._experiment(self._trial_dir(beta, seed), seed, beta), callbacks))
         nats = [record["validation_nats_per_token"] for record in records]
         trial.set_user_attr("nats_per_token_by_seed", nats)
-        trial.set_user_attr("provenance", records[0]["provenance"])
-        return nats
+        return sum(nats) / len(nats)
 
-    def trained_records(self) -> list[dict[str, Any]]:
-        return [self._trained_record(kind, seed) for kind in self.sweep.trained for seed in self.sweep.seeds]
-
-    def best_experiment(self, beta: float) -> dict[str, Any]:
-        folder = Path(self.sweep.output_dir) / "best_run"
-        return dataclasses.asdict(self._experiment(folder, self.sweep.seeds[0], alibi_beta=beta))
-
-    def save_best_model(self, beta: float, folder: Path) -> None:
-        source = self._trial_dir(beta, self.sweep.seeds[0])
-        if not source.exists():
-            raise ValueError(
-                f"the best trial, beta {beta:g}, was trained on another machine: its {source} has the model"
-            )
-        with _folder_beside(folder) as beside:
-            shutil.copytree(source, beside, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
-
-    def _trained_record(self, kind: str, seed: int) -> dict[str, Any]:
+    def learn(self, trial: Trial) -> float:
+        kind, seed = trial.params[TRAINABLE], trial.params["seed"]
         folder = Path(self.sweep.output_dir) / "trained" / f"{kind}-seed-{seed}"
-        record = train(self._experiment(folder, seed, alibi_trainable=kind))
+        record = _train(self._experiment(folder, seed, trainable=kind))
         positions = AlibiGPTForCausalLM.from_pretrained(folder).model.position_method
         num_layers = positions.config.num_hidden_layers
-        return {
-            "kind": "trained_beta",
-            "alibi_trainable": kind,
-            "seed": seed,
-            "slopes_by_layer": [positions.layer_slopes(layer).tolist() for layer in range(num_layers)],
-            "beta_by_layer": positions.bias_log_beta.exp().tolist() if kind == "beta" else None,
-            "nats_per_token": record["validation_nats_per_token"],
-            "perplexity": record["validation_perplexity"],
-            "provenance": record["provenance"],
-        }
+        slopes = [positions.layer_slopes(layer).tolist() for layer in range(num_layers)]
+        trial.set_user_attr("slopes_by_layer", slopes)
+        trial.set_user_attr("beta_by_layer", positions.bias_log_beta.exp().tolist() if kind == "beta" else None)
+        trial.set_user_attr("provenance", record["provenance"])
+        return record["validation_nats_per_token"]
+
+    def best_experiment(self, beta: float) -> dict[str, Any]:
+        """The training of the first seed, to the letter."""
+        return dataclasses.asdict(
+            self._experiment(Path(self.sweep.output_dir) / "best_run", self.sweep.seeds[0], beta)
+        )
+
+    def save_best_model(self, beta: float, folder: Path) -> bool:
+        source = self._trial_dir(beta, self.sweep.seeds[0])
+        if not (source / RECORD_FILE).exists():
+            return False
+        with _folder_beside(folder) as beside:
+            shutil.copytree(source, beside, ignore=shutil.ignore_patterns(".*", "checkpoint-*", "runs"))
+        return True
 
     def _trial_dir(self, beta: float, seed: int) -> Path:
         return Path(self.sweep.output_dir) / "trials" / f"beta-{beta!r}-seed-{seed}"
 
-    def _experiment(self, output_dir: Path, seed: int, **overrides: Any) -> ExperimentConfig:
+    def _experiment(
+        self, output_dir: Path, seed: int, beta: float | None = None, trainable: str = "none"
+    ) -> ExperimentConfig:
         base = self.experiment
+        overrides = {**base.model.overrides, TRAINABLE: trainable} | ({} if beta is None else {BETA: beta})
         return dataclasses.replace(
             base,
-            model=dataclasses.replace(base.model, overrides={**base.model.overrides, **overrides}),
+            model=dataclasses.replace(base.model, overrides=overrides),
             training={**base.training, "output_dir": str(output_dir), "seed": seed},
         )
 
@@ -137,68 +152,68 @@ class PosthocObjective:
     """Evaluates one checkpoint with its beta replaced; nothing is trained.
 
     Raises:
-        ValueError: The checkpoint cannot be used, or its slopes were trained, so that beta no longer decides them.
+        ValueError: The checkpoint or the text cannot be used, or its slopes were trained, so that beta no longer
+            decides them.
     """
 
     def __init__(self, sweep: "SweepConfig") -> None:
         self.sweep = sweep
+        self.trained_points: list[dict[str, Any]] = []
         config = load_model_config(sweep.checkpoint)
         if getattr(config, "position_method", None) != "alibi" or config.alibi_trainable != "none":
             raise ValueError(f"{sweep.checkpoint}: a sweep of beta needs an AlibiGPT with alibi and untrained slopes")
-        self.length_tokens = sweep.length_tokens or train_context_length(config)
+        self.length_tokens = train_context_length(config) if sweep.length_tokens is None else sweep.length_tokens
+        resolve_stride(self.length_tokens, "nonoverlapping", sweep.stride_tokens)
         self.tokenizer = load_model_tokenizer(sweep.checkpoint)
         self.text = load_text(sweep, self.tokenizer)
         self.text.check_length(self.length_tokens)
+        self.model = load_causal_lm(
+            sweep.checkpoint, dtype=sweep.dtype, attn_implementation=sweep.attn_implementation
+        )
         self.model_fingerprint = checkpoint_fingerprint(sweep.checkpoint)
         self.settings = {
             "mode": "posthoc",
             "model": self.model_fingerprint,
             "text": self.text.stream_fingerprint,
             "length_tokens": self.length_tokens,
+            "dtype": sweep.dtype,
         }
 
-    def __call__(self, trial: Trial, beta: float) -> list[float]:
+    def price(self, trial: Trial) -> float:
         scores = score_stream(
-            self._model(beta),
+            _with_beta(self.model, trial.params[BETA]),
             self.text.stream.input_ids,
             length_tokens=self.length_tokens,
             protocol="nonoverlapping",
             batch_tokens=self.sweep.batch_tokens,
-            device=PartialState().device,
+            device=process_state().device,
         )
         nats = perplexity_figures(scores, self.text.stream.num_bytes)["nats_per_token"]
         trial.set_user_attr("nats_per_token_by_seed", [nats])
         trial.set_user_attr("provenance", measurement_provenance(self.sweep, self.text, self.model_fingerprint))
-        return [nats]
+        return nats
 
-    def trained_records(self) -> list[dict[str, Any]]:
-        return []
+    def learn(self, trial: Trial) -> float:
+        raise AssertionError("a sweep without training learns no beta")
 
     def best_experiment(self, beta: float) -> dict[str, Any]:
         """Fine-tuning of the checkpoint with the best beta, on the text and by the settings it was trained with."""
         path = Path(self.sweep.checkpoint) / EXPERIMENT_FILE
-        base = read_mapping(path) if path.exists() else {"data": {"source": self.sweep.source}, "training": {}}
+        text = {key: getattr(self.sweep, key) for key in ("source", "validation_fraction", "text_column")}
+        base = read_mapping(path) if path.exists() else {"data": text, "training": {}}
         values = {
             "name": f"{Path(self.sweep.checkpoint).name}-beta-{beta:g}",
-            "data": {"train_length_tokens": self.length_tokens, **base["data"]},
+            "model": {"checkpoint": self.sweep.checkpoint, "overrides": {BETA: beta}},
+            "data": {"train_length_tokens": self.length_tokens, **base["data"], "tokenizer": None},
             "training": {**base["training"], "output_dir": str(Path(self.sweep.output_dir) / "best_run")},
-            "model": {"checkpoint": self.sweep.checkpoint, "overrides": {"alibi_beta": beta}},
         }
         return dataclasses.asdict(build_config(ExperimentConfig, {**base, **values}))
 
-    def save_best_model(self, beta: float, folder: Path) -> None:
+    def save_best_model(self, beta: float, folder: Path) -> bool:
         with _folder_beside(folder) as beside:
-            save_model_folder(self._model(beta), self.tokenizer, beside)
-
-    def _model(self, beta: float) -> Any:
-        model = load_causal_lm(
-            self.sweep.checkpoint,
-            dtype=self.sweep.dtype,
-            attn_implementation=self.sweep.attn_implementation,
-        )
-        model.config.alibi_beta = beta
-        model.model.position_method.init_weights()
-        return model
+            beside.mkdir()
+            save_model_folder(_with_beta(load_causal_lm(self.sweep.checkpoint), beta), self.tokenizer, beside)
+        return True
 
 
 class _PruningCallback(TrainerCallback):
@@ -220,11 +235,46 @@ class _PruningCallback(TrainerCallback):
             raise optuna.TrialPruned
 
 
+def _self_contained(values: dict[str, Any]) -> ExperimentConfig:
+    """An experiment that holds its model's configuration instead of the path, so that nobody changes it later."""
+    experiment = build_config(ExperimentConfig, values)
+    if not isinstance(experiment.model.config, str):
+        return experiment
+    model = dataclasses.replace(experiment.model, config=read_mapping(experiment.model.config))
+    return dataclasses.replace(experiment, model=model)
+
+
+def _train(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    """Train, or go on, and drop the checkpoints once they serve no purpose."""
+    folder = Path(experiment.training["output_dir"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A worker that was asleep and taken for dead may still be at work here.
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        try:
+            record = train(experiment, callbacks=callbacks)
+        except optuna.TrialPruned:
+            _remove_checkpoints(folder)
+            raise
+        _remove_checkpoints(folder)
+    return record
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _with_beta(model: PreTrainedModel, beta: float) -> PreTrainedModel:
+    model.config.alibi_beta = beta
+    model.model.position_method.init_weights()
+    return model
+
+
 @contextmanager
 def _folder_beside(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of ``folder`` when it is complete."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    beside.mkdir(parents=True)
+    """A path, still free, for what takes the place of ``folder`` when it is complete."""
+    beside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(beside, ignore_errors=True)  # a kill leaves it
     try:
         yield beside
         if folder.exists():

@@ -1,113 +1,191 @@
 """The Optuna study behind a sweep: one objective under one name, many workers, no trial lost and none run twice."""
 
+import functools
 import json
+import logging
+import math
 import os
 import socket
+import time
+import uuid
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
 import psutil
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.samplers import TPESampler
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.storages._heartbeat import get_heartbeat_thread
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy.exc import DatabaseError
 
 
-BETA = "alibi_beta"
 HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = 120
-_OBJECTIVE_ATTR = "objective"
-_WORKER_ATTR = "worker"
+SQLITE_TIMEOUT_SECONDS = 60
+NUM_OPENINGS = 5
+_OBJECTIVE = "objective"
+_WORKER = "worker"
 _CLAIMED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 
-Objective = Callable[[Trial, float], float]
+Params = dict[str, Any]
+Distributions = dict[str, BaseDistribution]
+Objective = Callable[[Trial], float]
+
+logger = logging.getLogger(__name__)
 
 
-class _ClaimedElsewhereError(Exception):
-    """Another worker has this beta."""
-
-
-def open_study(name: str, storage: str, objective: dict[str, Any], *, seed: int, pruning: bool) -> optuna.Study:
+def open_study(name: str, storage: str, objective: dict[str, Any], *, pruning: bool = False) -> optuna.Study:
     """Create or load the study ``name``, and make sure that it holds trials of just this objective.
 
     Args:
         name: Study name.
         storage: Optuna storage URL; SQLite files get their folder made.
-        objective: What decides a trial's value beside beta; JSON values.
-        seed: Of the sampler.
-        pruning: Stop trials whose intermediate loss is above the median of the others.
+        objective: What decides a trial's value beside its parameters; JSON values.
+        pruning: Let trials ask whether their intermediate loss is above the median of the others.
 
     Raises:
         ValueError: The storage cannot be opened, or the name belongs to a study of another objective.
     """
-    if storage.startswith("sqlite:///"):
-        Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    try:
-        study = optuna.create_study(
-            study_name=name,
-            storage=optuna.storages.RDBStorage(
-                storage, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
-            ),
-            sampler=optuna.samplers.TPESampler(seed=seed),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=3) if pruning else optuna.pruners.NopPruner(),
-            direction="minimize",
-            load_if_exists=True,
-        )
-    except Exception as error:  # each database driver has its own classes
-        raise ValueError(f"storage {storage} cannot be opened as a study: {error}") from error
-    known = study.user_attrs.get(_OBJECTIVE_ATTR)
-    if known is None and not study.trials:
-        study.set_user_attr(_OBJECTIVE_ATTR, objective)
-    elif known != json.loads(json.dumps(objective)) or study.direction != optuna.study.StudyDirection.MINIMIZE:
+    study = _open(name, storage, optuna.pruners.MedianPruner(n_startup_trials=3) if pruning else None)
+    is_used = bool(study.get_trials(deepcopy=False, states=_CLAIMED))
+    is_same = study.user_attrs.get(_OBJECTIVE) == json.loads(json.dumps(objective))
+    if study.directions != [StudyDirection.MINIMIZE] or (is_used and not is_same):
         raise ValueError(
-            f"study {name!r} in {storage} holds trials of another objective; choose another study_name, or the "
-            "settings it was begun with"
+            f"study {name!r} in {storage} is of another objective; choose another study_name, or the settings it was "
+            "begun with"
         )
+    if not is_same:
+        study.set_user_attr(_OBJECTIVE, objective)
     return study
 
 
-def run_grid(study: optuna.Study, betas: Sequence[float], objective: Objective) -> None:
-    """Run every beta of a grid that no worker has claimed yet; a beta whose worker died is free again."""
+def _open(name: str, storage: str, pruner: optuna.pruners.BasePruner | None) -> optuna.Study:
+    connection = {}
+    if storage.startswith("sqlite:///"):
+        Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        connection = {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}}
+    for attempt in range(1, NUM_OPENINGS + 1):
+        try:
+            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+                database = RDBStorage(
+                    storage, connection, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+                )
+            return optuna.create_study(
+                study_name=name,
+                storage=database,
+                pruner=pruner or optuna.pruners.NopPruner(),
+                direction="minimize",
+                load_if_exists=True,
+            )
+        except Exception as error:  # each database driver has its own classes
+            # Workers that start together collide in making the tables; a moment later they are there.
+            if not isinstance(error, DatabaseError) or attempt == NUM_OPENINGS:
+                raise ValueError(f"storage {storage} cannot be opened as a study: {error}") from error
+            time.sleep(0.5)
+    raise AssertionError("the last attempt returns or raises")
 
-    def claimed(trial: Trial) -> float:
-        beta = trial.suggest_float(BETA, min(betas), max(betas), log=min(betas) < max(betas))
-        earlier = study.get_trials(deepcopy=False, states=_CLAIMED)[: trial.number]
-        if beta not in betas or any(
-            other.number < trial.number and other.params.get(BETA) == beta for other in earlier
-        ):
-            raise _ClaimedElsewhereError
-        return _run(trial, beta, objective)
 
+def run_grid(
+    study: optuna.Study, points: Sequence[Params], distributions: Distributions, objective: Objective
+) -> None:
+    """Run every point of a grid that no worker has claimed yet; one whose worker died is free again."""
+
+    def choose(claimed: list[Params]) -> Params | None:
+        return next((point for point in points if point not in claimed), None)
+
+    _run_claims(study, choose, distributions, objective)
+
+
+def run_sampled(
+    study: optuna.Study, name: str, distribution: FloatDistribution, num_trials: int, seed: int, objective: Objective
+) -> None:
+    """Run values that TPE samples until ``num_trials`` have finished or run at some worker.
+
+    Values whose worker died come first: their trainings go on. The draws depend on the seed and on the trials so far,
+    not on the worker.
+    """
+
+    def choose(claimed: list[Params]) -> Params | None:
+        if len(claimed) >= num_trials:
+            return None
+        trials = study.get_trials(deepcopy=False)
+        for trial in trials:
+            if trial.params not in claimed and distribution.low <= trial.params[name] <= distribution.high:
+                return trial.params
+        sampler = TPESampler(seed=seed + len(trials))
+        draft = create_trial(state=TrialState.RUNNING)
+        return {name: sampler.sample_independent(study, draft, name, distribution)}
+
+    _run_claims(study, choose, {name: distribution}, objective, limit=num_trials)
+
+
+def _run_claims(
+    study: optuna.Study,
+    choose: Callable[[list[Params]], Params | None],
+    distributions: Distributions,
+    objective: Objective,
+    limit: float = math.inf,
+) -> None:
     while True:
         release_dead_trials(study)
-        taken = {trial.params.get(BETA) for trial in study.get_trials(deepcopy=False, states=_CLAIMED)}
-        free = [beta for beta in betas if beta not in taken]
-        if not free:
+        point = choose([trial.params for trial in study.get_trials(deepcopy=False, states=_CLAIMED)])
+        if point is None:
             return
-        # A trial may be waiting already, from a worker that was killed before it asked for it.
-        if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            study.enqueue_trial({BETA: free[0]})
-        study.optimize(claimed, n_trials=1, catch=_ClaimedElsewhereError)
+        trial = _claim(study, point, distributions, limit)
+        if trial is not None:
+            _run(study, trial, objective)
 
 
-def run_sampled(study: optuna.Study, low: float, high: float, num_trials: int, objective: Objective) -> None:
-    """Run log-uniform TPE until the study has ``num_trials`` trials, finished or running at some worker."""
+def _claim(study: optuna.Study, point: Params, distributions: Distributions, limit: float) -> Trial | None:
+    """Enter a running trial, whole in one transaction; where workers claim the same, the lowest number counts."""
+    template = create_trial(
+        state=TrialState.RUNNING, params=point, distributions=distributions, user_attrs={_WORKER: _own_identity()}
+    )
+    study.add_trial(template)
+    trials = study.get_trials(deepcopy=False, states=_CLAIMED)
+    [mine] = [trial for trial in trials if trial.state == TrialState.RUNNING and _is_own(trial)]
+    earlier = [trial.params for trial in trials if trial.number < mine.number]
+    if point in earlier or len(earlier) >= limit:
+        _tell(study, mine.number, TrialState.FAIL)
+        return None
+    return Trial(study, mine._trial_id)
 
-    def sampled(trial: Trial) -> float:
-        return _run(trial, trial.suggest_float(BETA, low, high, log=True), objective)
 
-    while True:
-        release_dead_trials(study)
-        if len(study.get_trials(deepcopy=False, states=_CLAIMED)) >= num_trials:
+def _run(study: optuna.Study, trial: Trial, objective: Objective) -> None:
+    value = None
+    # What study.optimize does too, but that shows every mistake of a user with its traceback.
+    with get_heartbeat_thread(trial._trial_id, study._storage):
+        try:
+            value, state = objective(trial), TrialState.COMPLETE
+        except optuna.TrialPruned:
+            state = TrialState.PRUNED
+        except UpdateFinishedTrialError:
+            logger.warning("trial %d was taken from this worker, which gave no sign of life", trial.number)
             return
-        study.optimize(sampled, n_trials=1)
+        except BaseException:
+            _tell(study, trial.number, TrialState.FAIL)
+            raise
+    _tell(study, trial.number, state, value)
+    shown = ", ".join(f"{name} {setting}" for name, setting in trial.params.items())
+    logger.info("trial %d, %s: %s", trial.number, shown, "pruned" if value is None else f"{value:.4f} nats per token")
 
 
-def release_dead_trials(study: optuna.Study) -> None:
-    """Fail trials whose worker on this machine is gone; those of other machines fail when their heartbeat stops."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        worker = trial.user_attrs.get(_WORKER_ATTR)
-        if worker is not None and worker["host"] == socket.gethostname() and not _is_alive(worker):
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+def _tell(study: optuna.Study, number: int, state: TrialState, value: float | None = None) -> None:
+    with suppress(UpdateFinishedTrialError):  # another worker released it in this very moment
+        study.tell(number, value, state=state, skip_if_finished=True)
+
+
+def running_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Trials that live workers are running now."""
+    release_dead_trials(study)
+    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
 
 def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
@@ -115,19 +193,39 @@ def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
 
 
-def _run(trial: Trial, beta: float, objective: Objective) -> float:
-    own = psutil.Process()
-    trial.set_user_attr(
-        _WORKER_ATTR, {"host": socket.gethostname(), "pid": os.getpid(), "start_time": own.create_time()}
-    )
-    return objective(trial, beta)
+def release_dead_trials(study: optuna.Study) -> None:
+    """Fail trials whose worker on this machine is gone; those of other machines fail when their heartbeat stops.
+
+    Called between trials, so that one of this very process is what an interrupt left.
+    """
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        if _is_own(trial) or _is_dead_here(trial.user_attrs.get(_WORKER)):
+            _tell(study, trial.number, TrialState.FAIL)
+    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+        fail_stale_trials(study)
 
 
-def _is_alive(worker: dict[str, Any]) -> bool:
+@functools.cache
+def _own_identity() -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "network_address": uuid.getnode(),  # cloned machines share their name
+        "pid": os.getpid(),
+        "start_time": psutil.Process().create_time(),
+    }
+
+
+def _is_own(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get(_WORKER) == _own_identity()
+
+
+def _is_dead_here(worker: dict[str, Any] | None) -> bool:
+    own = _own_identity()
+    if worker is None or any(worker[key] != own[key] for key in ("host", "network_address")):
+        return False
     try:
         process = psutil.Process(worker["pid"])
-        # A pid may have gone to another process since.
-        is_same = abs(process.create_time() - worker["start_time"]) < 1.0
-        return is_same and process.status() != psutil.STATUS_ZOMBIE
+        # A pid may have gone to another process since. The time of boot, from which start times count, is not exact.
+        return abs(process.create_time() - worker["start_time"]) > 5 or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return False
+        return True

@@ -1,4 +1,4 @@
-"""The ``TrainingArguments`` of an experiment: this project's defaults, and a refusal of what would break its promises."""
+"""The ``TrainingArguments`` of an experiment: this project's defaults, and what would break its promises refused."""
 
 import dataclasses
 import typing

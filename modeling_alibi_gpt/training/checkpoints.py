@@ -14,6 +14,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_alibi_gpt.reporting.records import write_json
@@ -23,7 +24,6 @@ from modeling_alibi_gpt.training.experiment import read_mapping
 EXPERIMENT_FILE = "experiment.json"
 _LOCK_FILE = ".lock"
 _SAVING_DIR = ".saving"
-_CHECKPOINT_FILES = ("optimizer.pt", "scheduler.pt", "trainer_state.json")
 _FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -65,9 +65,8 @@ def claimed_output_dir(output_dir: Path, config: Any) -> Iterator[None]:
         ValueError: The folder holds something else, or another process is at work in it.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output_dir / _LOCK_FILE)
     try:
-        lock.acquire(blocking=False)
+        lock = FileLock(output_dir / _LOCK_FILE).acquire(blocking=False)
     except Timeout as error:
         raise ValueError(f"another process is training in {output_dir}; wait for it or end it") from error
     with lock:
@@ -79,9 +78,9 @@ def claimed_output_dir(output_dir: Path, config: Any) -> Iterator[None]:
 
 
 def remove_torn_checkpoints(output_dir: Path) -> None:
-    """Remove the checkpoints that a kill or a full disk left half-written or half-deleted.
+    """Remove the checkpoints that a kill or a full disk left half-written.
 
-    Trainer writes its state file last, so that a checkpoint with a state that parses was written to its end.
+    Trainer writes its state file last; the other files are looked at too, for a machine may die as well.
     """
     for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if not _is_complete(path):
@@ -129,20 +128,15 @@ def _is_full_disk(error: BaseException | None) -> bool:
 
 def _is_complete(checkpoint: Path) -> bool:
     try:
-        for path in checkpoint.glob("*.json"):
+        for path in (checkpoint / TRAINER_STATE_NAME, *checkpoint.glob("*.json")):
             json.loads(path.read_text(encoding="utf-8"))
         for path in checkpoint.glob("*.safetensors"):
             with safe_open(path, framework="pt"):
                 pass
     except (OSError, ValueError, SafetensorError):
         return False
-    archives = [path for pattern in ("*.pt", "*.pth", "*.bin") for path in checkpoint.glob(pattern)]
-    return all(zipfile.is_zipfile(path) for path in archives) and _has_all_files(checkpoint)
-
-
-def _has_all_files(checkpoint: Path) -> bool:
-    weights, random_states = checkpoint.glob("*.safetensors"), checkpoint.glob("rng_state*.pth")
-    return any(weights) and any(random_states) and all((checkpoint / name).exists() for name in _CHECKPOINT_FILES)
+    archives = (path for pattern in ("*.pt", "*.pth", "*.bin") for path in checkpoint.glob(pattern))
+    return all(zipfile.is_zipfile(path) for path in archives)
 
 
 def _is_leftover(path: Path) -> bool:

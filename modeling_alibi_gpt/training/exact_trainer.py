@@ -24,7 +24,7 @@ class ExactTrainer(Trainer):
         return RandomSampler(dataset, num_samples=math.ceil(len(dataset) / batch_size) * batch_size)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Wait for the random states of all processes: the state file, written next, says that a checkpoint is whole."""
+        """Wait for the random states of all processes: the state file, which marks a whole checkpoint, comes next."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 

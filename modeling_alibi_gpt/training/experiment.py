@@ -33,7 +33,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$", re.IGNORECASE), list("tTfF"))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,7 +56,9 @@ class ModelSection:
 
     def __post_init__(self) -> None:
         if (self.config is None) == (self.checkpoint is None):
-            raise ValueError("model: give either 'config' (a new model) or 'checkpoint' (fine-tuning), not both or none")
+            raise ValueError(
+                "model: give either 'config' (a new model) or 'checkpoint' (fine-tuning), not both or none"
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,9 +128,7 @@ class ExperimentConfig:
             raise ValueError("training.output_dir is missing: say where the run is written")
 
 
-def load_config(
-    config_class: type[Config], path: str | None, overrides: Sequence[str] = (), **named: Any
-) -> Config:
+def load_config(config_class: type[Config], path: str | None, overrides: Sequence[str] = (), **named: Any) -> Config:
     """Read a YAML or JSON file into ``config_class``, with named values and ``a.b=value`` overrides laid over it.
 
     Args:
@@ -185,7 +187,7 @@ def build_config(config_class: type[Config], values: Mapping[str, Any], where: s
 
 
 def convert_value(value: Any, hint: Any, where: str) -> Any:
-    """A plain value as the type that a dataclass field is annotated with: nested dataclasses built, integers as floats.
+    """A plain value as the type that a dataclass field is annotated with: a nested dataclass is built from a mapping.
 
     Raises:
         ValueError: The value has another type; says which was expected at ``where``.

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -10,6 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSection, read_mapping, refuse_unknown_key
+
+
+# What a checkpoint with trained slopes holds as weights instead.
+_SLOPE_FIELDS = {"alibi_beta", "alibi_slope_kind", "alibi_slopes", "alibi_bias_max"}
 
 
 def model_config(section: ModelSection) -> PreTrainedConfig:
@@ -27,8 +32,8 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
     A new model's ``train_context_length`` is the length it trains at; that of a checkpoint only ever grows.
 
     Raises:
-        ValueError: The configuration is not valid, the checkpoint cannot be loaded, or the tokenizer has more tokens
-            than the model.
+        ValueError: The configuration is not valid, the checkpoint cannot be loaded or cannot read the training length,
+            or the tokenizer has more tokens than the model.
     """
     section, length = config.model, config.data.train_length_tokens
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -39,6 +44,7 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
     else:
         _check_vocabulary(tokenizer, _checkpoint_config(section).get_text_config().vocab_size)
         model = _load_checkpoint(section)
+        _check_length(model, section, length)
         for name, value in special.items():
             setattr(model.config, name, value)
         if hasattr(model.config, "train_context_length"):
@@ -62,6 +68,12 @@ def _checkpoint_config(section: ModelSection) -> PreTrainedConfig:
         config = AutoConfig.from_pretrained(section.checkpoint)
         for key in section.overrides:
             refuse_unknown_key(key, [field.name for field in dataclasses.fields(config)], "model.overrides.")
+        if (kind := getattr(config, "alibi_trainable", "none")) != "none":
+            for key in _SLOPE_FIELDS & section.overrides.keys():
+                raise ValueError(
+                    f"model.overrides.{key} changes nothing: the slopes of {section.checkpoint} are weights, trained "
+                    f"with alibi_trainable {kind}"
+                )
         return AutoConfig.from_pretrained(section.checkpoint, **section.overrides)
     except (OSError, StrictDataclassError) as error:
         raise ValueError(f"model.checkpoint {section.checkpoint}: {error}") from error
@@ -81,9 +93,20 @@ def _load_checkpoint(section: ModelSection) -> PreTrainedModel:
         raise ValueError(f"model.checkpoint {section.checkpoint} cannot be loaded: {error}") from error
     # A position method that starts to learn here has new parameters, which start from the config.
     missing = [name for name in loading["missing_keys"] if ".position_method." not in name]
-    if missing:
-        raise ValueError(f"model.checkpoint {section.checkpoint} lacks weights, among them {min(missing)}")
+    for names, complaint in ((missing, "lacks"), (loading["unexpected_keys"], "has, beyond those of its config,")):
+        if names:
+            raise ValueError(f"model.checkpoint {section.checkpoint} {complaint} weights, among them {min(names)}")
     return model
+
+
+def _check_length(model: PreTrainedModel, section: ModelSection, length_tokens: int) -> None:
+    try:
+        with torch.no_grad():
+            model.base_model(input_ids=torch.zeros((1, length_tokens), dtype=torch.long), use_cache=False)
+    except (ValueError, IndexError, RuntimeError) as error:
+        raise ValueError(
+            f"model.checkpoint {section.checkpoint} cannot read data.train_length_tokens = {length_tokens}: {error}"
+        ) from error
 
 
 def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:

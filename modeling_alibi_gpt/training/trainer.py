@@ -2,12 +2,12 @@
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
 from datasets import Dataset
 from torch import Tensor
 from transformers import (
@@ -19,19 +19,23 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
+from modeling_alibi_gpt.evaluation.processes import failing_together, process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.reporting.records import provenance, read_records, write_json, write_records
+from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.checkpoints import (
-    claim_output_dir,
+    check_output_dir,
+    claimed_output_dir,
     full_disk_as_os_error,
-    last_complete_checkpoint,
     save_model_folder,
 )
 from modeling_alibi_gpt.training.corpora import describe_documents, load_documents
 from modeling_alibi_gpt.training.data import PackedCollator, pack_documents
-from modeling_alibi_gpt.training.experiment import ExperimentConfig, read_mapping, refuse_unknown_key
+from modeling_alibi_gpt.training.exact_trainer import ExactTrainer
+from modeling_alibi_gpt.training.experiment import ExperimentConfig, read_mapping
 from modeling_alibi_gpt.training.model_setup import build_model, model_config
 from modeling_alibi_gpt.training.precision import faster_precision
 from modeling_alibi_gpt.training.tokenization import (
@@ -70,52 +74,44 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
     """Run an experiment to its end and return its ``training`` record.
 
     Killed at any moment, the same call goes on from the last whole checkpoint and reaches the same weights; once
-    finished, it only returns the record again. Under ``accelerate launch`` every process calls it.
+    finished, it only returns the record again. Under a launcher every process calls it; started again with another
+    number of processes it goes on as well, with other dropout masks.
 
     Args:
         config: The experiment.
         callbacks: Added to Trainer's own.
 
     Raises:
-        ValueError: Something in the experiment cannot be used.
+        ValueError: Something in the experiment cannot be used; nothing was written.
         OSError: The disk is full; what was written before is whole.
     """
-    state = PartialState()
-    output_dir = Path(config.training["output_dir"])
-    arguments = build_arguments(config, state.num_processes)
-    if state.is_main_process:
-        claim_output_dir(output_dir, config)
-    state.wait_for_everyone()
+    arguments = build_arguments(config)
+    output_dir, is_main = Path(arguments.output_dir), process_state().is_main_process
+    with failing_together():
+        check_output_dir(output_dir, config)
     if (output_dir / RECORD_FILE).exists():
         return read_records(output_dir / RECORD_FILE)[0]
 
-    with full_disk_as_os_error(output_dir):
-        with state.main_process_first():
-            data = prepare_data(config)
+    with ExitStack() as held, full_disk_as_os_error(output_dir):
+        with failing_together():  # the main process first: it fills the caches from which the others read
+            data = prepare_data(config) if is_main else None
+        data = data or prepare_data(config)
         set_seed(arguments.seed)
         model = build_model(config, data.tokenizer)
-        collator = PackedCollator(data.tokenizer.pad_token_id)
-        if config.precision == "auto":
-            arguments.bf16 = _measured_precision(output_dir, model, collator, data, arguments) == "bfloat16"
-        trainer = Trainer(
-            model=model,
-            args=arguments,
-            data_collator=collator,
-            train_dataset=data.train,
-            eval_dataset=data.validation,
-            compute_metrics=_mean_nats,
-            preprocess_logits_for_metrics=_sequence_nats,
-            callbacks=list(callbacks),
-        )
-        checkpoint = last_complete_checkpoint(output_dir) if state.is_main_process else None
-        state.wait_for_everyone()
-        checkpoint = checkpoint or last_complete_checkpoint(output_dir)
-        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        use_cache = model.config.use_cache  # Trainer turns it off
+        with failing_together():
+            if is_main:
+                held.enter_context(claimed_output_dir(output_dir, config))
+
+        trainer = _make_trainer(config, arguments, model, data, callbacks)
+        checkpoint = get_last_checkpoint(output_dir)
+        result = trainer.train(resume_from_checkpoint=checkpoint)
         record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
-        if state.is_main_process:
-            save_model_folder(trainer.model, data.tokenizer, output_dir)
-            write_records(output_dir / RECORD_FILE, [record])
-        state.wait_for_everyone()
+        with failing_together():
+            if is_main:
+                model.config.use_cache = use_cache
+                save_model_folder(model, data.tokenizer, output_dir)
+                write_records(output_dir / RECORD_FILE, [record])
     return record
 
 
@@ -159,7 +155,9 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
             (validation_documents, data.max_validation_tokens),
         )
     ]
-    fingerprints = [describe_documents(documents)["fingerprint"] for documents in (train_documents, validation_documents)]
+    fingerprints = [
+        describe_documents(documents)["fingerprint"] for documents in (train_documents, validation_documents)
+    ]
     return PreparedData(
         tokenizer=tokenizer,
         train=packed[0],
@@ -169,55 +167,35 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     )
 
 
-def build_arguments(config: ExperimentConfig, num_processes: int) -> TrainingArguments:
-    """``TrainingArguments`` of an experiment, with this project's defaults beneath them.
-
-    Raises:
-        ValueError: A field is unknown or has a bad value, the global batch does not divide evenly, or a resumed run
-            could not log the same losses because ``save_steps`` is no multiple of ``logging_steps``.
-    """
-    for key in config.training:
-        refuse_unknown_key(key, [field.name for field in dataclasses.fields(TrainingArguments)], "training.")
-    if "bf16" in config.training:
-        raise ValueError("training.bf16 is set by 'precision': float32, bfloat16 or auto")
-    values = {
-        "use_cpu": not torch.accelerator.is_available(),
-        "include_num_input_tokens_seen": "all",
-        "save_total_limit": 2,
-        "bf16": config.precision == "bfloat16",
-        **config.training,
-    }
-    if config.global_batch_size is not None:
-        if "per_device_train_batch_size" in config.training:
-            raise ValueError("give either global_batch_size or training.per_device_train_batch_size, not both")
-        num_shares = num_processes * values.get("gradient_accumulation_steps", 1)
-        if config.global_batch_size % num_shares:
-            raise ValueError(
-                f"global_batch_size ({config.global_batch_size}) must be a multiple of processes times "
-                f"accumulation steps ({num_shares})"
-            )
-        values["per_device_train_batch_size"] = config.global_batch_size // num_shares
-    try:
-        arguments = TrainingArguments(**values)
-    except (TypeError, ValueError, ImportError) as error:
-        raise ValueError(f"training: {error}") from error
-    steps = (arguments.save_steps, arguments.logging_steps)
-    if arguments.save_strategy == arguments.logging_strategy == "steps" and steps[0] % steps[1]:
-        raise ValueError(f"training.save_steps ({steps[0]}) must be a multiple of training.logging_steps ({steps[1]})")
-    return arguments
+def _make_trainer(
+    config: ExperimentConfig,
+    arguments: TrainingArguments,
+    model: PreTrainedModel,
+    data: PreparedData,
+    callbacks: Sequence[TrainerCallback],
+) -> ExactTrainer:
+    collator = PackedCollator(data.tokenizer.pad_token_id)
+    if config.precision == "auto":
+        batch = collator([data.train[i] for i in range(min(arguments.per_device_train_batch_size, len(data.train)))])
+        precision = _measured_precision(Path(arguments.output_dir), model.to(arguments.device), batch)
+        arguments = build_arguments(dataclasses.replace(config, precision=precision))
+    return ExactTrainer(
+        model=model,
+        args=arguments,
+        data_collator=collator,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        compute_metrics=_mean_nats,
+        preprocess_logits_for_metrics=_sequence_nats,
+        callbacks=list(callbacks),
+    )
 
 
-def _measured_precision(
-    output_dir: Path, model: PreTrainedModel, collator: PackedCollator, data: PreparedData, arguments: TrainingArguments
-) -> str:
+def _measured_precision(output_dir: Path, model: PreTrainedModel, batch: dict[str, Tensor]) -> str:
     """Measure once and keep the answer: a resumed run must go on in the precision it began in."""
     path = output_dir / PRECISION_FILE
     if not path.exists():
-        if PartialState().num_processes > 1:
-            raise ValueError("precision 'auto' is measured on one process; name float32 or bfloat16 for several")
-        num_sequences = min(arguments.per_device_train_batch_size, len(data.train))
-        batch = collator([data.train[index] for index in range(num_sequences)])
-        write_json(path, faster_precision(model.to(arguments.device), batch))
+        write_json(path, faster_precision(model, batch))
     return read_mapping(path)["precision"]
 
 
@@ -235,7 +213,7 @@ def _mean_nats(prediction: EvalPrediction) -> dict[str, float]:
 
 
 def _record(
-    config: ExperimentConfig, trainer: Trainer, data: PreparedData, train_seconds: float, checkpoint: Path | None
+    config: ExperimentConfig, trainer: Trainer, data: PreparedData, train_seconds: float, checkpoint: str | None
 ) -> dict[str, Any]:
     model, arguments = trainer.model.eval(), trainer.args
     stream, length = data.validation_stream, config.data.train_length_tokens
@@ -259,7 +237,7 @@ def _record(
         "num_validation_tokens": figures["num_tokens"],
         # Of this call only: a resumed run has its earlier part behind it.
         "train_seconds": train_seconds,
-        "resumed_from": checkpoint.name if checkpoint else None,
+        "resumed_from": Path(checkpoint).name if checkpoint else None,
         "bf16": arguments.bf16,
         "loss_history": [
             {"step": entry["step"], "nats_per_token": entry["loss"]}

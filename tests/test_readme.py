@@ -1,0 +1,59 @@
+"""The README: its Python runs as it stands, its commands are ones the scripts take, its files exist."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.training.corpora import load_documents
+from modeling_alibi_gpt.training.tokenization import train_tokenizer
+
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines()]
+SCRIPT_COMMANDS = [command for command in COMMANDS if "scripts/" in command]
+TEXT = "\n".join(f"def function_{number}(x):\n    return x + {number}\n" for number in range(200))
+
+
+def test_python_blocks_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder that has a tiny model where the demo leaves its own."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text(TEXT, encoding="utf-8")
+    torch.manual_seed(0)
+    config = AlibiGPTConfig(vocab_size=300, hidden_size=48, num_hidden_layers=2, num_attention_heads=3)
+    AlibiGPTForCausalLM(config).save_pretrained("runs/demo/alibi")
+    train_tokenizer(load_documents("text:text.txt", "all"), 300).save_pretrained("runs/demo/alibi")
+    assert len(PYTHON_BLOCKS) >= 4
+    namespace: dict[str, object] = {}
+    for block in PYTHON_BLOCKS:
+        exec(compile(block, "README.md", "exec"), namespace)
+
+
+@pytest.mark.parametrize("command", SCRIPT_COMMANDS)
+def test_commands_are_ones_the_scripts_take(command: str) -> None:
+    words = shlex.split(command)
+    (path,) = [word for word in words if word.startswith("scripts/")]
+    spec = importlib.util.spec_from_file_location(Path(path).stem + "_script", ROOT / path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    args = script.make_parser().parse_args(words[words.index(path) + 1 :])
+    if getattr(args, "config", None):
+        assert (ROOT / args.config).is_file()
+
+
+def test_make_targets_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = {line.split()[1] for line in COMMANDS if line.startswith("make ")}
+    assert targets >= {"demo", "test"}
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def test_linked_files_exist() -> None:
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / link).exists(), link
