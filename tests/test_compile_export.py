@@ -1,0 +1,99 @@
+"""``torch.compile``, ``torch.export`` and ONNX: one graph for every length, and the numbers of the plain model."""
+
+import pytest
+import torch
+import torch._dynamo.testing
+from torch import Tensor
+from transformers import StaticCache
+
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+
+
+# Logits here are of order one; a compiler may order float32 sums otherwise: a few units of eps times sqrt(width).
+ATOL = 1e-4
+
+
+def _model(**fields) -> AlibiGPTForCausalLM:
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": 61,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "initializer_range": 0.2,
+    }
+    return AlibiGPTForCausalLM(AlibiGPTConfig(**{**settings, **fields})).eval()
+
+
+def _tokens(batch_size: int, length: int) -> Tensor:
+    return torch.randint(0, 61, (batch_size, length), generator=torch.Generator().manual_seed(length))
+
+
+@pytest.fixture
+def counter() -> torch._dynamo.testing.CompileCounterWithBackend:
+    torch._dynamo.reset()
+    return torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+
+
+@pytest.mark.parametrize("back_end", ["sdpa", "eager"])
+@pytest.mark.parametrize("padded", [False, True])
+def test_one_graph_for_every_length(counter, back_end: str, padded: bool) -> None:
+    model = _model()
+    model.set_attn_implementation(back_end)
+    batches = []
+    for length in (17, 18, 33, 64, 70):
+        mask = torch.ones(2, length, dtype=torch.long)
+        mask[0, :5] = 0
+        batches.append({"input_ids": _tokens(2, length), "attention_mask": mask if padded else None})
+    with torch.no_grad():
+        expected = [model(**batch, use_cache=False).logits for batch in batches]
+        compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
+        counts: list[int] = []
+        for batch, logits in zip(batches, expected, strict=True):
+            torch.testing.assert_close(
+                compiled(**batch, use_cache=False).logits[:, 5:], logits[:, 5:], atol=ATOL, rtol=0
+            )
+            counts.append(counter.frame_count)
+    # One graph (fullgraph), and none after the first call; dynamo may begin that one twice.
+    assert counts == [counts[0]] * len(batches)
+
+
+@pytest.mark.parametrize("trainable", ["none", "slopes"])
+def test_backward_is_one_graph_too(counter, trainable: str) -> None:
+    model = _model(alibi_trainable=trainable)
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    gradients = []
+    for forward in (model, compiled):
+        model.zero_grad()
+        forward(_tokens(2, 20), labels=_tokens(2, 20), use_cache=False).loss.backward()
+        gradients.append({name: weight.grad.clone() for name, weight in model.named_parameters()})
+    assert counter.frame_count == 1
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_static_decoding_is_one_graph(counter) -> None:
+    model = _model()
+    input_ids = _tokens(2, 24)
+    with torch.no_grad():
+        expected = model(input_ids, use_cache=False).logits
+        cache = StaticCache(config=model.config, max_cache_len=32)
+        model(input_ids[:, :8], past_key_values=cache)
+        compiled = torch.compile(model, fullgraph=True, backend=counter)
+        for position in range(8, 24):
+            logits = compiled(input_ids[:, position : position + 1], past_key_values=cache).logits
+            torch.testing.assert_close(logits[:, 0], expected[:, position], atol=ATOL, rtol=0)
+    assert counter.frame_count == 1
+
+
+def test_export_with_a_dynamic_length() -> None:
+    model = _model()
+    length = torch.export.Dim("length", min=2, max=4096)
+    program = torch.export.export(
+        model, (_tokens(2, 17),), {"use_cache": False}, dynamic_shapes={"input_ids": {1: length}, "use_cache": None}
+    )
+    with torch.no_grad():
+        for tokens in (_tokens(2, 5), _tokens(2, 90)):
+            logits = program.module()(tokens, use_cache=False).logits
+            torch.testing.assert_close(logits, model(tokens, use_cache=False).logits, atol=ATOL, rtol=0)
