@@ -26,14 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         import optuna
 
         from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig, run_sweep
-        from modeling_alibi_gpt.reporting.records import read_records
         from modeling_alibi_gpt.training.experiment import load_config
 
         logging.basicConfig(format="%(message)s")
         logging.getLogger("modeling_alibi_gpt").setLevel(logging.INFO)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         result = run_sweep(load_config(SweepConfig, args.config, args.set))
-        print("\n".join(map(_line, read_records(result["trials"]))))
+        _print_trials(result["trials"])
         print(f"best beta {result['best_beta']:g}, validation perplexity {result['perplexity']:.2f}")
         if result["best_model"] is None:
             print("its model lies on the machine that trained it: run the command there to get best_model")
@@ -42,10 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(command)
 
 
-def _line(record: dict[str, Any]) -> str:
-    if record["kind"] == "trained_beta":
-        learned = record["beta_by_layer"] or [statistics.geometric_mean(x) for x in record["slopes_by_layer"]]
-    return ""
+def _print_trials(path: str) -> None:
+    from modeling_alibi_gpt.reporting.records import read_records
+    from modeling_alibi_gpt.reporting.tables import beta_table, group_by, trained_beta_table
+
+    tables = {"beta_trial": beta_table, "trained_beta": trained_beta_table}
+    for kind, records in group_by(read_records(path), lambda record: record["kind"]).items():
+        table = tables[kind](records)
+        print("\n".join("".join(cell.rjust(16) for cell in row) for row in (table.header, *table.rows)), end="\n\n")
 
 
 if __name__ == "__main__":

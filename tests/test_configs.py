@@ -10,9 +10,9 @@ from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig
+from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
 from modeling_alibi_gpt.training.model_setup import model_config
-from modeling_alibi_gpt.training.trainer import build_arguments
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -34,7 +34,7 @@ def test_models_can_be_built(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted((CONFIGS / "experiment").glob("*.yaml")), ids=lambda path: path.name)
 def test_experiments_are_read(path: Path, tmp_path: Path) -> None:
     config = load_config(ExperimentConfig, str(path), [f"training.output_dir={tmp_path}"])
-    build_arguments(config, num_processes=1)
+    build_arguments(config)
     if config.model.config is not None:
         assert model_config(config.model).position_method == "alibi"
 

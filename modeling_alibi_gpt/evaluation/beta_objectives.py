@@ -167,9 +167,7 @@ class PosthocObjective:
         self.tokenizer = load_model_tokenizer(sweep.checkpoint)
         self.text = load_text(sweep, self.tokenizer)
         self.text.check_length(self.length_tokens)
-        self.model = load_causal_lm(
-            sweep.checkpoint, dtype=sweep.dtype, attn_implementation=sweep.attn_implementation
-        )
+        self.model = load_causal_lm(sweep.checkpoint, dtype=sweep.dtype, attn_implementation=sweep.attn_implementation)
         self.model_fingerprint = checkpoint_fingerprint(sweep.checkpoint)
         self.settings = {
             "mode": "posthoc",

@@ -1,10 +1,10 @@
 """The Optuna study behind a sweep: one objective under one name, many workers, no trial lost and none run twice."""
 
-import functools
 import json
 import logging
 import math
 import os
+import shutil
 import socket
 import time
 import uuid
@@ -14,8 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import psutil
+from filelock import FileLock
 from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
@@ -67,15 +69,17 @@ def open_study(name: str, storage: str, objective: dict[str, Any], *, pruning: b
 
 
 def _open(name: str, storage: str, pruner: optuna.pruners.BasePruner | None) -> optuna.Study:
-    connection = {}
-    if storage.startswith("sqlite:///"):
-        Path(storage.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        connection = {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}}
+    path = Path(storage.removeprefix("sqlite:///")) if storage.startswith("sqlite:///") else None
+    if path is not None and not path.exists():
+        _make_database(path)
     for attempt in range(1, NUM_OPENINGS + 1):
         try:
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 database = RDBStorage(
-                    storage, connection, heartbeat_interval=HEARTBEAT_SECONDS, grace_period=GRACE_SECONDS
+                    storage,
+                    {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}} if path else None,
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
                 )
             return optuna.create_study(
                 study_name=name,
@@ -85,11 +89,28 @@ def _open(name: str, storage: str, pruner: optuna.pruners.BasePruner | None) -> 
                 load_if_exists=True,
             )
         except Exception as error:  # each database driver has its own classes
-            # Workers that start together collide in making the tables; a moment later they are there.
-            if not isinstance(error, DatabaseError) or attempt == NUM_OPENINGS:
+            # Workers that start together collide in making the tables on a server; a moment later they are there.
+            if path or not isinstance(error, DatabaseError) or attempt == NUM_OPENINGS:
                 raise ValueError(f"storage {storage} cannot be opened as a study: {error}") from error
-            time.sleep(0.5)
+            time.sleep(1)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _make_database(path: Path) -> None:
+    """Make an SQLite file with Optuna's tables, whole or not at all.
+
+    A kill between a table and its index would let two studies have one name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.exists():  # another worker was faster
+            return
+        beside = path.with_name(f".{path.name}.new")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir()
+        RDBStorage(f"sqlite:///{beside / path.name}").engine.dispose()
+        os.replace(beside / path.name, path)
+        beside.rmdir()
 
 
 def run_grid(
@@ -119,7 +140,8 @@ def run_sampled(
         for trial in trials:
             if trial.params not in claimed and distribution.low <= trial.params[name] <= distribution.high:
                 return trial.params
-        sampler = TPESampler(seed=seed + len(trials))
+        [draw_seed] = np.random.SeedSequence([seed, len(trials)]).generate_state(1)
+        sampler = TPESampler(seed=int(draw_seed))
         draft = create_trial(state=TrialState.RUNNING)
         return {name: sampler.sample_independent(study, draft, name, distribution)}
 
@@ -199,13 +221,12 @@ def release_dead_trials(study: optuna.Study) -> None:
     Called between trials, so that one of this very process is what an interrupt left.
     """
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _is_own(trial) or _is_dead_here(trial.user_attrs.get(_WORKER)):
+        if _is_own(trial) or (_is_here(trial) and not _is_alive(trial.user_attrs[_WORKER])):
             _tell(study, trial.number, TrialState.FAIL)
     with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
         fail_stale_trials(study)
 
 
-@functools.cache
 def _own_identity() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
@@ -216,16 +237,19 @@ def _own_identity() -> dict[str, Any]:
 
 
 def _is_own(trial: FrozenTrial) -> bool:
-    return trial.user_attrs.get(_WORKER) == _own_identity()
+    return _is_here(trial) and trial.user_attrs[_WORKER]["pid"] == os.getpid()
 
 
-def _is_dead_here(worker: dict[str, Any] | None) -> bool:
-    own = _own_identity()
-    if worker is None or any(worker[key] != own[key] for key in ("host", "network_address")):
-        return False
+def _is_here(trial: FrozenTrial) -> bool:
+    own, worker = _own_identity(), trial.user_attrs.get(_WORKER, {})
+    return all(worker.get(key) == own[key] for key in ("host", "network_address"))
+
+
+def _is_alive(worker: dict[str, Any]) -> bool:
     try:
         process = psutil.Process(worker["pid"])
         # A pid may have gone to another process since. The time of boot, from which start times count, is not exact.
-        return abs(process.create_time() - worker["start_time"]) > 5 or process.status() == psutil.STATUS_ZOMBIE
+        is_same = abs(process.create_time() - worker["start_time"]) < 5
+        return is_same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
-        return True
+        return False

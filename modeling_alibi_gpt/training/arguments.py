@@ -6,10 +6,12 @@ import typing
 import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, convert_value, refuse_unknown_key
 
 
+_METRICS = ("loss", "nats_per_token")
 _REFUSED = {
     "bf16": "say 'precision: bfloat16' or 'auto' at the top of the experiment",
     "fp16": "say 'precision: bfloat16' or 'auto' at the top of the experiment",
@@ -36,6 +38,7 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
         "include_num_input_tokens_seen": "all",
         "greater_is_better": False,  # there are no metrics but losses
         "save_total_limit": 2,
+        "ddp_find_unused_parameters": False,
         **config.training,
         "bf16": config.precision == "bfloat16",
     }
@@ -50,6 +53,7 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
         )
     if config.precision == "auto" and arguments.world_size > 1:
         raise ValueError("precision 'auto' is measured on one process; name float32 or bfloat16 for several")
+    _check_names(arguments)
     _check_intervals(arguments)
     if config.global_batch_size is not None:
         arguments.per_device_train_batch_size = _device_batch_size(config.global_batch_size, arguments)
@@ -66,6 +70,19 @@ def _check_fields(config: ExperimentConfig) -> None:
             raise ValueError(f"training.{key} cannot be set: {_REFUSED[key]}")
     if config.global_batch_size is not None and "per_device_train_batch_size" in config.training:
         raise ValueError("give either global_batch_size or training.per_device_train_batch_size, not both")
+
+
+def _check_names(arguments: TrainingArguments) -> None:
+    """Raise a ValueError for names that Trainer would stumble over only in the middle of a run."""
+    available = get_available_reporting_integrations()
+    for name in arguments.report_to:
+        if name not in available:
+            raise ValueError(
+                f"training.report_to {name!r} is unknown or not installed; here there are {', '.join(available)}"
+            )
+    metric = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
+    if metric not in _METRICS:
+        raise ValueError(f"training.metric_for_best_model must be one of {', '.join(_METRICS)}, got {metric!r}")
 
 
 def _check_intervals(arguments: TrainingArguments) -> None:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,13 +23,16 @@ from modeling_alibi_gpt.training.experiment import read_mapping
 
 
 EXPERIMENT_FILE = "experiment.json"
+PRECISION_FILE = "precision.json"
+RECORD_FILE = "training.jsonl"
 _LOCK_FILE = ".lock"
 _SAVING_DIR = ".saving"
-_FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+_PROBE_BYTES = 2**16
 
 
 def check_output_dir(output_dir: Path, config: Any) -> None:
-    """Make sure that a folder is new or holds this very experiment.
+    """Make sure that a folder holds no other experiment's results, nor other people's files.
 
     A run goes on from the checkpoints it finds, so those of another experiment must never lie there.
 
@@ -37,12 +41,12 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
         config: The experiment, a dataclass.
 
     Raises:
-        ValueError: The folder holds another experiment, or files that no run of ours wrote.
+        ValueError: The folder holds checkpoints of another experiment, or files that no run of ours wrote.
     """
     claim = output_dir / EXPERIMENT_FILE
     if claim.exists():
-        differences = _differences(read_mapping(claim), _settings(config))
-        if differing := [key for key, old, new in differences if old != new]:
+        differing = _differing_keys(read_mapping(claim), _settings(config))
+        if differing and _has_results(output_dir):
             raise ValueError(
                 f"{output_dir} holds another run, with other values of {', '.join(differing)}; "
                 "choose another training.output_dir or delete that folder"
@@ -55,7 +59,7 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
 def claimed_output_dir(output_dir: Path, config: Any) -> Iterator[None]:
     """Mark a folder as the place of this experiment and hold it against other processes.
 
-    What a killed run left half-written is removed.
+    What a killed run left half-written is removed, and what another experiment left that never got to a checkpoint.
 
     Args:
         output_dir: The folder; made if it is missing.
@@ -72,8 +76,10 @@ def claimed_output_dir(output_dir: Path, config: Any) -> Iterator[None]:
     with lock:
         check_output_dir(output_dir, config)
         _remove_leftovers(output_dir)
-        if not (output_dir / EXPERIMENT_FILE).exists():
-            write_json(output_dir / EXPERIMENT_FILE, _settings(config))
+        claim, settings = output_dir / EXPERIMENT_FILE, _settings(config)
+        if not claim.exists() or read_mapping(claim) != settings:
+            (output_dir / PRECISION_FILE).unlink(missing_ok=True)
+            write_json(claim, settings)
         yield
 
 
@@ -88,11 +94,16 @@ def remove_torn_checkpoints(output_dir: Path) -> None:
 
 
 def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save model and tokenizer for ``from_pretrained``: written beside, then moved file by file, config last."""
+    """Save model and tokenizer for ``from_pretrained``: written beside, then moved file by file, config last.
+
+    Raises:
+        OSError: The disk is full; what the folder held before is whole.
+    """
     beside = folder / _SAVING_DIR
     try:
-        model.save_pretrained(beside)
-        tokenizer.save_pretrained(beside)
+        with full_disk_as_os_error(folder):
+            model.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
         for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
             os.replace(path, folder / path.name)
     finally:
@@ -109,21 +120,22 @@ def full_disk_as_os_error(output_dir: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if not _is_full_disk(error):
+        if getattr(error, "errno", None) not in _FULL_DISK_ERRNOS and not _is_disk_full(output_dir):
             raise
         remove_torn_checkpoints(output_dir)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output_dir)) from error
 
 
-def _is_full_disk(error: BaseException | None) -> bool:
-    if error is None:
-        return False
-    if isinstance(error, OSError):
+def _is_disk_full(folder: Path) -> bool:
+    """Ask the disk itself: safetensors and torch report a failed write in words of their own."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
         return error.errno in _FULL_DISK_ERRNOS
-    messages = (os.strerror(number) for number in _FULL_DISK_ERRNOS)
-    # torch reports a failed write as a RuntimeError that names its stream writer, with or without the system's words.
-    is_named = any(message in str(error) for message in messages) or "PytorchStreamWriter failed writing" in str(error)
-    return is_named or _is_full_disk(error.__context__)
+    return False
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -151,14 +163,20 @@ def _remove_leftovers(output_dir: Path) -> None:
     remove_torn_checkpoints(output_dir)
 
 
+def _has_results(output_dir: Path) -> bool:
+    return (output_dir / RECORD_FILE).exists() or any(output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+
+
 def _settings(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            yield from _differences(before, after, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", before, after
+            keys += _differing_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            keys.append(f"{prefix}{key}")
+    return keys

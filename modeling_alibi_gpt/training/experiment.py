@@ -46,13 +46,13 @@ class ModelSection:
         config: Path of a ``config.json``, or the mapping itself.
         checkpoint: Folder or Hub name of a model to go on from.
         overrides: Fields of ``AlibiGPTConfig`` laid over the above, such as ``alibi_beta``.
-        attn_implementation: Attention back end used in training.
+        attn_implementation: Attention back end used in training; null is the model's default.
     """
 
     config: str | dict[str, Any] | None = None
     checkpoint: str | None = None
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
-    attn_implementation: str = "sdpa"
+    attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
         if (self.config is None) == (self.checkpoint is None):

@@ -74,7 +74,9 @@ def _checkpoint_config(section: ModelSection) -> PreTrainedConfig:
                     f"model.overrides.{key} changes nothing: the slopes of {section.checkpoint} are weights, trained "
                     f"with alibi_trainable {kind}"
                 )
-        return AutoConfig.from_pretrained(section.checkpoint, **section.overrides)
+        config = AutoConfig.from_pretrained(section.checkpoint, **section.overrides)
+        config.validate()  # overrides are set one by one, which checks their types only
+        return config
     except (OSError, StrictDataclassError) as error:
         raise ValueError(f"model.checkpoint {section.checkpoint}: {error}") from error
 

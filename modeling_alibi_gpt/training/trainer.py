@@ -21,12 +21,15 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from modeling_alibi_gpt.evaluation.bias_record import bias_matrix_records
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
 from modeling_alibi_gpt.evaluation.processes import failing_together, process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.reporting.records import provenance, read_records, write_json, write_records
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.checkpoints import (
+    PRECISION_FILE,
+    RECORD_FILE,
     check_output_dir,
     claimed_output_dir,
     full_disk_as_os_error,
@@ -45,10 +48,6 @@ from modeling_alibi_gpt.training.tokenization import (
     token_stream,
     tokenize_documents,
 )
-
-
-RECORD_FILE = "training.jsonl"
-PRECISION_FILE = "precision.json"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,12 +81,12 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
         callbacks: Added to Trainer's own.
 
     Raises:
-        ValueError: Something in the experiment cannot be used; nothing was written.
+        ValueError: Something in the experiment cannot be used.
         OSError: The disk is full; what was written before is whole.
     """
-    arguments = build_arguments(config)
-    output_dir, is_main = Path(arguments.output_dir), process_state().is_main_process
     with failing_together():
+        arguments = build_arguments(config)
+        output_dir, is_main = Path(arguments.output_dir), process_state().is_main_process
         check_output_dir(output_dir, config)
     if (output_dir / RECORD_FILE).exists():
         return read_records(output_dir / RECORD_FILE)[0]
@@ -103,7 +102,7 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
             if is_main:
                 held.enter_context(claimed_output_dir(output_dir, config))
 
-        trainer = _make_trainer(config, arguments, model, data, callbacks)
+        trainer = make_trainer(config, arguments, model, data, callbacks)
         checkpoint = get_last_checkpoint(output_dir)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
@@ -111,7 +110,7 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
             if is_main:
                 model.config.use_cache = use_cache
                 save_model_folder(model, data.tokenizer, output_dir)
-                write_records(output_dir / RECORD_FILE, [record])
+                write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(model, config.name)])
     return record
 
 
@@ -167,13 +166,14 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     )
 
 
-def _make_trainer(
+def make_trainer(
     config: ExperimentConfig,
     arguments: TrainingArguments,
     model: PreTrainedModel,
     data: PreparedData,
-    callbacks: Sequence[TrainerCallback],
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> ExactTrainer:
+    """The Trainer of an experiment, whose output folder exists; precision ``auto`` is measured here, once a run."""
     collator = PackedCollator(data.tokenizer.pad_token_id)
     if config.precision == "auto":
         batch = collator([data.train[i] for i in range(min(arguments.per_device_train_batch_size, len(data.train)))])

@@ -1,0 +1,90 @@
+"""TrainingArguments of an experiment: the project's defaults, and what would break its promises refused."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from modeling_alibi_gpt.training.arguments import build_arguments
+
+
+def test_defaults_lie_beneath_what_the_experiment_says(make_experiment: Callable[..., Any]) -> None:
+    arguments = build_arguments(make_experiment())
+    assert (arguments.save_total_limit, arguments.greater_is_better, arguments.report_to) == (2, False, [])
+    assert arguments.use_cpu == (not torch.accelerator.is_available())
+    arguments = build_arguments(make_experiment("training.save_total_limit=5", "training.learning_rate=3e-4"))
+    assert (arguments.save_total_limit, arguments.learning_rate) == (5, 3e-4)
+
+
+@pytest.mark.parametrize(("accumulation", "device_batch_size"), [(1, 4), (2, 2), (4, 1)])
+def test_a_global_batch_is_shared_out(
+    make_experiment: Callable[..., Any], accumulation: int, device_batch_size: int
+) -> None:
+    config = make_experiment(f"training.gradient_accumulation_steps={accumulation}", "training.use_cpu=true")
+    assert build_arguments(config).per_device_train_batch_size == device_batch_size
+
+
+def test_precision_decides_autocast(make_experiment: Callable[..., Any]) -> None:
+    for precision, expected in (("float32", (False, "no")), ("bfloat16", (True, "bf16")), ("auto", (False, "no"))):
+        arguments = build_arguments(make_experiment(f"precision={precision}", "training.use_cpu=true"))
+        assert (arguments.bf16, arguments.mixed_precision) == expected
+
+
+def test_a_launcher_cannot_change_the_precision(
+    make_experiment: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="the launcher asks for mixed precision 'bf16'"):
+        build_arguments(make_experiment())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["training.max_step=3"], "unknown key 'training.max_step'; did you mean 'training.max_steps'?"),
+        (["training.overwrite_output_dir=true"], "unknown key 'training.overwrite_output_dir'"),
+        (["training.learning_rate=fast"], "'training.learning_rate' must be float, got 'fast'"),
+        (["training.max_steps=1e3"], "'training.max_steps' must be int, got 1000.0"),
+        (["training.eval_strategy=never"], "training: never is not a valid IntervalStrategy"),
+        (["training.optim=adamm"], "training: adamm is not a valid OptimizerNames"),
+        (["training.warmup_steps=-1"], "training: .*warmup_steps"),
+        (["training.bf16=true"], "training.bf16 cannot be set: say 'precision: bfloat16'"),
+        (["training.fp16=true"], "training.fp16 cannot be set"),
+        (["training.save_only_model=true"], "could not go on from such checkpoints"),
+        (["training.ignore_data_skip=true"], "would see other data"),
+        (["training.auto_find_batch_size=true"], "the global batch must stay what the experiment says"),
+        (["training.resume_from_checkpoint=here"], "goes on by itself"),
+        (["training.per_device_train_batch_size=2"], "either global_batch_size or .*, not both"),
+        (["global_batch_size=5", "training.gradient_accumulation_steps=2"], r"global_batch_size \(5\) must be a mult"),
+        (["global_batch_size=0"], r"global_batch_size \(0\)"),
+        (["training.save_steps=5"], r"training.save_steps \(5\) must be a multiple of training.logging_steps \(2\)"),
+        (["training.save_steps=0.5"], "must be whole numbers of steps"),
+        (["training.save_strategy=epoch"], r"training.save_strategy \(epoch\) must be .* \(steps\)"),
+        (
+            ["training.save_strategy=best", "training.eval_strategy=steps", "training.eval_steps=3"],
+            r"training.eval_steps \(3\) must be a multiple",
+        ),
+        (["training.report_to=nowhere"], "'nowhere' is unknown or not installed; here there are .*tensorboard"),
+        (["training.metric_for_best_model=accuracy"], "must be one of loss, nats_per_token, got 'accuracy'"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(
+    make_experiment: Callable[..., Any], settings: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_arguments(make_experiment(*settings))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["training.save_strategy=no", "training.logging_steps=3"],
+        ["training.logging_strategy=no", "training.save_steps=5"],
+        ["training.save_strategy=epoch", "training.logging_strategy=epoch"],
+        ["training.bf16=false"],
+        ["training.metric_for_best_model=eval_nats_per_token", "training.report_to=[tensorboard]"],
+    ],
+)
+def test_what_breaks_no_promise_is_allowed(make_experiment: Callable[..., Any], settings: list[str]) -> None:
+    build_arguments(make_experiment(*settings))

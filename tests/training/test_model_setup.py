@@ -1,0 +1,193 @@
+"""Fine-tuning starts from the checkpoint's weights, and a model that cannot be what was asked for is refused."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import MptConfig, MptForCausalLM
+
+from modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
+from modeling_alibi_gpt.training.model_setup import build_model
+from modeling_alibi_gpt.training.tokenization import load_tokenizer
+from modeling_alibi_gpt.training.trainer import train
+
+
+MakeExperiment = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def pretrain(write_experiment: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Folder of a model trained by the tiny experiment with the given settings."""
+
+    def pretrain(*settings: str) -> str:
+        experiment_file = write_experiment(tmp_path_factory.mktemp("pretrained"))
+        return train(load_config(ExperimentConfig, str(experiment_file), settings))["model_dir"]
+
+    return functools.cache(pretrain)
+
+
+@pytest.fixture
+def checkpoint(pretrain: Callable[..., str]) -> str:
+    return pretrain()
+
+
+@pytest.fixture
+def fine_tune(make_experiment: MakeExperiment, checkpoint: str) -> MakeExperiment:
+    """The tiny experiment from the checkpoint."""
+    return lambda *settings: make_experiment("model.config=null", f"model.checkpoint={checkpoint}", *settings)
+
+
+def build(config: Any) -> Any:
+    return build_model(config, load_tokenizer(config.model.checkpoint))
+
+
+def test_fine_tuning_goes_on_from_the_checkpoint(fine_tune: MakeExperiment, checkpoint: str) -> None:
+    pretrained = AlibiGPTForCausalLM.from_pretrained(checkpoint).state_dict()
+    model = build(fine_tune())
+    assert all(torch.equal(tensor, pretrained[name]) for name, tensor in model.state_dict().items())
+    assert model.dtype == torch.float32
+
+    record = train(fine_tune("training.learning_rate=1e-3"))
+    before = json.loads((Path(checkpoint) / "training.jsonl").read_text())
+    assert record["validation_nats_per_token"] < before["validation_nats_per_token"]
+    assert record["loss_history"][0]["nats_per_token"] < before["loss_history"][0]["nats_per_token"] - 0.5
+    vocabularies = (Path(folder, "tokenizer.json").read_text() for folder in (checkpoint, record["model_dir"]))
+    assert len(set(vocabularies)) == 1
+
+
+@pytest.mark.parametrize(("length", "expected"), [(16, 32), (32, 32), (48, 48)])
+def test_the_training_length_of_a_model_only_grows(fine_tune: MakeExperiment, length: int, expected: int) -> None:
+    assert build(fine_tune(f"data.train_length_tokens={length}")).config.train_context_length == expected
+
+
+def test_overrides_change_the_position_method_and_nothing_else(fine_tune: MakeExperiment, checkpoint: str) -> None:
+    config = fine_tune("model.overrides.alibi_beta=2.0", "model.overrides.alibi_trainable=slopes")
+    model = build(config)
+    position_method = model.model.position_method
+    assert torch.allclose(position_method.layer_slopes(0), 2 * torch.tensor([1 / 16, 1 / 256]), rtol=1e-6)
+    pretrained = AlibiGPTForCausalLM.from_pretrained(checkpoint).state_dict()
+    new = {name for name in model.state_dict() if name not in pretrained}
+    assert new == {"model.position_method.bias_log_slopes"}
+
+
+@pytest.mark.parametrize("position_method", ["learned", "rope", "none"])
+def test_another_position_method_can_be_learned_from_there(fine_tune: MakeExperiment, position_method: str) -> None:
+    record = train(fine_tune(f"model.overrides.position_method={position_method}", "training.max_steps=2"))
+    assert record["position_method"] == position_method
+
+
+def test_other_architectures_are_fine_tuned_too(
+    make_experiment: MakeExperiment, checkpoint: str, tmp_path: Path
+) -> None:
+    tokenizer, folder = load_tokenizer(checkpoint), tmp_path / "mpt"
+    config = MptConfig(vocab_size=len(tokenizer), d_model=16, n_heads=2, n_layers=1, max_seq_len=32)
+    MptForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    fine_tuning = ("model.config=null", f"model.checkpoint={folder}")
+    with pytest.raises(ValueError, match=f"{folder} cannot read data.train_length_tokens = 48"):
+        train(make_experiment(*fine_tuning, "data.train_length_tokens=48"))
+    record = train(make_experiment(*fine_tuning))
+    assert (record["position_method"], record["num_steps"]) == ("mpt", 10)
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["data.train_length_tokens=33"], "cannot read data.train_length_tokens = 33: learned positions end at"),
+        (["model.overrides.alibi_beta=0"], "beta must be a finite number above 0, got 0"),
+        (["model.overrides.alibi_beat=1"], "unknown key 'model.overrides.alibi_beat'; did you mean .*alibi_beta'?"),
+        (["model.overrides.num_hidden_layers=3"], "lacks weights, among them model.layers.2"),
+        (
+            ["model.overrides.num_hidden_layers=1"],
+            "has, beyond those of its config, weights, among them model.layers.1",
+        ),
+        (["model.overrides.hidden_size=32"], "cannot be loaded"),
+        (["model.attn_implementation=flash_attention_2"], "does not support Flash Attention 2"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_what_was_asked_for_is_refused(
+    pretrain: Callable[..., str], make_experiment: MakeExperiment, tmp_path: Path, settings: list[str], message: str
+) -> None:
+    folder = pretrain("model.overrides.position_method=learned")
+    config = make_experiment("model.config=null", f"model.checkpoint={folder}", *settings)
+    with pytest.raises(ValueError, match=message):
+        train(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_override_that_trained_slopes_would_ignore_is_refused(
+    pretrain: Callable[..., str], make_experiment: MakeExperiment
+) -> None:
+    folder = pretrain("model.overrides.alibi_trainable=beta")
+    fine_tuning = ["model.config=null", f"model.checkpoint={folder}"]
+    with pytest.raises(ValueError, match="model.overrides.alibi_beta changes nothing: the slopes .* are weights"):
+        train(make_experiment(*fine_tuning, "model.overrides.alibi_beta=2.0"))
+    with pytest.raises(ValueError, match="weights, among them model.position_method.bias_log_beta"):
+        train(make_experiment(*fine_tuning, "model.overrides.alibi_trainable=none"))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("keep", [0.0, 0.5, None])
+def test_a_damaged_checkpoint_is_refused(
+    make_experiment: MakeExperiment, checkpoint: str, tmp_path: Path, name: str, keep: float | None
+) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("checkpoint-*"))
+    path = folder / name
+    if keep is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    with pytest.raises(ValueError, match=str(folder)):
+        train(make_experiment("model.config=null", f"model.checkpoint={folder}"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_checkpoint_is_refused(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        train(make_experiment("model.config=null", f"model.checkpoint={tmp_path / 'nowhere'}"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["model.config.hiden_size=16"],
+            "unknown field 'hiden_size' in the config of AlibiGPT; did you mean 'hidden_",
+        ),
+        (["model.config.hidden_size=wide"], "model.config: .*'hidden_size'"),
+        (
+            ["model.config.num_attention_heads=3"],
+            r"hidden_size \(16\) must be a multiple of num_attention_heads \(3\)",
+        ),
+        (["model.config.alibi_beta=-1"], "beta must be a finite number above 0, got -1"),
+        (["model.config.alibi_beta=.nan"], "beta must be a finite number above 0, got nan"),
+        (["model.overrides.alibi_slopes=[1.0]", "model.overrides.alibi_slope_kind=custom"], "expected 2 values"),
+        (["model.config.model_type=gpt2"], "model.config is of type 'gpt2', expected alibi_gpt"),
+        (["model.config=missing.json"], "missing.json: no such file"),
+        (["model.config.vocab_size=200"], "vocab_size must be at least 257"),
+        (["model.attn_implementation=flash_attention_2"], "does not support Flash Attention 2"),
+        (["model.attn_implementation=sdpaa"], "sdpaa"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused(
+    make_experiment: MakeExperiment, tmp_path: Path, settings: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        train(make_experiment(*settings))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(make_experiment: MakeExperiment, checkpoint: str) -> None:
+    message = "the tokenizer has 270 tokens but the model only 260; set vocab_size to at least 270"
+    with pytest.raises(ValueError, match=message):
+        train(make_experiment(f"data.tokenizer={checkpoint}", "model.config.vocab_size=260"))

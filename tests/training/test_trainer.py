@@ -1,0 +1,138 @@
+"""What a run leaves behind, that its loss is the one it should be, and Trainer itself in a user's hands."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    pipeline,
+)
+
+from modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
+from modeling_alibi_gpt.reporting.records import check_record, read_records
+from modeling_alibi_gpt.training.arguments import build_arguments
+from modeling_alibi_gpt.training.exact_trainer import ExactTrainer
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.model_setup import build_model
+from modeling_alibi_gpt.training.trainer import make_trainer, prepare_data, train
+
+
+MakeExperiment = Callable[..., ExperimentConfig]
+EPS = torch.finfo(torch.float32).eps
+
+
+def test_a_run_leaves_a_model_a_tokenizer_and_a_record(make_experiment: MakeExperiment) -> None:
+    config = make_experiment()
+    record = train(config)
+    run = Path(record["model_dir"])
+    check_record(record)
+    assert read_records(run / "training.jsonl") == [record]
+    assert (record["num_steps"], record["num_train_tokens"], record["resumed_from"]) == (10, 10 * 4 * 32, None)
+    assert [entry["step"] for entry in record["loss_history"]] == [2, 4, 6, 8, 10]
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(run), AutoTokenizer.from_pretrained(run)
+    assert model.num_parameters() == record["num_parameters"]
+    assert (model.config.train_context_length, model.config.use_cache, model.dtype) == (32, True, torch.float32)
+    special = [getattr(model.config, f"{name}_token_id") for name in ("bos", "eos", "pad")]
+    assert special == 3 * [tokenizer.eos_token_id]
+    measured = evaluate_perplexity(
+        PerplexityConfig(
+            model=str(run), source=config.data.source, split="validation", length_tokens=32, max_tokens=300
+        )
+    )
+    for field in ("nats_per_token", "perplexity", "bits_per_byte"):
+        assert record[f"validation_{field}"] == measured[field]
+    assert record["num_validation_tokens"] == measured["num_tokens"] == 300
+
+
+def test_the_result_generates_text(make_experiment: MakeExperiment) -> None:
+    run = train(make_experiment("training.max_steps=2"))["model_dir"]
+    generate = pipeline("text-generation", model=run, device="cpu")
+    [result] = generate("plan window", max_new_tokens=8, do_sample=False)
+    assert result["generated_text"].startswith("plan window") and len(result["generated_text"]) > len("plan window")
+
+
+def test_a_finished_run_is_not_trained_again(make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = make_experiment("training.max_steps=2")
+    record = train(config)
+    files = {path: path.stat().st_mtime_ns for path in Path(record["model_dir"]).rglob("*")}
+    monkeypatch.setattr(ExactTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr("modeling_alibi_gpt.training.trainer.prepare_data", lambda config: pytest.fail("read again"))
+    assert train(config) == record
+    assert {path: path.stat().st_mtime_ns for path in Path(record["model_dir"]).rglob("*")} == files
+
+
+def test_evaluations_and_tensorboard(make_experiment: MakeExperiment) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = ["report_to=tensorboard", "eval_strategy=steps", "eval_steps=4", "per_device_eval_batch_size=3"]
+    record = train(make_experiment(*(f"training.{setting}" for setting in settings)))
+    [events] = Path(record["model_dir"]).glob("runs/*/events.*")
+    scalars = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in scalars.Scalars("train/loss")] == [2, 4, 6, 8, 10]
+    assert [event.value for event in scalars.Scalars("train/loss")] == pytest.approx(
+        [entry["nats_per_token"] for entry in record["loss_history"]], rel=1e-6
+    )
+    assert [event.step for event in scalars.Scalars("eval/nats_per_token")] == [4, 8, 10]
+
+
+def test_the_best_model_is_that_of_the_lowest_loss(make_experiment: MakeExperiment) -> None:
+    settings = ["eval_strategy=steps", "eval_steps=2", "save_steps=2", "load_best_model_at_end=true"]
+    settings += ["metric_for_best_model=nats_per_token", "learning_rate=3.0", "lr_scheduler_type=constant"]
+    record = train(make_experiment(*(f"training.{setting}" for setting in settings)))
+    run = Path(record["model_dir"])
+    history = json.loads((run / "checkpoint-10" / "trainer_state.json").read_text())["log_history"]
+    evaluations = {entry["step"]: entry["eval_nats_per_token"] for entry in history if "eval_loss" in entry}
+    best = min(evaluations, key=evaluations.__getitem__)
+    assert best != 10, "this learning rate must diverge, or the test shows nothing"
+    weights, best_weights = (load_file(folder / "model.safetensors") for folder in (run, run / f"checkpoint-{best}"))
+    assert all(torch.equal(weights[name], best_weights[name]) for name in best_weights)
+
+
+def test_evaluation_counts_every_token_once(make_experiment: MakeExperiment) -> None:
+    # Batches of 4 blocks, the last of which is shorter; a mean of means would weigh its tokens more.
+    config = make_experiment("training.per_device_eval_batch_size=4")
+    arguments, data = build_arguments(config), prepare_data(config)
+    trainer = make_trainer(config, arguments, build_model(config, data.tokenizer), data)
+    lengths = [len(ids) for ids in data.validation["input_ids"]]
+    assert len(lengths) % 4 and len(set(lengths)) == 2
+    nats = 0.0
+    for block in data.validation["input_ids"]:
+        ids = torch.tensor([block])
+        with torch.no_grad():
+            nats += trainer.model.eval()(input_ids=ids, labels=ids).loss.item() * (len(block) - 1)
+    expected = nats / (sum(lengths) - len(lengths))
+    assert trainer.evaluate()["eval_nats_per_token"] == pytest.approx(expected, rel=sum(lengths) * EPS)
+
+
+def test_autocast_to_bfloat16_is_in_force(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    precise = train(make_experiment(f"training.output_dir={tmp_path / 'float32'}"))
+    rounded = train(make_experiment("precision=bfloat16"))
+    assert (precise["bf16"], rounded["bf16"]) == (False, True)
+    first, first_rounded = precise["loss_history"][0], rounded["loss_history"][0]
+    assert first_rounded != first
+    # Two roundings to 8 bits lie between a hidden state and its logit.
+    assert first_rounded["nats_per_token"] == pytest.approx(first["nats_per_token"], rel=2 * 2**-8)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "run" / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("kind", ["beta", "slopes"])
+def test_slopes_learn_stay_positive_and_are_saved(make_experiment: MakeExperiment, kind: str) -> None:
+    settings = [f"model.overrides.alibi_trainable={kind}", "model.overrides.alibi_beta=0.5"]
+    # A rate that takes exp(-1) off a slope in a step, from which no sum of steps gets to 0.
+    run = train(make_experiment(*settings, "training.learning_rate=1.0", "training.max_steps=4"))["model_dir"]
+    model = AlibiGPTForCausalLM.from_pretrained(run)
+    slopes = torch.stack([model.model.position_method.layer_slopes(layer) for layer in range(2)])
+    start = model.config.base_alibi_slopes()
+    assert (slopes > 0).all() and ((slopes - start).abs() > 0.05 * start).all()
+    assert not torch.equal(slopes[0], slopes[1]), "every layer learns its own"
+    if kind == "beta":
+        assert torch.allclose(slopes / start, (slopes / start)[:, :1], rtol=4 * EPS), "one factor for all heads"
+    stored = load_file(Path(run) / "model.safetensors")[f"model.position_method.bias_log_{kind}"]
+    assert torch.equal(stored, getattr(model.model.position_method, f"bias_log_{kind}"))
