@@ -278,7 +278,7 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
     def _layer_bias(self, layer_idx: int) -> Callable[[Tensor, Tensor, torch.dtype], Tensor | None] | None:
         if not self.position_method.has_bias:
             return None
-        return lambda query_positions, key_positions, dtype: self.position_method.bias(
+        return lambda query_positions, key_positions, dtype: self.position_method(
             layer_idx, query_positions, key_positions, dtype
         )
 

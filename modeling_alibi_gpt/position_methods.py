@@ -64,6 +64,15 @@ class PositionMethod(nn.Module):
         """
         return None
 
+    def forward(
+        self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype
+    ) -> Tensor | None:
+        """``bias``, by calling the module: what offloads or shards weights brings them back where a module is called.
+
+        Parameters of ``embed`` and ``rotate`` belong into submodules, which are called too.
+        """
+        return self.bias(layer_idx, query_positions, key_positions, dtype)
+
 
 class AlibiPositions(PositionMethod):
     """ALiBi: a penalty on distance, one slope a head (Press et al. 2022, arXiv:2108.12409, section 3).

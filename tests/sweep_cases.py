@@ -1,6 +1,5 @@
 """A tiny sweep for the tests, seconds for all its trainings, and what its worker processes do."""
 
-import json
 import os
 import random
 import time
@@ -9,6 +8,8 @@ from typing import Any
 
 from optuna.distributions import FloatDistribution
 from optuna.trial import Trial
+
+from modeling_alibi_gpt.reporting.records import read_records
 
 
 def tiny_experiment(root: Path, **training: Any) -> dict[str, Any]:
@@ -41,14 +42,19 @@ def tiny_experiment(root: Path, **training: Any) -> dict[str, Any]:
 
 def losses(output_dir: str | Path) -> dict[Any, list[float]]:
     """What a sweep found, by beta or by what was learned with which seed; equal for equal sweeps."""
-    lines = Path(output_dir, "trials.jsonl").read_text(encoding="utf-8").splitlines()
     found: dict[Any, list[float]] = {}
-    for record in map(json.loads, lines):
+    for record in read_records(Path(output_dir, "trials.jsonl")):
         is_trial = record["kind"] == "beta_trial"
         key = record["beta"] if is_trial else (record["alibi_trainable"], record["seed"])
         assert key not in found
         found[key] = record["nats_per_token_by_seed"] if is_trial else [record["nats_per_token"]]
     return found
+
+
+def training_record(folder: str | Path) -> dict[str, Any]:
+    """The record of the finished training in ``folder``."""
+    [record] = [record for record in read_records(Path(folder, "training.jsonl")) if record["kind"] == "training"]
+    return record
 
 
 def share_points(url: str, points: list[float], num_sampled: int, folder: Path) -> None:

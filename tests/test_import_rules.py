@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "modeling_alibi_gpt"
-TRAVELLING = sorted(path for path in PACKAGE.glob("*.py") if path.name != "__init__.py")
+TRAVELLING = sorted(path for path in PACKAGE.glob("*.py") if not path.name.startswith("__"))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 

@@ -9,6 +9,9 @@ import pytest
 import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.reporting.page import markdown_table
+from modeling_alibi_gpt.reporting.records import read_records
+from modeling_alibi_gpt.reporting.tables import beta_table, extrapolation_table, group_by
 from modeling_alibi_gpt.training.corpora import load_documents
 from modeling_alibi_gpt.training.tokenization import train_tokenizer
 
@@ -57,3 +60,12 @@ def test_make_targets_exist() -> None:
 def test_linked_files_exist() -> None:
     for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / link).exists(), link
+
+
+def test_tables_are_those_of_the_records() -> None:
+    """A figure in the README comes from a file under results/, letter by letter."""
+    (path,) = (ROOT / "results").glob("demo_*.jsonl")
+    assert f"results/{path.name}" in README
+    by_kind = group_by(read_records(path), lambda record: record["kind"])
+    assert markdown_table(extrapolation_table(by_kind["extrapolation"])) in README
+    assert markdown_table(beta_table(by_kind["beta_trial"])) in README

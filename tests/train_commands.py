@@ -3,6 +3,7 @@
 They are forked from one that has imported everything, so that each starts in a moment.
 """
 
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -61,6 +62,7 @@ def exit_code(process: BaseProcess, timeout_seconds: float = 60) -> int:
 def _run_script(
     arguments: Sequence[str], folder: Path, cache: str, killed_at: str | int | None, environment: dict[str, str]
 ) -> None:
+    gc.freeze()  # every run collects garbage, which over all that is imported takes longer than the run
     os.environ.update(environment)
     datasets.config.HF_DATASETS_CACHE = cache
     torch.set_num_threads(1)

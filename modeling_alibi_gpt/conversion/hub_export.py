@@ -78,6 +78,6 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
 
 def _files_to_copy(source: Path) -> list[Path]:
     checkpoint_files = [path for pattern in _CHECKPOINT_PATTERNS for path in source.glob(pattern) if path.is_file()]
-    # The rule of the house: flat files of the package travel, its folders and its __init__.py stay home.
+    # The rule of the house: flat files of the package travel; its folders, __init__.py and __main__.py stay home.
     package = Path(modeling_alibi_gpt.__file__).parent
-    return checkpoint_files + [path for path in package.glob("*.py") if path.name != "__init__.py"]
+    return checkpoint_files + [path for path in package.glob("*.py") if not path.name.startswith("__")]

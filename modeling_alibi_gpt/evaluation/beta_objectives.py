@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 BETA = "alibi_beta"
 TRAINABLE = "alibi_trainable"
+# The text itself is known by its fingerprint.
+_NOT_DECIDING = {"training": ("output_dir", "seed"), "data": ("source", "validation_source", "cache_dir")}
 
 
 class Objective(Protocol):
@@ -75,23 +77,19 @@ class RetrainObjective:
         self.experiment = _self_contained(
             sweep.experiment if isinstance(sweep.experiment, dict) else read_mapping(str(sweep.experiment))
         )
-        if (method := getattr(model_config(self.experiment.model), "position_method", None)) != "alibi":
+        trial_config = model_config(self._experiment(Path("unused"), sweep.seeds[0], beta=1.0).model)
+        if (method := getattr(trial_config, "position_method", None)) != "alibi":
             raise ValueError(f"a sweep of beta needs position_method alibi, the experiment has {method!r}")
         if self.experiment.precision == "auto":
             raise ValueError("a sweep needs one precision for all its trainings: float32 or bfloat16, not auto")
         if build_arguments(self.experiment).eval_strategy == "no" and sweep.pruning:
             raise ValueError("pruning needs evaluations during training: set training.eval_strategy in the experiment")
         self.trained_points = [{TRAINABLE: kind, "seed": seed} for kind in sweep.trained for seed in sweep.seeds]
-        settings = dataclasses.asdict(self.experiment)
-        for key in ("output_dir", "seed"):
-            settings["training"].pop(key, None)
-        for key in (BETA, TRAINABLE):
-            settings["model"]["overrides"].pop(key, None)
         self.data_fingerprint = prepare_data(self.experiment).fingerprint
         self.settings = {
             "mode": "retrain",
             "seeds": sweep.seeds,
-            "experiment": settings,
+            "experiment": self._settings(),
             "text": self.data_fingerprint,
         }
 
@@ -132,6 +130,17 @@ class RetrainObjective:
         with _folder_beside(folder) as beside:
             shutil.copytree(source, beside, ignore=shutil.ignore_patterns(".*", "checkpoint-*", "runs"))
         return True
+
+    def _settings(self) -> dict[str, Any]:
+        """The experiment without what each trial sets and without places, which differ between machines."""
+        settings = dataclasses.asdict(self.experiment)
+        for section, keys in _NOT_DECIDING.items():
+            settings[section] = {key: value for key, value in settings[section].items() if key not in keys}
+        for key in (BETA, TRAINABLE):
+            settings["model"]["overrides"].pop(key, None)
+        if (checkpoint := self.experiment.model.checkpoint) is not None and Path(checkpoint).is_dir():
+            settings["model"]["checkpoint"] = checkpoint_fingerprint(checkpoint)
+        return settings
 
     def _trial_dir(self, beta: float, seed: int) -> Path:
         return Path(self.sweep.output_dir) / "trials" / f"beta-{beta!r}-seed-{seed}"

@@ -124,7 +124,7 @@ def render_markdown(title: str, sections: Sequence[Section], *, figures_folder: 
         parts += [f"## {_escape(section.title)}", _escape(section.sentence)]
         parts += [f"![{_escape(picture.alt)}]({figures_folder}/{picture.file_name})" for picture in section.pictures]
         for table in section.tables:
-            parts.append(_markdown_table(table))
+            parts.append(markdown_table(table))
             if table.footnotes:
                 parts.append("\n".join(f"{n}. {_escape(note)}" for n, note in enumerate(table.footnotes, start=1)))
     return "\n\n".join(parts) + "\n"
@@ -134,7 +134,7 @@ def _word_class(table: Table, column: int) -> Markup:
     return Markup(' class="word"' if column < table.num_text_columns else "")
 
 
-def _markdown_table(table: Table) -> str:
+def markdown_table(table: Table) -> str:
     lines = [table.header, [":--" if n < table.num_text_columns else "--:" for n in range(len(table.header))]]
     for index, row in enumerate(table.rows):
         cells = map(_escape, row)

@@ -32,3 +32,9 @@ class ExactTrainer(Trainer):
         """Nothing where the checkpoint is of the last step already: Trainer would train one more."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(**kwargs)
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Nothing about tied weights, which a checkpoint holds once under their other name."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from optuna.trial import TrialState
-from sweep_cases import tiny_experiment
+from sweep_cases import tiny_experiment, training_record
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from modeling_alibi_gpt.evaluation import beta_objectives, beta_study, beta_sweep
@@ -98,7 +98,7 @@ def test_every_beta_is_trained_with_every_seed(finished: SweepConfig):
     ]
     for trial in trials:
         for seed, nats in zip(trial["seeds"], trial["nats_per_token_by_seed"], strict=True):
-            [run] = read_records(f"{finished.output_dir}/trials/beta-{trial['beta']}-seed-{seed}/training.jsonl")
+            run = training_record(f"{finished.output_dir}/trials/beta-{trial['beta']}-seed-{seed}")
             assert (run["seed"], run["validation_nats_per_token"]) == (seed, nats)
         assert trial["nats_per_token"] == sum(trial["nats_per_token_by_seed"]) / 2
     assert len({nats for trial in trials for nats in trial["nats_per_token_by_seed"]}) == 4
@@ -109,7 +109,7 @@ def test_what_was_learned_stands_beside(finished: SweepConfig):
     by_run = {(record["alibi_trainable"], record["seed"]): record for record in trained}
     assert sorted(by_run) == [("beta", 0), ("beta", 1), ("slopes", 0), ("slopes", 1)]
     for (kind, seed), record in by_run.items():
-        [run] = read_records(f"{finished.output_dir}/trained/{kind}-seed-{seed}/training.jsonl")
+        run = training_record(f"{finished.output_dir}/trained/{kind}-seed-{seed}")
         assert record["nats_per_token"] == run["validation_nats_per_token"]
         slopes = torch.tensor(record["slopes_by_layer"])
         start = torch.tensor([[1 / 16, 1 / 256]])
@@ -210,8 +210,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
     monkeypatch.setattr(beta_objectives, "train", train)
     result = run_sweep(config)
     [folder] = Path(config.output_dir, "trials").glob("beta-*")
-    [record] = read_records(folder / "training.jsonl")
-    assert record["resumed_from"] == "checkpoint-4"
+    assert training_record(folder)["resumed_from"] == "checkpoint-4"
     assert not list(folder.glob("checkpoint-*")), "checkpoints of finished trials are of no use"
     if betas:
         whole = records_of(finished, "beta_trial")[1]
@@ -219,7 +218,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
 
 
 def test_trainings_that_fall_behind_are_pruned(root: Path, tmp_path: Path, trainings: list[str]):
-    experiment = tiny_experiment(root, eval_strategy="steps", eval_steps=2, learning_rate=0.05)
+    experiment = tiny_experiment(root, eval_strategy="steps", eval_steps=2, learning_rate=0.05, max_steps=4)
     # Steeper than any slope of use: a head sees no other token than its own.
     betas = [0.5, 1, 2, 1e4]
     config = SweepConfig(
@@ -243,7 +242,7 @@ def test_trainings_that_fall_behind_are_pruned(root: Path, tmp_path: Path, train
     assert not list(Path(config.output_dir).glob("trials/*/checkpoint-*"))
     assert result["num_trials"] == 3
     study = open_study("beta", config.storage_url, beta_objectives.RetrainObjective(config).settings)
-    assert [sorted(trial.intermediate_values) for trial in study.get_trials()][0] == [2, 4, 6]
+    assert [sorted(trial.intermediate_values) for trial in study.get_trials()] == [[2, 4]] * 3 + [[2]]
 
 
 @pytest.fixture
@@ -439,22 +438,42 @@ def test_a_study_of_another_objective(mistake: str, copied: SweepConfig, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in Path(copied.output_dir).rglob("*.json*")} == before
 
 
-def test_a_text_that_changed_is_another_objective(copied: SweepConfig, tmp_path: Path):
-    source = copied.experiment["data"]["source"].removeprefix("text:")
-    changed = tmp_path / "words.txt"
-    shutil.copy(source, changed)
-    data = copied.experiment["data"] | {"source": f"text:{changed}"}
-    config = dataclasses.replace(
-        copied,
-        output_dir=str(tmp_path / "other"),
-        experiment=copied.experiment | {"data": data},
-        betas=[1],
-        trained=[],
-    )
+def test_an_objective_is_its_text_wherever_it_lies(copied: SweepConfig, tmp_path: Path, trainings: list[str]):
+    moved = tiny_experiment(tmp_path)
+    run_sweep(dataclasses.replace(copied, experiment=moved))
+    assert trainings == [], "the same text at another place, as on another machine"
+    with (tmp_path / "words.txt").open("a", encoding="utf-8") as file:
+        file.write(" another")
+    with pytest.raises(ValueError, match="is of another objective"):
+        run_sweep(dataclasses.replace(copied, experiment=moved))
+
+
+def test_a_model_is_its_file_when_the_sweep_begins(finished: SweepConfig, copied: SweepConfig, tmp_path: Path):
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(finished.experiment["model"]["config"]), encoding="utf-8")
+    config = dataclasses.replace(copied, experiment=finished.experiment | {"model": {"config": str(path)}})
     run_sweep(config)
-    changed.write_text(changed.read_text() + " another word", encoding="utf-8")
+    best = json.loads(Path(config.output_dir, "best.json").read_text())
+    assert best["model"]["config"] == finished.experiment["model"]["config"], "complete without that file"
+    path.write_text(json.dumps(finished.experiment["model"]["config"] | {"hidden_size": 8}), encoding="utf-8")
     with pytest.raises(ValueError, match="is of another objective"):
         run_sweep(config)
+
+
+def test_fine_tuning_is_swept_from_one_checkpoint(finished: SweepConfig, tmp_path: Path):
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(f"{finished.output_dir}/best_model", checkpoint)
+    experiment = finished.experiment | {"model": {"checkpoint": str(checkpoint)}}
+    config = SweepConfig(output_dir=str(tmp_path / "tuned"), experiment=experiment, betas=[1, 2], trained=[])
+    result = run_sweep(config)
+    tuned = AutoModelForCausalLM.from_pretrained(result["best_model"]).config
+    assert (tuned.alibi_beta, tuned.alibi_trainable) == (result["best_beta"], "none")
+    shutil.copy(f"{finished.output_dir}/trials/beta-0.5-seed-1/model.safetensors", checkpoint)
+    with pytest.raises(ValueError, match="is of another objective"):
+        run_sweep(config)
+    learned = {"checkpoint": f"{finished.output_dir}/trained/beta-seed-0"}
+    with pytest.raises(ValueError, match="alibi_beta changes nothing"):
+        run_sweep(dataclasses.replace(config, experiment=experiment | {"model": learned}))
 
 
 def test_one_process_a_worker(copied: SweepConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):

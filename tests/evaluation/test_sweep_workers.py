@@ -19,11 +19,10 @@ import optuna
 import pytest
 import yaml
 from optuna.trial import FrozenTrial
-from sweep_cases import losses, share_points, tiny_experiment
+from sweep_cases import losses, share_points, tiny_experiment, training_record
 from transformers import AutoModelForCausalLM
 
 from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig, run_sweep
-from modeling_alibi_gpt.reporting.records import read_records
 
 
 ROOT = Path(__file__).parents[2]
@@ -123,7 +122,7 @@ def test_a_sweep_killed_again_and_again_reaches_the_same_result(
         complete = [str(trial.params) for trial in trials if trial.state.name == "COMPLETE"]
         assert len(set(complete)) == len(complete)
         assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}
-    resumed = [read_records(path)[0]["resumed_from"] for path in finished]
+    resumed = [training_record(path.parent)["resumed_from"] for path in finished]
     assert len(resumed) == 8
     assert any(resumed), "trainings went on from their checkpoints"
 
@@ -169,8 +168,8 @@ def test_scripts_started_at_once_share_a_study_and_survive_one_of_them(
     assert Counter(trial.params["alibi_beta"] for trial in trials if trial.state.name == "COMPLETE") == Counter(BETAS)
     [lost] = [trial for trial in trials if trial.state.name == "FAIL"]
     assert lost.user_attrs["worker"]["pid"] == victim.pid
-    resumed = [read_records(path)[0] for path in finished_runs(config)]
-    assert any(run["resumed_from"] for run in resumed), "the lost trial went on from its checkpoint"
+    resumed = [training_record(path.parent)["resumed_from"] for path in finished_runs(config)]
+    assert any(resumed), "the lost trial went on from its checkpoint"
 
 
 def pid_in_the_middle_of_a_training(config: SweepConfig) -> int:

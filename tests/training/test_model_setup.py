@@ -1,7 +1,6 @@
 """Fine-tuning starts from the checkpoint's weights, and a model that cannot be what was asked for is refused."""
 
 import functools
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from transformers import MptConfig, MptForCausalLM
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.reporting.records import read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
 from modeling_alibi_gpt.training.model_setup import build_model
 from modeling_alibi_gpt.training.tokenization import load_tokenizer
@@ -54,7 +54,7 @@ def test_fine_tuning_goes_on_from_the_checkpoint(fine_tune: MakeExperiment, chec
     assert model.dtype == torch.float32
 
     record = train(fine_tune("training.learning_rate=1e-3"))
-    before = json.loads((Path(checkpoint) / "training.jsonl").read_text())
+    before = read_records(Path(checkpoint) / "training.jsonl")[0]
     assert record["validation_nats_per_token"] < before["validation_nats_per_token"]
     assert record["loss_history"][0]["nats_per_token"] < before["loss_history"][0]["nats_per_token"] - 0.5
     vocabularies = (Path(folder, "tokenizer.json").read_text() for folder in (checkpoint, record["model_dir"]))

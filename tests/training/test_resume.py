@@ -42,7 +42,6 @@ CHECKPOINT_FILES = (  # in the order in which Trainer writes them
     *("scheduler.pt", "rng_state.pth", "trainer_state.json"),
 )
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
-    "emptied": lambda data: b"",
     "halved": lambda data: data[: len(data) // 2],
     "one byte short": lambda data: data[:-1],
 }
@@ -50,7 +49,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 def outcome(folder: Path) -> tuple[bytes, dict[str, Any]]:
     """Final weights and record of a run, without what tells one call from another."""
-    [record] = read_records(folder / "training.jsonl")
+    record = read_records(folder / "training.jsonl")[0]
     for field in ("model_dir", "provenance", "train_seconds", "resumed_from"):
         del record[field]
     return (folder / "model.safetensors").read_bytes(), record
@@ -101,7 +100,7 @@ def test_killed_at_every_file_operation(experiment_file: Path, uninterrupted: An
 @pytest.mark.parametrize(
     "settings",
     [
-        ["training.gradient_accumulation_steps=2", "training.save_steps=2", "training.eval_strategy=steps"],
+        ["training.gradient_accumulation_steps=2", "data.isolate_documents=true", "training.eval_strategy=epoch"],
         ["training.save_strategy=epoch", "training.logging_strategy=epoch"],
         ["precision=bfloat16", "training.lr_scheduler_type=cosine", "model.overrides.alibi_trainable=slopes"],
     ],
@@ -117,6 +116,15 @@ def test_other_ways_to_train_resume_too(
     assert exit_code(start_training(experiment_file, *settings)) == 0
     assert exit_code(straight) == 0
     assert outcome(tmp_path / "run") == outcome(tmp_path / "straight" / "run")
+
+
+@pytest.mark.slow
+def test_data_loaders_that_outlive_a_kill_do_not_block_the_next_run(experiment_file: Path, uninterrupted: Any) -> None:
+    settings = ["training.dataloader_num_workers=1", "training.save_steps=2"]
+    process = start_training(experiment_file, *settings, killed_at="os.mkdir checkpoint-6")  # within an epoch
+    assert exit_code(process) == -signal.SIGKILL
+    assert train(load_config(ExperimentConfig, str(experiment_file), settings))["resumed_from"] == "checkpoint-4"
+    assert outcome(experiment_file.parent / "run") == uninterrupted
 
 
 class Interrupted:
@@ -156,7 +164,7 @@ def test_truncated_checkpoint_is_not_used(
     assert outcome(interrupted.run) == uninterrupted
 
 
-@pytest.mark.parametrize("num_files", range(len(CHECKPOINT_FILES)))
+@pytest.mark.parametrize("num_files", [0, 3, 7])
 def test_checkpoint_killed_between_its_files_is_not_used(
     interrupted: Interrupted, uninterrupted: Any, one_thread: None, num_files: int
 ) -> None:
@@ -165,6 +173,14 @@ def test_checkpoint_killed_between_its_files_is_not_used(
         (checkpoint / name).unlink()
     assert train(interrupted.config)["resumed_from"] == "checkpoint-4"
     assert outcome(interrupted.run) == uninterrupted
+
+
+def test_going_on_warns_of_nothing(
+    interrupted: Interrupted, one_thread: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    interrupted.set_back()
+    train(interrupted.config)
+    assert "missing keys" not in caplog.text, "tied weights are no missing ones"
 
 
 def test_without_a_whole_checkpoint_the_run_starts_again(

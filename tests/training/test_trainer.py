@@ -1,4 +1,4 @@
-"""What a run leaves behind, that its loss is the one it should be, and Trainer itself in a user's hands."""
+"""What a run leaves behind, and what it says when it cannot be."""
 
 import json
 from collections.abc import Callable
@@ -7,11 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    pipeline,
-)
+from train_commands import load_script
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
@@ -32,7 +29,7 @@ def test_a_run_leaves_a_model_a_tokenizer_and_a_record(make_experiment: MakeExpe
     record = train(config)
     run = Path(record["model_dir"])
     check_record(record)
-    assert read_records(run / "training.jsonl") == [record]
+    assert read_records(run / "training.jsonl")[0] == record
     assert (record["num_steps"], record["num_train_tokens"], record["resumed_from"]) == (10, 10 * 4 * 32, None)
     assert [entry["step"] for entry in record["loss_history"]] == [2, 4, 6, 8, 10]
 
@@ -136,3 +133,53 @@ def test_slopes_learn_stay_positive_and_are_saved(make_experiment: MakeExperimen
         assert torch.allclose(slopes / start, (slopes / start)[:, :1], rtol=4 * EPS), "one factor for all heads"
     stored = load_file(Path(run) / "model.safetensors")[f"model.position_method.bias_log_{kind}"]
     assert torch.equal(stored, getattr(model.model.position_method, f"bias_log_{kind}"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["trainings={}"], "unknown key 'trainings'; did you mean 'training'?"),
+        (
+            ["training.lerning_rate=1e-3"],
+            "unknown key 'training.lerning_rate'; did you mean 'training.learning_rate'?",
+        ),
+        (["training.save_steps=5"], "training.save_steps (5) must be a multiple of training.logging_steps (2)"),
+        (["data.source=text:/nowhere/*.txt"], "no file matches '/nowhere/*.txt'"),
+        (["data.source=hub"], "unknown source 'hub'"),
+        (["data.max_train_tokens=null", "data.train_length_tokens=100000"], "the corpus is too small for its context"),
+        (["data.max_train_tokens=8"], "must be at least"),
+        (["data.tokenizer=nowhere"], "no tokenizer could be loaded from 'nowhere'"),
+        (["model.config=null", "model.checkpoint=nowhere"], "nowhere"),
+        (["model.config.vocab_size=100"], "vocab_size must be at least 257"),
+        (["training.output_dir=experiment.yaml"], "experiment.yaml"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    experiment_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(experiment_file.parent)
+    command = ["--config", experiment_file.name]
+    for setting in settings:
+        command += ["--set", setting]
+    assert load_script().main(command) == 2
+    captured = capsys.readouterr()
+    [error] = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert message in error and captured.err.endswith(f"{error}\n")
+    assert captured.out == ""
+    assert [path.name for path in experiment_file.parent.iterdir()] == ["experiment.yaml"]
+
+
+def test_another_experiment_in_the_folder_is_refused(
+    experiment_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--config", str(experiment_file), "--set", "training.max_steps=2"]
+    assert load_script().main(command) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (result["kind"], result["num_steps"]) == ("training", 2)
+    assert load_script().main([*command, "--set", "model.config.alibi_beta=2.0"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "run holds another run, with other values of model.config.alibi_beta; choose another" in error
