@@ -30,10 +30,11 @@ demo: $(VENV)/.installed ## train, sweep beta, extrapolate and report, in minute
 	$(RUN) scripts/train.py --config configs/experiment/demo.yaml --set name=sinusoidal \
 		--set model.overrides.position_method=sinusoidal --set training.output_dir=runs/demo/sinusoidal
 	$(RUN) scripts/sweep_beta.py --config configs/sweep/demo.yaml
+	$(RUN) scripts/sweep_beta.py --config configs/sweep/demo_posthoc.yaml
 	$(RUN) scripts/extrapolate.py --config configs/evaluation/demo.yaml
 	$(RUN) scripts/report.py --output-dir runs/demo --title 'AlibiGPT demo' --records \
 		runs/demo/alibi/training.jsonl runs/demo/sinusoidal/training.jsonl \
-		runs/demo/sweep/trials.jsonl runs/demo/extrapolation.jsonl
+		runs/demo/sweep/trials.jsonl runs/demo/posthoc/trials.jsonl runs/demo/extrapolation.jsonl
 
 test: $(VENV)/.installed-dev ## run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto
