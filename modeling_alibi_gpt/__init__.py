@@ -34,6 +34,7 @@ AutoModelForTokenClassification.register(AlibiGPTConfig, AlibiGPTForTokenClassif
 AutoModelForQuestionAnswering.register(AlibiGPTConfig, AlibiGPTForQuestionAnswering, exist_ok=True)
 
 # Trainer (label smoothing: whether to shift the labels), pipelines and lm-eval look heads up by class name here.
+modeling_auto.MODEL_MAPPING_NAMES["alibi_gpt"] = "AlibiGPTModel"
 modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["alibi_gpt"] = "AlibiGPTForCausalLM"
 modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["alibi_gpt"] = "AlibiGPTForSequenceClassification"
 modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES["alibi_gpt"] = "AlibiGPTForTokenClassification"

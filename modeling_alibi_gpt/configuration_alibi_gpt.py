@@ -7,10 +7,13 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers.utils import logging
 
 from .alibi import alibi_slopes
 from .position_methods import POSITION_METHODS
 
+
+logger = logging.get_logger(__name__)
 
 ALIBI_TRAINABLE = ("none", "beta", "slopes")
 ALIBI_SCALING_TYPES = ("linear", "ntk", "dynamic_linear", "dynamic_ntk")
@@ -103,6 +106,16 @@ class AlibiGPTConfig(PreTrainedConfig):
 
     model_type = "alibi_gpt"
     keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
+        "position_method": "alibi_gpt_heads",
+        "layers.*.self_attn": "alibi_gpt_heads",
+        "layers.*.self_attn.q_proj": "colwise",
+        "layers.*.self_attn.k_proj": "colwise",
+        "layers.*.self_attn.v_proj": "colwise",
+        "layers.*.self_attn.o_proj": "rowwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
     base_model_pp_plan = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
@@ -246,15 +259,32 @@ class AlibiGPTConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, **kwargs)
 
     @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """Read a saved config, in which other programs may have left keys: they are kept and reported.
+
+        Keys that would mean something to a reader, such as `alibi_betta` or `n_head`, are refused here too.
+        """
+        foreign = {key: value for key, value in config_dict.items() if cls._is_unknown(key)}
+        foreign = {key: foreign[key] for key in foreign if not key.startswith("alibi_") and key not in _FOREIGN_NAMES}
+        known = {key: value for key, value in config_dict.items() if key not in foreign}
+        config, unused = super().from_dict(known, **{**kwargs, "return_unused_kwargs": True})
+        for key, value in foreign.items():
+            logger.warning_once(f"the config holds '{key}', which AlibiGPT does not read")
+            setattr(config, key, value)
+        return (config, unused) if kwargs.get("return_unused_kwargs", False) else config
+
+    @classmethod
     def _refuse_unknown_keys(cls, kwargs: dict[str, Any]) -> None:
-        allowed = _ALLOWED_EXTRA_KEYS | set(GenerationConfig._get_default_generation_params())
-        for key in kwargs:
-            if key in allowed or key.startswith("_"):
-                continue
+        for key in filter(cls._is_unknown, kwargs):
             fields = [field.name for field in dataclasses.fields(cls)]
             close = _FOREIGN_NAMES.get(key) or next(iter(difflib.get_close_matches(key, fields, n=1)), None)
             hint = f"did you mean '{close}'?" if close else "see AlibiGPTConfig for the fields"
             raise ValueError(f"unknown field '{key}' in the config of AlibiGPT; {hint}")
+
+    @classmethod
+    def _is_unknown(cls, key: str) -> bool:
+        allowed = _ALLOWED_EXTRA_KEYS | set(GenerationConfig._get_default_generation_params())
+        return key not in allowed and not key.startswith("_") and key not in cls.__dataclass_fields__
 
 
 __all__ = ["AlibiGPTConfig"]

@@ -22,7 +22,7 @@ from transformers.modeling_layers import (
     GenericForTokenClassification,
     GradientCheckpointingLayer,
 )
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, TokenClassifierOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
 from transformers.utils import auto_docstring, can_return_tuple, is_tracing
@@ -32,6 +32,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import ALL_ATTENTION_FUNCTIONS, AttentionContext, attention_backend
 from .configuration_alibi_gpt import AlibiGPTConfig
 from .position_methods import POSITION_METHODS, PositionMethod
+from .tensor_parallel import shared_by_ranks
 
 
 def eager_attention_forward(
@@ -72,6 +73,16 @@ def eager_attention_forward(
     return output, weights
 
 
+class AlibiGPTHeadRMSNorm(nn.RMSNorm):
+    """RMSNorm over ``head_dim`` with one weight for all heads, those of other tensor-parallel ranks too."""
+
+    head_mesh: Any | None = None
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        weight = shared_by_ranks(self.weight, self.head_mesh)
+        return F.rms_norm(hidden_states, self.normalized_shape, weight, self.eps)
+
+
 class AlibiGPTAttention(nn.Module):
     """Causal multi-head attention, with grouped keys and values where the config asks for them."""
 
@@ -91,8 +102,8 @@ class AlibiGPTAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, key_value_size, bias=config.use_bias)
         self.o_proj = nn.Linear(query_size, config.hidden_size, bias=config.use_bias)
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(config.head_dim, eps=config.layer_norm_epsilon)
-            self.k_norm = nn.RMSNorm(config.head_dim, eps=config.layer_norm_epsilon)
+            self.q_norm = AlibiGPTHeadRMSNorm(config.head_dim, eps=config.layer_norm_epsilon)
+            self.k_norm = AlibiGPTHeadRMSNorm(config.head_dim, eps=config.layer_norm_epsilon)
 
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries ``(B, H, Q, d)``, keys and values ``(B, H_kv, Q, d)``, clipped and normalised, before rotation."""
@@ -194,7 +205,6 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["AlibiGPTDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values", "position_method"]
-    _keep_in_fp32_modules_strict = ["bias_log_beta", "bias_log_slopes"]
     _supports_sdpa = True
     # The stock flash functions drop the bias without a word.
     _supports_flash_attn = False
@@ -382,6 +392,7 @@ def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:
 @auto_docstring(custom_intro="AlibiGPT with a language modeling head.")
 class AlibiGPTForCausalLM(AlibiGPTPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
@@ -443,8 +454,9 @@ class AlibiGPTForCausalLM(AlibiGPTPreTrainedModel, GenerationMixin):
 
 
 # The generic heads of transformers build their decoder through AutoModel, which would ask a user of remote code for
-# trust a second time; so each is built here and keeps the generic forward. They take **kwargs but do not pass the
-# number of items on to the loss, which Trainer must know to divide by its accumulation steps.
+# trust a second time; so each is built here and keeps the generic forward. That takes **kwargs but does not pass the
+# number of items on to the loss, which Trainer must know to divide by its accumulation steps. Where a row has one
+# label this is right; where it has many, the loss is computed here.
 
 
 @auto_docstring(custom_intro="AlibiGPT with a linear head on the last token of a sequence.")
@@ -461,8 +473,6 @@ class AlibiGPTForSequenceClassification(GenericForSequenceClassification, AlibiG
 
 @auto_docstring(custom_intro="AlibiGPT with a linear head on every token.")
 class AlibiGPTForTokenClassification(GenericForTokenClassification, AlibiGPTPreTrainedModel):
-    accepts_loss_kwargs = False
-
     def __init__(self, config: AlibiGPTConfig) -> None:
         AlibiGPTPreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
@@ -470,6 +480,28 @@ class AlibiGPTForTokenClassification(GenericForTokenClassification, AlibiGPTPreT
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.score = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
+
+    @can_return_tuple
+    @auto_docstring
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        outputs: TokenClassifierOutput = super().forward(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **{**kwargs, "return_dict": True}
+        )
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(outputs.logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=outputs.logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
 
 
 @auto_docstring(custom_intro="AlibiGPT with a head that marks the span of an answer.")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from .alibi import alibi_slopes, scale_slopes
+from .tensor_parallel import heads_of_rank
 
 
 class PositionMethod(nn.Module):
@@ -24,10 +25,12 @@ class PositionMethod(nn.Module):
     Attributes:
         has_bias: Whether ``bias`` returns a tensor.
         bias_differs_by_layer: Whether every layer needs a bias of its own.
+        head_mesh: Under tensor parallelism, the ranks over which heads are split.
     """
 
     has_bias: ClassVar[bool] = False
     bias_differs_by_layer: bool = False
+    head_mesh: Any | None = None
 
     def __init__(self, config: Any) -> None:
         super().__init__()
@@ -94,6 +97,8 @@ class AlibiPositions(PositionMethod):
         elif self.trainable == "slopes":
             shape = (config.num_hidden_layers, config.num_attention_heads)
             self.bias_log_slopes = nn.Parameter(torch.empty(shape, dtype=torch.float32))
+        # What the model, and FSDP with it, keeps in float32 when the rest is cast.
+        self._keep_in_fp32_modules_strict = [name for name, _ in self.named_parameters()]
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -126,6 +131,8 @@ class AlibiPositions(PositionMethod):
 
         A dynamic factor belongs to the query, not to the call: the tokens up to and including the query over the
         training length. So a token's result does not depend on how the text was cut into chunks or cached.
+
+        Under tensor parallelism H are the heads of this rank.
         """
         slopes = self.layer_slopes(layer_idx, dtype)[None, None, :]
         if (scaling := self.config.alibi_scaling) is not None:
@@ -134,7 +141,9 @@ class AlibiPositions(PositionMethod):
                 kind = kind.removeprefix("dynamic_")
                 factor = ((query_positions[..., None] + 1).to(dtype) / self.config.train_context_length).clamp(min=1.0)
             slopes = scale_slopes(slopes, kind, factor)
-        return slopes * self.config.scaling if self.config.alibi_bias_inside_scaling else slopes
+        if self.config.alibi_bias_inside_scaling:
+            slopes = slopes * self.config.scaling
+        return heads_of_rank(slopes, self.head_mesh)
 
     def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
         slopes = self.query_slopes(layer_idx, query_positions, dtype).transpose(1, 2)[..., None]  # (B, H, Q or 1, 1)

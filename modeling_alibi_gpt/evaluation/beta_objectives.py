@@ -1,5 +1,6 @@
 """What one beta costs: the validation loss of a training with it, or of one checkpoint that is given it."""
 
+import copy
 import dataclasses
 import shutil
 from collections.abc import Iterator, Sequence
@@ -27,7 +28,7 @@ from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.reporting.records import provenance
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.checkpoints import EXPERIMENT_FILE, save_model_folder
-from modeling_alibi_gpt.training.experiment import ExperimentConfig, build_config, read_mapping
+from modeling_alibi_gpt.training.experiment import ExperimentConfig, build_config, load_config, read_mapping
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.trainer import RECORD_FILE, prepare_data, train
 
@@ -74,9 +75,7 @@ class RetrainObjective:
 
     def __init__(self, sweep: "SweepConfig") -> None:
         self.sweep = sweep
-        self.experiment = _self_contained(
-            sweep.experiment if isinstance(sweep.experiment, dict) else read_mapping(str(sweep.experiment))
-        )
+        self.experiment = _load_experiment(sweep)
         trial_config = model_config(self._experiment(Path("unused"), sweep.seeds[0], beta=1.0).model)
         if (method := getattr(trial_config, "position_method", None)) != "alibi":
             raise ValueError(f"a sweep of beta needs position_method alibi, the experiment has {method!r}")
@@ -242,9 +241,12 @@ class _PruningCallback(TrainerCallback):
             raise optuna.TrialPruned
 
 
-def _self_contained(values: dict[str, Any]) -> ExperimentConfig:
-    """An experiment that holds its model's configuration instead of the path, so that nobody changes it later."""
-    experiment = build_config(ExperimentConfig, values)
+def _load_experiment(sweep: "SweepConfig") -> ExperimentConfig:
+    """The experiment of a sweep, its model's configuration in place of the path: nobody changes that later."""
+    path, values = sweep.experiment, {}
+    if isinstance(path, dict):
+        path, values = None, copy.deepcopy(path)
+    experiment = load_config(ExperimentConfig, path, sweep.experiment_overrides, **values)
     if not isinstance(experiment.model.config, str):
         return experiment
     model = dataclasses.replace(experiment.model, config=read_mapping(experiment.model.config))

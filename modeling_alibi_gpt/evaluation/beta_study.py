@@ -43,19 +43,18 @@ Objective = Callable[[Trial], float]
 logger = logging.getLogger(__name__)
 
 
-def open_study(name: str, storage: str, objective: dict[str, Any], *, pruning: bool = False) -> optuna.Study:
+def open_study(name: str, storage: str, objective: dict[str, Any]) -> optuna.Study:
     """Create or load the study ``name``, and make sure that it holds trials of just this objective.
 
     Args:
         name: Study name.
         storage: Optuna storage URL; SQLite files get their folder made.
         objective: What decides a trial's value beside its parameters; JSON values.
-        pruning: Let trials ask whether their intermediate loss is above the median of the others.
 
     Raises:
         ValueError: The storage cannot be opened, or the name belongs to a study of another objective.
     """
-    study = _open(name, storage, optuna.pruners.MedianPruner(n_startup_trials=3) if pruning else None)
+    study = _open(name, storage)
     is_used = bool(study.get_trials(deepcopy=False, states=_CLAIMED))
     is_same = study.user_attrs.get(_OBJECTIVE) == json.loads(json.dumps(objective))
     if study.directions != [StudyDirection.MINIMIZE] or (is_used and not is_same):
@@ -68,7 +67,7 @@ def open_study(name: str, storage: str, objective: dict[str, Any], *, pruning: b
     return study
 
 
-def _open(name: str, storage: str, pruner: optuna.pruners.BasePruner | None) -> optuna.Study:
+def _open(name: str, storage: str) -> optuna.Study:
     path = Path(storage.removeprefix("sqlite:///")) if storage.startswith("sqlite:///") else None
     if path is not None and not path.exists():
         _make_database(path)
@@ -84,7 +83,7 @@ def _open(name: str, storage: str, pruner: optuna.pruners.BasePruner | None) -> 
             return optuna.create_study(
                 study_name=name,
                 storage=database,
-                pruner=pruner or optuna.pruners.NopPruner(),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
                 direction="minimize",
                 load_if_exists=True,
             )

@@ -49,6 +49,7 @@ class SweepConfig(MeasurementConfig):
         mode: ``retrain`` (a training for each beta and seed) or ``posthoc`` (one checkpoint, evaluated at each beta).
         output_dir: Where trials, best configuration, best model and the default study go.
         experiment: For ``retrain``: path of an experiment, or the mapping itself.
+        experiment_overrides: For ``retrain``: ``a.b=value`` assignments laid over the experiment.
         checkpoint: For ``posthoc``: folder of the model.
         length_tokens: For ``posthoc``: window length; null is the training length.
         betas: A grid; null samples ``num_trials`` values between ``beta_low`` and ``beta_high`` by log-uniform TPE.
@@ -67,6 +68,7 @@ class SweepConfig(MeasurementConfig):
     mode: str = "retrain"
     output_dir: str
     experiment: str | dict[str, Any] | None = None
+    experiment_overrides: list[str] = dataclasses.field(default_factory=list)
     checkpoint: str | None = None
     length_tokens: int | None = None
     betas: list[float] | None = None
@@ -124,7 +126,7 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
     if process_state().num_processes > 1:
         raise ValueError("a sweep runs one process a worker: start the command several times instead of launching it")
     objective: Objective = RetrainObjective(config) if config.mode == "retrain" else PosthocObjective(config)
-    studies = [open_study(config.study_name, config.storage_url, objective.settings, pruning=config.pruning)]
+    studies = [open_study(config.study_name, config.storage_url, objective.settings)]
     if objective.trained_points:
         studies.append(open_study(f"{config.study_name}-trained", config.storage_url, objective.settings))
     _run_trials(config, objective, studies)

@@ -1,16 +1,24 @@
 """The ``TrainingArguments`` of an experiment: this project's defaults, and what would break its promises refused."""
 
 import dataclasses
+import inspect
 import typing
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from transformers import TrainingArguments
+from transformers import SchedulerType, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, convert_value, refuse_unknown_key
 
 
+_POSITIVE = (
+    "gradient_accumulation_steps",
+    "num_train_epochs",
+    "per_device_eval_batch_size",
+    "per_device_train_batch_size",
+)
 _METRICS = ("loss", "nats_per_token")
 _REFUSED = {
     "bf16": "say 'precision: bfloat16' or 'auto' at the top of the experiment",
@@ -68,6 +76,8 @@ def _check_fields(config: ExperimentConfig) -> None:
         convert_value(value, hints[key], f"training.{key}")
         if value and key in _REFUSED:
             raise ValueError(f"training.{key} cannot be set: {_REFUSED[key]}")
+        if key in _POSITIVE and value <= 0:
+            raise ValueError(f"training.{key} must be above 0, got {value}")
     if config.global_batch_size is not None and "per_device_train_batch_size" in config.training:
         raise ValueError("give either global_batch_size or training.per_device_train_batch_size, not both")
 
@@ -80,6 +90,9 @@ def _check_names(arguments: TrainingArguments) -> None:
             raise ValueError(
                 f"training.report_to {name!r} is unknown or not installed; here there are {', '.join(available)}"
             )
+    schedule = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(arguments.lr_scheduler_type)])
+    for key in arguments.lr_scheduler_kwargs or {}:
+        refuse_unknown_key(key, schedule.parameters, "training.lr_scheduler_kwargs.")
     metric = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
     if metric not in _METRICS:
         raise ValueError(f"training.metric_for_best_model must be one of {', '.join(_METRICS)}, got {metric!r}")

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from datasets import Dataset
 from torch.utils.data import RandomSampler, Sampler
 from transformers import Trainer
@@ -22,6 +23,11 @@ class ExactTrainer(Trainer):
         args, dataset = self.args, sampler.data_source
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return RandomSampler(dataset, num_samples=math.ceil(len(dataset) / batch_size) * batch_size)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Leave the random state alone: a checkpoint saved before an evaluation does not know what that draws."""
+        with torch.random.fork_rng(devices=[]):
+            return super().evaluate(*args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Wait for the random states of all processes: the state file, which marks a whole checkpoint, comes next."""

@@ -13,7 +13,10 @@ from typing import Any, TypeVar
 import yaml
 
 
-Config = TypeVar("Config")
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 class _Loader(yaml.SafeLoader):
@@ -92,8 +95,8 @@ class DataSection:
     cache_dir: str = "~/.cache/alibi_gpt"
 
     def __post_init__(self) -> None:
-        if self.train_length_tokens < 2:
-            raise ValueError(f"data.train_length_tokens must be at least 2, got {self.train_length_tokens}")
+        if self.train_length_tokens < 3:
+            raise ValueError(f"data.train_length_tokens must be at least 3, got {self.train_length_tokens}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
 
@@ -192,7 +195,7 @@ def convert_value(value: Any, hint: Any, where: str) -> Any:
     Raises:
         ValueError: The value has another type; says which was expected at ``where``.
     """
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ValueError(f"'{where}' must be a mapping, got {value!r}")
         return build_config(hint, value, f"{where}.")

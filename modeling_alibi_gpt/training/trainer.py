@@ -88,6 +88,7 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
         arguments = build_arguments(config)
         output_dir, is_main = Path(arguments.output_dir), process_state().is_main_process
         check_output_dir(output_dir, config)
+        model_config(config.model)  # refused before any text is read
     if (output_dir / RECORD_FILE).exists():
         return read_records(output_dir / RECORD_FILE)[0]
 
@@ -143,15 +144,10 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
         tokenizer.pad_token = tokenizer.eos_token
 
     packed = [
-        pack_documents(
-            tokenize_documents(documents, tokenizer),
-            data.train_length_tokens,
-            isolate_documents=data.isolate_documents,
-            max_tokens=max_tokens,
-        )
-        for documents, max_tokens in (
-            (train_documents, data.max_train_tokens),
-            (validation_documents, data.max_validation_tokens),
+        _pack(config, tokenize_documents(documents, tokenizer), max_tokens, split)
+        for documents, max_tokens, split in (
+            (train_documents, data.max_train_tokens, "training"),
+            (validation_documents, data.max_validation_tokens, "validation"),
         )
     ]
     fingerprints = [
@@ -164,6 +160,14 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
         validation_stream=token_stream(validation_documents, tokenizer, data.max_validation_tokens),
         fingerprint="+".join(fingerprints),
     )
+
+
+def _pack(config: ExperimentConfig, tokenized: Dataset, max_tokens: int | None, split: str) -> Dataset:
+    length, isolate = config.data.train_length_tokens, config.data.isolate_documents
+    try:
+        return pack_documents(tokenized, length, isolate_documents=isolate, max_tokens=max_tokens)
+    except ValueError as error:
+        raise ValueError(f"{split} text: {error}") from error
 
 
 def make_trainer(

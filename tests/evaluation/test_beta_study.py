@@ -389,7 +389,7 @@ def test_workers_that_collide_in_making_the_tables_of_a_server_try_again(
 def test_folders_of_a_database_are_made_and_optuna_gives_no_warnings(tmp_path: Path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        study = open_study("beta", f"sqlite:///{tmp_path / 'a' / 'b' / 'study.db'}", OBJECTIVE, pruning=True)
+        study = open_study("beta", f"sqlite:///{tmp_path / 'a' / 'b' / 'study.db'}", OBJECTIVE)
         grid(study, Price())
         run_sampled(study, "beta", BETA, 11, 0, Price())
         assert not running_trials(study)

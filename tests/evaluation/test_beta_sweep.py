@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import datasets
@@ -217,8 +217,10 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
         assert result["nats_per_token"] == whole["nats_per_token_by_seed"][0]
 
 
-def test_trainings_that_fall_behind_are_pruned(root: Path, tmp_path: Path, trainings: list[str]):
-    experiment = tiny_experiment(root, eval_strategy="steps", eval_steps=2, learning_rate=0.05, max_steps=4)
+def test_trainings_that_fall_behind_are_pruned(
+    root: Path, tmp_path: Path, trainings: list[str], recwarn: pytest.WarningsRecorder
+):
+    experiment = tiny_experiment(root, eval_strategy="steps", eval_steps=4, learning_rate=0.05, max_steps=4)
     # Steeper than any slope of use: a head sees no other token than its own.
     betas = [0.5, 1, 2, 1e4]
     config = SweepConfig(
@@ -241,8 +243,9 @@ def test_trainings_that_fall_behind_are_pruned(root: Path, tmp_path: Path, train
     assert "beta-10000.0-seed-1" not in trainings
     assert not list(Path(config.output_dir).glob("trials/*/checkpoint-*"))
     assert result["num_trials"] == 3
+    assert not [warning for warning in recwarn if "already reported" in str(warning.message)], "of one seed only"
     study = open_study("beta", config.storage_url, beta_objectives.RetrainObjective(config).settings)
-    assert [sorted(trial.intermediate_values) for trial in study.get_trials()] == [[2, 4]] * 3 + [[2]]
+    assert [sorted(trial.intermediate_values) for trial in study.get_trials()] == [[4]] * 4
 
 
 @pytest.fixture
@@ -288,18 +291,21 @@ def test_best_config_of_posthoc_fine_tunes_with_the_best_beta(posthoc: SweepConf
     assert len(tuned.get_input_embeddings().weight) == 264
 
 
-def test_posthoc_of_a_trained_run_fine_tunes_by_its_settings(finished: SweepConfig, posthoc: SweepConfig):
-    checkpoint = f"{finished.output_dir}/trials/beta-1.0-seed-0"
-    result = run_sweep(
-        dataclasses.replace(posthoc, checkpoint=checkpoint, source=finished.experiment["data"]["source"])
-    )
+def test_posthoc_of_a_trained_run_fine_tunes_by_its_settings(
+    finished: SweepConfig, posthoc: SweepConfig, tmp_path: Path
+):
+    checkpoint, source = tmp_path / "run", finished.experiment["data"]["source"]
+    shutil.copytree(f"{finished.output_dir}/trials/beta-1.0-seed-0", checkpoint)
+    experiment = json.loads((checkpoint / "experiment.json").read_text())
+    experiment["data"]["tokenizer"] = "train"
+    (checkpoint / "experiment.json").write_text(json.dumps(experiment))
+    result = run_sweep(dataclasses.replace(posthoc, checkpoint=str(checkpoint), source=source))
     best = load_config(ExperimentConfig, result["best_config"])
-    assert best.model.checkpoint == checkpoint
-    assert (best.data.source, best.data.train_length_tokens) == (finished.experiment["data"]["source"], 16)
-    assert best.training == finished.experiment["training"] | {
-        "output_dir": f"{posthoc.output_dir}/best_run",
-        "seed": 0,
-    }
+    assert best.model.checkpoint == str(checkpoint)
+    assert best.data.tokenizer is None, "that of the checkpoint"
+    assert (best.data.source, best.data.train_length_tokens) == (source, 16)
+    changed = {"output_dir": f"{posthoc.output_dir}/best_run", "seed": 0}
+    assert best.training == finished.experiment["training"] | changed
 
 
 def test_a_worker_waits_for_the_others_and_takes_over_from_the_dead(
@@ -359,10 +365,10 @@ RETRAIN_MISTAKES = {
     "experiment=/nowhere.yaml": "/nowhere.yaml: no such file",
     "pruning=true": "set training.eval_strategy in the experiment",
     "bettas=[1]": "unknown key 'bettas'; did you mean 'betas'?",
-    "experiment.precision=auto": "one precision for all its trainings",
+    "experiment_overrides=[precision=auto]": "one precision for all its trainings",
     "experiment.model.overrides.position_method=sinusoidal": "needs position_method alibi, the experiment has 'sinus",
     "experiment.data.source=text:/nowhere/*.txt": "/nowhere/*.txt",
-    "experiment.training.max_step=1": "unknown key 'training.max_step'",
+    "experiment_overrides=[training.max_step=1]": "unknown key 'training.max_step'",
     "storage=sqlite:////dev/null/study.db": "/dev/null",
     "storage=nonsense://study": "storage nonsense://study cannot be opened as a study",
 }
@@ -458,6 +464,28 @@ def test_a_model_is_its_file_when_the_sweep_begins(finished: SweepConfig, copied
     path.write_text(json.dumps(finished.experiment["model"]["config"] | {"hidden_size": 8}), encoding="utf-8")
     with pytest.raises(ValueError, match="is of another objective"):
         run_sweep(config)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweep").glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_sweeps_can_begin(path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(beta_objectives, "prepare_data", lambda experiment: SimpleNamespace(fingerprint="text"))
+    config = load_config(SweepConfig, str(path))
+    if config.mode == "retrain":
+        objective = beta_objectives.RetrainObjective(config)
+        assert objective.experiment.model.config["hidden_size"] == 192
+        assert objective.experiment.training["output_dir"] != config.output_dir
+
+
+def test_a_beta_or_a_trained_one_of_the_experiment_itself_counts_for_nothing(copied: SweepConfig):
+    plain = beta_objectives.RetrainObjective(copied)
+    model = copied.experiment["model"] | {"overrides": {"alibi_beta": 3.0, "alibi_trainable": "slopes"}}
+    other = beta_objectives.RetrainObjective(
+        dataclasses.replace(copied, experiment=copied.experiment | {"model": model})
+    )
+    assert other.settings == plain.settings
+    assert other.best_experiment(2.0) == plain.best_experiment(2.0)
+    assert other.best_experiment(2.0)["model"]["overrides"] == {"alibi_beta": 2.0, "alibi_trainable": "none"}
 
 
 def test_fine_tuning_is_swept_from_one_checkpoint(finished: SweepConfig, tmp_path: Path):

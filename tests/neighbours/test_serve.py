@@ -1,7 +1,7 @@
 """``transformers serve`` with continuous batching answers from a saved checkpoint folder.
 
-The stock command does not know the model, and ``--trust-remote-code`` does not help it: it looks for the class among the
-attributes of transformers itself. ``python -m modeling_alibi_gpt serve FOLDER`` is the same command with the class there.
+The stock command does not know the model, and ``--trust-remote-code`` does not help it: it looks for the class among
+the attributes of transformers itself. ``python -m modeling_alibi_gpt serve FOLDER`` is the same command with it there.
 """
 
 import json

@@ -66,6 +66,11 @@ def test_a_launcher_cannot_change_the_precision(
             r"training.eval_steps \(3\) must be a multiple",
         ),
         (["training.report_to=nowhere"], "'nowhere' is unknown or not installed; here there are .*tensorboard"),
+        (["training.gradient_accumulation_steps=0"], "training.gradient_accumulation_steps must be above 0, got 0"),
+        (
+            ["training.lr_scheduler_type=cosine", "training.lr_scheduler_kwargs={num_cycle: 2}"],
+            "unknown key 'training.lr_scheduler_kwargs.num_cycle'; did you mean .*num_cycles'",
+        ),
         (["training.metric_for_best_model=accuracy"], "must be one of loss, nats_per_token, got 'accuracy'"),
     ],
 )

@@ -97,7 +97,7 @@ def test_integers_pass_for_floats(path: str) -> None:
         ("data.isolate_documents=yes", "'data.isolate_documents' must be bool, got 'yes'"),
         ("model.config=[1]", r"'model.config' must be str \| dict\[str, Any\] \| None, got \[1\]"),
         ("data=text:/x", "'data' must be a mapping, got 'text:/x'"),
-        ("data.train_length_tokens=1", "must be at least 2, got 1"),
+        ("data.train_length_tokens=2", "must be at least 3, got 2"),
         ("precision=float16", "precision must be float32, bfloat16 or auto, got 'float16'"),
         ("training.output_dir=", "training.output_dir is missing"),
         ("model.checkpoint=x", "either 'config' .a new model. or 'checkpoint' .fine-tuning., not both or none"),

@@ -104,7 +104,7 @@ def test_killed_at_every_file_operation(experiment_file: Path, uninterrupted: An
         ["training.save_strategy=epoch", "training.logging_strategy=epoch"],
         ["precision=bfloat16", "training.lr_scheduler_type=cosine", "model.overrides.alibi_trainable=slopes"],
     ],
-    ids=["accumulation", "epochs", "bfloat16"],
+    ids=["evaluation", "epochs", "bfloat16"],
 )
 def test_other_ways_to_train_resume_too(
     experiment_file: Path, write_experiment: Callable[[Path], Path], tmp_path: Path, settings: list[str]
@@ -116,15 +116,6 @@ def test_other_ways_to_train_resume_too(
     assert exit_code(start_training(experiment_file, *settings)) == 0
     assert exit_code(straight) == 0
     assert outcome(tmp_path / "run") == outcome(tmp_path / "straight" / "run")
-
-
-@pytest.mark.slow
-def test_data_loaders_that_outlive_a_kill_do_not_block_the_next_run(experiment_file: Path, uninterrupted: Any) -> None:
-    settings = ["training.dataloader_num_workers=1", "training.save_steps=2"]
-    process = start_training(experiment_file, *settings, killed_at="os.mkdir checkpoint-6")  # within an epoch
-    assert exit_code(process) == -signal.SIGKILL
-    assert train(load_config(ExperimentConfig, str(experiment_file), settings))["resumed_from"] == "checkpoint-4"
-    assert outcome(experiment_file.parent / "run") == uninterrupted
 
 
 class Interrupted:

@@ -1,0 +1,40 @@
+"""Small checkpoints of all heads, laid out as transformers' pipeline tests look for them."""
+
+import json
+from pathlib import Path
+
+
+def save_tiny_models(folder: Path) -> None:
+    """Save every head with a byte-level tokenizer, and the list by which the tests find them."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    import modeling_alibi_gpt
+
+    alphabet = ["<pad>", "<bos>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", model_max_length=512
+    )
+    config = modeling_alibi_gpt.AlibiGPTConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    summary = {}
+    for name in modeling_alibi_gpt.__all__:
+        model_class = getattr(modeling_alibi_gpt, name)
+        if name.endswith("Config") or name.endswith("PreTrainedModel"):
+            continue
+        destination = folder / config.model_type / name
+        model_class(config).save_pretrained(destination)
+        tokenizer.save_pretrained(destination)
+        summary[name] = {"tokenizer_classes": ["PreTrainedTokenizerFast"], "processor_classes": []}
+    (folder / "reports").mkdir()
+    (folder / "reports" / "tiny_model_summary.json").write_text(json.dumps(summary), encoding="utf-8")
