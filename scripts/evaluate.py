@@ -2,8 +2,7 @@
 
 python scripts/evaluate.py --model runs/demo/alibi --data stdlib --set protocol=sliding --set length_tokens=512
 
-On several processes: accelerate launch --multi_gpu --num_processes 2 scripts/evaluate.py ..., with GPUs or without;
-accelerate's --cpu would start one process only.
+accelerate launch --num_processes 2 scripts/evaluate.py ... shares the windows out.
 """
 
 import argparse

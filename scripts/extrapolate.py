@@ -2,8 +2,7 @@
 
 python scripts/extrapolate.py --models runs/demo/alibi runs/demo/sinusoidal --lengths 128 256 512 1024 2048
 
-On several processes: accelerate launch --multi_gpu --num_processes 2 scripts/extrapolate.py ..., with GPUs or without;
-accelerate's --cpu would start one process only.
+accelerate launch --num_processes 2 scripts/extrapolate.py ... shares the windows out.
 """
 
 import argparse

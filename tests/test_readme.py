@@ -68,4 +68,5 @@ def test_tables_are_those_of_the_records() -> None:
     assert f"results/{path.name}" in README
     by_kind = group_by(read_records(path), lambda record: record["kind"])
     assert markdown_table(extrapolation_table(by_kind["extrapolation"])) in README
-    assert markdown_table(beta_table(by_kind["beta_trial"])) in README
+    for trials in group_by(by_kind["beta_trial"], lambda record: record["mode"]).values():
+        assert markdown_table(beta_table(trials)) in README

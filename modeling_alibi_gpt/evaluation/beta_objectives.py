@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import optuna
 from filelock import FileLock
 from optuna.trial import Trial
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from modeling_alibi_gpt.evaluation.beta_config import SweepConfig
 from modeling_alibi_gpt.evaluation.checkpoints import (
     checkpoint_fingerprint,
     load_causal_lm,
@@ -32,9 +33,6 @@ from modeling_alibi_gpt.training.experiment import ExperimentConfig, build_confi
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.trainer import RECORD_FILE, prepare_data, train
 
-
-if TYPE_CHECKING:
-    from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig
 
 BETA = "alibi_beta"
 TRAINABLE = "alibi_trainable"
@@ -73,7 +71,7 @@ class RetrainObjective:
         ValueError: The experiment or its text cannot be used, has no ALiBi to tune, or cannot be pruned.
     """
 
-    def __init__(self, sweep: "SweepConfig") -> None:
+    def __init__(self, sweep: SweepConfig) -> None:
         self.sweep = sweep
         self.experiment = _load_experiment(sweep)
         trial_config = model_config(self._experiment(Path("unused"), sweep.seeds[0], beta=1.0).model)
@@ -164,7 +162,7 @@ class PosthocObjective:
             decides them.
     """
 
-    def __init__(self, sweep: "SweepConfig") -> None:
+    def __init__(self, sweep: SweepConfig) -> None:
         self.sweep = sweep
         self.trained_points: list[dict[str, Any]] = []
         config = load_model_config(sweep.checkpoint)
@@ -241,7 +239,7 @@ class _PruningCallback(TrainerCallback):
             raise optuna.TrialPruned
 
 
-def _load_experiment(sweep: "SweepConfig") -> ExperimentConfig:
+def _load_experiment(sweep: SweepConfig) -> ExperimentConfig:
     """The experiment of a sweep, its model's configuration in place of the path: nobody changes that later."""
     path, values = sweep.experiment, {}
     if isinstance(path, dict):

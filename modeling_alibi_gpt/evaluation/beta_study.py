@@ -19,7 +19,7 @@ import optuna
 import psutil
 from filelock import FileLock
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.samplers import TPESampler
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.storages._heartbeat import get_heartbeat_thread
@@ -54,6 +54,8 @@ def open_study(name: str, storage: str, objective: dict[str, Any]) -> optuna.Stu
     Raises:
         ValueError: The storage cannot be opened, or the name belongs to a study of another objective.
     """
+    if storage in ("sqlite://", "sqlite:///:memory:"):
+        raise ValueError(f"storage {storage} ends with its process; give a file, sqlite:///study.db, or a server")
     study = _open(name, storage)
     is_used = bool(study.get_trials(deepcopy=False, states=_CLAIMED))
     is_same = study.user_attrs.get(_OBJECTIVE) == json.loads(json.dumps(objective))
@@ -71,7 +73,9 @@ def _open(name: str, storage: str) -> optuna.Study:
     path = Path(storage.removeprefix("sqlite:///")) if storage.startswith("sqlite:///") else None
     if path is not None and not path.exists():
         _make_database(path)
-    for attempt in range(1, NUM_OPENINGS + 1):
+    num_left = NUM_OPENINGS
+    while True:
+        num_left -= 1
         try:
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 database = RDBStorage(
@@ -89,10 +93,9 @@ def _open(name: str, storage: str) -> optuna.Study:
             )
         except Exception as error:  # each database driver has its own classes
             # Workers that start together collide in making the tables on a server; a moment later they are there.
-            if path or not isinstance(error, DatabaseError) or attempt == NUM_OPENINGS:
+            if path or not isinstance(error, DatabaseError | StorageInternalError) or not num_left:
                 raise ValueError(f"storage {storage} cannot be opened as a study: {error}") from error
             time.sleep(1)
-    raise AssertionError("the last attempt returns or raises")
 
 
 def _make_database(path: Path) -> None:

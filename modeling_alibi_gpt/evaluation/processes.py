@@ -1,6 +1,5 @@
 """The processes that share a piece of work: who they are, and how they fail together."""
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,9 +7,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 
-
-# What launchers export to each of several processes, as accelerate reads it.
-_WORLD_SIZE_NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+from modeling_alibi_gpt.reporting.launching import is_lone_launch
 
 
 def process_state() -> PartialState:
@@ -21,21 +18,12 @@ def process_state() -> PartialState:
     Raises:
         ValueError: Several processes were asked for and one was started.
     """
-    refuse_lone_launch()
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
-
-
-def refuse_lone_launch() -> None:
-    """Raise a ValueError where ``accelerate launch`` started one process though it was asked for several.
-
-    It does so, without a word, where it finds no several accelerators; all it leaves is the address to meet at.
-    """
-    is_asked_for_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    if is_asked_for_several and not any(name in os.environ for name in _WORLD_SIZE_NAMES):
+    if is_lone_launch():
         raise ValueError(
             "accelerate launch was asked for several processes and started one: give it --multi_gpu and no --cpu "
             "(right without GPU too), or use torchrun --nproc_per_node"
         )
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def fail_together(failure: Exception | None) -> None:

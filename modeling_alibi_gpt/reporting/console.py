@@ -1,4 +1,4 @@
-"""How every script ends: one JSON object as the last line of standard output, or one line that says what was wrong."""
+"""How every script runs and ends: one JSON object as the last line of standard output, or one line that says what was wrong."""
 
 import errno
 import json
@@ -8,6 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+
+from modeling_alibi_gpt.reporting.launching import start_missing_processes
 
 
 USER_ERROR_EXIT_CODE = 2
@@ -20,8 +22,9 @@ def run_command(command: Callable[[], dict[str, Any]]) -> int:
     file, a full disk): they become one line on standard error and exit code 2. Anything else is a defect of ours and
     keeps its traceback.
 
-    Under ``accelerate launch`` only the process with rank 0 prints the result.
+    Under a launcher only the process with rank 0 prints the result.
     """
+    start_missing_processes()
     try:
         result = command()
     except (ValueError, OSError, StrictDataclassError) as error:

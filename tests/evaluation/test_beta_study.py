@@ -346,6 +346,12 @@ def test_studies_of_other_programs_are_refused(url: str):
         open_study("foreign", url, OBJECTIVE)
 
 
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_storage_in_memory_is_none(url: str):
+    with pytest.raises(ValueError, match="ends with its process"):
+        open_study("beta", url, OBJECTIVE)
+
+
 @pytest.mark.parametrize("name", ["folder", "text.db", "text.db/study.db", "nonsense://", "oracle://host/name"])
 def test_a_storage_that_cannot_be_opened_is_a_users_error(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "folder").mkdir()
