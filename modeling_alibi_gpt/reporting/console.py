@@ -1,4 +1,4 @@
-"""How every script runs and ends: one JSON object as the last line of standard output, or one line that says what was wrong."""
+"""How every script runs: its result is one JSON object as the last line, a user's mistake one line and exit code 2."""
 
 import errno
 import json

@@ -1,4 +1,4 @@
-"""AlibiGPT in transformers' model tests; ``run.py`` puts this file into their tree as one of their own test modules."""
+"""AlibiGPT in transformers' model tests; ``run.py`` puts this file into their tree as a test module of theirs."""
 
 import unittest
 from typing import Any

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fetch_distribution(release: str) -> Path:
-    """The unpacked source distribution of a release of transformers, from PyPI or from where an earlier call left it."""
+    """The unpacked source distribution of a release of transformers, from PyPI or where an earlier call left it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "alibi_gpt" / "conformance"
     target = cache / release
     if target.is_dir():
