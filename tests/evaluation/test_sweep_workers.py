@@ -27,6 +27,7 @@ from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig, run_sweep
 
 ROOT = Path(__file__).parents[2]
 BETAS = [0.5, 1.0, 2.0]
+PATIENCE_SECONDS = 300
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def start(environment: dict[str, str]) -> Callable[..., BaseProcess]:
 
 def exit_codes(processes: Sequence[BaseProcess]) -> list[int | None]:
     for process in processes:
-        process.join(timeout=60)
+        process.join(timeout=PATIENCE_SECONDS)
     return [process.exitcode for process in processes]
 
 
@@ -158,7 +159,7 @@ def test_scripts_started_at_once_share_a_study_and_survive_one_of_them(
     victim.kill()
     victim.communicate()
     [survivor] = workers.values()
-    out, err = survivor.communicate(timeout=120)
+    out, err = survivor.communicate(timeout=PATIENCE_SECONDS)
 
     assert survivor.returncode == 0, err
     assert json.loads(out.splitlines()[-1])["num_trials"] == 3
@@ -174,7 +175,8 @@ def test_scripts_started_at_once_share_a_study_and_survive_one_of_them(
 
 def pid_in_the_middle_of_a_training(config: SweepConfig) -> int:
     """The pid of a worker, stopped while its training has a checkpoint and no end yet; waits for one."""
-    for _ in range(6000):
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
         time.sleep(0.01)
         for state in Path(config.output_dir).glob("trials/*/checkpoint-*/trainer_state.json"):
             run = state.parents[1]
