@@ -1,6 +1,7 @@
 """What exactness is tested on: cases that change the mathematics, layouts of tokens, models with peaked attention."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -109,9 +110,11 @@ def make_batches() -> dict[str, Batch]:
 BATCHES = make_batches()
 
 
-def make_model(case: str, back_end: str = "sdpa", dtype: torch.dtype = torch.float32) -> AlibiGPTForCausalLM:
+def make_model(
+    case: str, back_end: str = "sdpa", dtype: torch.dtype = torch.float32, **fields: Any
+) -> AlibiGPTForCausalLM:
     """The model of a case with random weights under which attention is peaked and every norm and bias matters."""
-    config = AlibiGPTConfig(**SMALL | CASES[case], attn_implementation=back_end)
+    config = AlibiGPTConfig(**SMALL | CASES[case] | fields, attn_implementation=back_end)
     model = AlibiGPTForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

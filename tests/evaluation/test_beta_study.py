@@ -7,6 +7,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -236,9 +237,13 @@ def test_a_worker_that_slept_past_its_heartbeat_goes_on(study: optuna.Study, url
         return value
 
     def set_heartbeat_back(url: str, trial_id: int) -> None:
+        """Once the trial's own thread has written its first heartbeat; the next comes long after this test."""
+        past = f"-{beta_study.GRACE_SECONDS + 10} seconds"
+        change = "UPDATE trial_heartbeats SET heartbeat = datetime('now', ?) WHERE trial_id = ?"
         with sqlite3.connect(url.removeprefix("sqlite:///"), timeout=60) as database:
-            database.execute("DELETE FROM trial_heartbeats")
-        set_heartbeat(url, trial_id, beta_study.GRACE_SECONDS + 10)
+            while database.execute(change, (past, trial_id)).rowcount == 0:
+                database.rollback()
+                time.sleep(0.01)
 
     grid(study, sleep_once)
     assert price.asked == [0.5, 0.5, 1.0, 2.0]
