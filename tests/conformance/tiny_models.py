@@ -1,23 +1,27 @@
-"""Small checkpoints of all heads, laid out as transformers' pipeline tests look for them."""
+"""Small checkpoints of all heads, where transformers' pipeline tests look for them."""
 
 import json
+import sys
 from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import modeling_alibi_gpt
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte; like the model it has no longest length."""
+    vocabulary = ["<pad>", "<bos>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(vocabulary)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
 def save_tiny_models(folder: Path) -> None:
-    """Save every head with a byte-level tokenizer, and the list by which the tests find them."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    import modeling_alibi_gpt
-
-    alphabet = ["<pad>", "<bos>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
-    )
+    """Save every head with its tokenizer, and the list by which the tests find them."""
+    tokenizer = make_tokenizer()
     config = modeling_alibi_gpt.AlibiGPTConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
@@ -29,12 +33,15 @@ def save_tiny_models(folder: Path) -> None:
     )
     summary = {}
     for name in modeling_alibi_gpt.__all__:
-        model_class = getattr(modeling_alibi_gpt, name)
-        if name.endswith("Config") or name.endswith("PreTrainedModel"):
+        if name.endswith(("Config", "PreTrainedModel")):
             continue
         destination = folder / config.model_type / name
-        model_class(config).save_pretrained(destination)
+        getattr(modeling_alibi_gpt, name)(config).save_pretrained(destination)
         tokenizer.save_pretrained(destination)
-        summary[name] = {"tokenizer_classes": ["PreTrainedTokenizerFast"], "processor_classes": []}
+        summary[name] = {"tokenizer_classes": [type(tokenizer).__name__], "processor_classes": []}
     (folder / "reports").mkdir()
     (folder / "reports" / "tiny_model_summary.json").write_text(json.dumps(summary), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    save_tiny_models(Path(sys.argv[1]))
