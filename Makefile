@@ -7,10 +7,10 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types check clean
+.PHONY: help install demo test test-slow test-neighbours conformance lint format types check clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,13 @@ test: $(VENV)/.installed-dev ## run the tests
 
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes or gigabytes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow
+
+test-neighbours: $(VENV)/.installed-dev ## run the tests with PEFT, TRL, lm-eval, ONNX and others
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[neighbours]'
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m neighbours
+
+conformance: $(VENV)/.installed-dev ## run transformers' own model tests on AlibiGPT
+	$(RUN) tests/conformance/run.py
 
 lint: $(VENV)/.installed-dev ## check style
 	$(RUN) -m ruff check .

@@ -20,6 +20,7 @@ from tests.exact_cases import BATCHES, make_model
 
 
 TOLERANCE = 1e-10  # float64, as in the exactness matrix
+TOLERANCE_FLOAT32 = torch.finfo(torch.float32).eps  # rounding of gradients below one, where a parameter stays float32
 NUM_NEW_TOKENS = 12
 # Six query heads and two key heads, so that a rank has three and one; 61 tokens do not divide by two.
 CASES = (
@@ -53,7 +54,8 @@ def test_two_processes_compute_what_one_does(case: str, tmp_path_factory: pytest
     errors = errors_of_two_processes(tmp_path_factory.getbasetemp())[case]
     assert {"logits", "padded", "new_tokens", "grad model.layers.1.self_attn.q_proj.weight"} <= errors.keys()
     assert errors["new_tokens"] == 0
-    assert {name: error for name, error in errors.items() if not error <= TOLERANCE} == {}
+    for name, error in errors.items():
+        assert error <= (TOLERANCE_FLOAT32 if "bias_log" in name else TOLERANCE), name
 
 
 def test_heads_that_cannot_be_split_evenly_are_refused() -> None:
