@@ -76,3 +76,20 @@ def test_there_is_no_longest_length() -> None:
 def test_fields_can_be_overridden_when_loading(tmp_path) -> None:
     AlibiGPTConfig().save_pretrained(tmp_path)
     assert AlibiGPTConfig.from_pretrained(tmp_path, alibi_beta=2.0).alibi_beta == 2.0
+
+
+def test_what_other_programs_leave_in_a_saved_config_is_kept(tmp_path) -> None:
+    saved = AlibiGPTConfig(alibi_beta=0.5)
+    saved.written_by = "another program"
+    saved.save_pretrained(tmp_path)
+    loaded, unused = AlibiGPTConfig.from_pretrained(tmp_path, alibi_beta=2.0, nothing=1, return_unused_kwargs=True)
+    assert (loaded.written_by, loaded.alibi_beta, unused) == ("another program", 2.0, {"nothing": 1})
+
+
+@pytest.mark.parametrize("key", ["alibi_betta", "n_head", "max_position_embeddings"])
+def test_a_saved_key_that_reads_like_ours_is_refused(key: str, tmp_path) -> None:
+    saved = AlibiGPTConfig()
+    setattr(saved, key, 2)
+    saved.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"unknown field '{key}'.*did you mean"):
+        AlibiGPTConfig.from_pretrained(tmp_path)

@@ -50,7 +50,7 @@ def start_training(
     return process
 
 
-def exit_code(process: BaseProcess, timeout_seconds: float = 60) -> int:
+def exit_code(process: BaseProcess, timeout_seconds: float = 180) -> int:
     """Wait for the end of a process; negative where a signal ended it."""
     process.join(timeout_seconds)
     if process.is_alive():

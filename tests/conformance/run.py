@@ -96,9 +96,8 @@ def assemble(suite: Path, tree: Path) -> list[str]:
     for name, text in texts.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text(text if isinstance(text, str) else text.read_text("utf-8"), encoding="utf-8")
-    for folder in {tree / "tests"} | {parent for name in texts for parent in (tree / name).parents}:
-        if folder.is_relative_to(tree / "tests"):
-            (folder / "__init__.py").touch()
+    for folder, _, _ in os.walk(tree / "tests"):
+        Path(folder, "__init__.py").touch()
     return missing
 
 
