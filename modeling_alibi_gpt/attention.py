@@ -1,42 +1,57 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
 """The table of attention back ends, and how a position bias gets into each. Travels to the Hub.
 
-Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys.
+Before the layers run, a back end's entry turns who-sees-whom and the position bias into what its attention function
+takes for a mask: one folded tensor, or an object that does a layer's attention itself and writes no bias down.
+
+Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys, d head size.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
-from transformers import AttentionInterface
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_tracing
+
+from .attention_augmented import AugmentedAttention
+from .attention_banded import BandedAttention
+from .attention_context import AttentionContext
+from .attention_strips import StripAttention
 
 
-# This model's own view of the registry: an entry set here changes a back end for AlibiGPT only.
-ALL_ATTENTION_FUNCTIONS = AttentionInterface()
+# Below this many queries the folded mask is quicker: it is made once for all layers.
+MIN_LONG_QUERIES = 32
 
 
-class AttentionContext(NamedTuple):
-    """Who sees whom, and how far apart; the same for every layer of a forward.
+class PositionBias(Protocol):
+    """What a layer adds to its scaled scores before the softmax."""
 
-    Attributes:
-        mask: ``(B, 1 or H, Q, K)``: bool, True where a query sees a key, or additive, the dtype's minimum or -inf
-            where it does not; None means plain causal attention among the queries themselves.
-        query_positions: ``(B, Q)`` int64, tokens.
-        key_positions: ``(B, K)`` int64, tokens.
-        dtype: What attention computes in.
-    """
+    def dense(self, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(B, H, Q, K)`` of a dtype, nats, between positions ``(B, Q)`` and ``(B, K)``."""
 
-    mask: Tensor | None
-    query_positions: Tensor
-    key_positions: Tensor
-    dtype: torch.dtype
+    def slopes(self, query_positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """``(1 or B, 1 or Q, H)``, nats per token, where the bias is ``-slope * distance``; else None."""
+
+    @property
+    def tolerance(self) -> float:
+        """Largest weight that a query may lose."""
 
 
-BiasFunction = Callable[[Tensor, Tensor, torch.dtype], Tensor | None]
+class BiasedAttention(Protocol):
+    """Who-sees-whom and bias of a layer, able to do its attention."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        """Output ``(B, H, Q, d)`` of queries ``(B, H, Q, d)``, and keys and values ``(B, H, K, d)``."""
 
 
-def folded_mask(context: AttentionContext, bias: BiasFunction | None) -> Tensor | None:
+LayerMask = Tensor | BiasedAttention | None
+
+
+def folded_mask(context: AttentionContext, bias: PositionBias | None) -> Tensor | None:
     """Mask and bias as one additive mask, which every dense attention function takes.
 
     The bias is computed from relative distances in float32 (float64 in a float64 model) and only then cast: absolute
@@ -44,17 +59,17 @@ def folded_mask(context: AttentionContext, bias: BiasFunction | None) -> Tensor 
 
     Args:
         context: Mask and positions.
-        bias: From query positions, key positions and a dtype to ``(B, H, Q, K)``; None for methods without.
+        bias: Of the layer; None for methods without.
 
     Returns:
         ``(B, H, Q, K)`` of the dtype attention computes in; the mask unchanged where there is nothing to add.
     """
-    mask = context.mask
+    mask = context.mask()
     if bias is None:
         return mask
     if mask is None:
         raise ValueError("a position bias needs an explicit attention mask, got None")
-    score = bias(context.query_positions, context.key_positions, torch.promote_types(context.dtype, torch.float32))
+    score = bias.dense(context.query_positions, context.key_positions, context.bias_dtype)
     is_visible = mask
     if mask.dtype != torch.bool:
         is_visible = mask > torch.finfo(mask.dtype).min
@@ -62,16 +77,103 @@ def folded_mask(context: AttentionContext, bias: BiasFunction | None) -> Tensor 
     return torch.where(is_visible, score, torch.finfo(context.dtype).min).to(context.dtype)
 
 
-# Back-end name -> how the bias reaches its attention function. The functions themselves are those of transformers,
-# except `eager`, which stands beside the model as the definition of correct.
-ATTENTION_BACKENDS: dict[str, Callable[[AttentionContext, BiasFunction | None], Tensor | None]] = {
-    "eager": folded_mask,
-    "sdpa": folded_mask,
-    "paged|eager": folded_mask,
+def folded_or_linear(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
+    """The quickest of three exact ways: strips on a CPU, augmented keys elsewhere, a folded mask for what is short.
+
+    Slopes that learn, or differ by query, go by augmented keys, and so does what torch compiles: there one graph
+    serves all lengths. Exceptions keep the folded mask: an exported graph, for every runtime knows it; and slopes
+    that learn in bfloat16 or float16, whose gradient by augmented keys would be a difference of large numbers.
+    """
+    slopes = None
+    if bias is not None and context.is_causal:
+        slopes = bias.slopes(context.query_positions, context.bias_dtype)
+    if slopes is None or context.q_len == 1 or torch.compiler.is_exporting():
+        return folded_mask(context, bias)
+    if slopes.requires_grad and context.dtype.itemsize < slopes.dtype.itemsize:
+        return folded_mask(context, bias)
+    if is_tracing(slopes):
+        return AugmentedAttention(context, slopes)
+    if context.q_len < MIN_LONG_QUERIES:
+        return folded_mask(context, bias)
+    is_fixed = slopes.shape[:2] == (1, 1) and not slopes.requires_grad
+    if is_fixed and slopes.device.type == "cpu" and context.spans() is not None:
+        return StripAttention(context, slopes[0, 0])
+    return AugmentedAttention(context, slopes)
+
+
+def banded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
+    """Only the keys that can matter; a folded mask for single queries, which are cheap.
+
+    Raises:
+        ValueError: The position method is not ALiBi, or who sees whom cannot be said in spans of tokens.
+    """
+    slopes = None if bias is None else bias.slopes(context.query_positions, context.bias_dtype)
+    if slopes is None or slopes.shape[:2] != (1, 1):
+        raise ValueError(
+            "attention back end 'alibi_banded' needs ALiBi with one slope a head: position_method 'alibi' without "
+            "dynamic alibi_scaling; the others run on sdpa and eager"
+        )
+    if context.q_len == 1:
+        return folded_mask(context, bias)
+    if context.spans() is None:
+        raise ValueError(
+            "attention back end 'alibi_banded' reads runs of tokens: padding between visible tokens, masks of four "
+            "dimensions, static caches and compiled packing run on sdpa and eager"
+        )
+    return BandedAttention(context, slopes[0, 0], bias.tolerance)
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: LayerMask,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a layer as transformers calls it, with keys and values for ``H_kv`` heads."""
+    if attention_mask is None or isinstance(attention_mask, Tensor):
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    return attention_mask.attend(query, key, value, scaling, dropout).transpose(1, 2), None
+
+
+class AttentionBackend(NamedTuple):
+    """An entry of the table.
+
+    Attributes:
+        prepare: From who-sees-whom and a layer's bias to what the layer gets for a mask.
+        forward: The attention function; None for those of transformers, and for `eager`, which stands beside the
+            model as the definition of correct.
+    """
+
+    prepare: Callable[[AttentionContext, PositionBias | None], LayerMask]
+    forward: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+
+
+ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
+    "eager": AttentionBackend(folded_mask),
+    "sdpa": AttentionBackend(folded_or_linear, attention_forward),
+    "alibi_banded": AttentionBackend(banded, attention_forward),
+    "paged|eager": AttentionBackend(folded_mask),
 }
 
+# This model's own view of transformers' registry: an entry set here changes a back end for AlibiGPT only.
+ALL_ATTENTION_FUNCTIONS = AttentionInterface()
+for _name, _backend in ATTENTION_BACKENDS.items():
+    if _backend.forward is not None:
+        ALL_ATTENTION_FUNCTIONS[_name] = _backend.forward
+# A name of our own must be known to transformers before a config may hold it.
+AttentionInterface.register("alibi_banded", attention_forward)
+AttentionMaskInterface.register("alibi_banded", sdpa_mask)
 
-def attention_backend(name: str) -> Callable[[AttentionContext, BiasFunction | None], Tensor | None]:
+
+def attention_backend(name: str) -> AttentionBackend:
     """Entry of the table.
 
     Raises:

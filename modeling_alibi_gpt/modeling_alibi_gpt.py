@@ -15,7 +15,6 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import (
     GenericForQuestionAnswering,
     GenericForSequenceClassification,
@@ -25,13 +24,14 @@ from transformers.modeling_layers import (
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast, TokenClassifierOutput
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.processing_utils import Unpack
-from transformers.utils import auto_docstring, can_return_tuple, is_tracing
+from transformers.utils import auto_docstring, can_return_tuple
 from transformers.utils.generic import TransformersKwargs, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .attention import ALL_ATTENTION_FUNCTIONS, AttentionContext, attention_backend
+from .attention import ALL_ATTENTION_FUNCTIONS, LayerMask, attention_backend
+from .attention_context import attention_context
 from .configuration_alibi_gpt import AlibiGPTConfig
-from .position_methods import POSITION_METHODS, PositionMethod
+from .position_methods import POSITION_METHODS, LayerBias, PositionMethod
 from .tensor_parallel import shared_by_ranks
 
 
@@ -119,7 +119,7 @@ class AlibiGPTAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: LayerMask,
         position_ids: Tensor,
         position_method: PositionMethod,
         past_key_values: Cache | None = None,
@@ -177,7 +177,7 @@ class AlibiGPTDecoderLayer(GradientCheckpointingLayer):
     def forward(
         self,
         hidden_states: Tensor,
-        attention_mask: Tensor | None,
+        attention_mask: LayerMask,
         position_ids: Tensor,
         position_method: PositionMethod,
         past_key_values: Cache | None = None,
@@ -258,14 +258,22 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
-        prepare = attention_backend(self.config._attn_implementation)
-        context = self._attention_context(inputs_embeds, attention_mask, position_ids, past_key_values, kwargs)
+        method = self.position_method
+        prepare = attention_backend(self.config._attn_implementation).prepare
+        context = attention_context(
+            self.config,
+            inputs_embeds,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            may_skip_mask=not method.has_bias,
+            kwargs=kwargs,
+        )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             position_ids = context.query_positions
 
-        method = self.position_method
         hidden_states = method.embed(inputs_embeds, position_ids)
         if self.config.embedding_layer_norm:
             hidden_states = self.embedding_norm(hidden_states)
@@ -273,7 +281,7 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
 
         for layer_idx, layer in enumerate(self.layers):
             if layer_idx == 0 or method.bias_differs_by_layer:
-                layer_mask = prepare(context, self._layer_bias(layer_idx))
+                layer_mask = prepare(context, LayerBias(method, layer_idx) if method.has_bias else None)
             hidden_states = layer(
                 hidden_states,
                 attention_mask=layer_mask,
@@ -284,109 +292,6 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
             )
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
-
-    def _layer_bias(self, layer_idx: int) -> Callable[[Tensor, Tensor, torch.dtype], Tensor | None] | None:
-        if not self.position_method.has_bias:
-            return None
-        return lambda query_positions, key_positions, dtype: self.position_method(
-            layer_idx, query_positions, key_positions, dtype
-        )
-
-    def _attention_context(
-        self,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        past_key_values: Cache | None,
-        kwargs: dict[str, Any],
-    ) -> AttentionContext:
-        """Who sees whom and where everybody stands; nothing here depends on the layer.
-
-        Positions count the visible tokens where there is a padding mask, are the caller's where nothing is cached
-        (packed documents restart at 0), and else are cache slots.
-        """
-        q_len, device = inputs_embeds.shape[1], inputs_embeds.device
-        if _masks_nothing(attention_mask):
-            attention_mask = None
-        if _is_empty(past_key_values, q_len):
-            past_key_values = None
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-            allow_is_causal_skip=not self.position_method.has_bias,
-        )
-        q_offset, kv_offset = 0, 0
-        kv_len = q_len if mask is None else mask.shape[-1]
-        if past_key_values is not None:
-            q_offset = past_key_values.get_query_offset()
-            kv_len, kv_offset = past_key_values.get_mask_sizes(q_len, 0)
-        # A static cache counts in a tensor that it changes in place; adding makes a new one.
-        query_slots = torch.arange(q_len, device=device) + q_offset
-        key_slots = torch.arange(kv_len, device=device) + kv_offset
-
-        if attention_mask is not None and attention_mask.ndim == 2:
-            query_positions, key_positions = _visible_positions(attention_mask, query_slots, key_slots)
-            mask = _let_lost_queries_see_themselves(mask, query_slots, key_slots)
-        elif "cu_seq_lens_k" in kwargs and "cache" in kwargs:
-            query_positions, key_positions = _paged_positions(kwargs["cu_seq_lens_k"], position_ids, mask.shape[-1])
-        elif position_ids is not None and past_key_values is None:
-            query_positions, key_positions = position_ids, position_ids
-        else:
-            query_positions, key_positions = query_slots[None], key_slots[None]
-        return AttentionContext(mask, query_positions, key_positions, _attention_dtype(inputs_embeds))
-
-
-def _masks_nothing(attention_mask: Tensor | None) -> bool:
-    """Whether a padding mask is all ones; transformers looks for packed documents only where there is no mask."""
-    if attention_mask is None or attention_mask.ndim != 2 or is_tracing(attention_mask):
-        return False
-    return bool(attention_mask.all())
-
-
-def _is_empty(past_key_values: Cache | None, q_len: int) -> bool:
-    """Whether a growing cache holds nothing yet; transformers looks for packed documents only without a cache."""
-    if past_key_values is None or past_key_values.is_compileable:
-        return False
-    return past_key_values.get_mask_sizes(q_len, 0) == (q_len, 0)
-
-
-def _visible_positions(attention_mask: Tensor, query_slots: Tensor, key_slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions ``(B, Q)`` and ``(B, K)`` that count the visible tokens of a row, wherever its padding stands."""
-    visible = attention_mask.to(device=key_slots.device, dtype=torch.long)
-    # A static cache has slots beyond the mask, which no query sees yet.
-    visible = F.pad(visible, (0, max(0, key_slots.shape[0] - visible.shape[-1])))
-    positions = (visible.cumsum(-1) - 1).clamp(min=0)
-    return positions[:, query_slots], positions[:, key_slots]
-
-
-def _let_lost_queries_see_themselves(mask: Tensor | None, query_slots: Tensor, key_slots: Tensor) -> Tensor | None:
-    """Give padding queries, which see no key, their own: a softmax over nothing has wrong gradients or NaN."""
-    if mask is None:
-        return None
-    is_own = query_slots[:, None] == key_slots[None, :]
-    if mask.dtype == torch.bool:
-        return mask | (is_own & ~mask.any(-1, keepdim=True))
-    is_lost = (mask <= torch.finfo(mask.dtype).min).all(-1, keepdim=True)
-    return mask.masked_fill(is_own & is_lost, 0.0)
-
-
-def _paged_positions(cu_seq_lens_k: Any, position_ids: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
-    """Positions under continuous batching, where the keys of all requests stand one after another."""
-    starts = cu_seq_lens_k["full_attention"] if isinstance(cu_seq_lens_k, dict) else cu_seq_lens_k
-    key_slots = torch.arange(kv_len, device=position_ids.device)
-    request = torch.searchsorted(starts[1:].to(key_slots), key_slots, right=True).clamp(max=starts.shape[0] - 2)
-    return position_ids, (key_slots - starts[request])[None]
-
-
-def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:
-    """What attention computes in: autocast's dtype where it is on, so that no layer casts the mask again."""
-    device_type = inputs_embeds.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return inputs_embeds.dtype
 
 
 @auto_docstring(custom_intro="AlibiGPT with a language modeling head.")

@@ -67,14 +67,40 @@ class PositionMethod(nn.Module):
         """
         return None
 
-    def forward(
-        self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype
-    ) -> Tensor | None:
-        """``bias``, by calling the module: what offloads or shards weights brings them back where a module is called.
+    def query_slopes(self, layer_idx: int, query_positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """Where a layer's bias is ``-slope * distance``: the slopes of queries at positions ``(B, Q)``.
+
+        Returns:
+            ``(1 or B, 1 or Q, H)`` of ``dtype``, nats per token; None where the bias is no such thing.
+        """
+        return None
+
+    def forward(self, hook: str, *args: Any) -> Any:
+        """A hook by name: what offloads or shards weights brings them back where a module is called.
 
         Parameters of ``embed`` and ``rotate`` belong into submodules, which are called too.
         """
-        return self.bias(layer_idx, query_positions, key_positions, dtype)
+        return getattr(self, hook)(*args)
+
+
+class LayerBias:
+    """The bias of one layer, for attention to ask for."""
+
+    def __init__(self, method: PositionMethod, layer_idx: int) -> None:
+        self.method, self.layer_idx = method, layer_idx
+
+    def dense(self, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
+        """``(B, H, Q, K)`` of ``dtype``, nats."""
+        return self.method("bias", self.layer_idx, query_positions, key_positions, dtype)
+
+    def slopes(self, query_positions: Tensor, dtype: torch.dtype) -> Tensor | None:
+        """``(1 or B, 1 or Q, H)``, nats per token, where the bias is ``-slope * distance``; else None."""
+        return self.method("query_slopes", self.layer_idx, query_positions, dtype)
+
+    @property
+    def tolerance(self) -> float:
+        """Largest weight that a query may lose."""
+        return self.method.config.alibi_tolerance
 
 
 class AlibiPositions(PositionMethod):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from transformers import DynamicCache, StaticCache
 
-from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, attention
 from tests.exact_cases import BATCHES, CASES, POSITION_CASES, SMALL, Batch, make_model
 from tests.reference import layer_slopes, reference_logits, slopes_of_query
 
@@ -118,6 +118,27 @@ def test_float64_logits_equal_the_reference(case: str, layout: str, feed: str, b
     assert max_error(logits, expected, BATCHES[layout].visible) <= TOLERANCE_FLOAT64
 
 
+# Spans of tokens need no padding in between and a cache that ends with the last token; bands one slope a head.
+LONG_MATRIX = [
+    (case, layout, feed, back_end)
+    for case, layout, feed, back_end in itertools.product(POSITION_CASES, BATCHES, FEEDS, ("sdpa", "alibi_banded"))
+    if case.startswith("alibi")
+    and (layout, feed) in WAYS
+    and (back_end == "sdpa" or not (layout == "middle" or feed == "static" or "dynamic" in case))
+]
+
+
+@pytest.mark.parametrize(("case", "layout", "feed", "back_end"), LONG_MATRIX)
+@torch.no_grad()
+def test_long_ways_equal_the_reference(
+    case: str, layout: str, feed: str, back_end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What long texts run on, made to run on short ones."""
+    monkeypatch.setattr(attention, "MIN_LONG_QUERIES", 2)
+    logits = FEEDS[feed](shared_model(case, back_end), BATCHES[layout])
+    assert max_error(logits, expected_logits(case, layout), BATCHES[layout].visible) <= TOLERANCE
+
+
 @functools.cache
 def expected_long_logits(case: str) -> np.ndarray:
     model = shared_model(case)
@@ -209,9 +230,10 @@ def gradients(
     dtype: torch.dtype = torch.float64,
     checkpointing: bool = False,
     only_visible: bool = False,
+    **fields: float,
 ) -> dict[str, torch.Tensor]:
     """Gradient of the probed logits by every parameter, in float64 whatever the model computes in."""
-    model, batch = make_model(case, back_end, dtype), short_batch(layout)
+    model, batch = make_model(case, back_end, dtype, **fields), short_batch(layout)
     if checkpointing:
         model.train().activation_checkpointing_enable()
     (feed_at_once(model, batch) * random_probe(batch, only_visible)).sum().backward()
@@ -248,6 +270,38 @@ def test_gradients_depend_on_neither_back_end_nor_checkpointing(
     expected = eager_gradients(case, layout)
     for name, gradient in gradients(case, layout, back_end, dtype=dtype, checkpointing=checkpointing).items():
         torch.testing.assert_close(gradient, expected[name], rtol=0.0, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("back_end", ["sdpa", "alibi_banded"])
+@pytest.mark.parametrize("layout", ["left", "packed", "middle"])
+@pytest.mark.parametrize("case", ["alibi", "alibi_trained_beta", "alibi_trained_slopes", "alibi_inside"])
+def test_gradients_of_long_ways(
+    case: str, layout: str, back_end: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding included; bands leave out weights of 1e-12 here, far below the tolerance of gradients."""
+    if (layout, back_end) == ("middle", "alibi_banded"):
+        pytest.skip("bands read runs of tokens")
+    monkeypatch.setattr(attention, "MIN_LONG_QUERIES", 2)
+    expected = eager_gradients(case, layout)
+    found = gradients(case, layout, back_end, checkpointing=checkpointing, alibi_tolerance=1e-12)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=0.0, atol=TOLERANCE_FLOAT64, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("case", "layout", "feed", "message"),
+    [
+        ("alibi", "middle", "at_once", "padding between visible tokens"),
+        ("alibi", "whole", "static", "static caches"),
+        ("alibi_dynamic_ntk", "whole", "at_once", "dynamic alibi_scaling"),
+        ("rope", "whole", "at_once", "position_method 'alibi'"),
+    ],
+)
+@torch.no_grad()
+def test_bands_refuse_what_they_cannot_do(case: str, layout: str, feed: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FEEDS[feed](shared_model(case, "alibi_banded"), BATCHES[layout])
 
 
 @functools.cache

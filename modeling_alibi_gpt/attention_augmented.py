@@ -1,0 +1,139 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""ALiBi as a few more dimensions of queries and keys, for kernels that take no bias. Travels to the Hub.
+
+A query sees the score of a key shifted by ``s * (j - i)``, and the softmax does not see the part ``-s * i``, which all
+its keys share. So ``s * j`` is all that is needed, and that is a product of one number of the query and one of the
+key: a dimension more. It costs no memory beyond that, any kernel of plain causal attention will do, and gradients of
+the slopes come with those of the queries.
+
+What is exact on paper must stay so in the kernel's number format:
+
+* bfloat16 and float16 hold 8 and 11 bits. Slopes are split into three pieces of the format, positions into digits of
+  base 256; every product of a piece and a digit is exact in the float32 in which kernels add.
+* float32 and float64 hold every position, but a sum near ``s * j`` = 16,000 nats rounds a score to 0.001. There the
+  part ``-s * i`` is kept, and the new dimensions come first: in a kernel that adds in order, the two large numbers
+  have cancelled before ``q . k`` is added.
+
+Shapes: B batch (or 1), H heads, Q queries, K keys, d head size.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attention_context import AttentionContext
+
+
+_NUM_PIECES = 3
+_BASE = 256
+_NUM_DIGITS = 3
+# Kernels prefer head sizes of a multiple of eight.
+_MULTIPLE = 8
+
+
+class AugmentedAttention:
+    """ALiBi over all keys, by more dimensions of queries and keys.
+
+    Args:
+        context: Who sees whom, and where they stand.
+        slopes: ``(1 or B, 1 or Q, H)``, nats per token.
+    """
+
+    def __init__(self, context: AttentionContext, slopes: Tensor) -> None:
+        self.tensors = slopes, context.query_positions, context.key_positions
+        is_square = context.is_whole and context.q_len == context.kv_len
+        self.mask = None if is_square else context.mask()
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        tensors = (tensor.to(query.device) for tensor in self.tensors)
+        return augmented_attention(query, key, value, *tensors, self.mask, scaling, dropout)
+
+
+def augmented_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor,
+    query_positions: Tensor,
+    key_positions: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention with ALiBi through stock kernels, differentiable in everything, slopes too.
+
+    Args:
+        query: ``(B, H, Q, d)``.
+        key: ``(B, H, K, d)``, like ``value``.
+        value: ``(B, H, K, d)``.
+        slopes: ``(1 or B, 1 or Q, H)``, nats per token.
+        query_positions: ``(1 or B, Q)`` int64, tokens.
+        key_positions: ``(1 or B, K)`` int64, tokens; a query must see none that lies after it.
+        mask: Bool ``(1 or B, 1, Q, K)``, True where a query sees a key; None means plain causal attention, Q = K.
+        scaling: What multiplies ``q . k``.
+        dropout: Probability.
+
+    Returns:
+        ``(B, H, Q, d)``.
+    """
+    head_dim = query.shape[-1]
+    more_query, more_key = _more_dimensions(slopes / scaling, query_positions, key_positions, query.dtype)
+    padding = -(head_dim + more_query.shape[-1]) % _MULTIPLE
+    output = F.scaled_dot_product_attention(
+        _extend(more_query, query, padding),
+        _extend(more_key, key, padding),
+        # The fast kernels want values as wide as keys.
+        F.pad(value, (0, more_query.shape[-1] + padding)),
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=mask is None,
+        scale=scaling,
+    )
+    return output[..., :head_dim]
+
+
+def _more_dimensions(
+    slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """``(B, H, Q, n)`` and ``(B, 1, K, n)``, whose products add up to ``s * (j - i)``, or to ``s * j``."""
+    slopes = slopes.transpose(1, 2)  # (B, H, Q)
+    first = key_positions.amin(-1, keepdim=True)
+    keys, queries = key_positions - first, (query_positions - first)[:, None]
+    if dtype in (torch.float32, torch.float64):
+        pieces = _pieces(slopes, torch.float32 if dtype == torch.float64 else torch.bfloat16)
+        pairs = [
+            pair
+            for piece in pieces
+            for pair in ((piece.to(dtype), keys), (-piece.to(dtype) * queries, torch.ones_like(keys)))
+        ]
+    else:
+        # Factors are shared out so that neither side leaves the range of float16.
+        pairs = [
+            (piece * _BASE ** min(power, 1), digit * _BASE ** max(power - 1, 0))
+            for piece in _pieces(slopes, dtype)
+            for power, digit in enumerate(_digits(keys))
+        ]
+    from_query = torch.broadcast_tensors(*(pair[0].to(dtype) for pair in pairs), queries.to(dtype))[:-1]
+    return torch.stack(from_query, dim=-1), torch.stack([pair[1].to(dtype) for pair in pairs], dim=-1)[:, None]
+
+
+def _pieces(slopes: Tensor, dtype: torch.dtype) -> list[Tensor]:
+    """Numbers that the short format holds, of which each is what the ones before it left of the slopes."""
+    pieces, rest = [], slopes
+    for _ in range(_NUM_PIECES):
+        # The rounding has no gradient of its own: all of it goes through the first piece.
+        piece = rest.detach().to(dtype).to(slopes.dtype)
+        pieces.append(piece if pieces else piece + (slopes - slopes.detach()))
+        rest = rest - piece
+    return pieces
+
+
+def _digits(positions: Tensor) -> list[Tensor]:
+    """Three digits of base 256, the lowest first: exact to 16 million tokens."""
+    return [positions // _BASE**power % _BASE for power in range(_NUM_DIGITS)]
+
+
+def _extend(more: Tensor, states: Tensor, padding: int) -> Tensor:
+    """``(B, H, T, n + d + padding)``: the new dimensions first, zeros last."""
+    more = more.expand(*states.shape[:-1], -1)
+    return torch.cat((more, F.pad(states, (0, padding))), dim=-1)

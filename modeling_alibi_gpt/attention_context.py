@@ -1,0 +1,277 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""Who sees whom in a forward, and where everybody stands: found once, for all layers. Travels to the Hub.
+
+Shapes: B batch (or 1, where all rows agree), Q queries, K keys.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.utils import is_tracing
+
+
+class Span(NamedTuple):
+    """Tokens that see each other and nobody else, each one position after the one before it.
+
+    Attributes:
+        rows: Rows of the batch.
+        queries: Queries, counted within the call.
+        first_key: The earliest key they see. Query q of the call sees the keys up to ``K - Q + q``.
+    """
+
+    rows: slice
+    queries: slice
+    first_key: int
+
+
+class AttentionContext:
+    """Who sees whom, and how far apart; the same for every layer of a forward.
+
+    Attributes:
+        query_positions: ``(B, Q)`` int64, tokens.
+        key_positions: ``(B, K)`` int64, tokens.
+        dtype: What attention computes in.
+        num_rows: B of the call.
+        is_causal: Whether no query sees a key that stands after it, as far as can be told beforehand.
+        is_whole: Whether every row is one text and every query sees all keys up to its own.
+    """
+
+    def __init__(
+        self,
+        query_positions: Tensor,
+        key_positions: Tensor,
+        dtype: torch.dtype,
+        num_rows: int,
+        make_mask: Callable[[], Tensor | None],
+        make_spans: Callable[[], list[Span] | None],
+        is_causal: bool,
+        is_whole: bool,
+    ) -> None:
+        self.query_positions = query_positions
+        self.key_positions = key_positions
+        self.dtype = dtype
+        self.num_rows = num_rows
+        self.is_causal = is_causal
+        self.is_whole = is_whole
+        self._make_mask = make_mask
+        self._make_spans = make_spans
+        self._mask: tuple[Tensor | None] | None = None
+        self._spans: tuple[list[Span] | None] | None = None
+
+    @property
+    def q_len(self) -> int:
+        return self.query_positions.shape[-1]
+
+    @property
+    def kv_len(self) -> int:
+        return self.key_positions.shape[-1]
+
+    @property
+    def bias_dtype(self) -> torch.dtype:
+        """What biases and slopes are computed in: float32, or float64 in a float64 model."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def mask(self) -> Tensor | None:
+        """``(B, 1 or H, Q, K)``, made when it is first asked for.
+
+        Bool, True where a query sees a key, or additive, the dtype's minimum or -inf where it does not; a
+        ``BlockMask`` for flex attention; None means plain causal attention among the queries themselves.
+        """
+        if self._mask is None:
+            self._mask = (self._make_mask(),)
+        return self._mask[0]
+
+    def spans(self) -> list[Span] | None:
+        """The same as spans of consecutive tokens; None where it cannot be said so. Queries in no span are padding."""
+        if self._spans is None:
+            self._spans = (self._make_spans(),)
+        return self._spans[0]
+
+    def lost_queries(self) -> Tensor | None:
+        """``(B, 1, Q, 1)`` bool, True for queries in no span; None if all are in one."""
+        spans = self.spans()
+        is_lost = torch.ones(self.num_rows, 1, self.q_len, 1, dtype=torch.bool, device=self.query_positions.device)
+        for span in spans:
+            is_lost[span.rows, :, span.queries] = False
+        return is_lost if is_lost.any() else None
+
+
+def attention_context(
+    config: PreTrainedConfig,
+    inputs_embeds: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    past_key_values: Cache | None,
+    may_skip_mask: bool,
+    kwargs: dict[str, Any],
+) -> AttentionContext:
+    """Read who sees whom from what the model was called with.
+
+    Positions count the visible tokens where there is a padding mask, are the caller's where nothing is cached (packed
+    documents restart at 0), and else are cache slots.
+
+    Args:
+        config: Of the model.
+        inputs_embeds: ``(B, Q, D)``.
+        attention_mask: ``(B, K)``, 1 where a token is visible; or ``(B, 1 or H, Q, K)``; or None.
+        position_ids: ``(B, Q)`` or None.
+        past_key_values: The cache before this call, or None.
+        may_skip_mask: Whether plain causal attention may go without a mask.
+        kwargs: What else the model was called with; continuous batching speaks there.
+    """
+    num_rows, q_len, device = *inputs_embeds.shape[:2], inputs_embeds.device
+    if _masks_nothing(attention_mask):
+        attention_mask = None
+    if _is_empty(past_key_values, q_len):
+        past_key_values = None
+
+    q_offset, kv_offset = 0, 0
+    kv_len = q_len if attention_mask is None else attention_mask.shape[-1]
+    if past_key_values is not None:
+        q_offset = past_key_values.get_query_offset()
+        kv_len, kv_offset = past_key_values.get_mask_sizes(q_len, 0)
+    # A static cache counts in a tensor that it changes in place; adding makes a new one.
+    query_slots = torch.arange(q_len, device=device) + q_offset
+    key_slots = torch.arange(kv_len, device=device) + kv_offset
+    is_padded = attention_mask is not None and attention_mask.ndim == 2
+    is_paged = "cu_seq_lens_k" in kwargs and "cache" in kwargs
+
+    def make_mask() -> Tensor | None:
+        mask = create_causal_mask(
+            config=config,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            position_ids=position_ids,
+            allow_is_causal_skip=may_skip_mask,
+        )
+        return _let_lost_queries_see_themselves(mask, query_slots, key_slots) if is_padded else mask
+
+    is_causal = getattr(config, "is_causal", True) and (attention_mask is None or attention_mask.ndim == 2)
+    # A cache of fixed size, or one that dropped its first tokens, keeps its keys elsewhere than at the end.
+    is_aligned = isinstance(q_offset, int) and (kv_offset, kv_len) == (0, q_offset + q_len)
+    has_ids = position_ids is not None and attention_mask is None and past_key_values is None
+    is_whole = is_causal and is_aligned and attention_mask is None and not has_ids
+
+    def make_spans() -> list[Span] | None:
+        if is_whole:
+            return [Span(slice(0, num_rows), slice(0, q_len), 0)]
+        if not (is_causal and is_aligned) or is_tracing(inputs_embeds):
+            return None
+        if is_padded:
+            return _spans_of_visible_runs(attention_mask, q_len)
+        return _spans_of_documents(position_ids.expand(num_rows, -1)) if has_ids else None
+
+    if is_padded:
+        query_positions, key_positions = _visible_positions(attention_mask, query_slots, key_slots)
+    elif is_paged:
+        query_positions, key_positions = _paged_positions(kwargs["cu_seq_lens_k"], position_ids, attention_mask)
+    elif position_ids is not None and past_key_values is None:
+        query_positions, key_positions = position_ids, position_ids
+    else:
+        query_positions, key_positions = query_slots[None], key_slots[None]
+    return AttentionContext(
+        query_positions,
+        key_positions,
+        _attention_dtype(inputs_embeds),
+        num_rows,
+        make_mask,
+        make_spans,
+        is_causal,
+        is_whole,
+    )
+
+
+def _masks_nothing(attention_mask: Tensor | None) -> bool:
+    """Whether a padding mask is all ones; transformers looks for packed documents only where there is no mask."""
+    if attention_mask is None or attention_mask.ndim != 2 or is_tracing(attention_mask):
+        return False
+    return bool(attention_mask.all())
+
+
+def _is_empty(past_key_values: Cache | None, q_len: int) -> bool:
+    """Whether a growing cache holds nothing yet; transformers looks for packed documents only without a cache."""
+    if past_key_values is None or past_key_values.is_compileable:
+        return False
+    return past_key_values.get_mask_sizes(q_len, 0) == (q_len, 0)
+
+
+def _visible_positions(attention_mask: Tensor, query_slots: Tensor, key_slots: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions ``(B, Q)`` and ``(B, K)`` that count the visible tokens of a row, wherever its padding stands."""
+    visible = attention_mask.to(device=key_slots.device, dtype=torch.long)
+    # A static cache has slots beyond the mask, which no query sees yet.
+    visible = F.pad(visible, (0, max(0, key_slots.shape[0] - visible.shape[-1])))
+    positions = (visible.cumsum(-1) - 1).clamp(min=0)
+    return positions[:, query_slots], positions[:, key_slots]
+
+
+def _let_lost_queries_see_themselves(mask: Tensor | None, query_slots: Tensor, key_slots: Tensor) -> Tensor | None:
+    """Give padding queries, which see no key, their own: a softmax over nothing has wrong gradients or NaN."""
+    if not isinstance(mask, Tensor):
+        return mask
+    is_own = query_slots[:, None] == key_slots[None, :]
+    if mask.dtype == torch.bool:
+        return mask | (is_own & ~mask.any(-1, keepdim=True))
+    is_lost = (mask <= torch.finfo(mask.dtype).min).all(-1, keepdim=True)
+    return mask.masked_fill(is_own & is_lost, 0.0)
+
+
+def _paged_positions(cu_seq_lens_k: Any, position_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions under continuous batching, where the keys of all requests stand one after another."""
+    starts = cu_seq_lens_k["full_attention"] if isinstance(cu_seq_lens_k, dict) else cu_seq_lens_k
+    key_slots = torch.arange(attention_mask.shape[-1], device=position_ids.device)
+    request = torch.searchsorted(starts[1:].to(key_slots), key_slots, right=True).clamp(max=starts.shape[0] - 2)
+    return position_ids, (key_slots - starts[request])[None]
+
+
+def _spans_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Span] | None:
+    """One span a row, from its first visible token to its last; None if a row has padding in between."""
+    visible = attention_mask.bool()
+    first = visible.int().argmax(-1)
+    num_keys = visible.shape[-1]
+    last = num_keys - visible.flip(-1).int().argmax(-1)
+    counts = visible.sum(-1)
+    if not bool(((last - first == counts) | (counts == 0)).all()):
+        return None
+    offset = num_keys - q_len
+    runs = []
+    for start, stop, count in zip(first.tolist(), last.tolist(), counts.tolist(), strict=True):
+        queries = slice(max(0, start - offset), stop - offset)
+        runs.append([Span(slice(0, 0), queries, start)] if count and queries.start < queries.stop else [])
+    return list(_join_equal_rows(runs))
+
+
+def _spans_of_documents(position_ids: Tensor) -> list[Span]:
+    """One span for each document of each row; a document ends where the next position is not one higher."""
+    q_len = position_ids.shape[-1]
+    is_start = torch.diff(position_ids, dim=-1) != 1
+    documents = []
+    for starts in is_start:
+        edges = [0, *(starts.nonzero()[:, 0] + 1).tolist(), q_len]
+        documents.append([Span(slice(0, 0), slice(*edge), edge[0]) for edge in itertools.pairwise(edges)])
+    return list(_join_equal_rows(documents))
+
+
+def _join_equal_rows(spans_by_row: list[list[Span]]) -> Iterator[Span]:
+    """The spans of all rows, where equal rows that stand together share theirs."""
+    row = 0
+    for spans, equal_rows in itertools.groupby(spans_by_row):
+        stop = row + len(list(equal_rows))
+        for span in spans:
+            yield span._replace(rows=slice(row, stop))
+        row = stop
+
+
+def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:
+    """What attention computes in: autocast's dtype where it is on, so that no layer casts the mask again."""
+    device_type = inputs_embeds.device.type
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return inputs_embeds.dtype

@@ -1,0 +1,205 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""ALiBi attention in tiles: chunks of queries, each with one run of keys, and no matrix of biases. Travels to the Hub.
+
+With the keys in reverse order, query i and key j of a tile are ``i + j + constant`` tokens apart. So the biases of a
+whole tile are one vector a head, the strip, read with strides ``(1, 1)``: they take no memory, and the kernel finds
+them in its nearest cache. Stock kernels of ``scaled_dot_product_attention`` do the work.
+
+Shapes: B batch, H heads, Q queries, K keys, d head size. Queries are the last Q of K tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .attention_context import AttentionContext, Span
+
+
+# Measured on two CPU cores: larger chunks waste the half of a tile that lies in the future, smaller ones do not fill
+# the blocks of the kernel.
+CHUNK_TOKENS = 768
+
+_flash_on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_on_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class StripAttention:
+    """ALiBi over all keys, in the spans of tokens that see each other.
+
+    Args:
+        context: Who sees whom.
+        slopes: ``(H,)``, nats per token.
+    """
+
+    def __init__(self, context: AttentionContext, slopes: Tensor) -> None:
+        self.slopes = slopes
+        self.tiles = whole_tiles(context.spans(), slopes.shape[0], context.kv_len - context.q_len)
+        self.lost_queries = context.lost_queries()
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        output = strip_attention(query, key, value, self.slopes.to(query.device), self.tiles, scaling, dropout)
+        return see_themselves(output, value, self.lost_queries)
+
+
+class Tile(NamedTuple):
+    """Queries and the run of keys they read; the last key is that of the last query.
+
+    Attributes:
+        rows: Rows of the batch.
+        heads: Heads.
+        queries: Queries, at most one chunk.
+        keys: Keys.
+    """
+
+    rows: slice
+    heads: slice
+    queries: slice
+    keys: slice
+
+
+def whole_tiles(spans: Sequence[Span], num_heads: int, offset: int, chunk_tokens: int = CHUNK_TOKENS) -> list[Tile]:
+    """Tiles that read every key which a query sees.
+
+    Args:
+        spans: Who sees whom.
+        num_heads: H.
+        offset: Keys before the first query: K - Q.
+        chunk_tokens: Queries in a tile, at most.
+    """
+    return [
+        Tile(span.rows, slice(0, num_heads), queries, slice(span.first_key, queries.stop + offset))
+        for span in spans
+        for queries in chunks(span.queries, chunk_tokens)
+    ]
+
+
+def chunks(queries: slice, chunk_tokens: int) -> list[slice]:
+    """Consecutive parts of a range, the last one shorter."""
+    starts = range(queries.start, queries.stop, chunk_tokens)
+    return [slice(start, min(start + chunk_tokens, queries.stop)) for start in starts]
+
+
+def strip_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor,
+    tiles: Sequence[Tile],
+    scaling: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention with ALiBi over the keys that the tiles read.
+
+    Args:
+        query: ``(B, H, Q, d)``.
+        key: ``(B, H, K, d)``, like ``value``.
+        value: ``(B, H, K, d)``.
+        slopes: ``(H,)``, nats per token.
+        tiles: Which queries read which keys; every query in at most one tile a head.
+        scaling: What multiplies ``q . k``.
+        dropout: Probability.
+
+    Returns:
+        ``(B, H, Q, d)``; 0 for queries in no tile.
+    """
+    key, value = key.flip(2), value.flip(2)
+    strip = _Strip(slopes, tiles, query.dtype)
+    has_flash = query.device.type == "cpu" and dropout == 0.0 and not slopes.requires_grad
+    if has_flash and not torch.compiler.is_compiling():
+        return _FlashTiles.apply(query, key, value, strip, tiles, scaling)
+    output = torch.zeros_like(query)
+    for tile in tiles:
+        queries, keys = _places(tile, key.shape[2])
+        output[queries] = F.scaled_dot_product_attention(
+            query[queries],
+            key[keys],
+            value[keys],
+            # Kernels of other devices want the bias aligned, and of the dtype of the queries.
+            attn_mask=strip.bias(tile).to(query.dtype).contiguous(),
+            dropout_p=dropout,
+            scale=scaling,
+        )
+    return output
+
+
+def see_themselves(output: Tensor, value: Tensor, lost_queries: Tensor | None) -> Tensor:
+    """``(B, H, Q, d)`` where queries that see no key, which are padding, have the value of their own, as elsewhere."""
+    if lost_queries is None:
+        return output
+    return torch.where(lost_queries, value[:, :, -output.shape[2] :], output)
+
+
+class _Strip:
+    """Bias by distance, ``(H, L)``: from minus the longest chunk up, -inf for keys that come after the query."""
+
+    def __init__(self, slopes: Tensor, tiles: Sequence[Tile], dtype: torch.dtype) -> None:
+        dtype = torch.promote_types(dtype, torch.float32)
+        self.longest_chunk = max((tile.queries.stop - tile.queries.start for tile in tiles), default=1)
+        longest_run = max((tile.keys.stop - tile.keys.start for tile in tiles), default=1)
+        distance = torch.arange(1 - self.longest_chunk, longest_run, device=slopes.device, dtype=dtype)
+        self.values = (-slopes[:, None].to(dtype) * distance).masked_fill(distance < 0, -torch.inf)
+
+    def bias(self, tile: Tile) -> Tensor:
+        """``(1, H, Q, K)`` of one tile with its keys in reverse; a view, in which all diagonals share memory."""
+        num_queries, num_keys = tile.queries.stop - tile.queries.start, tile.keys.stop - tile.keys.start
+        values = self.values[tile.heads, self.longest_chunk - num_queries :]
+        size = (1, values.shape[0], num_queries, num_keys)
+        return values.as_strided(size, (0, values.stride(0), 1, 1), values.storage_offset())
+
+
+class _FlashTiles(torch.autograd.Function):
+    """The tiles on a CPU, each key's gradient added in place; autograd would make a tensor of all keys for each tile.
+
+    Calls the two kernels that ``scaled_dot_product_attention`` itself calls on a CPU.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, strip: _Strip, tiles: Sequence[Tile], scaling: float
+    ) -> Tensor:
+        output = torch.zeros_like(query)
+        log_sums = torch.zeros(query.shape[:3], dtype=strip.values.dtype)
+        for tile in tiles:
+            queries, keys = _places(tile, key.shape[2])
+            output[queries], log_sums[queries] = _flash_on_cpu(
+                query[queries], key[keys], value[keys], attn_mask=strip.bias(tile), scale=scaling
+            )
+        ctx.save_for_backward(query, key, value, output, log_sums)
+        ctx.strip, ctx.tiles, ctx.scaling = strip, tiles, scaling
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, log_sums = ctx.saved_tensors
+        dtype = torch.promote_types(key.dtype, torch.float32)
+        grad_query = torch.zeros_like(query)
+        grad_key, grad_value = torch.zeros_like(key, dtype=dtype), torch.zeros_like(value, dtype=dtype)
+        for tile in ctx.tiles:
+            queries, keys = _places(tile, key.shape[2])
+            grads = _flash_on_cpu_backward(
+                grad_output[queries],
+                query[queries],
+                key[keys],
+                value[keys],
+                output[queries],
+                log_sums[queries],
+                dropout_p=0.0,
+                is_causal=False,
+                attn_mask=ctx.strip.bias(tile),
+                scale=ctx.scaling,
+            )
+            grad_query[queries] = grads[0]
+            grad_key[keys] += grads[1]
+            grad_value[keys] += grads[2]
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
+
+
+def _places(tile: Tile, kv_len: int) -> tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]:
+    """Where the tile's queries stand, and where its keys stand among keys in reverse."""
+    keys = slice(kv_len - tile.keys.stop, kv_len - tile.keys.start)
+    return (tile.rows, tile.heads, tile.queries), (tile.rows, tile.heads, keys)

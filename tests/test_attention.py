@@ -1,0 +1,252 @@
+"""The long ways of attention against float64 loops: strips, augmented keys and bands, forward and gradient."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modeling_alibi_gpt.alibi import alibi_slopes
+from modeling_alibi_gpt.attention_augmented import augmented_attention
+from modeling_alibi_gpt.attention_banded import banded_tiles, score_margins
+from modeling_alibi_gpt.attention_context import Span
+from modeling_alibi_gpt.attention_strips import strip_attention, whole_tiles
+
+
+HEAD_DIM = 16
+SCALING = HEAD_DIM**-0.5
+TOLERANCE = 1e-6
+LENGTHS = (1, 2, 63, 65, 200)
+HEADS = (1, 3, 8, 12)
+
+
+def draw(num_heads: int, q_len: int, kv_len: int, dtype: torch.dtype = torch.float32, rows: int = 2) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1000 * num_heads + kv_len)
+    shapes = [(rows, num_heads, length, HEAD_DIM) for length in (q_len, kv_len, kv_len)]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def whole(rows: int, q_len: int) -> list[Span]:
+    return [Span(slice(0, rows), slice(0, q_len), 0)]
+
+
+def reference(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span] | None = None) -> Tensor:
+    """Attention in float64, a query at a time; gradients by autograd. 0 for queries in no span."""
+    query, key, value, slopes = (tensor.double() for tensor in (query, key, value, slopes))
+    q_len, offset = query.shape[2], key.shape[2] - query.shape[2]
+    output = torch.zeros_like(query)
+    for span in spans or whole(query.shape[0], q_len):
+        for i in range(span.queries.start, span.queries.stop):
+            keys = slice(span.first_key, i + offset + 1)
+            distance = torch.arange(i + offset - span.first_key, -1, -1, dtype=torch.float64)
+            content = torch.einsum("bhd,bhkd->bhk", query[span.rows, :, i], key[span.rows, :, keys])
+            weights = torch.softmax(content * SCALING - slopes[:, None] * distance, dim=-1)
+            row = torch.einsum("bhk,bhkd->bhd", weights, value[span.rows, :, keys])
+            output = output.index_put((torch.arange(span.rows.start, span.rows.stop)[:, None],
+                                       torch.arange(row.shape[1])[None], torch.tensor(i)), row)  # fmt: skip
+    return output
+
+
+def strips(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span], chunk: int = 48) -> Tensor:
+    tiles = whole_tiles(spans, query.shape[1], key.shape[2] - query.shape[2], chunk)
+    return strip_attention(query, key, value, slopes, tiles, SCALING)
+
+
+def bands(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
+    tiles = banded_tiles(query, key, slopes.detach(), spans, SCALING, TOLERANCE)
+    return strip_attention(query, key, value, slopes, tiles, SCALING)
+
+
+def augmented(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
+    """The back end gives no mask where queries and keys are the same tokens."""
+    q_len, kv_len = query.shape[2], key.shape[2]
+    positions = torch.arange(kv_len)
+    mask = None
+    if q_len != kv_len or spans != whole(query.shape[0], q_len):
+        mask = torch.zeros(query.shape[0], 1, q_len, kv_len, dtype=torch.bool)
+        for span in spans:
+            mask[span.rows, :, span.queries, span.first_key : span.queries.stop + kv_len - q_len] = True
+        mask &= positions[kv_len - q_len :, None] >= positions
+        mask |= ~mask.any(-1, keepdim=True)
+    return augmented_attention(
+        query, key, value, slopes[None, None], positions[None, kv_len - q_len :], positions[None], mask, SCALING
+    )
+
+
+WAYS: dict[str, Callable[..., Tensor]] = {"strips": strips, "bands": bands, "augmented": augmented}
+
+
+def assert_equals_reference(way: str, tensors: list[Tensor], slopes: Tensor, spans: list[Span]) -> None:
+    """Output and gradients of order one, each a float32 sum of at most a few hundred products."""
+    output = WAYS[way](*tensors, slopes, spans)
+    expected = reference(*tensors, slopes, spans)
+    in_spans = torch.zeros(output.shape[0], output.shape[2], dtype=torch.bool)
+    for span in spans:
+        in_spans[span.rows, span.queries] = True
+    visible = in_spans[:, None, :, None]
+    assert torch.isfinite(output).all()
+    torch.testing.assert_close(output.double() * visible, expected, atol=5e-6, rtol=0)
+    direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)) * visible
+    gradients = torch.autograd.grad(output, tensors, direction)
+    expected_gradients = torch.autograd.grad(expected, tensors, direction.double())
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("num_heads", "length"), list(itertools.product(HEADS, LENGTHS)))
+def test_every_length_and_head_count(way: str, num_heads: int, length: int) -> None:
+    assert_equals_reference(way, draw(num_heads, length, length), alibi_slopes(num_heads), whole(2, length))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 200), (5, 64), (64, 65), (65, 200), (130, 131)])
+def test_queries_are_the_last_of_the_keys(way: str, q_len: int, kv_len: int) -> None:
+    assert_equals_reference(way, draw(3, q_len, kv_len), alibi_slopes(3), whole(2, q_len))
+
+
+SPANS = {
+    "left padding": [Span(slice(0, 1), slice(37, 150), 37), Span(slice(1, 2), slice(0, 150), 0)],
+    "right padding": [Span(slice(0, 1), slice(0, 99), 0), Span(slice(1, 2), slice(0, 1), 0)],
+    "documents": [Span(slice(0, 2), slice(0, 70), 0), Span(slice(0, 2), slice(70, 71), 70),
+                  Span(slice(0, 2), slice(71, 150), 71)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
+def test_spans_do_not_see_each_other(way: str, spans: list[Span]) -> None:
+    assert_equals_reference(way, draw(3, 150, 150), alibi_slopes(3), spans)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_slopes_have_the_gradient_of_the_reference(way: str) -> None:
+    slopes = alibi_slopes(3).requires_grad_()
+    tensors = draw(3, 90, 90)
+    direction = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(0))
+    output = WAYS[way](*tensors, slopes, whole(2, 90))
+    (gradient,) = torch.autograd.grad(output, slopes, direction)
+    (expected,) = torch.autograd.grad(reference(*tensors, slopes), slopes, direction.double())
+    # A sum over 2 x 90 queries of weighted distances up to 90.
+    torch.testing.assert_close(gradient, expected, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("way", WAYS)
+def test_other_dtypes(way: str, dtype: torch.dtype) -> None:
+    """At most twice the error of plain causal attention in that dtype, in units of the output's size."""
+    tensors = [tensor.detach() for tensor in draw(8, 400, 400, dtype)]
+    slopes = alibi_slopes(8)
+    errors = []
+    for output, expected in (
+        (WAYS[way](*tensors, slopes, whole(2, 400)), reference(*tensors, slopes)),
+        (F.scaled_dot_product_attention(*tensors, is_causal=True), reference(*tensors, torch.zeros(8))),
+    ):
+        assert output.dtype == dtype
+        error = output.double() - expected
+        errors.append((error.abs().max() / expected.abs().max(), error.norm() / expected.norm()))
+    # Kernels keep scores in float32 or better: of 8 nats where a weight counts, or slope times length where a kernel
+    # adds augmented keys in an order of its own. And a band leaves weights out, in float64 too.
+    rounding = (0.5 * 400 if way == "augmented" else 8) * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    left_out = 2 * TOLERANCE if way == "bands" else 0.0
+    for error, plain in zip(*errors, strict=True):
+        assert error <= 2 * plain + rounding + left_out
+
+
+def test_slopes_that_differ_by_query_go_by_augmented_keys() -> None:
+    tensors = draw(3, 80, 80)
+    factor = (torch.arange(80) + 1).clamp(min=20) / 20
+    slopes = alibi_slopes(3)[None, None] / factor[None, :, None]
+    positions = torch.arange(80)
+    output = augmented_attention(*tensors, slopes, positions[None], positions[None], None, SCALING)
+    distance = (positions[:, None] - positions).double()
+    scores = torch.matmul(tensors[0].double(), tensors[1].double().mT) * SCALING
+    scores = scores - slopes.double().transpose(1, 2)[..., None] * distance
+    expected = scores.masked_fill(distance < 0, -torch.inf).softmax(-1) @ tensors[2].double()
+    torch.testing.assert_close(output.double(), expected, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("first", [0, 1_000_000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_augmented_keys_at_far_positions(dtype: torch.dtype, first: int) -> None:
+    """Only differences count: the first position of the text must not."""
+    tensors = [tensor.detach() for tensor in draw(8, 300, 300, dtype)]
+    slopes = alibi_slopes(8)[None, None]
+    outputs = [
+        augmented_attention(*tensors, slopes, positions[None], positions[None], None, SCALING)
+        for positions in (torch.arange(300), torch.arange(first, first + 300))
+    ]
+    torch.testing.assert_close(outputs[0], outputs[1], atol=0, rtol=0)
+
+
+def adversarial(kind: str, num_heads: int, length: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    query, key, value = torch.randn(3, 1, num_heads, length, HEAD_DIM, generator=generator)
+    if kind == "huge":
+        query, key = query * 30, key * 30
+    elif kind == "sink":
+        key[:, :, 0] = 40 * F.normalize(query.mean(2), dim=-1)
+    elif kind == "constant keys":
+        key = key[:, :, :1].expand_as(key) * 20
+    elif kind == "distant lover":
+        key[:, :, : length // 4] = 6 * query[:, :, -1:]
+    elif kind == "shifted keys":
+        key = key + 100
+    elif kind == "tiny":
+        query, key = query * 1e-4, key * 1e-4
+    return [query, key, value]
+
+
+ADVERSARIES = ("normal", "huge", "sink", "constant keys", "distant lover", "shifted keys", "tiny")
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+@pytest.mark.parametrize("kind", ADVERSARIES)
+@pytest.mark.parametrize("seed", range(4))
+def test_no_query_loses_more_weight_than_the_tolerance(kind: str, seed: int, tolerance: float) -> None:
+    """The bound is proved; here it meets queries and keys that were made to break it."""
+    num_heads, length = 4, 700
+    query, key, value = adversarial(kind, num_heads, length, seed)
+    slopes = alibi_slopes(num_heads, beta=(0.5, 1.0, 8.0, 30.0)[seed])
+    tiles = banded_tiles(query, key, slopes, whole(1, length), SCALING, tolerance)
+    is_read = torch.zeros(num_heads, length, length, dtype=torch.bool)
+    for tile in tiles:
+        is_read[tile.heads, tile.queries, tile.keys] = True
+    distance = (torch.arange(length)[:, None] - torch.arange(length)).double()
+    scores = torch.matmul(query[0].double(), key[0].double().mT) * SCALING - slopes.double()[:, None, None] * distance
+    weights = scores.masked_fill(distance < 0, -torch.inf).softmax(-1)
+    assert weights.masked_fill(is_read, 0.0).sum(-1).max() <= tolerance
+    output = strip_attention(query, key, value, slopes, tiles, SCALING)
+    error = (output[0].double() - weights @ value[0].double()).norm(dim=-1).max()
+    # What float32 itself loses: scores of size s round by s * eps, and weights by as much.
+    rounding = 8 * torch.finfo(torch.float32).eps * max(1.0, scores[:, distance >= 0].abs().max().item())
+    assert error <= 2 * (tolerance + rounding) * value.norm(dim=-1).max()
+
+
+def test_bands_leave_out_what_is_far() -> None:
+    length = 4096
+    query, key, _ = (tensor.detach() for tensor in draw(8, length, length, rows=1))
+    tiles = banded_tiles(query, key, alibi_slopes(8), whole(1, length), SCALING, TOLERANCE)
+    widest = dict.fromkeys(range(8), 0)
+    for tile in tiles:
+        for head in range(tile.heads.start, tile.heads.stop):
+            widest[head] = max(widest[head], tile.keys.stop - tile.keys.start)
+    assert widest[0] < 256 and list(widest.values()) == sorted(widest.values())
+
+
+def test_a_shift_of_all_keys_changes_no_margin() -> None:
+    """Which is why a common direction of trained keys costs nothing."""
+    query, key, _ = (tensor.detach() for tensor in draw(4, 300, 300))
+    slopes = alibi_slopes(4)
+    shift = 3 * torch.randn(1, 4, 1, HEAD_DIM, generator=torch.Generator().manual_seed(3))
+    before, after = (score_margins(query, keys, slopes, SCALING) for keys in (key, key + shift))
+    torch.testing.assert_close(before, after, atol=0.02, rtol=0)
+
+
+def test_scores_without_bound_read_every_key() -> None:
+    query, key, _ = (tensor.detach() for tensor in draw(4, 300, 300))
+    key[0, 0, 5] = torch.inf
+    tiles = banded_tiles(query, key, alibi_slopes(4), whole(2, 300), SCALING, TOLERANCE)
+    assert all(tile.keys.start == 0 for tile in tiles if tile.heads.start == 0)
