@@ -36,6 +36,7 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("nats_per_token", "perplexity"),
     ),
     "bias_matrix": ("name", "slopes", "bias"),
+    "conformance": ("model", "suite", "transformers", "passed", "failed", "skipped", "seconds", "skipped_by_reason"),
 }
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "tokenizers", "numpy")
