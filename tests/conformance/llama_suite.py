@@ -1,4 +1,4 @@
-"""Llama in the same tests with the same settings as ``alibi_gpt_suite.py``: what AlibiGPT's counts are held against."""
+"""Llama in the same tests with the settings of ``alibi_gpt_suite.py``: what AlibiGPT's counts are held against."""
 
 import unittest
 from typing import Any
