@@ -29,8 +29,8 @@ from modeling_alibi_gpt.reporting.records import Record, append_record, check_re
 
 
 HERE = Path(__file__).resolve().parent
-# As few as these may pass for each model from the distribution alone, on a CPU with two cores.
-MINIMUM_PASSED = {"alibi_gpt": 119, "llama": 0}
+# What passes from the distribution alone on a CPU with two cores; with torchao it is one more.
+MINIMUM_PASSED = {"alibi_gpt": 119, "llama": 122}
 
 # Missing file -> our file, or its text. Mixins are empty: their tests are absent then, neither passed nor skipped.
 STAND_INS: dict[str, Path | str] = {
