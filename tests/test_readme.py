@@ -10,8 +10,8 @@ import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.reporting.page import markdown_table
-from modeling_alibi_gpt.reporting.records import read_records
-from modeling_alibi_gpt.reporting.tables import beta_table, extrapolation_table, group_by
+from modeling_alibi_gpt.reporting.records import Record, read_records
+from modeling_alibi_gpt.reporting.tables import Table, beta_table, extrapolation_table, group_by
 from modeling_alibi_gpt.training.corpora import load_documents
 from modeling_alibi_gpt.training.tokenization import train_tokenizer
 
@@ -70,3 +70,33 @@ def test_tables_are_those_of_the_records() -> None:
     assert markdown_table(extrapolation_table(by_kind["extrapolation"])) in README
     for trials in group_by(by_kind["beta_trial"], lambda record: record["mode"]).values():
         assert markdown_table(beta_table(trials)) in README
+
+
+def read_results(kind: str) -> list[Record]:
+    """The records of a file under results/ to which the README links."""
+    (path,) = (ROOT / "results").glob(f"{kind}_cpu2_*.jsonl")
+    assert f"(results/{path.name})" in README
+    return read_records(path)
+
+
+def test_counts_of_transformers_tests_are_those_of_the_records() -> None:
+    records = read_results("conformance")
+    rows = [[r["suite"], r["model"], *(str(r[count]) for count in ("passed", "failed", "skipped"))] for r in records]
+    table = Table(["tests of transformers", "model", "passed", "failed", "skipped"], rows, num_text_columns=2)
+    assert markdown_table(table) in README
+    for suite in group_by(records, lambda record: record["suite"]).values():
+        skipped = {record["model"]: set().union(*record["skipped_by_reason"].values()) for record in suite}
+        assert {name for name in skipped["alibi_gpt"] - skipped["llama"] if "rope_scaling" not in name} == set()
+
+
+def test_errors_of_half_precision_are_those_of_the_records() -> None:
+    rows = []
+    for dtype, records in group_by(read_results("precision"), lambda record: record["dtype"]).items():
+        cells = [f"{max(record['bias_error_ulps'] for record in records):.2f}"]
+        for figure in ("max_error", "relative_rms_error"):
+            times = max(record[f"alibi_{figure}"] / record[f"plain_{figure}"] for record in records)
+            cells += [f"{max(record[f'alibi_{figure}'] for record in records):.1e}", f"{times:.2f}"]
+        absolute = max(record["absolute_bias_error_nats"] for record in records)
+        rows.append([dtype, *cells, f"{absolute:.1f} nats"])
+    header = ["", "bias, ulps", "largest error", "times plain", "relative error", "times plain", "bias, as in BLOOM"]
+    assert markdown_table(Table(header, rows)) in README

@@ -36,6 +36,13 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("nats_per_token", "perplexity"),
     ),
     "bias_matrix": ("name", "slopes", "bias"),
+    "conformance": ("model", "suite", "transformers", "passed", "failed", "skipped", "seconds", "skipped_by_reason"),
+    "precision": (
+        *("dtype", "num_heads", "length_tokens", "head_dim", "num_queries"),
+        *("bias_error_ulps", "bias_error_nats", "absolute_bias_error_nats"),
+        *("alibi_max_error", "plain_max_error", "absolute_max_error"),
+        *("alibi_relative_rms_error", "plain_relative_rms_error", "absolute_relative_rms_error"),
+    ),
 }
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "tokenizers", "numpy")

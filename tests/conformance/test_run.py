@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.conformance.run import STAND_INS, TEST_MODULE, assemble, print_table, read_report
+from modeling_alibi_gpt.reporting.records import append_record, read_records
+from tests.conformance.run import (
+    MINIMUM_PASSED,
+    STAND_INS,
+    Outcome,
+    assemble,
+    make_record,
+    module_of,
+    print_table,
+    read_report,
+)
 
 
 REPORT = """<testsuites><testsuite>
@@ -30,22 +40,34 @@ def test_the_table(
 ) -> None:
     report = tmp_path / "report.xml"
     report.write_text(REPORT.format(outcome), encoding="utf-8")
-    assert print_table(*read_report(report), minimum) == exit_code
+    assert print_table(read_report(report), minimum) == exit_code
     printed = capsys.readouterr().out
     assert "      2  test requires av\n           test_b\n           test_c\n" in printed
     assert printed.splitlines()[-1] == last_line
 
 
-def test_gaps_are_filled_and_nothing_else(tmp_path: Path) -> None:
+def test_the_record_holds_counts_and_reasons(tmp_path: Path) -> None:
+    skipped = {"test_b": "M::test_b is skipped: no GPU", "test_a": "M::test_a is skipped: no GPU", "test_c": "is slow"}
+    outcome = Outcome(["test_d"], {"test_e": "wrong"}, skipped)
+    append_record(tmp_path / "record.jsonl", make_record("llama", "full tree", outcome, 1.25))
+    (record,) = read_records(tmp_path / "record.jsonl")
+    assert (record["model"], record["suite"]) == ("llama", "full tree")
+    assert (record["passed"], record["failed"], record["skipped"]) == (1, 1, 3)
+    assert record["failed_tests"] == ["test_e"]
+    assert record["skipped_by_reason"] == {"no GPU": ["test_a", "test_b"], "is slow": ["test_c"]}
+
+
+@pytest.mark.parametrize("model", MINIMUM_PASSED)
+def test_gaps_are_filled_and_nothing_else(model: str, tmp_path: Path) -> None:
     suite, tree = tmp_path / "suite", tmp_path / "tree"
     present = ("tests/test_modeling_common.py", "tests/causal_lm_tester.py", "tests/generation/test_utils.py")
     for name in present:
         (suite / name).parent.mkdir(parents=True, exist_ok=True)
         (suite / name).write_text("theirs", encoding="utf-8")
     tree.mkdir()
-    assert set(assemble(suite, tree)) == STAND_INS.keys() - set(present)
+    assert set(assemble(suite, tree, model)) == STAND_INS.keys() - set(present)
     for name in present:
         assert (tree / name).read_text(encoding="utf-8") == "theirs"
-    for name in (*STAND_INS, TEST_MODULE):
+    for name in (*STAND_INS, module_of(model)):
         assert (tree / name).is_file() and (tree / name).with_name("__init__.py").is_file()
     assert sorted(path for path in suite.rglob("*") if path.is_file()) == sorted(suite / name for name in present)

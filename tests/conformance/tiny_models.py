@@ -1,13 +1,30 @@
-"""Small checkpoints of all heads, where transformers' pipeline tests look for them."""
+"""Small checkpoints of all heads of a model, where transformers' pipeline tests look for them."""
 
 import json
 import sys
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 
-import modeling_alibi_gpt
+import modeling_alibi_gpt  # noqa: F401  registers AlibiGPT with the Auto classes
+
+
+HEADS = (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
@@ -19,12 +36,14 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>")
 
 
-def save_tiny_models(folder: Path) -> None:
+def save_tiny_models(folder: Path, model_type: str) -> None:
     """Save every head with its tokenizer, and the list by which the tests find them."""
     tokenizer = make_tokenizer()
-    config = modeling_alibi_gpt.AlibiGPTConfig(
+    config = AutoConfig.for_model(
+        model_type,
         vocab_size=len(tokenizer),
         hidden_size=32,
+        intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=4,
         pad_token_id=tokenizer.pad_token_id,
@@ -32,11 +51,11 @@ def save_tiny_models(folder: Path) -> None:
         eos_token_id=tokenizer.eos_token_id,
     )
     summary = {}
-    for name in modeling_alibi_gpt.__all__:
-        if name.endswith(("Config", "PreTrainedModel")):
-            continue
-        destination = folder / config.model_type / name
-        getattr(modeling_alibi_gpt, name)(config).save_pretrained(destination)
+    for head in HEADS:
+        model = head.from_config(config)
+        name = type(model).__name__
+        destination = folder / model_type / name
+        model.save_pretrained(destination)
         tokenizer.save_pretrained(destination)
         summary[name] = {"tokenizer_classes": [type(tokenizer).__name__], "processor_classes": []}
     (folder / "reports").mkdir()
@@ -44,4 +63,4 @@ def save_tiny_models(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    save_tiny_models(Path(sys.argv[1]))
+    save_tiny_models(Path(sys.argv[1]), sys.argv[2])

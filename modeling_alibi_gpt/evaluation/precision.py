@@ -1,0 +1,208 @@
+"""What half precision costs ALiBi: errors of its bias and of attention with it, beside attention without a bias.
+
+Shapes: H heads, Q queries (the last of the text), K keys, d head size.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from modeling_alibi_gpt.alibi import alibi_slopes
+from modeling_alibi_gpt.attention import AttentionContext, folded_mask
+from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.position_methods import AlibiPositions
+from modeling_alibi_gpt.reporting.records import Record, check_record, provenance
+
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+HEAD_DIM = 64
+NUM_QUERIES = 64
+# Keys whose bias is lower get less than 1e-7 of the weight of the query's own key, were their contents alike.
+WEIGHTED_NATS = 16.0
+
+# From q (1, H, Q, d), k and v (1, H, K, d) of one dtype, and float32 slopes (H,), to (1, H, Q, d).
+AttentionPath = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def measure_precision(
+    num_heads: Sequence[int] = (8, 12, 32),
+    lengths_tokens: Sequence[int] = (2048, 8192, 32768),
+    dtypes: Sequence[str] = tuple(DTYPES),
+    *,
+    path: AttentionPath | None = None,
+    seed: int = 0,
+) -> list[Record]:
+    """One ``precision`` record for each dtype, number of heads and length.
+
+    Args:
+        num_heads: Values of H.
+        lengths_tokens: Values of K, at least ``NUM_QUERIES``.
+        dtypes: Keys of ``DTYPES``.
+        path: Attention under test; None is the model's own on ``sdpa``.
+        seed: Of queries, keys and values, which are standard normal.
+    """
+    cases = [(dtype, heads, length) for dtype in dtypes for heads in num_heads for length in lengths_tokens]
+    return [_measure_case(*case, path or sdpa_attention, seed) for case in cases]
+
+
+def last_queries_context(q_len: int, kv_len: int, dtype: torch.dtype) -> AttentionContext:
+    """Causal attention of the last ``q_len`` of ``kv_len`` positions, for one row."""
+    key_positions = torch.arange(kv_len)[None]
+    query_positions = key_positions[:, kv_len - q_len :]
+    mask = query_positions[:, None, :, None] >= key_positions[:, None, None, :]
+    return AttentionContext(mask, query_positions, key_positions, dtype)
+
+
+def alibi_mask(slopes: Tensor, context: AttentionContext) -> Tensor:
+    """``(1, H, Q, K)``: what the model adds to its scores for these slopes."""
+    num_heads = slopes.shape[0]
+    config = AlibiGPTConfig(
+        hidden_size=num_heads * HEAD_DIM,
+        num_attention_heads=num_heads,
+        alibi_slope_kind="custom",
+        alibi_slopes=slopes.tolist(),
+    )
+    mask = folded_mask(context, partial(AlibiPositions(config).bias, 0))
+    assert mask is not None
+    return mask
+
+
+def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """The model's attention: bias and mask folded, on torch's scaled dot product attention."""
+    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=alibi_mask(slopes, context))
+
+
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """The yardstick: causal attention without a bias."""
+    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask)
+
+
+def absolute_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """The way of BLOOM's code: slope times absolute key position, rounded to the dtype before it is added."""
+    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
+    bias = _absolute_bias(slopes, k.shape[2], q.dtype)
+    mask = torch.where(context.mask, bias[None, :, None, :], torch.finfo(q.dtype).min)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _absolute_bias(slopes: Tensor, kv_len: int, dtype: torch.dtype) -> Tensor:
+    """``(H, K)``"""
+    return (slopes[:, None] * torch.arange(kv_len)).to(dtype)
+
+
+def exact_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """What the others approximate: the definition in float64, head by head to spare memory."""
+    distance = _distance(q.shape[2], k.shape[2])
+    outputs = []
+    for query, key, value, slope in zip(q[0].double(), k[0].double(), v[0].double(), slopes.double(), strict=True):
+        scores = query @ key.T / math.sqrt(query.shape[-1]) - slope * distance
+        outputs.append(scores.masked_fill(distance < 0, -math.inf).softmax(-1) @ value)
+    return torch.stack(outputs)[None]
+
+
+def exact_plain_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """:func:`exact_attention` without a bias."""
+    return exact_attention(q, k, v, torch.zeros_like(slopes))
+
+
+def bias_errors(slopes: Tensor, q_len: int, kv_len: int, dtype: torch.dtype) -> dict[str, float]:
+    """How far the folded mask, and BLOOM's bias, are from ``-s (i - j)`` in float64.
+
+    Returns:
+        ``bias_error_ulps``, the largest of all visible keys, in units of the last place of ``dtype`` at the true
+        value: 0.5 is perfect. ``bias_error_nats`` and ``absolute_bias_error_nats``, the largest among keys that get
+        weight (``WEIGHTED_NATS``), relative to the query's own key, since the softmax sees differences only.
+    """
+    context = last_queries_context(q_len, kv_len, dtype)
+    folded = alibi_mask(slopes, context)[0]
+    absolute = _absolute_bias(slopes, kv_len, dtype).double()
+    distance = _distance(q_len, kv_len)
+    worst = {"bias_error_ulps": 0.0, "bias_error_nats": 0.0, "absolute_bias_error_nats": 0.0}
+    for slope, head, bloom in zip(slopes.double(), folded, absolute, strict=True):
+        exact = -slope * distance
+        visible, weighted = distance >= 0, (distance >= 0) & (exact > -WEIGHTED_NATS)
+        error = (head.double() - exact).abs()
+        # Past its range float16 gives -inf, and weight 0, where the true weight is far below anything it can hold.
+        representable = visible & (exact >= torch.finfo(dtype).min)
+        ulp = torch.finfo(dtype).eps * 2.0 ** (torch.frexp(exact).exponent - 1)
+        relative = bloom[None, :] - bloom[kv_len - q_len :, None]
+        figures = {
+            "bias_error_ulps": (error / ulp)[representable],
+            "bias_error_nats": error[weighted],
+            "absolute_bias_error_nats": (relative - exact).abs()[weighted],
+        }
+        worst = {name: max(worst[name], values.max().item()) for name, values in figures.items()}
+    return worst
+
+
+def _distance(q_len: int, kv_len: int) -> Tensor:
+    """``(Q, K)`` float64, tokens: negative for keys that a query does not see."""
+    positions = torch.arange(kv_len, dtype=torch.float64)
+    return positions[kv_len - q_len :, None] - positions[None, :]
+
+
+def output_errors(attention: AttentionPath, exact: AttentionPath, inputs: Sequence[Tensor]) -> dict[str, float]:
+    """How far the output of ``attention`` is from that of ``exact``, for the queries at both ends of a text.
+
+    Early queries average few values, so that outputs, and absolute errors, are largest there; without a bias they fall
+    with the root of the length. Hence the largest error is one of the whole text, and the other is relative.
+
+    Args:
+        attention: Under test.
+        exact: What it approximates.
+        inputs: Queries ``(1, H, Q, d)``, taken for the first and for the last of the text; keys, values and slopes.
+
+    Returns:
+        ``max_error``, absolute, of first and last queries; ``last_max_error`` of the last alone;
+        ``relative_rms_error`` and ``output_rms`` of the last: root mean square error over that of the exact output,
+        and the latter.
+    """
+    q, k, v, slopes = inputs
+    first = (q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]], slopes)
+    first_error = (attention(*first).double() - exact(*first)).abs().max().item()
+    expected = exact(*inputs)
+    error = attention(*inputs).double() - expected
+    last_error, output_rms = error.abs().max().item(), expected.square().mean().sqrt().item()
+    return {
+        "max_error": max(first_error, last_error),
+        "last_max_error": last_error,
+        "relative_rms_error": error.square().mean().sqrt().item() / output_rms,
+        "output_rms": output_rms,
+    }
+
+
+@torch.no_grad()
+def _measure_case(dtype_name: str, num_heads: int, length_tokens: int, path: AttentionPath, seed: int) -> Record:
+    dtype, slopes = DTYPES[dtype_name], alibi_slopes(num_heads)
+    generator = torch.Generator().manual_seed(seed)
+    q, k, v = (
+        torch.randn(1, num_heads, length, HEAD_DIM, generator=generator).to(dtype)
+        for length in (NUM_QUERIES, length_tokens, length_tokens)
+    )
+    record: dict[str, Any] = {
+        "kind": "precision",
+        "dtype": dtype_name,
+        "num_heads": num_heads,
+        "length_tokens": length_tokens,
+        "head_dim": HEAD_DIM,
+        "num_queries": NUM_QUERIES,
+        **bias_errors(slopes, NUM_QUERIES, length_tokens, dtype),
+    }
+    attentions = {
+        "alibi": (path, exact_attention),
+        "plain": (plain_attention, exact_plain_attention),
+        "absolute": (absolute_attention, exact_attention),
+    }
+    for name, (attention, exact) in attentions.items():
+        figures = output_errors(attention, exact, (q, k, v, slopes))
+        record |= {f"{name}_{figure}": value for figure, value in figures.items()}
+    record["provenance"] = provenance(seed=seed)
+    check_record(record)
+    return record
