@@ -13,6 +13,7 @@ from transformers import (
 )
 from transformers.models.auto import modeling_auto
 
+from modeling_alibi_gpt.cache_alibi_gpt import AlibiWindowCache
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import (
     AlibiGPTForCausalLM,
@@ -48,4 +49,5 @@ __all__ = [
     "AlibiGPTForTokenClassification",
     "AlibiGPTModel",
     "AlibiGPTPreTrainedModel",
+    "AlibiWindowCache",
 ]

@@ -44,7 +44,7 @@ class PositionBias(Protocol):
 class BiasedAttention(Protocol):
     """Who-sees-whom and bias of a layer, able to do its attention."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+    def attend(self, query: Tensor, key: Any, value: Any, scaling: float, dropout: float) -> Tensor:
         """Output ``(B, H, Q, d)`` of queries ``(B, H, Q, d)``, and keys and values ``(B, H, K, d)``."""
 
 
@@ -113,6 +113,14 @@ def banded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
             "attention back end 'alibi_banded' needs ALiBi with one slope a head: position_method 'alibi' without "
             "dynamic alibi_scaling; the others run on sdpa and eager"
         )
+    if context.q_len == 1 and not context.keeps_windows:
+        return folded_mask(context, bias)
+    if context.spans() is None:
+        raise ValueError(
+            "attention back end 'alibi_banded' reads runs of tokens: padding between visible tokens, masks of four "
+            "dimensions, static caches and compiled packing run on sdpa and eager"
+        )
+    return BandedAttention(context, slopes[0, 0], bias.tolerance)
     if context.q_len == 1:
         return folded_mask(context, bias)
     if context.spans() is None:
@@ -133,13 +141,14 @@ def attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a layer as transformers calls it, with keys and values for ``H_kv`` heads."""
+    """Attention of a layer as transformers calls it: keys and values ``(B, H_kv, K, d)``, or what a cache keeps."""
     if attention_mask is None or isinstance(attention_mask, Tensor):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-    value = value.repeat_interleave(module.num_key_value_groups, dim=1)
+    if isinstance(key, Tensor):
+        key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+        value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     return attention_mask.attend(query, key, value, scaling, dropout).transpose(1, 2), None
 
 

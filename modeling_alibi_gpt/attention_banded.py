@@ -23,7 +23,9 @@ the tolerance. What is left out moves the output of a query by at most twice the
 Shapes: B batch, H heads, Q queries, K keys, d head size, N blocks of queries.
 """
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,12 +34,13 @@ from torch import Tensor
 from .alibi import alibi_windows
 from .attention_context import AttentionContext, Span
 from .attention_strips import CHUNK_TOKENS, Tile, chunks, see_themselves, strip_attention
+from .attention_windows import WindowedStates, attend_windows
 
 
 BLOCK_TOKENS = 64
 # A margin beyond this means that every key must be read; it keeps infinite scores out of integer arithmetic.
 _ENDLESS_NATS = 1e6
-# Heads go together while the widest window of a group is at most this much wider than its first.
+# Heads go together while their widest window is at most this much wider than their narrowest.
 _WIDTH_RATIO = 1.25
 # Float32 sums of a few hundred products are good to this part of their largest possible value.
 _ROUNDING = 2**-14
@@ -53,12 +56,16 @@ class BandedAttention:
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor, tolerance: float) -> None:
-        self.slopes, self.tolerance = slopes, tolerance
+        self.context, self.slopes, self.tolerance = context, slopes, tolerance
         self.spans = context.spans()
         self.lost_queries = context.lost_queries()
+        if context.keeps_windows and not context.is_whole:
+            context.mask()  # made now, for a layer's update moves the cache on
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+    def attend(self, query: Tensor, key: Any, value: Any, scaling: float, dropout: float) -> Tensor:
         slopes = self.slopes.to(query.device)
+        if isinstance(key, WindowedStates):
+            return attend_windows(self.context, slopes, query, key, value, scaling, dropout)
         tiles = banded_tiles(query, key, slopes.detach(), self.spans, scaling, self.tolerance)
         output = strip_attention(query, key, value, slopes, tiles, scaling, dropout)
         return see_themselves(output, value, self.lost_queries)
@@ -83,8 +90,9 @@ def banded_tiles(
         queries, stop = query[span.rows, :, span.queries], span.queries.stop + offset
         margins = score_margins(queries, key[span.rows, :, span.first_key : stop], slopes, scaling)
         windows = torch.stack([alibi_windows(slopes, block, tolerance) for block in margins.unbind(1)], dim=1)
-        for heads, chunk_tokens in _head_groups(windows.amax(1).tolist()):
+        for heads in similar_heads(windows.amax(1).tolist()):
             widest = windows[heads].amax(0).tolist()
+            chunk_tokens = _chunk_tokens(max(widest))
             for chunk in chunks(span.queries, chunk_tokens):
                 blocks = slice((chunk.start - span.queries.start) // BLOCK_TOKENS, None)
                 first_key = chunk.start + offset + 1 - max(widest[blocks][: chunk_tokens // BLOCK_TOKENS])
@@ -93,19 +101,20 @@ def banded_tiles(
     return tiles
 
 
-def _head_groups(windows: list[int]) -> list[tuple[slice, int]]:
-    """Neighbouring heads with similar windows, and how many queries they take at a time."""
-    groups = []
-    start = 0
-    for head in range(1, len(windows) + 1):
-        group = windows[start:head]
-        is_end = head == len(windows)
-        if is_end or max(*group, windows[head]) > _WIDTH_RATIO * max(1, min(*group, windows[head])):
-            # The half of a chunk that lies in the future is waste, so narrow bands take small ones.
-            fitting = max(group) // 4 // BLOCK_TOKENS * BLOCK_TOKENS
-            groups.append((slice(start, head), min(max(fitting, BLOCK_TOKENS), CHUNK_TOKENS)))
-            start = head
-    return groups
+def similar_heads(windows: Sequence[int]) -> list[slice]:
+    """Runs of neighbouring heads whose windows differ by at most a quarter, so that they can be read together."""
+    edges = [0]
+    for head in range(1, len(windows)):
+        run = windows[edges[-1] : head + 1]
+        if max(run) > _WIDTH_RATIO * max(1, min(run)):
+            edges.append(head)
+    return [slice(*edge) for edge in itertools.pairwise([*edges, len(windows)])]
+
+
+def _chunk_tokens(window: int) -> int:
+    """Queries read together: the half of a chunk that lies in the future is waste, so narrow bands take few."""
+    fitting = window // 4 // BLOCK_TOKENS * BLOCK_TOKENS
+    return min(max(fitting, BLOCK_TOKENS), CHUNK_TOKENS)
 
 
 def score_margins(query: Tensor, key: Tensor, slopes: Tensor, scaling: float) -> Tensor:

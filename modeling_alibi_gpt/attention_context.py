@@ -40,6 +40,7 @@ class AttentionContext:
         dtype: What attention computes in.
         num_rows: B of the call.
         is_causal: Whether no query sees a key that stands after it, as far as can be told beforehand.
+        keeps_windows: Whether keys before this call are in a cache that keeps a window a head.
         is_whole: Whether every row is one text and every query sees all keys up to its own.
     """
 
@@ -53,6 +54,7 @@ class AttentionContext:
         make_spans: Callable[[], list[Span] | None],
         is_causal: bool,
         is_whole: bool,
+        keeps_windows: bool = False,
     ) -> None:
         self.query_positions = query_positions
         self.key_positions = key_positions
@@ -60,6 +62,7 @@ class AttentionContext:
         self.num_rows = num_rows
         self.is_causal = is_causal
         self.is_whole = is_whole
+        self.keeps_windows = keeps_windows
         self._make_mask = make_mask
         self._make_spans = make_spans
         self._mask: tuple[Tensor | None] | None = None
@@ -186,6 +189,7 @@ def attention_context(
         make_spans,
         is_causal,
         is_whole,
+        keeps_windows=getattr(past_key_values, "keeps_windows", False),
     )
 
 

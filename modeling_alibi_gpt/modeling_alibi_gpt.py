@@ -269,6 +269,11 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
             may_skip_mask=not method.has_bias,
             kwargs=kwargs,
         )
+        if getattr(past_key_values, "keeps_windows", False) and self.config._attn_implementation != "alibi_banded":
+            raise ValueError(
+                "AlibiWindowCache goes with attn_implementation='alibi_banded', got "
+                f"{self.config._attn_implementation!r}"
+            )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:

@@ -5,7 +5,6 @@ Shapes: H heads, Q queries (the last of the text), K keys, d head size.
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_alibi_gpt.alibi import alibi_slopes
-from modeling_alibi_gpt.attention import AttentionContext, folded_mask
+from modeling_alibi_gpt.attention import folded_mask, folded_or_linear
+from modeling_alibi_gpt.attention_augmented import AugmentedAttention
+from modeling_alibi_gpt.attention_banded import BandedAttention
+from modeling_alibi_gpt.attention_context import AttentionContext, Span
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
-from modeling_alibi_gpt.position_methods import AlibiPositions
+from modeling_alibi_gpt.position_methods import AlibiPositions, LayerBias
 from modeling_alibi_gpt.reporting.records import Record, check_record, provenance
 
 
@@ -24,6 +26,8 @@ HEAD_DIM = 64
 NUM_QUERIES = 64
 # Keys whose bias is lower get less than 1e-7 of the weight of the query's own key, were their contents alike.
 WEIGHTED_NATS = 16.0
+# The default of AlibiGPTConfig.
+TOLERANCE = 1e-6
 
 # From q (1, H, Q, d), k and v (1, H, K, d) of one dtype, and float32 slopes (H,), to (1, H, Q, d).
 AttentionPath = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -33,8 +37,7 @@ def measure_precision(
     num_heads: Sequence[int] = (8, 12, 32),
     lengths_tokens: Sequence[int] = (2048, 8192, 32768),
     dtypes: Sequence[str] = tuple(DTYPES),
-    *,
-    path: AttentionPath | None = None,
+    paths: Sequence[str] = ("folded", "strips", "augmented", "banded"),
     seed: int = 0,
 ) -> list[Record]:
     """One ``precision`` record for each dtype, number of heads and length.
@@ -43,23 +46,31 @@ def measure_precision(
         num_heads: Values of H.
         lengths_tokens: Values of K, at least ``NUM_QUERIES``.
         dtypes: Keys of ``DTYPES``.
-        path: Attention under test; None is the model's own on ``sdpa``.
+        paths: Keys of ``PATHS``, the ways of attention under test.
         seed: Of queries, keys and values, which are standard normal.
     """
     cases = [(dtype, heads, length) for dtype in dtypes for heads in num_heads for length in lengths_tokens]
-    return [_measure_case(*case, path or sdpa_attention, seed) for case in cases]
+    return [_measure_case(*case, paths, seed) for case in cases]
 
 
 def last_queries_context(q_len: int, kv_len: int, dtype: torch.dtype) -> AttentionContext:
     """Causal attention of the last ``q_len`` of ``kv_len`` positions, for one row."""
     key_positions = torch.arange(kv_len)[None]
     query_positions = key_positions[:, kv_len - q_len :]
-    mask = query_positions[:, None, :, None] >= key_positions[:, None, None, :]
-    return AttentionContext(mask, query_positions, key_positions, dtype)
+    return AttentionContext(
+        query_positions,
+        key_positions,
+        dtype,
+        num_rows=1,
+        make_mask=lambda: query_positions[:, None, :, None] >= key_positions[:, None, None, :],
+        make_spans=lambda: [Span(slice(0, 1), slice(0, q_len), 0)],
+        is_causal=True,
+        is_whole=True,
+    )
 
 
-def alibi_mask(slopes: Tensor, context: AttentionContext) -> Tensor:
-    """``(1, H, Q, K)``: what the model adds to its scores for these slopes."""
+def _layer_bias(slopes: Tensor) -> LayerBias:
+    """Of a model with these slopes."""
     num_heads = slopes.shape[0]
     config = AlibiGPTConfig(
         hidden_size=num_heads * HEAD_DIM,
@@ -67,28 +78,59 @@ def alibi_mask(slopes: Tensor, context: AttentionContext) -> Tensor:
         alibi_slope_kind="custom",
         alibi_slopes=slopes.tolist(),
     )
-    mask = folded_mask(context, partial(AlibiPositions(config).bias, 0))
+    return LayerBias(AlibiPositions(config), 0)
+
+
+def alibi_mask(slopes: Tensor, context: AttentionContext) -> Tensor:
+    """``(1, H, Q, K)``: what the model adds to its scores for these slopes where it folds bias and mask."""
+    mask = folded_mask(context, _layer_bias(slopes))
     assert mask is not None
     return mask
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """The model's attention: bias and mask folded, on torch's scaled dot product attention."""
+def folded_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """The model's attention for short texts: bias and mask folded into one tensor."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=alibi_mask(slopes, context))
+
+
+def strip_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """The model's attention on `sdpa` and a CPU for long texts."""
+    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
+    return folded_or_linear(context, _layer_bias(slopes)).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
+
+
+def augmented_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """The model's attention on `sdpa` elsewhere."""
+    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
+    return AugmentedAttention(context, slopes[None, None]).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
+
+
+def banded_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """The model's attention on `alibi_banded`."""
+    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
+    return BandedAttention(context, slopes, TOLERANCE).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
+
+
+PATHS: dict[str, AttentionPath] = {
+    "folded": folded_attention,
+    "strips": strip_attention,
+    "augmented": augmented_attention,
+    "banded": banded_attention,
+}
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """The yardstick: causal attention without a bias."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask())
 
 
 def absolute_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """The way of BLOOM's code: slope times absolute key position, rounded to the dtype before it is added."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
     bias = _absolute_bias(slopes, k.shape[2], q.dtype)
-    mask = torch.where(context.mask, bias[None, :, None, :], torch.finfo(q.dtype).min)
+    mask = torch.where(context.mask(), bias[None, :, None, :], torch.finfo(q.dtype).min)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
@@ -179,7 +221,7 @@ def output_errors(attention: AttentionPath, exact: AttentionPath, inputs: Sequen
 
 
 @torch.no_grad()
-def _measure_case(dtype_name: str, num_heads: int, length_tokens: int, path: AttentionPath, seed: int) -> Record:
+def _measure_case(dtype_name: str, num_heads: int, length_tokens: int, paths: Sequence[str], seed: int) -> Record:
     dtype, slopes = DTYPES[dtype_name], alibi_slopes(num_heads)
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (
@@ -196,9 +238,9 @@ def _measure_case(dtype_name: str, num_heads: int, length_tokens: int, path: Att
         **bias_errors(slopes, NUM_QUERIES, length_tokens, dtype),
     }
     attentions = {
-        "alibi": (path, exact_attention),
         "plain": (plain_attention, exact_plain_attention),
         "absolute": (absolute_attention, exact_attention),
+        **{name: (PATHS[name], exact_attention) for name in paths},
     }
     for name, (attention, exact) in attentions.items():
         figures = output_errors(attention, exact, (q, k, v, slopes))

@@ -40,8 +40,7 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
     "precision": (
         *("dtype", "num_heads", "length_tokens", "head_dim", "num_queries"),
         *("bias_error_ulps", "bias_error_nats", "absolute_bias_error_nats"),
-        *("alibi_max_error", "plain_max_error", "absolute_max_error"),
-        *("alibi_relative_rms_error", "plain_relative_rms_error", "absolute_relative_rms_error"),
+        *("plain_max_error", "plain_relative_rms_error", "absolute_max_error", "absolute_relative_rms_error"),
     ),
 }
 

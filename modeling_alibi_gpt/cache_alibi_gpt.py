@@ -1,0 +1,263 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""A cache of bounded size: every head keeps the keys and values that can still matter to it. Travels to the Hub.
+
+Steep heads look at a few dozen tokens, flat ones at thousands. With a bound on how far scores can lie apart
+(:func:`~modeling_alibi_gpt.alibi.alibi_windows` says how far a head then looks), older keys can be dropped for good,
+and generation runs in constant memory however long the text becomes.
+
+Shapes: B batch, G key/value heads of a group, K keys kept, d head size.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from .alibi import alibi_windows
+from .attention_banded import score_margins, similar_heads
+from .attention_windows import WindowedStates
+
+
+# A norm's output is rounded once more in half precision; both sides of a product by 2**-9 of their size in bfloat16.
+_ROUNDING = 1 + 2**-7
+# A buffer that is full is copied once it has taken this part of its size in new tokens, or this many.
+_SPARE_PART = 8
+_MIN_SPARE_TOKENS = 64
+
+
+class AlibiWindowLayer(CacheLayerMixin):
+    """Keys and values of one layer.
+
+    Args:
+        windows: For each key/value head, how many of the last tokens a query must see, at least 1.
+    """
+
+    def __init__(self, windows: Sequence[int]) -> None:
+        super().__init__()
+        self.cumulative_length = 0
+        windows = [max(1, window) for window in windows]
+        heads = similar_heads(windows)
+        self.groups = [_Group(max(windows[group]), group) for group in heads]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor | WindowedStates, Tensor | WindowedStates]:
+        """Add the keys and values ``(B, H_kv, Q, d)`` of new tokens.
+
+        Returns:
+            What their queries need: the new ones themselves if they are the first, else those of every group.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        is_first = self.cumulative_length == 0
+        self.cumulative_length += key_states.shape[2]
+        for group in self.groups:
+            group.append(key_states[:, group.heads], value_states[:, group.heads])
+        if is_first:
+            return key_states, value_states
+        heads = tuple(group.heads for group in self.groups)
+        keys, values = zip(*(group.last(key_states.shape[2]) for group in self.groups), strict=True)
+        return WindowedStates(heads, keys), WindowedStates(heads, values)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cumulative_length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.cumulative_length
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.cumulative_length = 0
+        for group in self.groups:
+            group.clear()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._map(lambda states: states.index_select(1, indices.to(states.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._map(lambda states: states.repeat_interleave(repeats, dim=1))
+
+    def offload(self) -> None:
+        self._map(lambda states: states.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        self._map(lambda states: states.to(self.device, non_blocking=True))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: what was dropped to make room for these tokens is gone."""
+        if tokens_to_remove != 0:
+            raise ValueError("AlibiWindowCache cannot take tokens back; use a DynamicCache for assisted generation")
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all buffers."""
+        return sum(group.storage.nbytes for group in self.groups if group.storage is not None)
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> None:
+        for group in self.groups:
+            if group.storage is not None:
+                group.storage = change(group.storage)
+
+
+class _Group:
+    """Heads with similar windows: a buffer ``(2, B, G, capacity, d)`` of keys and values that moves on when full."""
+
+    def __init__(self, window: int, heads: slice) -> None:
+        self.window, self.heads = window, heads
+        self.clear()
+
+    def clear(self) -> None:
+        self.storage: Tensor | None = None
+        self.stop = 0
+
+    def append(self, keys: Tensor, values: Tensor) -> None:
+        """Add new tokens, and drop what neither they nor later ones can need."""
+        num_new = keys.shape[2]
+        num_old = min(self.stop, self.window - 1)
+        if self.storage is None:
+            # A long prompt is attended as it came; what follows needs a window of it.
+            num_new = min(num_new, self.window)
+            keys, values = keys[:, :, -num_new:], values[:, :, -num_new:]
+        if self.storage is None or self.stop + num_new > self.storage.shape[3]:
+            size = num_old + num_new
+            shape = (2, *keys.shape[:2], size + max(size // _SPARE_PART, _MIN_SPARE_TOKENS), keys.shape[3])
+            moved = keys.new_empty(shape)
+            if num_old:
+                moved[:, :, :, :num_old] = self.storage[:, :, :, self.stop - num_old : self.stop]
+            self.storage, self.stop = moved, num_old
+        new = slice(self.stop, self.stop + num_new)
+        self.storage[0, :, :, new], self.storage[1, :, :, new] = keys, values
+        self.stop = new.stop
+
+    def last(self, num_queries: int) -> Tensor:
+        """``(2, B, G, K, d)``: what that many queries, the last tokens, can need."""
+        start = max(0, self.stop - (self.window - 1 + num_queries))
+        return self.storage[:, :, :, start : self.stop]
+
+
+class AlibiWindowCache(Cache):
+    """For ``generate(past_key_values=...)`` with ``attn_implementation="alibi_banded"``.
+
+    Args:
+        windows: For each layer and key/value head, how many of the last tokens a query must see.
+    """
+
+    keeps_windows = True
+
+    def __init__(self, windows: Sequence[Sequence[int]]) -> None:
+        super().__init__(layers=[AlibiWindowLayer(layer) for layer in windows])
+
+    @classmethod
+    def from_margins(cls, model: PreTrainedModel, margins: Tensor) -> "AlibiWindowCache":
+        """Windows for scores of which no other exceeds that of a query's own key by more than ``margins``.
+
+        Args:
+            model: An AlibiGPT with ALiBi and one slope a head.
+            margins: ``(layers, H)``, nats.
+
+        Raises:
+            ValueError: The model has no such slopes.
+        """
+        config = model.config
+        layer_slopes = _slopes_of_layers(model)
+        windows = torch.stack(
+            [alibi_windows(*layer, config.alibi_tolerance) for layer in zip(layer_slopes, margins, strict=True)]
+        )
+        # Query heads that share a key head need the longest of their windows.
+        return cls(windows.unflatten(1, (config.num_key_value_heads, -1)).amax(-1).tolist())
+
+    @classmethod
+    def from_qk_norm(cls, model: PreTrainedModel) -> "AlibiWindowCache":
+        """Windows proved for any text: the norms of queries and keys bound every score.
+
+        An RMSNorm's output is at most ``sqrt(d)`` times its largest weight long, so two scores of a query are at most
+        ``2 * scaling * d * max |w_q| * max |w_k|`` apart.
+
+        Raises:
+            ValueError: The model has no ``qk_norm``, or no ALiBi with one slope a head.
+        """
+        config = model.config
+        if not config.qk_norm:
+            raise ValueError(
+                "only a model with qk_norm bounds its scores for any text; measure them on a text of yours with "
+                "AlibiWindowCache.from_text"
+            )
+        margins = [
+            2 * config.scaling * config.head_dim * _ROUNDING * _largest(layer.q_norm) * _largest(layer.k_norm)
+            for layer in _attention_layers(model)
+        ]
+        return cls.from_margins(model, torch.tensor(margins)[:, None].expand(-1, config.num_attention_heads))
+
+    @classmethod
+    @torch.no_grad()
+    def from_text(cls, model: PreTrainedModel, input_ids: Tensor, safety_factor: float = 1.5) -> "AlibiWindowCache":
+        """Windows from the scores of a text: a measured bound, which another text may break.
+
+        Args:
+            model: An AlibiGPT with ALiBi and one slope a head.
+            input_ids: ``(B, T)``, like the text to come and as long as can be.
+            safety_factor: What multiplies the largest margins that were seen, at least 1.
+
+        Raises:
+            ValueError: The factor is below 1, or the model has no ALiBi with one slope a head.
+        """
+        if not safety_factor >= 1:
+            raise ValueError(f"safety_factor must be at least 1, got {safety_factor}")
+        margins: list[Tensor] = []
+
+        def measure(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            query, key, _ = module.project(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+            key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+            margins.append(score_margins(query, key, slopes[module.layer_idx], module.scaling).amax(1))
+
+        slopes = _slopes_of_layers(model)
+        layers = _attention_layers(model)
+        hooks = [layer.register_forward_pre_hook(measure, with_kwargs=True) for layer in layers]
+        try:
+            model(input_ids, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return cls.from_margins(model, safety_factor * torch.stack(margins).clamp(min=0))
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of all buffers."""
+        return sum(layer.num_bytes for layer in self.layers)
+
+
+def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:
+    return [layer.self_attn for layer in model.base_model.layers]
+
+
+@torch.no_grad()
+def _slopes_of_layers(model: PreTrainedModel) -> list[Tensor]:
+    """``(H,)`` of each layer, nats per token."""
+    method, position = model.base_model.position_method, torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    slopes = [method("query_slopes", idx, position, torch.float32) for idx in range(model.config.num_hidden_layers)]
+    scaling = model.config.alibi_scaling or {"type": "none"}
+    if any(layer is None for layer in slopes) or scaling["type"].startswith("dynamic"):
+        raise ValueError(
+            "AlibiWindowCache needs ALiBi with one slope a head: position_method 'alibi' without dynamic "
+            f"alibi_scaling, got {model.config.position_method!r} and {model.config.alibi_scaling}"
+        )
+    return [layer[0, 0] for layer in slopes]
+
+
+def _largest(norm: nn.Module) -> float:
+    return norm.weight.abs().max().item()
+
+
+__all__ = ["AlibiWindowCache"]

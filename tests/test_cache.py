@@ -1,0 +1,144 @@
+"""The cache that keeps a window a head: the tokens and logits of a full cache, in memory that does not grow."""
+
+import itertools
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, AlibiWindowCache
+from modeling_alibi_gpt.alibi import alibi_windows
+
+
+VOCAB_SIZE = 61
+
+
+def make_model(back_end: str = "alibi_banded", **fields) -> AlibiGPTForCausalLM:
+    """Flat heads look at some hundred tokens: steep slopes, and queries and keys of a small norm."""
+    torch.manual_seed(0)
+    settings = {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 3,
+        "initializer_range": 0.2,
+        "qk_norm": True,
+        "attention_scale": 0.05,
+        "alibi_beta": 32.0,
+    }
+    return AlibiGPTForCausalLM(AlibiGPTConfig(**settings | fields, attn_implementation=back_end)).eval()
+
+
+def draw_tokens(batch_size: int, length: int) -> torch.Tensor:
+    return torch.randint(0, VOCAB_SIZE, (batch_size, length), generator=torch.Generator().manual_seed(length))
+
+
+def feed(model: AlibiGPTForCausalLM, tokens: torch.Tensor, chunks: list[int], cache, visible=None) -> torch.Tensor:
+    logits = []
+    for start, end in itertools.pairwise(itertools.accumulate(chunks, initial=0)):
+        mask = None if visible is None else visible[:, :end]
+        logits.append(model(tokens[:, start:end], attention_mask=mask, past_key_values=cache).logits)
+    return torch.cat(logits, dim=1)
+
+
+@pytest.mark.parametrize(
+    "chunks", [[400, *[1] * 40], [1] * 300, [100, 70, 1, 1, 200, 1, 30, 1]], ids=["prompt", "one", "chunks"]
+)
+@pytest.mark.parametrize("kv_heads", [1, 3, 6])
+@torch.no_grad()
+def test_logits_are_those_of_the_whole(chunks: list[int], kv_heads: int) -> None:
+    model = make_model(num_key_value_heads=kv_heads)
+    tokens = draw_tokens(2, sum(chunks))
+    cache = AlibiWindowCache.from_qk_norm(model)
+    logits = feed(model, tokens, chunks, cache)
+    model.set_attn_implementation("sdpa")
+    # Weights of 1e-6 left out in two layers, and float32.
+    torch.testing.assert_close(logits, model(tokens).logits, atol=1e-4, rtol=0)
+    assert any(group.stop < sum(chunks) for layer in cache.layers for group in layer.groups), "nothing was dropped"
+
+
+@torch.no_grad()
+def test_left_padding() -> None:
+    model = make_model()
+    tokens = draw_tokens(2, 250)
+    visible = torch.ones_like(tokens)
+    visible[0, :90] = 0
+    chunks = [200, 20, *[1] * 30]
+    logits = feed(model, tokens, chunks, AlibiWindowCache.from_qk_norm(model), visible)
+    expected = feed(make_model("eager"), tokens, chunks, DynamicCache(), visible)
+    torch.testing.assert_close(logits[visible.bool()], expected[visible.bool()], atol=1e-4, rtol=0)
+
+
+def test_generate_gives_the_tokens_of_a_full_cache() -> None:
+    model = make_model()
+    prompt = draw_tokens(2, 200)
+    options = {"max_new_tokens": 60, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    cache = AlibiWindowCache.from_qk_norm(model)
+    tokens = model.generate(prompt, past_key_values=cache, **options)
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(tokens, model.generate(prompt, **options))
+
+
+def test_beams_take_their_keys_along() -> None:
+    model = make_model()
+    prompt = draw_tokens(2, 150)
+    options = {"max_new_tokens": 20, "num_beams": 3, "do_sample": False, "attention_mask": torch.ones_like(prompt)}
+    tokens = model.generate(prompt, past_key_values=AlibiWindowCache.from_qk_norm(model), **options)
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(tokens, model.generate(prompt, **options))
+
+
+@torch.no_grad()
+def test_memory_does_not_grow() -> None:
+    model = make_model()
+    cache = AlibiWindowCache.from_qk_norm(model)
+    sizes = []
+    for token in draw_tokens(1, 1500).split(1, dim=1):
+        model(token, past_key_values=cache)
+        sizes.append(cache.num_bytes)
+    assert max(sizes[700:]) <= max(sizes[:700])
+    full = 2 * 2 * 48 // 2 * 1500 * 4  # layers, keys and values, width of three of six heads, tokens, float32
+    assert sizes[-1] < full / 2
+
+
+def test_windows_are_those_of_the_bound() -> None:
+    model = make_model(num_key_value_heads=6)
+    with torch.no_grad():
+        model.model.layers[1].self_attn.q_norm.weight[3] = -2.0
+    cache = AlibiWindowCache.from_qk_norm(model)
+    slopes = model.config.base_alibi_slopes()
+    for layer, largest in zip(cache.layers, (1.0, 2.0), strict=True):
+        margin = 2 * 0.05 * model.config.head_dim * largest
+        windows = alibi_windows(slopes, margin, model.config.alibi_tolerance)
+        for group in layer.groups:
+            assert windows[group.heads].max() <= group.window <= 1.02 * windows[group.heads].max() + 1
+
+
+@torch.no_grad()
+def test_windows_measured_on_a_text() -> None:
+    model = make_model(qk_norm=False, attention_scale=None)
+    tokens = draw_tokens(2, 500)
+    narrow, wide = (AlibiWindowCache.from_text(model, tokens, factor) for factor in (1.0, 1.5))
+    for layers in zip(narrow.layers, wide.layers, strict=True):
+        assert sum(group.window for group in layers[0].groups) < sum(group.window for group in layers[1].groups)
+    logits = feed(model, tokens, [300, *[1] * 200], wide)
+    model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(logits, model(tokens).logits, atol=1e-4, rtol=0)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match="from_text"):
+        AlibiWindowCache.from_qk_norm(make_model(qk_norm=False))
+    with pytest.raises(ValueError, match="safety_factor must be at least 1, got 0.5"):
+        AlibiWindowCache.from_text(make_model(), draw_tokens(1, 8), 0.5)
+    for fields in ({"position_method": "none"}, {"alibi_scaling": {"type": "dynamic_linear"}}):
+        with pytest.raises(ValueError, match="one slope a head"):
+            AlibiWindowCache.from_qk_norm(make_model("sdpa", **fields))
+    for back_end in ("sdpa", "eager"):
+        model = make_model(back_end)
+        with pytest.raises(ValueError, match="goes with attn_implementation='alibi_banded'"):
+            model(draw_tokens(1, 8), past_key_values=AlibiWindowCache.from_qk_norm(model))
+    cache = AlibiWindowCache.from_qk_norm(make_model())
+    with pytest.raises(ValueError, match="cannot take tokens back"):
+        cache.crop(-1)
