@@ -1,7 +1,7 @@
 """Float64 reference of the position methods: the formula of each paper for one pair of tokens, in plain Python.
 
-It shares no code with the package.
-Positions count from 0, a query at i sees keys at j <= i, and names of weights are those of the model.
+It shares no code with the package. Positions count from 0, a query at i sees keys at j <= i,
+and names of weights are those of the model.
 """
 
 import math

@@ -31,12 +31,12 @@ STRUCTURAL = (
 LONG_CASES = (
     *("heads_1", "heads_3", "heads_8", "heads_12", "alibi_dynamic_linear", "alibi_dynamic_ntk"),
     *("sinusoidal", "learned", "rope", "none", "rope_dynamic_ntk", "rope_yarn"),
-    *("t5", "shared_offset", "kerple", "kerple_power", "fire", "sandwich"),
+    *("t5", "shared_offset", "kerple", "kerple_power", "fire_shared", "sandwich_dim"),
 )
 GRADIENT_CASES = (
     *("alibi", "alibi_inside", "alibi_trained_beta", "alibi_trained_slopes", "alibi_trained_slopes_dynamic"),
     *("sinusoidal", "learned", "rope", "rope_yarn"),
-    *("t5", "shared_offset", "kerple", "kerple_power", "fire", "fire_shared", "sandwich"),
+    *("t5", "shared_offset", "kerple", "kerple_power", "fire", "fire_shared", "sandwich_dim"),
     *("qk_norm", "clip_qkv", "no_bias", "embedding_layer_norm", "untied"),
 )
 
