@@ -36,6 +36,10 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("nats_per_token", "perplexity"),
     ),
     "bias_matrix": ("name", "slopes", "bias"),
+    "bias_by_distance": (
+        *("name", "position_method", "train_context_length"),
+        *("distances_tokens", "bias_before", "bias_after"),
+    ),
 }
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "tokenizers", "numpy")
