@@ -33,14 +33,6 @@ FIGURES = [
     *("beta_posthoc", "beta_retrain", "bias", "bias_by_distance"),
     *("extrapolation", "loss_by_position", "training_loss"),
 ]
-    "beta_posthoc",
-    "beta_retrain",
-    "bias",
-    "bias_by_distance",
-    "extrapolation",
-    "loss_by_position",
-    "training_loss",
-]
 
 
 class Page(HTMLParser):
