@@ -47,7 +47,8 @@ _FOREIGN_NAMES = {
     "n_inner": "intermediate_size",
     "relative_attention_num_buckets": "t5_num_buckets",
     "relative_attention_max_distance": "t5_max_distance",
-    "rope_parameters": "rope_scaling",
+    "rope_parameters": "rope_extension",
+    "rope_scaling": "rope_extension",
     "beta": "alibi_beta",
     "slopes": "alibi_slopes",
 }
@@ -83,12 +84,13 @@ class AlibiGPTConfig(PreTrainedConfig):
         embd_pdrop, resid_pdrop, attention_dropout (`float`): Dropout probabilities.
         classifier_dropout (`float`): Dropout of the token classification head.
         train_context_length (`int`): Longest length seen in training, in tokens. Not a limit but of the `learned`
-            table; `shared_offset`, `fire`, `rope_scaling` and dynamic `alibi_scaling` read it too.
+            table; `shared_offset`, `fire`, `rope_extension` and dynamic `alibi_scaling` read it too.
         position_method (`str`): Where positions come from: `alibi` or one of the baselines.
         rope_theta (`float`): Base of the frequencies of `rope`.
-        rope_scaling (`dict`, *optional*): Extends `rope` beyond the training length: `{"type": "linear" | "ntk" |
+        rope_extension (`dict`, *optional*): Extends `rope` beyond the training length: `{"type": "linear" | "ntk" |
             "yarn", "factor": f}`, or `{"type": "dynamic_ntk"}` with an optional factor of 1. YaRN also takes
-            `beta_fast` (32), `beta_slow` (1) and `attention_factor` (`0.1 ln(f) + 1`).
+            `beta_fast` (32), `beta_slow` (1) and `attention_factor` (`0.1 ln(f) + 1`). It is not called
+            `rope_scaling`, for transformers 5 would read it its own way wherever it opens a saved config.
         t5_num_buckets (`int`): Buckets of distance of `t5`; the first half are one token wide.
         t5_max_distance (`int`): Distance in tokens from which on all keys share the last bucket of `t5`.
         kerple_variant (`str`): Kernel of `kerple`: `log` or `power`.
@@ -160,7 +162,7 @@ class AlibiGPTConfig(PreTrainedConfig):
     train_context_length: int = 1024
     position_method: str = "alibi"
     rope_theta: float | int = 10000.0
-    rope_scaling: dict[str, Any] | None = None
+    rope_extension: dict[str, Any] | None = None
     t5_num_buckets: int = 32
     t5_max_distance: int = 128
     kerple_variant: str = "log"

@@ -13,8 +13,8 @@ from torch import Tensor
 from .position_base import PositionMethod, bias_dtype
 
 
-# Type of rope_scaling -> the keys it needs, and those it may have.
-ROPE_SCALING_KEYS: dict[str, tuple[set[str], set[str]]] = {
+# Type of rope_extension -> the keys it needs, and those it may have.
+ROPE_EXTENSION_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "linear": ({"type", "factor"}, set()),
     "ntk": ({"type", "factor"}, set()),
     "dynamic_ntk": ({"type"}, {"factor"}),
@@ -25,8 +25,8 @@ ROPE_SCALING_KEYS: dict[str, tuple[set[str], set[str]]] = {
 class RotaryPositions(PositionMethod):
     """RoPE: queries and keys turned by angles that grow with position (Su et al. 2021, arXiv:2104.09864, section 3.2).
 
-    Pairs dimension k with k + d/2, as Llama's checkpoints do. ``rope_scaling`` slows the turning down, so that a text
-    longer than ``train_context_length`` meets angles of training; ``rope_frequencies`` says how.
+    Pairs dimension k with k + d/2, as Llama's checkpoints do. ``rope_extension`` slows the turning down, so that a
+    text longer than ``train_context_length`` meets angles of training; ``rope_frequencies`` says how.
 
     A score depends on the distance alone, except under ``dynamic_ntk``. There the published base belongs to the length
     of the whole text, and keys cached at a shorter length would have to be turned again. Here it belongs to the token:
@@ -41,8 +41,8 @@ class RotaryPositions(PositionMethod):
             raise ValueError(f"rope needs an even head_dim, got {config.head_dim}")
         if config.rope_theta <= 1:
             raise ValueError(f"rope_theta must be above 1, got {config.rope_theta}")
-        if config.rope_scaling is not None:
-            _check_scaling(config.rope_scaling, config.head_dim)
+        if config.rope_extension is not None:
+            _check_extension(config.rope_extension, config.head_dim)
 
     def rotate(self, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         dtype = bias_dtype(query)
@@ -68,16 +68,16 @@ def rope_frequencies(config: Any, position_ids: Tensor, dtype: torch.dtype) -> t
       sections 3.2 and 3.4).
 
     Args:
-        config: A configuration whose ``rope_scaling`` has been checked.
+        config: A configuration whose ``rope_extension`` has been checked.
         position_ids: ``(B, Q)``, tokens.
         dtype: float32 or float64.
 
     Returns:
         ``(d / 2,)``, or ``(B, Q, d / 2)`` for ``dynamic_ntk``, radians per token; and the multiplier.
     """
-    dim, base, scaling = config.head_dim, config.rope_theta, config.rope_scaling or {}
+    dim, base, extension = config.head_dim, config.rope_theta, config.rope_extension or {}
     exponents = torch.arange(0, dim, 2, device=position_ids.device, dtype=dtype) / dim
-    kind, factor = scaling.get("type"), scaling.get("factor", 1.0)
+    kind, factor = extension.get("type"), extension.get("factor", 1.0)
     if kind == "linear":
         return base**-exponents / factor, 1.0
     if kind == "ntk":
@@ -88,7 +88,7 @@ def rope_frequencies(config: Any, position_ids: Tensor, dtype: torch.dtype) -> t
         return base**-exponents * stretch ** (-exponents * dim / (dim - 2)), 1.0
     if kind == "yarn":
         slowed = _yarn_ramp(config, exponents)
-        attention_factor = scaling.get("attention_factor", 0.1 * math.log(factor) + 1.0)
+        attention_factor = extension.get("attention_factor", 0.1 * math.log(factor) + 1.0)
         return base**-exponents * (1 - slowed + slowed / factor), attention_factor
     return base**-exponents, 1.0
 
@@ -100,8 +100,8 @@ def _yarn_ramp(config: Any, exponents: Tensor) -> Tensor:
         turned = config.train_context_length / (num_turns * 2 * math.pi)
         return config.head_dim * math.log(turned) / (2 * math.log(config.rope_theta))
 
-    first = max(math.floor(pair_of(config.rope_scaling.get("beta_fast", 32))), 0)
-    last = min(math.ceil(pair_of(config.rope_scaling.get("beta_slow", 1))), config.head_dim - 1)
+    first = max(math.floor(pair_of(config.rope_extension.get("beta_fast", 32))), 0)
+    last = min(math.ceil(pair_of(config.rope_extension.get("beta_slow", 1))), config.head_dim - 1)
     pairs = torch.arange(config.head_dim // 2, device=exponents.device, dtype=exponents.dtype)
     return ((pairs - first) / max(last - first, 1e-3)).clamp(0, 1)
 
@@ -111,21 +111,21 @@ def _rotate_half(states: Tensor) -> Tensor:
     return torch.cat((-second, first), dim=-1)
 
 
-def _check_scaling(scaling: dict[str, Any], head_dim: int) -> None:
-    kind = scaling.get("type")
-    if kind not in ROPE_SCALING_KEYS:
-        raise ValueError(f"rope_scaling type must be one of {', '.join(ROPE_SCALING_KEYS)}, got {kind!r}")
-    needed, optional = ROPE_SCALING_KEYS[kind]
-    if not needed <= set(scaling) <= needed | optional:
+def _check_extension(extension: dict[str, Any], head_dim: int) -> None:
+    kind = extension.get("type")
+    if kind not in ROPE_EXTENSION_KEYS:
+        raise ValueError(f"rope_extension type must be one of {', '.join(ROPE_EXTENSION_KEYS)}, got {kind!r}")
+    needed, optional = ROPE_EXTENSION_KEYS[kind]
+    if not needed <= set(extension) <= needed | optional:
         also = f" and may have {sorted(optional)}" if optional else ""
-        raise ValueError(f"rope_scaling of type {kind} takes the keys {sorted(needed)}{also}, got {scaling}")
-    for key in set(scaling) - {"type"}:
-        low, number = (1 if key == "factor" else 0), scaling[key]
+        raise ValueError(f"rope_extension of type {kind} takes the keys {sorted(needed)}{also}, got {extension}")
+    for key in set(extension) - {"type"}:
+        low, number = (1 if key == "factor" else 0), extension[key]
         is_number = isinstance(number, int | float) and not isinstance(number, bool)
         if not is_number or not low <= number < math.inf or number == 0:
             expected = "a finite number of at least 1" if low else "a finite number above 0"
-            raise ValueError(f"rope_scaling {key} must be {expected}, got {number!r}")
-    if scaling.get("beta_fast", 32) <= scaling.get("beta_slow", 1):
-        raise ValueError(f"rope_scaling beta_fast must be above beta_slow, got {scaling}")
+            raise ValueError(f"rope_extension {key} must be {expected}, got {number!r}")
+    if extension.get("beta_fast", 32) <= extension.get("beta_slow", 1):
+        raise ValueError(f"rope_extension beta_fast must be above beta_slow, got {extension}")
     if kind.endswith("ntk") and head_dim < 4:
-        raise ValueError(f"rope_scaling of type {kind} needs a head_dim of at least 4, got {head_dim}")
+        raise ValueError(f"rope_extension of type {kind} needs a head_dim of at least 4, got {head_dim}")

@@ -100,7 +100,7 @@ def rope_angle(config: Any, position: int, k: int) -> float:
     code's ramp of YaRN, and with the token's own position for the length of the text in ``dynamic_ntk``.
     """
     base, dim, length = config.rope_theta, config.head_dim, config.train_context_length
-    scaling = config.rope_scaling or {"type": None}
+    scaling = config.rope_extension or {"type": None}
     kind, factor = scaling["type"], scaling.get("factor", 1.0)
     if kind == "linear":
         return position / factor / base ** (2 * k / dim)
@@ -123,14 +123,14 @@ def yarn_interpolated_share(config: Any, k: int) -> float:
         wavelength = config.train_context_length / times
         return config.head_dim * math.log(wavelength / (2 * math.pi)) / (2 * math.log(config.rope_theta))
 
-    low = max(math.floor(pair_that_turns(config.rope_scaling.get("beta_fast", 32))), 0)
-    high = min(math.ceil(pair_that_turns(config.rope_scaling.get("beta_slow", 1))), config.head_dim - 1)
+    low = max(math.floor(pair_that_turns(config.rope_extension.get("beta_fast", 32))), 0)
+    high = min(math.ceil(pair_that_turns(config.rope_extension.get("beta_slow", 1))), config.head_dim - 1)
     return min(max((k - low) / (high - low), 0.0), 1.0)
 
 
 def rope_gain(config: Any) -> float:
     """What multiplies turned queries and keys: ``0.1 ln(factor) + 1`` under YaRN (Peng et al. 2024, section 3.4)."""
-    scaling = config.rope_scaling or {"type": None}
+    scaling = config.rope_extension or {"type": None}
     if scaling["type"] != "yarn":
         return 1.0
     return scaling.get("attention_factor", 0.1 * math.log(scaling["factor"]) + 1)

@@ -65,7 +65,7 @@ POSITION_METHODS = {
     "kerple": {},
     "fire": {"train_context_length": 16},
     "sandwich": {},
-    "rope": {"rope_scaling": {"type": "dynamic_ntk"}, "train_context_length": 16},
+    "rope": {"rope_extension": {"type": "dynamic_ntk"}, "train_context_length": 16},
 }
 
 

@@ -42,7 +42,7 @@ MODELS = {
     "sinusoidal": {"position_method": "sinusoidal"},
     "rope_dynamic_ntk": {
         "position_method": "rope",
-        "rope_scaling": {"type": "dynamic_ntk"},
+        "rope_extension": {"type": "dynamic_ntk"},
         "train_context_length": 16,
     },
     "t5": {"position_method": "t5"},

@@ -149,7 +149,7 @@ def test_fire_starts_where_its_listing_does() -> None:
     assert not make_positions("fire", fire_shared_by_layers=True).bias_differs_by_layer
 
 
-SCALINGS = [
+EXTENSIONS = [
     {"type": "linear", "factor": 4.0},
     {"type": "yarn", "factor": 4.0},
     {"type": "yarn", "factor": 16.0, "beta_fast": 16, "beta_slow": 2},
@@ -158,10 +158,10 @@ SCALINGS = [
 
 
 @pytest.mark.parametrize("head_dim", [8, 64])
-@pytest.mark.parametrize("scaling", SCALINGS, ids=str)
-def test_rope_is_that_of_transformers(scaling: dict, head_dim: int) -> None:
-    frequencies, factor = ours_of_rope(scaling, head_dim, torch.tensor([[0]]))
-    expected, expected_factor = theirs_of_rope(scaling, head_dim)
+@pytest.mark.parametrize("extension", EXTENSIONS, ids=str)
+def test_rope_is_that_of_transformers(extension: dict, head_dim: int) -> None:
+    frequencies, factor = ours_of_rope(extension, head_dim, torch.tensor([[0]]))
+    expected, expected_factor = theirs_of_rope(extension, head_dim)
     torch.testing.assert_close(frequencies, expected, rtol=1e-6, atol=0)
     assert factor == pytest.approx(expected_factor)
 
@@ -175,16 +175,18 @@ def test_dynamic_ntk_is_what_transformers_decodes_token_by_token(factor: float) 
         torch.testing.assert_close(found, expected, rtol=2e-6, atol=0)
 
 
-def ours_of_rope(scaling: dict, head_dim: int, steps: torch.Tensor) -> tuple[torch.Tensor, float]:
-    config = AlibiGPTConfig(head_dim=head_dim, position_method="rope", rope_scaling=scaling, train_context_length=512)
+def ours_of_rope(extension: dict, head_dim: int, steps: torch.Tensor) -> tuple[torch.Tensor, float]:
+    config = AlibiGPTConfig(
+        head_dim=head_dim, position_method="rope", rope_extension=extension, train_context_length=512
+    )
     return rope_frequencies(config, steps, torch.float32)
 
 
-def theirs_of_rope(scaling: dict, head_dim: int, num_tokens: int | None = None) -> tuple[torch.Tensor, float]:
-    parameters = {key: value for key, value in scaling.items() if key != "type"} | {"rope_type": scaling["type"]}
-    if scaling["type"] == "yarn":
+def theirs_of_rope(extension: dict, head_dim: int, num_tokens: int | None = None) -> tuple[torch.Tensor, float]:
+    parameters = {key: value for key, value in extension.items() if key != "type"} | {"rope_type": extension["type"]}
+    if extension["type"] == "yarn":
         parameters["original_max_position_embeddings"] = 512
     config = LlamaConfig(
         head_dim=head_dim, max_position_embeddings=512, rope_parameters=parameters | {"rope_theta": 10000.0}
     )
-    return ROPE_INIT_FUNCTIONS[scaling["type"]](config, seq_len=num_tokens)
+    return ROPE_INIT_FUNCTIONS[extension["type"]](config, seq_len=num_tokens)
