@@ -1,18 +1,18 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
 """ALiBi as a few more dimensions of queries and keys, for kernels that take no bias. Travels to the Hub.
 
-A query sees the score of a key shifted by ``s * (j - i)``, and the softmax does not see the part ``-s * i``, which all
-its keys share. So ``s * j`` is all that is needed, and that is a product of one number of the query and one of the
-key: a dimension more. It costs no memory beyond that, any kernel of plain causal attention will do, and gradients of
-the slopes come with those of the queries.
+A query sees the score of a key shifted by ``s * (j - i)``, and the softmax does not see a part that all its keys
+share. So ``s * (j - c)`` with any c is all that is needed, and that is a product of one number of the query and one
+of the key: a dimension more. It costs no memory beyond that, any kernel of plain causal attention will do, and
+gradients of the slopes come with those of the queries.
 
 What is exact on paper must stay so in the kernel's number format:
 
-* bfloat16 and float16 hold 8 and 11 bits. Slopes are split into three pieces of the format, positions into digits of
-  base 256; every product of a piece and a digit is exact in the float32 in which kernels add.
-* float32 and float64 hold every position, but a sum near ``s * j`` = 16,000 nats rounds a score to 0.001. There the
-  part ``-s * i`` is kept, and the new dimensions come first: in a kernel that adds in order, the two large numbers
-  have cancelled before ``q . k`` is added.
+* bfloat16 and float16 hold 8 and 11 bits. Slopes are split into three pieces of the format, distances into digits of
+  base 256; every product of a piece and a digit is exact in the float32 in which kernels add. Each chunk of queries
+  has its own c, for a sum near 16,000 nats would round a score to 0.001.
+* float32 and float64 hold every position. There ``-s * i`` is added, and the new dimensions come first: in a kernel
+  that adds in order, the two large numbers have cancelled before ``q . k`` is added.
 
 Shapes: B batch (or 1), H heads, Q queries, K keys, d head size.
 """
@@ -20,6 +20,7 @@ Shapes: B batch (or 1), H heads, Q queries, K keys, d head size.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
 
 from .attention_context import AttentionContext
 
@@ -29,6 +30,7 @@ _BASE = 256
 _NUM_DIGITS = 3
 # Kernels prefer head sizes of a multiple of eight.
 _MULTIPLE = 8
+_CHUNK_TOKENS = 2048
 
 
 class AugmentedAttention:
@@ -76,8 +78,41 @@ def augmented_attention(
     Returns:
         ``(B, H, Q, d)``.
     """
+    is_half = query.dtype.itemsize < 4
+    # What torch compiles stays one call, so that one graph serves all lengths.
+    if not is_half or query.shape[2] <= _CHUNK_TOKENS or torch.compiler.is_compiling():
+        more = (_distance_digits if is_half else _distance_parts)(
+            slopes / scaling, query_positions, key_positions, query.dtype
+        )
+        return _attend(query, key, value, *more, mask, mask is None, scaling, dropout)
+    outputs = []
+    offset = key.shape[2] - query.shape[2]
+    for start in range(0, query.shape[2], _CHUNK_TOKENS):
+        queries = slice(start, min(start + _CHUNK_TOKENS, query.shape[2]))
+        keys = slice(0, queries.stop + offset)
+        chunk_slopes = slopes if slopes.shape[1] == 1 else slopes[:, queries]
+        more = _distance_digits(
+            chunk_slopes / scaling, query_positions[:, queries], key_positions[:, keys], query.dtype
+        )
+        chunk_mask = causal_lower_right(queries.stop - start, keys.stop) if mask is None else mask[:, :, queries, keys]
+        states = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+        outputs.append(_attend(*states, *more, chunk_mask, False, scaling, dropout))
+    return torch.cat(outputs, dim=2)
+
+
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    more_query: Tensor,
+    more_key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    scaling: float,
+    dropout: float,
+) -> Tensor:
+    """Attention with the dimensions ``(B, H, Q, n)`` and ``(B, 1, K, n)`` put before those of queries and keys."""
     head_dim = query.shape[-1]
-    more_query, more_key = _more_dimensions(slopes / scaling, query_positions, key_positions, query.dtype)
     padding = -(head_dim + more_query.shape[-1]) % _MULTIPLE
     output = F.scaled_dot_product_attention(
         _extend(more_query, query, padding),
@@ -86,35 +121,40 @@ def augmented_attention(
         F.pad(value, (0, more_query.shape[-1] + padding)),
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=mask is None,
+        is_causal=is_causal,
         scale=scaling,
     )
     return output[..., :head_dim]
 
 
-def _more_dimensions(
+def _distance_parts(
     slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """``(B, H, Q, n)`` and ``(B, 1, K, n)``, whose products add up to ``s * (j - i)``, or to ``s * j``."""
-    slopes = slopes.transpose(1, 2)  # (B, H, Q)
+    """``(B, H, Q, n)`` and ``(B, 1, K, n)`` of float32 or float64, whose products add up to ``s * (j - i)``."""
     first = key_positions.amin(-1, keepdim=True)
-    keys, queries = key_positions - first, (query_positions - first)[:, None]
-    if dtype in (torch.float32, torch.float64):
-        pieces = _pieces(slopes, torch.float32 if dtype == torch.float64 else torch.bfloat16)
-        pairs = [
-            pair
-            for piece in pieces
-            for pair in ((piece.to(dtype), keys), (-piece.to(dtype) * queries, torch.ones_like(keys)))
-        ]
-    else:
-        # Factors are shared out so that neither side leaves the range of float16.
-        pairs = [
-            (piece * _BASE ** min(power, 1), digit * _BASE ** max(power - 1, 0))
-            for piece in _pieces(slopes, dtype)
-            for power, digit in enumerate(_digits(keys))
-        ]
-    from_query = torch.broadcast_tensors(*(pair[0].to(dtype) for pair in pairs), queries.to(dtype))[:-1]
-    return torch.stack(from_query, dim=-1), torch.stack([pair[1].to(dtype) for pair in pairs], dim=-1)[:, None]
+    keys, queries = (key_positions - first).to(dtype), (query_positions - first)[:, None].to(dtype)
+    from_query, from_key = [], []
+    for piece in _pieces(slopes.transpose(1, 2), torch.float32 if dtype == torch.float64 else torch.bfloat16):
+        from_query += [piece.to(dtype).expand(-1, -1, queries.shape[-1]), -piece.to(dtype) * queries]
+        from_key += [keys, torch.ones_like(keys)]
+    return torch.stack(torch.broadcast_tensors(*from_query), dim=-1), torch.stack(from_key, dim=-1)[:, None]
+
+
+def _distance_digits(
+    slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """``(B, H, Q, n)`` and ``(B, 1, K, n)`` of a short format, whose products add up to ``s * (j - c)``.
+
+    c is the last query's position. Factors are shared out so that neither side leaves the range of float16.
+    """
+    distance = (query_positions.amax(-1, keepdim=True) - key_positions).clamp(min=0)
+    from_query, from_key = [], []
+    for piece in _pieces(-slopes.transpose(1, 2), dtype):
+        for power, digit in enumerate(_digits(distance)):
+            from_query.append((piece * _BASE ** min(power, 1)).to(dtype))
+            from_key.append((digit * _BASE ** max(power - 1, 0)).to(dtype))
+    more_query = torch.stack(from_query, dim=-1)
+    return more_query.expand(-1, -1, query_positions.shape[-1], -1), torch.stack(from_key, dim=-1)[:, None]
 
 
 def _pieces(slopes: Tensor, dtype: torch.dtype) -> list[Tensor]:
@@ -128,9 +168,9 @@ def _pieces(slopes: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return pieces
 
 
-def _digits(positions: Tensor) -> list[Tensor]:
+def _digits(distance: Tensor) -> list[Tensor]:
     """Three digits of base 256, the lowest first: exact to 16 million tokens."""
-    return [positions // _BASE**power % _BASE for power in range(_NUM_DIGITS)]
+    return [distance // _BASE**power % _BASE for power in range(_NUM_DIGITS)]
 
 
 def _extend(more: Tensor, states: Tensor, padding: int) -> Tensor:

@@ -45,6 +45,10 @@ _FOREIGN_NAMES = {
     "n_head": "num_attention_heads",
     "n_heads": "num_attention_heads",
     "n_inner": "intermediate_size",
+    "relative_attention_num_buckets": "t5_num_buckets",
+    "relative_attention_max_distance": "t5_max_distance",
+    "rope_parameters": "rope_extension",
+    "rope_scaling": "rope_extension",
     "beta": "alibi_beta",
     "slopes": "alibi_slopes",
 }
@@ -79,10 +83,22 @@ class AlibiGPTConfig(PreTrainedConfig):
             are divided by `sqrt(2 * num_hidden_layers)`, as in GPT-2.
         embd_pdrop, resid_pdrop, attention_dropout (`float`): Dropout probabilities.
         classifier_dropout (`float`): Dropout of the token classification head.
-        train_context_length (`int`): Longest length seen in training, in tokens. Not a limit: only the `learned`
-            table and dynamic scaling read it.
+        train_context_length (`int`): Longest length seen in training, in tokens. Not a limit but of the `learned`
+            table; `shared_offset`, `fire`, `rope_extension` and dynamic `alibi_scaling` read it too.
         position_method (`str`): Where positions come from: `alibi` or one of the baselines.
         rope_theta (`float`): Base of the frequencies of `rope`.
+        rope_extension (`dict`, *optional*): Extends `rope` beyond the training length: `{"type": "linear" | "ntk" |
+            "yarn", "factor": f}`, or `{"type": "dynamic_ntk"}` with an optional factor of 1. YaRN also takes
+            `beta_fast` (32), `beta_slow` (1) and `attention_factor` (`0.1 ln(f) + 1`). It is not called
+            `rope_scaling`, for transformers 5 would read it its own way wherever it opens a saved config.
+        t5_num_buckets (`int`): Buckets of distance of `t5`; the first half are one token wide.
+        t5_max_distance (`int`): Distance in tokens from which on all keys share the last bucket of `t5`.
+        kerple_variant (`str`): Kernel of `kerple`: `log` or `power`.
+        fire_hidden_size (`int`): Hidden units of the MLP of `fire`.
+        fire_threshold (`float`, *optional*): Where the learned threshold L of `fire` starts, in tokens. Defaults to
+            `train_context_length / 4`, the paper's 512 for 2048.
+        fire_shared_by_layers (`bool`): One function for all layers of `fire`, the paper's FIRE-S.
+        sandwich_dim (`int`): Dimension of the sinusoidal embeddings behind `sandwich`.
         alibi_beta (`float`): The scalar beta that multiplies every slope; 1 is the paper.
         alibi_slope_kind (`str`): `geometric`, `uniform` (one penalty for all heads) or `custom`.
         alibi_slopes (`list[float]`, *optional*): The H values of m_h when `custom`.
@@ -146,6 +162,14 @@ class AlibiGPTConfig(PreTrainedConfig):
     train_context_length: int = 1024
     position_method: str = "alibi"
     rope_theta: float | int = 10000.0
+    rope_extension: dict[str, Any] | None = None
+    t5_num_buckets: int = 32
+    t5_max_distance: int = 128
+    kerple_variant: str = "log"
+    fire_hidden_size: int = 32
+    fire_threshold: float | int | None = None
+    fire_shared_by_layers: bool = False
+    sandwich_dim: int = 128
     alibi_beta: float | int = 1.0
     alibi_slope_kind: str = "geometric"
     alibi_slopes: list[float | int] | None = None

@@ -31,7 +31,8 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import ALL_ATTENTION_FUNCTIONS, LayerMask, attention_backend
 from .attention_context import attention_context
 from .configuration_alibi_gpt import AlibiGPTConfig
-from .position_methods import POSITION_METHODS, LayerBias, PositionMethod
+from .position_base import LayerBias, PositionMethod
+from .position_methods import POSITION_METHODS
 from .tensor_parallel import shared_by_ranks
 
 

@@ -45,6 +45,27 @@ POSITION_CASES = {
     "learned": {"position_method": "learned"},
     "rope": {"position_method": "rope"},
     "rope_theta": {"position_method": "rope", "rope_theta": 100.0},
+    "rope_linear": {"position_method": "rope", "rope_extension": {"type": "linear", "factor": 4.0}},
+    "rope_ntk": {"position_method": "rope", "rope_extension": {"type": "ntk", "factor": 4.0}},
+    "rope_dynamic_ntk": {
+        "position_method": "rope",
+        "rope_extension": {"type": "dynamic_ntk"},
+        "train_context_length": 8,
+    },
+    "rope_dynamic_ntk_factor": {
+        "position_method": "rope",
+        "rope_extension": {"type": "dynamic_ntk", "factor": 2.0},
+        "train_context_length": 8,
+    },
+    "rope_yarn": {"position_method": "rope", "rope_extension": {"type": "yarn", "factor": 4.0}},
+    "t5": {"position_method": "t5", "t5_num_buckets": 8, "t5_max_distance": 16},
+    "shared_offset": {"position_method": "shared_offset"},
+    "kerple": {"position_method": "kerple"},
+    "kerple_power": {"position_method": "kerple", "kerple_variant": "power"},
+    "fire": {"position_method": "fire", "fire_threshold": 4.5},
+    "fire_shared": {"position_method": "fire", "fire_shared_by_layers": True, "fire_hidden_size": 8},
+    "sandwich": {"position_method": "sandwich"},
+    "sandwich_dim": {"position_method": "sandwich", "sandwich_dim": 16},
     "none": {"position_method": "none"},
 }
 
@@ -114,6 +135,7 @@ def make_model(
     case: str, back_end: str = "sdpa", dtype: torch.dtype = torch.float32, **fields: Any
 ) -> AlibiGPTForCausalLM:
     """The model of a case with random weights under which attention is peaked and every norm and bias matters."""
+    torch.manual_seed(0)
     config = AlibiGPTConfig(**SMALL | CASES[case] | fields, attn_implementation=back_end)
     model = AlibiGPTForCausalLM(config).eval()
     generator = torch.Generator().manual_seed(0)
@@ -122,6 +144,8 @@ def make_model(
             noise = torch.randn(parameter.shape, generator=generator)
             if "bias_log" in name:
                 parameter.add_(0.3 * noise)
+            elif "position_method" in name and "embedding" not in name:
+                parameter.copy_(noise)
             elif parameter.ndim == 2:
                 gain = 1.5 if "q_proj" in name or "k_proj" in name else 1.0
                 parameter.copy_(gain * noise / parameter.shape[1] ** 0.5)

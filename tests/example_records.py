@@ -128,6 +128,24 @@ def bias_record(num_heads: int = 6, num_positions: int = 32) -> dict[str, Any]:
     return {"kind": "bias_matrix", "name": "alibi", "slopes": slopes, "bias": bias, "provenance": PROVENANCE}
 
 
+def bias_by_distance_record(method: str = "kerple", num_layers: int = 2, num_heads: int = 6) -> dict[str, Any]:
+    distances = [0, *(2**power for power in range(10))]
+    curves = [
+        [[-math.log1p(distance) * (head + 1) / (layer + 1) for distance in distances] for head in range(num_heads)]
+        for layer in range(num_layers)
+    ]
+    return {
+        "kind": "bias_by_distance",
+        "name": method,
+        "position_method": method,
+        "train_context_length": 128,
+        "distances_tokens": distances,
+        "bias_before": [[[0.5 + bias / 2 for bias in head] for head in layer] for layer in curves],
+        "bias_after": curves,
+        "provenance": PROVENANCE,
+    }
+
+
 def demo_records() -> list[dict[str, Any]]:
     """What a demo leaves behind: every kind, failures among them."""
     betas = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
@@ -146,4 +164,5 @@ def demo_records() -> list[dict[str, Any]]:
         *(trained_beta_record("beta", seed) for seed in range(2)),
         trained_beta_record("slopes", 0),
         bias_record(),
+        bias_by_distance_record(),
     ]

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from tests.position_reference import pair_bias, rope_angle, rope_gain
+
 
 Array = NDArray[np.float64]
 Weights = Mapping[str, Array]
@@ -114,7 +116,7 @@ def sequence_logits(weights: Weights, config: Any, slopes: Array, tokens: Sequen
     for index in range(config.num_hidden_layers):
         name = f"model.layers.{index}"
         normed = layer_norm(weights, config, f"{name}.input_layernorm", hidden)
-        hidden = hidden + attention(weights, config, f"{name}.self_attn", slopes[index], normed)
+        hidden = hidden + attention(weights, config, index, slopes[index], normed)
         normed = layer_norm(weights, config, f"{name}.post_attention_layernorm", hidden)
         inner = gelu(config.hidden_act, linear(weights, f"{name}.mlp.up_proj", normed))
         hidden = hidden + linear(weights, f"{name}.mlp.down_proj", inner)
@@ -142,8 +144,9 @@ def position_embeddings(weights: Weights, config: Any, num_tokens: int) -> Array
     return added
 
 
-def attention(weights: Weights, config: Any, name: str, slopes: Array, hidden: Array) -> Array:
+def attention(weights: Weights, config: Any, layer: int, slopes: Array, hidden: Array) -> Array:
     """``(N, D)`` causal self-attention, one query, head and key at a time."""
+    name = f"model.layers.{layer}.self_attn"
     num_tokens, num_heads, num_kv_heads = len(hidden), config.num_attention_heads, config.num_key_value_heads
     query = heads(weights, config, f"{name}.q_proj", f"{name}.q_norm", num_heads, hidden)
     key = heads(weights, config, f"{name}.k_proj", f"{name}.k_norm", num_kv_heads, hidden)
@@ -154,11 +157,12 @@ def attention(weights: Weights, config: Any, name: str, slopes: Array, hidden: A
     mixed = np.zeros((num_tokens, num_heads, config.head_dim))
     for i in range(num_tokens):
         query_slopes = slopes_of_query(config, slopes, i) if config.position_method == "alibi" else np.zeros(num_heads)
+        biases = np.array([pair_bias(weights, config, layer, i, j) for j in range(i + 1)])
         for head in range(num_heads):
             kv_head = head // (num_heads // num_kv_heads)
             slope = query_slopes[head] * (scale if config.alibi_bias_inside_scaling else 1.0)
             scores = [scale * (query[i, head] @ key[j, kv_head]) - slope * (i - j) for j in range(i + 1)]
-            mixed[i, head] = softmax(scores) @ value[: i + 1, kv_head]
+            mixed[i, head] = softmax(scores + biases[:, head]) @ value[: i + 1, kv_head]
     return linear(weights, f"{name}.o_proj", mixed.reshape(num_tokens, -1))
 
 
@@ -175,7 +179,7 @@ def heads(weights: Weights, config: Any, name: str, norm_name: str | None, num_h
 
 
 def rotated(config: Any, vectors: Array) -> Array:
-    """Turn the pair ``(k, k + head_dim / 2)`` at position ``p`` by ``p / theta ** (2k / head_dim)`` radians.
+    """Turn the pair ``(k, k + head_dim / 2)`` of every token by its angle.
 
     Source: Su et al. 2021, section 3.2.2, with the pairing of Llama.
     """
@@ -183,15 +187,15 @@ def rotated(config: Any, vectors: Array) -> Array:
     turned = np.zeros_like(vectors)
     for position in range(len(vectors)):
         for k in range(half):
-            angle = position / config.rope_theta ** (2 * k / config.head_dim)
+            angle = rope_angle(config, position, k)
             x, y = vectors[position, :, k], vectors[position, :, half + k]
             turned[position, :, k] = x * math.cos(angle) - y * math.sin(angle)
             turned[position, :, half + k] = x * math.sin(angle) + y * math.cos(angle)
-    return turned
+    return turned * rope_gain(config)
 
 
-def softmax(scores: Sequence[float]) -> Array:
-    exponentials = np.exp(np.array(scores) - max(scores))
+def softmax(scores: Array) -> Array:
+    exponentials = np.exp(scores - scores.max())
     return exponentials / exponentials.sum()
 
 

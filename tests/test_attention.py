@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeling_alibi_gpt import attention_augmented
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_augmented import augmented_attention
 from modeling_alibi_gpt.attention_banded import banded_tiles, score_margins
@@ -166,6 +167,30 @@ def test_slopes_that_differ_by_query_go_by_augmented_keys() -> None:
     scores = scores - slopes.double().transpose(1, 2)[..., None] * distance
     expected = scores.masked_fill(distance < 0, -torch.inf).softmax(-1) @ tensors[2].double()
     torch.testing.assert_close(output.double(), expected, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(("q_len", "kv_len", "has_mask"), [(130, 130, False), (130, 130, True), (130, 200, True)])
+def test_augmented_keys_in_chunks(
+    q_len: int, kv_len: int, has_mask: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chunks of half precision, with and without a mask, are the one call."""
+    tensors = draw(3, q_len, kv_len, dtype)
+    positions = torch.arange(kv_len)
+    query_positions = positions[None, kv_len - q_len :]
+    mask = (query_positions[0, :, None] >= positions)[None, None] if has_mask else None
+    outputs, gradients = [], []
+    for chunk_tokens in (2048, 48):
+        monkeypatch.setattr(attention_augmented, "_CHUNK_TOKENS", chunk_tokens)
+        outputs.append(
+            augmented_attention(*tensors, alibi_slopes(3)[None, None], query_positions, positions[None], mask, SCALING)
+        )
+        gradients.append(torch.autograd.grad(outputs[-1].float().square().sum(), tensors))
+    # Two roundings to the dtype of numbers of order one, and what they make of the gradients.
+    unit = torch.finfo(dtype).eps
+    torch.testing.assert_close(outputs[0], outputs[1], atol=2 * unit, rtol=2 * unit)
+    for one, chunked in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, chunked, atol=16 * unit, rtol=16 * unit)
 
 
 @pytest.mark.parametrize("first", [0, 1_000_000])

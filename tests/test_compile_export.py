@@ -59,6 +59,29 @@ def test_one_graph_for_every_length(counter, back_end: str, padded: bool) -> Non
     assert counts == [counts[0]] * len(batches)
 
 
+POSITION_METHODS = {
+    "t5": {},
+    "shared_offset": {"train_context_length": 16},
+    "kerple": {},
+    "fire": {"train_context_length": 16},
+    "sandwich": {},
+    "rope": {"rope_extension": {"type": "dynamic_ntk"}, "train_context_length": 16},
+}
+
+
+@pytest.mark.parametrize("method", POSITION_METHODS)
+def test_every_position_method_is_one_graph_for_every_length(counter, method: str) -> None:
+    model = _model(position_method=method, num_hidden_layers=1, **POSITION_METHODS[method])
+    compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=True)
+    counts: list[int] = []
+    with torch.no_grad():
+        for tokens in (_tokens(2, 17), _tokens(2, 33), _tokens(2, 70)):
+            expected = model(tokens, use_cache=False).logits
+            torch.testing.assert_close(compiled(tokens, use_cache=False).logits, expected, atol=ATOL, rtol=0)
+            counts.append(counter.frame_count)
+    assert counts == [counts[0]] * len(counts)
+
+
 @pytest.mark.parametrize("trainable", ["none", "slopes"])
 def test_backward_is_one_graph_too(counter, trainable: str) -> None:
     model = _model(alibi_trainable=trainable)

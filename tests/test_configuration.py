@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
+from transformers import PreTrainedConfig
 
 from modeling_alibi_gpt import AlibiGPTConfig
+from tests.exact_cases import POSITION_CASES, SMALL
 
 
 def test_derived_values() -> None:
@@ -43,6 +45,30 @@ def test_derived_values() -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
         ({"hidden_size": 765, "num_attention_heads": 5, "position_method": "sinusoidal"}, "even hidden_size, got 765"),
         ({"hidden_size": 60, "position_method": "rope"}, "even head_dim, got 5"),
+        ({"position_method": "rope", "rope_theta": 1.0}, "rope_theta must be above 1, got 1.0"),
+        (
+            {"position_method": "rope", "rope_extension": {"type": "dynamic"}},
+            "must be one of linear, ntk, dynamic_ntk",
+        ),
+        ({"position_method": "rope", "rope_extension": {"type": "yarn"}}, "takes the keys .'factor', 'type'.*got"),
+        ({"position_method": "rope", "rope_extension": {"type": "linear", "factor": 0.5}}, "of at least 1, got 0.5"),
+        ({"position_method": "rope", "rope_extension": {"type": "linear", "factor": 2.0, "low": 1}}, "takes the keys"),
+        (
+            {"position_method": "rope", "rope_extension": {"type": "yarn", "factor": 2.0, "beta_slow": 40}},
+            "beta_fast must be above beta_slow",
+        ),
+        (
+            {"position_method": "rope", "head_dim": 2, "rope_extension": {"type": "ntk", "factor": 2.0}},
+            "needs a head_dim of at least 4, got 2",
+        ),
+        ({"position_method": "t5", "t5_num_buckets": 7}, "t5_num_buckets must be even and at least 2, got 7"),
+        ({"position_method": "t5", "t5_max_distance": 16}, "t5_max_distance must be above .* 16, got 16"),
+        ({"position_method": "kerple", "kerple_variant": "linear"}, "kerple_variant must be one of log, power"),
+        ({"position_method": "fire", "fire_hidden_size": 0}, "fire_hidden_size must be at least 1, got 0"),
+        ({"position_method": "fire", "fire_threshold": 0.0}, "fire_threshold must be a finite number above 0"),
+        ({"position_method": "sandwich", "sandwich_dim": 3}, "sandwich_dim must be even and at least 2, got 3"),
+        ({"rope_parameters": {}}, "did you mean 'rope_extension'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "did you mean 'rope_extension'"),
         ({"attention_dropout": 1.0}, "attention_dropout must lie in"),
         ({"clip_qkv": 0.0}, "clip_qkv must be above 0"),
         ({"hidden_size": "768"}, "hidden_size"),
@@ -61,11 +87,20 @@ def test_json_round_trip(tmp_path) -> None:
         alibi_slope_kind="custom",
         alibi_slopes=[0.1, 1, 2.5],
         alibi_scaling={"type": "ntk", "factor": 4.0},
+        rope_extension={"type": "yarn", "factor": 4.0, "beta_slow": 2},
         id2label={0: "a", 1: "b", 2: "c"},
     )
     config.save_pretrained(tmp_path)
     loaded = AlibiGPTConfig.from_pretrained(tmp_path)
     assert loaded.to_dict() == {**config.to_dict(), "transformers_version": loaded.transformers_version}
+
+
+@pytest.mark.parametrize("case", POSITION_CASES)
+@pytest.mark.filterwarnings("error")
+def test_trainer_can_read_the_version_of_a_checkpoint(case: str, tmp_path) -> None:
+    """Where a training resumes, Trainer opens the config as if it were of no particular model."""
+    AlibiGPTConfig(**SMALL | POSITION_CASES[case]).save_pretrained(tmp_path)
+    assert PreTrainedConfig.from_json_file(tmp_path / "config.json").transformers_version
 
 
 def test_there_is_no_longest_length() -> None:

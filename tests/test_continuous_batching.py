@@ -40,6 +40,16 @@ MODELS = {
     "rope": {"position_method": "rope"},
     "learned": {"position_method": "learned"},
     "sinusoidal": {"position_method": "sinusoidal"},
+    "rope_dynamic_ntk": {
+        "position_method": "rope",
+        "rope_extension": {"type": "dynamic_ntk"},
+        "train_context_length": 16,
+    },
+    "t5": {"position_method": "t5"},
+    "shared_offset": {"position_method": "shared_offset", "train_context_length": 32},
+    "kerple": {"position_method": "kerple"},
+    "fire": {"position_method": "fire", "train_context_length": 32},
+    "sandwich": {"position_method": "sandwich"},
     "none": {"position_method": "none"},
 }
 

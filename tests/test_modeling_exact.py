@@ -24,14 +24,20 @@ LENGTHS = (1, 2, 63, 65, 200)
 CHUNKS = (7, 5, *[1] * 7)
 
 # Fields that cannot be switched off alone while the weights stay.
-STRUCTURAL = ("num_attention_heads", "num_key_value_heads", "head_dim", "use_bias", "alibi_slopes")
+STRUCTURAL = (
+    *("num_attention_heads", "num_key_value_heads", "head_dim", "use_bias", "alibi_slopes"),
+    *("t5_num_buckets", "kerple_variant", "fire_threshold", "fire_hidden_size", "fire_shared_by_layers"),
+)
 LONG_CASES = (
     *("heads_1", "heads_3", "heads_8", "heads_12", "alibi_dynamic_linear", "alibi_dynamic_ntk"),
-    *("sinusoidal", "learned", "rope", "none"),
+    *("sinusoidal", "learned", "rope", "none", "rope_dynamic_ntk", "rope_yarn"),
+    *("t5", "shared_offset", "kerple", "kerple_power", "fire_shared", "sandwich_dim"),
 )
 GRADIENT_CASES = (
     *("alibi", "alibi_inside", "alibi_trained_beta", "alibi_trained_slopes", "alibi_trained_slopes_dynamic"),
-    *("sinusoidal", "learned", "rope", "qk_norm", "clip_qkv", "no_bias", "embedding_layer_norm", "untied"),
+    *("sinusoidal", "learned", "rope", "rope_yarn"),
+    *("t5", "shared_offset", "kerple", "kerple_power", "fire", "fire_shared", "sandwich_dim"),
+    *("qk_norm", "clip_qkv", "no_bias", "embedding_layer_norm", "untied"),
 )
 
 
@@ -273,15 +279,15 @@ def test_gradients_depend_on_neither_back_end_nor_checkpointing(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("back_end", ["sdpa", "alibi_banded"])
-@pytest.mark.parametrize("layout", ["left", "packed", "middle"])
+@pytest.mark.parametrize(
+    ("back_end", "layout"),
+    [*itertools.product(["sdpa", "alibi_banded"], ["left", "packed"]), ("sdpa", "middle")],
+)
 @pytest.mark.parametrize("case", ["alibi", "alibi_trained_beta", "alibi_trained_slopes", "alibi_inside"])
 def test_gradients_of_long_ways(
     case: str, layout: str, back_end: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Padding included; bands leave out weights of 1e-12 here, far below the tolerance of gradients."""
-    if (layout, back_end) == ("middle", "alibi_banded"):
-        pytest.skip("bands read runs of tokens")
     monkeypatch.setattr(attention, "MIN_LONG_QUERIES", 2)
     expected = eager_gradients(case, layout)
     found = gradients(case, layout, back_end, checkpointing=checkpointing, alibi_tolerance=1e-12)

@@ -17,8 +17,14 @@ METHODS = {
     "learned": (True, True),
     "sinusoidal": (True, False),
     "rope": (True, False),
+    "t5": (True, False),
+    "shared_offset": (True, False),
+    "kerple": (True, False),
+    "fire": (True, False),
+    "sandwich": (True, False),
     "none": (False, False),
 }
+FLOAT32_METHODS = ("t5", "shared_offset", "kerple", "fire")
 
 
 def tiny_model(method: str = "alibi", **fields) -> AlibiGPTForCausalLM:
@@ -93,6 +99,57 @@ def test_slopes_stay_float32(num_heads: int, trainable: str, tmp_path) -> None:
         else:
             # exp and log round once each, in units of a logarithm of at most 8.
             torch.testing.assert_close(slopes, exact, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
+
+
+@pytest.mark.parametrize("method", FLOAT32_METHODS)
+def test_learned_biases_stay_float32(method: str, tmp_path) -> None:
+    model = tiny_model(method)
+    exact = model.model.position_method.state_dict()
+    assert exact
+    model.save_pretrained(tmp_path)
+    loaded = AlibiGPTForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16 and loaded.lm_head.weight.dtype == torch.bfloat16
+    for candidate in (loaded, copy.deepcopy(model).to(torch.bfloat16), copy.deepcopy(model).half(), loaded.float()):
+        state = candidate.model.position_method.state_dict()
+        assert all(torch.equal(state[name], value) for name, value in exact.items())
+        assert {value.dtype for value in state.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bfloat16_model_computes_its_bias_in_float32(method: str) -> None:
+    positions = tiny_model(method).model.position_method
+    steps = torch.arange(40)[None]
+    expected = positions.bias(0, steps, steps, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = copy.deepcopy(positions).to(torch.bfloat16).bias(0, steps, steps, torch.float32)
+    assert positions.has_bias == (expected is not None)
+    assert expected is None or torch.equal(under_autocast, expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_parameter_learns(method: str) -> None:
+    model = tiny_model(method, fire_threshold=4.5).train()
+    model(tokens(2, 24), labels=tokens(2, 24)).loss.backward()
+    for name, parameter in model.model.position_method.named_parameters():
+        assert parameter.grad.isfinite().all() and parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_was_built_on_the_meta_device_starts_like_any_other(method: str) -> None:
+    with torch.device("meta"):
+        model = AlibiGPTForCausalLM(tiny_model(method).config)
+    model.to_empty(device="cpu")
+    for tensor in model.model.position_method.state_dict().values():
+        tensor.fill_(torch.nan)
+    torch.manual_seed(0)
+    model.model.position_method.init_weights()
+    expected = tiny_model(method).model.position_method
+    torch.manual_seed(0)
+    expected.init_weights()
+    found = model.model.position_method
+    assert all(torch.equal(*pair) for pair in zip(found.buffers(), expected.buffers(), strict=True))
+    if method != "learned":  # its embedding belongs to transformers' own start
+        assert all(torch.equal(*pair) for pair in zip(found.parameters(), expected.parameters(), strict=True))
 
 
 def test_built_on_the_meta_device_and_filled() -> None:

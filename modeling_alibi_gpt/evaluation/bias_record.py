@@ -1,5 +1,6 @@
-"""The bias of a model as a record that can be drawn."""
+"""The bias of a model as records that can be drawn: the matrix of ALiBi, and any method's by head and distance."""
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from modeling_alibi_gpt.reporting.records import provenance
 
 
 DRAWN_LENGTH_TOKENS = 32
+DRAWN_TIMES_TRAINED = 4
+POINTS_PER_OCTAVE = 4
 
 
 def bias_matrix_records(model: PreTrainedModel, name: str) -> list[dict[str, Any]]:
@@ -27,3 +30,56 @@ def bias_matrix_records(model: PreTrainedModel, name: str) -> list[dict[str, Any
         slopes = positions.layer_slopes(0).tolist()
     visible = [[row[: query + 1] + [None] * (len(row) - query - 1) for query, row in enumerate(head)] for head in bias]
     return [{"kind": "bias_matrix", "name": name, "slopes": slopes, "bias": visible, "provenance": provenance()}]
+
+
+def bias_by_distance(model: PreTrainedModel) -> list[list[list[float]]] | None:
+    """The bias of every layer and head, nats, at each of ``drawn_distances``; None for a model without one.
+
+    Seen by the last query of a text of ``DRAWN_TIMES_TRAINED`` training lengths. A method that is shared by the layers
+    has one layer here.
+
+    Args:
+        model: A causal language model.
+    """
+    positions = getattr(model.base_model, "position_method", None)
+    if positions is None or not positions.has_bias:
+        return None
+    distances = torch.tensor(drawn_distances(model.config.train_context_length), device=model.device)
+    query = distances[None, -1:]
+    num_layers = model.config.num_hidden_layers if positions.bias_differs_by_layer else 1
+    with torch.no_grad():
+        rows = [positions.bias(layer, query, query - distances, torch.float32)[0, :, 0] for layer in range(num_layers)]
+    return torch.stack(rows).tolist()
+
+
+def bias_by_distance_records(
+    model: PreTrainedModel, name: str, before: list[list[list[float]]] | None
+) -> list[dict[str, Any]]:
+    """One ``bias_by_distance`` record; none for a model without a bias.
+
+    Args:
+        model: A causal language model after its training.
+        name: Name in the record.
+        before: What ``bias_by_distance`` gave before the training.
+    """
+    after = bias_by_distance(model)
+    if after is None:
+        return []
+    record = {
+        "kind": "bias_by_distance",
+        "name": name,
+        "position_method": model.config.position_method,
+        "train_context_length": model.config.train_context_length,
+        "distances_tokens": drawn_distances(model.config.train_context_length),
+        "bias_before": before,
+        "bias_after": after,
+        "provenance": provenance(),
+    }
+    return [record]
+
+
+def drawn_distances(train_context_length: int) -> list[int]:
+    """Distances in tokens from 0 to beyond the training length, as dense on a logarithmic scale as is drawn."""
+    longest = DRAWN_TIMES_TRAINED * train_context_length
+    num_points = int(POINTS_PER_OCTAVE * math.log2(longest)) + 1
+    return sorted({0, longest, *(round(2 ** (point / POINTS_PER_OCTAVE)) for point in range(num_points))})

@@ -17,7 +17,8 @@ from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
 from modeling_alibi_gpt.attention_context import AttentionContext, Span
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
-from modeling_alibi_gpt.position_methods import AlibiPositions, LayerBias
+from modeling_alibi_gpt.position_base import LayerBias
+from modeling_alibi_gpt.position_methods import AlibiPositions
 from modeling_alibi_gpt.reporting.records import Record, check_record, provenance
 
 

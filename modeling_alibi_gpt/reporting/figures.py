@@ -10,11 +10,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from modeling_alibi_gpt.reporting.drawing import (
     ALIBI_COLOUR,
     GREY,
+    METHOD_COLOURS,
+    PALE,
     SECOND_COLOUR,
     WIDTH_INCHES,
     Line,
@@ -70,6 +72,38 @@ def bias_figure(record: Record) -> Figure:
     bar = figure.colorbar(image, ax=panels, location="bottom", aspect=40, shrink=0.9, ticks=ticks)
     bar.set_label("bias added to the score (power scale)")
     bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda penalty, _: f"{-penalty:.3g}" if penalty else "0"))
+    return figure
+
+
+@as_png
+def bias_by_distance_figure(record: Record) -> Figure:
+    """The bias of each head against distance, a line for each layer, over what it was before training in grey.
+
+    Each line is shifted to 0 at the query itself, for the softmax does not see a constant.
+    """
+    distances = np.array(record["distances_tokens"])
+    num_heads = len(record["bias_after"][0])
+    num_columns = min(num_heads, 3)
+    num_rows = math.ceil(num_heads / num_columns)
+    figure = Figure(figsize=(WIDTH_INCHES, 1.6 * num_rows + 0.7))
+    panels = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
+    colour = METHOD_COLOURS.get(record["position_method"], GREY)
+    styles = (("bias_before", {"color": PALE, "linestyle": "--"}), ("bias_after", {"color": colour}))
+    for head, axes in enumerate(panels.flat):
+        if head >= num_heads:
+            axes.set_axis_off()
+            continue
+        for field, style in styles:
+            for layer in record[field]:
+                bias = np.array(layer[head])
+                axes.plot(distances[1:], (bias - bias[0])[1:], linewidth=1.3, **style)
+        axes.axvline(record["train_context_length"], color=GREY, linestyle=":", linewidth=1)
+        axes.set_title(f"head {head + 1}", fontsize=9)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set(major_locator=LogLocator(base=16), minor_locator=NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: format_count(int(tick))))
+    figure.supxlabel("distance in tokens (log scale)", fontsize=10)
+    figure.supylabel("bias, 0 at the query", fontsize=10)
     return figure
 
 

@@ -42,6 +42,10 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("bias_error_ulps", "bias_error_nats", "absolute_bias_error_nats"),
         *("plain_max_error", "plain_relative_rms_error", "absolute_max_error", "absolute_relative_rms_error"),
     ),
+    "bias_by_distance": (
+        *("name", "position_method", "train_context_length"),
+        *("distances_tokens", "bias_before", "bias_after"),
+    ),
 }
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "tokenizers", "numpy")

@@ -7,6 +7,7 @@ from typing import Any
 
 from modeling_alibi_gpt.reporting.figures import (
     beta_figure,
+    bias_by_distance_figure,
     bias_figure,
     extrapolation_figure,
     position_figure,
@@ -171,6 +172,22 @@ def _bias_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
     return [Section("Bias of each head", sentence, pictures)]
 
 
+def _bias_by_distance_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
+    records = by_kind.get("bias_by_distance", [])
+    if not records:
+        return []
+    sentence = (
+        "What each head adds to the score of a key, by its distance: a line for each layer, dashed before training. "
+        "The dotted line is the training length, beyond which nothing was learned."
+    )
+    pictures = []
+    for number, record in enumerate(records, start=1):
+        file_name = "bias_by_distance.png" if number == 1 else f"bias_by_distance_{number}.png"
+        alt = f"Bias by distance of each head of {record['name']} ({record['position_method']})"
+        pictures.append(Picture(file_name, bias_by_distance_figure(record), alt))
+    return [Section("Bias by distance", sentence, pictures)]
+
+
 def _training_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
     records = by_kind.get("training", [])
     if not records:
@@ -202,6 +219,7 @@ SECTION_BUILDERS: tuple[Callable[[dict[str, list[Record]]], list[Section]], ...]
     _beta_sections,
     _trained_beta_sections,
     _bias_sections,
+    _bias_by_distance_sections,
     _training_sections,
     _perplexity_sections,
     _provenance_sections,

@@ -21,7 +21,11 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_alibi_gpt.evaluation.bias_record import bias_matrix_records
+from modeling_alibi_gpt.evaluation.bias_record import (
+    bias_by_distance,
+    bias_by_distance_records,
+    bias_matrix_records,
+)
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
 from modeling_alibi_gpt.evaluation.processes import failing_together, process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
@@ -103,6 +107,7 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
             if is_main:
                 held.enter_context(claimed_output_dir(output_dir, config))
 
+        bias_before = bias_by_distance(model)
         trainer = make_trainer(config, arguments, model, data, callbacks)
         checkpoint = get_last_checkpoint(output_dir)
         result = trainer.train(resume_from_checkpoint=checkpoint)
@@ -111,7 +116,8 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
             if is_main:
                 model.config.use_cache = use_cache
                 save_model_folder(model, data.tokenizer, output_dir)
-                write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(model, config.name)])
+                biases = bias_by_distance_records(model, config.name, bias_before)
+                write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(model, config.name), *biases])
     return record
 
 

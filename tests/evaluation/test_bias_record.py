@@ -1,10 +1,17 @@
 """The record behind the picture of the bias."""
 
+import pytest
 import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
-from modeling_alibi_gpt.evaluation.bias_record import DRAWN_LENGTH_TOKENS, bias_matrix_records
+from modeling_alibi_gpt.evaluation.bias_record import (
+    DRAWN_LENGTH_TOKENS,
+    bias_by_distance,
+    bias_by_distance_records,
+    bias_matrix_records,
+)
+from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.reporting.records import check_record
 
 
@@ -26,3 +33,24 @@ def test_it_holds_the_causal_bias_and_its_slopes() -> None:
 
 def test_a_method_without_slopes_has_none() -> None:
     assert bias_matrix_records(_model("sinusoidal"), "tiny") == []
+
+
+@pytest.mark.parametrize("method", POSITION_METHODS)
+def test_the_bias_of_every_method_can_be_recorded_by_distance(method: str) -> None:
+    model = _model(method)
+    before = bias_by_distance(model)
+    records = bias_by_distance_records(model, "tiny", before)
+    assert len(records) == POSITION_METHODS[method].has_bias
+    for record in records:
+        check_record(record)
+        distances = record["distances_tokens"]
+        assert distances[0] == 0 and distances[-1] == 4 * model.config.train_context_length
+        assert record["bias_before"] == record["bias_after"]
+        (curves,) = record["bias_after"]
+        assert torch.tensor(curves).shape == (3, len(distances))
+
+
+def test_by_distance_is_the_bias_of_the_last_query() -> None:
+    (record,) = bias_by_distance_records(_model("alibi"), "tiny", None)
+    expected = -alibi_slopes(3)[:, None] * torch.tensor(record["distances_tokens"])
+    assert torch.equal(torch.tensor(record["bias_after"][0]), expected)

@@ -9,8 +9,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modeling_alibi_gpt.reporting.drawing import METHOD_COLOURS, _spread, new_axes, perplexity_axis
-from modeling_alibi_gpt.reporting.figures import beta_figure, bias_figure, extrapolation_figure, position_figure
-from tests.example_records import CURVES, LENGTHS, beta_record, bias_record, extrapolation_record, trained_beta_record
+from modeling_alibi_gpt.reporting.figures import (
+    beta_figure,
+    bias_by_distance_figure,
+    bias_figure,
+    extrapolation_figure,
+    position_figure,
+)
+from tests.example_records import (
+    CURVES,
+    LENGTHS,
+    beta_record,
+    bias_by_distance_record,
+    bias_record,
+    extrapolation_record,
+    trained_beta_record,
+)
 
 
 def texts(figure: Figure) -> list[str]:
@@ -80,6 +94,21 @@ def test_bias_has_a_panel_for_each_head_on_one_scale(num_heads: int) -> None:
         future = np.triu(np.ones((8, 8), dtype=bool), k=1)
         assert np.array_equal(np.ma.getmaskarray(drawn), future)
         assert np.array_equal(-drawn[~future].data, np.array(expected, dtype=float)[~future])
+
+
+@pytest.mark.parametrize(("num_layers", "num_heads"), [(1, 1), (2, 6), (3, 4)])
+def test_bias_by_distance_has_a_line_for_each_layer_before_and_after(num_layers: int, num_heads: int) -> None:
+    record = bias_by_distance_record("kerple", num_layers, num_heads)
+    figure = bias_by_distance_figure.__wrapped__(record)
+    panels = [axes for axes in figure.axes if axes.get_title()]
+    assert [axes.get_title() for axes in panels] == [f"head {head + 1}" for head in range(num_heads)]
+    for head, axes in enumerate(panels):
+        *curves, training_length = axes.lines
+        assert set(training_length.get_xdata()) == {128}
+        assert len(curves) == 2 * num_layers
+        for curve, layer in zip(curves, record["bias_before"] + record["bias_after"], strict=True):
+            assert list(curve.get_xdata()) == record["distances_tokens"][1:]
+            assert list(curve.get_ydata()) == [bias - layer[head][0] for bias in layer[head][1:]]
 
 
 @pytest.mark.parametrize(("values", "scale"), [([50.0, 199.0], "linear"), ([50.0, 201.0], "log")])

@@ -18,6 +18,7 @@ from tests.example_records import (
     CURVES,
     LENGTHS,
     beta_record,
+    bias_by_distance_record,
     bias_record,
     demo_records,
     extrapolation_record,
@@ -28,7 +29,10 @@ from tests.example_records import (
 
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "report.py"
-FIGURES = ["beta_posthoc", "beta_retrain", "bias", "extrapolation", "loss_by_position", "training_loss"]
+FIGURES = [
+    *("beta_posthoc", "beta_retrain", "bias", "bias_by_distance"),
+    *("extrapolation", "loss_by_position", "training_loss"),
+]
 
 
 class Page(HTMLParser):
@@ -115,7 +119,7 @@ def test_markdown_links_to_every_figure(demo: dict[str, Any]) -> None:
 
 def test_page_and_markdown_show_the_same_cells(demo: dict[str, Any]) -> None:
     titles = re.findall(r"^## (.+)$", demo["markdown"], flags=re.MULTILINE)
-    assert len(titles) == 9
+    assert len(titles) == 10
     for title in titles:
         assert title in demo["page"].text
         for cell in (cell for table in tables_of(demo["markdown"], title) for row in table for cell in row):
@@ -181,6 +185,7 @@ def test_provenance_table_gathers_what_differs_only_in_seed_or_time(tmp_path: Pa
     ("record", "titles", "figures"),
     [
         (bias_record(), ["Bias of each head"], ["bias.png"]),
+        (bias_by_distance_record(), ["Bias by distance"], ["bias_by_distance.png"]),
         (perplexity_record("alibi"), ["Perplexity"], []),
         (training_record("alibi") | {"loss_history": []}, ["Training"], []),
         (extrapolation_record("learned", "sliding", 256), ["Perplexity against length"], []),

@@ -1,0 +1,241 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""Biases on the attention scores beside ALiBi: T5, shared offset, KERPLE, FIRE and Sandwich. Travels to the Hub.
+
+What they learn stays float32 whatever the model's dtype, and a bias is computed in float32 under autocast too. Names
+of parameters hold the word ``bias`` where weight decay has no meaning; Trainer spares those.
+
+Shapes: B batch (or 1, where all rows agree), H heads (of this rank under tensor parallelism), Q queries, K keys,
+L layers.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .position_base import Float32Positions, PositionMethod, past_distance, wave_angles
+from .tensor_parallel import heads_of_rank, shared_by_ranks
+
+
+KERPLE_VARIANTS = ("log", "power")
+
+
+class T5Positions(Float32Positions):
+    """T5: one learned bias a head and bucket of distance (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
+
+    The first half of the buckets hold one distance each, the others grow logarithmically up to ``t5_max_distance``,
+    beyond which all keys share the last one. One table serves all layers, as in the paper. It starts normal with
+    standard deviation ``hidden_size ** -0.5``, as in T5 of transformers.
+    """
+
+    has_bias = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        num_buckets, num_heads = config.t5_num_buckets, config.num_attention_heads
+        self.bucket_bias = nn.Parameter(torch.empty(num_buckets, num_heads, dtype=torch.float32))
+        self.buckets = nn.Buffer(torch.empty(config.t5_max_distance + 1, dtype=torch.int64), persistent=False)
+        self.init_weights()
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        num_buckets = config.t5_num_buckets
+        if num_buckets < 2 or num_buckets % 2:
+            raise ValueError(f"t5_num_buckets must be even and at least 2, got {num_buckets}")
+        if config.t5_max_distance <= num_buckets // 2:
+            raise ValueError(
+                f"t5_max_distance must be above t5_num_buckets / 2 = {num_buckets // 2}, got {config.t5_max_distance}"
+            )
+
+    def init_weights(self) -> None:
+        num_buckets, max_distance = self.config.t5_num_buckets, self.config.t5_max_distance
+        buckets = [t5_bucket(distance, num_buckets, max_distance) for distance in range(max_distance + 1)]
+        init.copy_(self.buckets, torch.tensor(buckets))
+        init.normal_(self.bucket_bias, std=self.config.hidden_size**-0.5)
+
+    def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
+        table = heads_of_rank(self.bucket_bias.to(dtype), self.head_mesh)[self.buckets]
+        return _bias_by_distance(table, past_distance(query_positions, key_positions))
+
+
+class SharedOffsetPositions(Float32Positions):
+    """One learned bias a head and offset, shared by all layers: T5's without buckets.
+
+    A scalar for each clipped offset (Shaw et al. 2018, arXiv:1803.02155, section 3.2, who learn vectors; scalars as in
+    Raffel et al. 2020, arXiv:1910.10683, section 2.1). There is one for each of the ``train_context_length`` offsets
+    that training can show; all keys further away share the last, which training has seen once a text. So a longer text
+    can be read, but nothing beyond the training length can be told apart. Starts normal with ``initializer_range``.
+    """
+
+    has_bias = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        shape = (config.train_context_length, config.num_attention_heads)
+        self.offset_bias = nn.Parameter(torch.empty(shape, dtype=torch.float32))
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        init.normal_(self.offset_bias, std=self.config.initializer_range)
+
+    def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
+        table = heads_of_rank(self.offset_bias.to(dtype), self.head_mesh)
+        return _bias_by_distance(table, past_distance(query_positions, key_positions))
+
+
+class KerplePositions(Float32Positions):
+    """KERPLE: a learned kernel of distance (Chi et al. 2022, arXiv:2205.09921, section 4).
+
+    ``log``: ``-r1 * log(1 + r2 * distance)``; ``power``: ``-r1 * distance ** r2`` with r2 below 2. Each head has its
+    r1 and r2, shared by all layers (figure 1 of the paper, and its code). They start uniform as in that code, r1 in
+    (0, 2) and r2 in (0, 1) for ``log``, the other way round for ``power``, none below 0.01. What trains is the
+    logarithm, or for the exponent the logit of its half, where that code clips in every step.
+    """
+
+    has_bias = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.bias_log_r1 = nn.Parameter(torch.empty(config.num_attention_heads, dtype=torch.float32))
+        r2 = nn.Parameter(torch.empty(config.num_attention_heads, dtype=torch.float32))
+        if config.kerple_variant == "log":
+            self.bias_log_r2 = r2
+        else:
+            self.bias_logit_r2 = r2
+        self.init_weights()
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        if config.kerple_variant not in KERPLE_VARIANTS:
+            raise ValueError(
+                f"kerple_variant must be one of {', '.join(KERPLE_VARIANTS)}, got {config.kerple_variant!r}"
+            )
+
+    def init_weights(self) -> None:
+        up_to_1, up_to_2 = (width * torch.rand(self.config.num_attention_heads) for width in (1, 2))
+        up_to_1, up_to_2 = up_to_1.clamp(min=0.01), up_to_2.clamp(min=0.01)
+        if self.config.kerple_variant == "log":
+            init.copy_(self.bias_log_r1, up_to_2.log())
+            init.copy_(self.bias_log_r2, up_to_1.log())
+        else:
+            init.copy_(self.bias_log_r1, up_to_1.log())
+            init.copy_(self.bias_logit_r2, (up_to_2 / 2).logit())
+
+    def kernel(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """r1 and r2 of every head of this rank, ``(H,)`` each."""
+        r1 = self.bias_log_r1.to(dtype).exp()
+        if self.config.kerple_variant == "log":
+            r2 = self.bias_log_r2.to(dtype).exp()
+        else:
+            r2 = 2 * self.bias_logit_r2.to(dtype).sigmoid()
+        return heads_of_rank(r1, self.head_mesh), heads_of_rank(r2, self.head_mesh)
+
+    def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
+        r1, r2 = (parameter[:, None, None] for parameter in self.kernel(dtype))
+        distance = past_distance(query_positions, key_positions)[:, None].to(dtype)
+        return -r1 * (torch.log1p(r2 * distance) if self.config.kerple_variant == "log" else distance**r2)
+
+
+class FirePositions(Float32Positions):
+    """FIRE: a learned function of distance relative to the query's position (Li et al. 2024, arXiv:2310.04418, 3.2).
+
+    ``f(psi(i - j) / psi(max(i, L)))`` with ``psi(x) = log(1 + c * x)``, f an MLP from 1 to H with one hidden layer and
+    ReLU, and positions i, j from 0 on. The query's own position is in the formula, not the length of the text, so that
+    neither chunks nor a cache change a token. A layer has its own f, c and L, or all share one (FIRE-S,
+    ``fire_shared_by_layers``). As in the listing of the paper's appendix, the MLP starts like ``nn.Linear``, c at 0.1
+    and L at ``fire_threshold``; c and L train as logarithms, where that listing takes absolute values. The output has
+    no bias, a constant that the softmax does not see.
+    """
+
+    has_bias = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.bias_differs_by_layer = not config.fire_shared_by_layers
+        num_functions = config.num_hidden_layers if self.bias_differs_by_layer else 1
+        num_hidden, num_heads = config.fire_hidden_size, config.num_attention_heads
+        self.bias_log_c = nn.Parameter(torch.empty(num_functions, dtype=torch.float32))
+        self.bias_log_threshold = nn.Parameter(torch.empty(num_functions, dtype=torch.float32))
+        self.hidden_weight = nn.Parameter(torch.empty(num_functions, num_hidden, dtype=torch.float32))
+        self.hidden_bias = nn.Parameter(torch.empty(num_functions, num_hidden, dtype=torch.float32))
+        self.output_weight = nn.Parameter(torch.empty(num_functions, num_hidden, num_heads, dtype=torch.float32))
+        self.init_weights()
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        if config.fire_hidden_size < 1:
+            raise ValueError(f"fire_hidden_size must be at least 1, got {config.fire_hidden_size}")
+        if config.fire_threshold is not None and not 0 < config.fire_threshold < math.inf:
+            raise ValueError(f"fire_threshold must be a finite number above 0 or null, got {config.fire_threshold}")
+
+    def init_weights(self) -> None:
+        threshold = self.config.fire_threshold
+        threshold = self.config.train_context_length / 4 if threshold is None else threshold
+        init.constant_(self.bias_log_c, math.log(0.1))
+        init.constant_(self.bias_log_threshold, math.log(threshold))
+        init.uniform_(self.hidden_weight, -1.0, 1.0)
+        init.uniform_(self.hidden_bias, -1.0, 1.0)
+        bound = self.config.fire_hidden_size**-0.5
+        init.uniform_(self.output_weight, -bound, bound)
+
+    def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
+        index = layer_idx if self.bias_differs_by_layer else 0
+        shared = (self.bias_log_c, self.bias_log_threshold, self.hidden_weight, self.hidden_bias)
+        log_c, log_threshold, hidden_weight, hidden_bias = (
+            shared_by_ranks(parameter, self.head_mesh)[index].to(dtype) for parameter in shared
+        )
+        output_weight = heads_of_rank(self.output_weight[index].to(dtype), self.head_mesh)
+        c, threshold = log_c.exp(), log_threshold.exp()
+        reach = torch.maximum(query_positions.to(dtype), threshold)[..., None]
+        distance = torch.log1p(c * past_distance(query_positions, key_positions)) / torch.log1p(c * reach)
+        # The largest tensor of the model, (B, Q, K, hidden): made once and rectified in place.
+        hidden = torch.addcmul(hidden_bias, distance[..., None], hidden_weight).relu_()
+        with torch.autocast(hidden.device.type, enabled=False):
+            return (hidden @ output_weight).permute(0, 3, 1, 2)
+
+
+class SandwichPositions(PositionMethod):
+    """Sandwich: the product of two sinusoidal embeddings, without parameters (Chi et al. 2023, arXiv:2212.10356, 5).
+
+    ``sum_k cos((i - j) / 10000 ** (2k / dim)) / ratio`` over k from 0 to ``dim / 2 - 1``, where head h of H, from 1,
+    has the compression ratio ``8h / H``. Here every head is shifted to be 0 at distance 0: the softmax does not see a
+    constant, and small numbers survive a bfloat16 mask.
+    """
+
+    has_bias = True
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        if config.sandwich_dim < 2 or config.sandwich_dim % 2:
+            raise ValueError(f"sandwich_dim must be even and at least 2, got {config.sandwich_dim}")
+
+    def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
+        device, num_heads = query_positions.device, self.config.num_attention_heads
+        # Angles of far positions lose digits in float32; float64 is also what autocast leaves alone.
+        wave_dtype = dtype if device.type == "mps" else torch.float64
+        queries, keys = (self._waves(positions, wave_dtype) for positions in (query_positions, key_positions))
+        with torch.autocast(device.type, enabled=False):
+            product = (queries @ keys.transpose(1, 2) - self.config.sandwich_dim / 2).to(dtype)
+        ratios = 8 * torch.arange(1, num_heads + 1, device=device, dtype=dtype) / num_heads
+        return product[:, None] / heads_of_rank(ratios, self.head_mesh)[:, None, None]
+
+    def _waves(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
+        angles = wave_angles(positions, self.config.sandwich_dim, 10000.0, dtype)
+        return torch.cat((angles.sin(), angles.cos()), dim=-1)
+
+
+def t5_bucket(distance: int, num_buckets: int, max_distance: int) -> int:
+    """Bucket of a distance of at least 0 tokens behind the query, from 0 to ``num_buckets - 1``."""
+    num_exact = num_buckets // 2
+    if distance < num_exact:
+        return distance
+    octaves = math.log(distance / num_exact) / math.log(max_distance / num_exact)
+    return min(num_exact + int(octaves * (num_buckets - num_exact)), num_buckets - 1)
+
+
+def _bias_by_distance(table: Tensor, distance: Tensor) -> Tensor:
+    """``(B, H, Q, K)`` from ``(N, H)``, a row for each distance from 0; further keys have the last."""
+    return F.embedding(distance.clamp(max=table.shape[0] - 1), table).permute(0, 3, 1, 2)
