@@ -2,13 +2,13 @@
 """Banded ALiBi attention: keys that provably cannot matter are never read. Travels to the Hub.
 
 With slope s, a key at distance d loses ``s * d`` nats. What it can win back by its content is bounded by the lengths
-of the query and the keys, and so is the weight of all keys beyond a window together. The window follows from the
-queries and keys of the call itself:
+of the query and the key, and so is the weight of all keys before some point. That point follows from the queries and
+keys of the call itself, for every head and block of queries:
 
 Let a be the scale of ``q . k``, c any vector, and ``k' = k - c``. Shifting every key by c changes all scores of a
-query alike, hence no weight. For query i, with ``R = max |k'_j|`` over the keys it sees,
+query alike, hence no weight. For query i, the keys before some point p add up to
 
-    sum over d >= W of exp(score(i, i-d))  <=  sum over d >= W of exp(a |q_i| R - s d).
+    sum over j < p of exp(score(i, j))  <=  sum over j < p of exp(a |q_i| |k'_j| - s (i - j)).
 
 The sum over all keys, by which weights are divided, is at least the exponential of
 
@@ -16,14 +16,17 @@ The sum over all keys, by which weights are divided, is at least the exponential
 * for any n of the keys it sees, ``log n + mean of their scores`` (arithmetic above geometric mean), which takes no
   more than the mean of the n keys and their mean distance.
 
-With ``margin_i = a |q_i| R - max(of the two)``, the weight at distances W and beyond is at most
-``sum over d >= W of exp(margin_i - s d)``, and :func:`alibi_windows` gives the smallest W for which that is at most
-the tolerance. What is left out moves the output of a query by at most twice the tolerance times the largest ``|v|``.
+The quotient bounds the weight that is left out. For a block of queries we take the longest query, the smallest of the
+divisors and the smallest distances, and read keys from the last point on for which the bound is at most the
+tolerance. Flat heads look far, and there the sum is taken over short runs of keys; steep heads put the longest key for
+all, which leaves a geometric sum (:func:`alibi_windows`). What is left out moves the output of a query by at most
+twice the tolerance times the largest ``|v|``.
 
 Shapes: B batch, H heads, Q queries, K keys, d head size, N blocks of queries.
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,15 +36,23 @@ from torch import Tensor
 
 from .alibi import alibi_windows
 from .attention_context import AttentionContext, Span
-from .attention_strips import CHUNK_TOKENS, Tile, chunks, see_themselves, strip_attention
+from .attention_strips import Tile, chunks, see_themselves, strip_attention
 from .attention_windows import WindowedStates, attend_windows
 
 
 BLOCK_TOKENS = 64
+# Heads at least this steep look at a few hundred keys only.
+_STEEP = 2**-4
+# Flat heads take this many blocks of queries together,
+_FLAT_BLOCKS = 4
+# and this many keys, the longest of which stands for all.
+_RUN_TOKENS = 8
 # A margin beyond this means that every key must be read; it keeps infinite scores out of integer arithmetic.
 _ENDLESS_NATS = 1e6
 # Heads go together while their widest window is at most this much wider than their narrowest.
 _WIDTH_RATIO = 1.25
+# Window in tokens -> queries read together, measured on two CPU cores: powers of two share out evenly among threads.
+_CHUNKS = ((512, 64), (1024, 128), (2048, 256), (8192, 512), (math.inf, 1024))
 # Float32 sums of a few hundred products are good to this part of their largest possible value.
 _ROUNDING = 2**-14
 
@@ -74,7 +85,7 @@ class BandedAttention:
 def banded_tiles(
     query: Tensor, key: Tensor, slopes: Tensor, spans: Sequence[Span], scaling: float, tolerance: float
 ) -> list[Tile]:
-    """Tiles that read, for every head and chunk of queries, the keys within its window.
+    """Tiles that read, for every head and chunk of queries, the keys that can matter.
 
     Args:
         query: ``(B, H, Q, d)``, the last Q of K tokens.
@@ -87,17 +98,21 @@ def banded_tiles(
     offset = key.shape[2] - query.shape[2]
     tiles = []
     for span in spans:
-        queries, stop = query[span.rows, :, span.queries], span.queries.stop + offset
-        margins = score_margins(queries, key[span.rows, :, span.first_key : stop], slopes, scaling)
-        windows = torch.stack([alibi_windows(slopes, block, tolerance) for block in margins.unbind(1)], dim=1)
-        for heads in similar_heads(windows.amax(1).tolist()):
-            widest = windows[heads].amax(0).tolist()
-            chunk_tokens = _chunk_tokens(max(widest))
-            for chunk in chunks(span.queries, chunk_tokens):
-                blocks = slice((chunk.start - span.queries.start) // BLOCK_TOKENS, None)
-                first_key = chunk.start + offset + 1 - max(widest[blocks][: chunk_tokens // BLOCK_TOKENS])
-                keys = slice(max(first_key, span.first_key), chunk.stop + offset)
-                tiles.append(Tile(span.rows, heads, chunk, keys))
+        keys = slice(span.first_key, span.queries.stop + offset)
+        windows = [
+            _windows(query[span.rows, head, span.queries], key[span.rows, head, keys], slope, scaling, tolerance)
+            for head, slope in enumerate(slopes.tolist())
+        ]
+        for heads in similar_heads([max(blocks) for blocks in windows]):
+            widest = [max(blocks) for blocks in zip(*windows[heads], strict=True)]
+            for chunk in chunks(span.queries, _chunk_tokens(max(widest))):
+                blocks = range(chunk.start - span.queries.start, chunk.stop - span.queries.start, BLOCK_TOKENS)
+                first_keys = (
+                    span.queries.start + start + offset + 1 - widest[start // BLOCK_TOKENS] for start in blocks
+                )
+                tiles.append(
+                    Tile(span.rows, heads, chunk, slice(max(span.first_key, min(first_keys)), chunk.stop + offset))
+                )
     return tiles
 
 
@@ -113,8 +128,7 @@ def similar_heads(windows: Sequence[int]) -> list[slice]:
 
 def _chunk_tokens(window: int) -> int:
     """Queries read together: the half of a chunk that lies in the future is waste, so narrow bands take few."""
-    fitting = window // 4 // BLOCK_TOKENS * BLOCK_TOKENS
-    return min(max(fitting, BLOCK_TOKENS), CHUNK_TOKENS)
+    return next((chunk for limit, chunk in _CHUNKS if window < limit), _CHUNKS[-1][1])
 
 
 def score_margins(query: Tensor, key: Tensor, slopes: Tensor, scaling: float) -> Tensor:
@@ -127,44 +141,71 @@ def score_margins(query: Tensor, key: Tensor, slopes: Tensor, scaling: float) ->
         scaling: What multiplies ``q . k``.
 
     Returns:
-        ``(H, N)`` float32, nats: the largest margin of each block of ``BLOCK_TOKENS`` queries, over all rows.
+        ``(H,)`` float32, nats: the largest margin of all queries.
     """
+    margins = []
+    for head, slope in enumerate(slopes.tolist()):
+        query_norm, key_norm, known = _bounds(query[:, head], key[:, head], slope, scaling)
+        longest = key_norm.cummax(-1).values[:, key.shape[2] - query.shape[2] :]
+        margins.append((query_norm * longest - known).nan_to_num(nan=_ENDLESS_NATS).clamp(max=_ENDLESS_NATS).amax())
+    return torch.stack(margins)
+
+
+def _windows(query: Tensor, key: Tensor, slope: float, scaling: float, tolerance: float) -> list[int]:
+    """For each block of queries ``(B, Q, d)`` of one head, how many keys ``(B, K, d)`` its first query must read."""
+    query_norm, key_norm, known = _bounds(query, key, slope, scaling)
+    longest_query, least_known = query_norm.amax(0), known.amin(0)  # (Q,), over all rows
+    longest_key = key_norm.amax(0)
+    offset = key.shape[1] - query.shape[1]
+    if slope >= _STEEP:
+        margin = longest_query * longest_key.cummax(-1).values[offset:] - least_known
+        margin = _blocks(margin.nan_to_num(nan=_ENDLESS_NATS), -torch.inf, BLOCK_TOKENS).amax(-1)
+        return alibi_windows(key.new_full(margin.shape, slope), margin.clamp(max=_ENDLESS_NATS), tolerance).tolist()
+
+    coarse = _FLAT_BLOCKS * BLOCK_TOKENS
+    longest_query = _blocks(longest_query, 0.0, coarse).amax(-1)  # (N,)
+    least_known = _blocks(least_known, torch.inf, coarse).amin(-1)
+    longest_key = _blocks(longest_key, 0.0, _RUN_TOKENS).amax(-1)  # (runs,)
+    query_position = offset + coarse * torch.arange(longest_query.shape[0], device=query.device)
+    last_key = _RUN_TOKENS * torch.arange(1, longest_key.shape[0] + 1, device=query.device) - 1
+    distance = query_position[:, None] - last_key
+    log_weight = longest_query[:, None] * longest_key - slope * distance - least_known[:, None] + math.log(_RUN_TOKENS)
+    left_out = log_weight.masked_fill(distance <= 0, torch.inf).exp().cumsum(1)
+    # The sum only grows, so that the runs which may be left out are those before the first that may not.
+    first_key = _RUN_TOKENS * (left_out <= tolerance * (1 - _ROUNDING)).sum(1)
+    blocks = torch.arange(-(-query.shape[1] // BLOCK_TOKENS), device=query.device)
+    return (offset + BLOCK_TOKENS * blocks + 1 - first_key[blocks // _FLAT_BLOCKS]).tolist()
+
+
+def _bounds(query: Tensor, key: Tensor, slope: float, scaling: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one head: ``a |q|`` ``(B, Q)``, ``|k'|`` ``(B, K)``, and the log of what each query at least divides by."""
     query, key = query.detach().float(), key.detach().float()
-    offset = key.shape[2] - query.shape[2]
-    centre = key.mean(2, keepdim=True)
+    centre = key.mean(1, keepdim=True)
     key = key - centre
-    longest = key.norm(dim=-1).cummax(-1).values[..., offset:]
-    own = torch.linalg.vecdot(query, key[:, :, offset:]) * scaling
-    known = torch.maximum(own, _log_sum_before(query, key, slopes, scaling))
-    query_norm = query.norm(dim=-1) * scaling
-    rounding = query_norm * (longest + centre.norm(dim=-1)) * _ROUNDING
-    margins = (query_norm * longest - known + rounding).nan_to_num(nan=_ENDLESS_NATS)
-    return _blocks(margins.clamp(max=_ENDLESS_NATS), -torch.inf).amax((0, 3))
+    query_norm, key_norm = query.norm(dim=-1) * scaling, key.norm(dim=-1)
+    known = (query * key[:, key.shape[1] - query.shape[1] :]).sum(-1) * scaling
+    known = torch.maximum(known, _log_sum_before(query, key, slope, scaling))
+    rounding = query_norm * (key_norm.amax(-1) + centre.norm(dim=-1)[:, 0])[:, None] * _ROUNDING
+    return query_norm, key_norm, known - rounding
 
 
-def _log_sum_before(query: Tensor, key: Tensor, slopes: Tensor, scaling: float) -> Tensor:
-    """``(B, H, Q)``: log of n plus the mean score of n keys, those of some whole blocks before the query's own.
+def _log_sum_before(query: Tensor, key: Tensor, slope: float, scaling: float) -> Tensor:
+    """``(B, Q)``: log of n plus the mean score of n keys, those of some whole blocks before the query's own.
 
-    ``log n - s n / 2`` is largest at n = 2 / s, which decides how many blocks a head takes. -inf without any.
+    ``log n - s n / 2`` is largest at n = 2 / s, which decides how many blocks are taken. -inf without any.
     """
-    q_len, offset = query.shape[2], key.shape[2] - query.shape[2]
-    sums = _blocks(key[:, :, offset % BLOCK_TOKENS :], 0.0, dim=2).sum(3).double().cumsum(2)
-    sums = F.pad(sums, (0, 0, 1, 0))  # (B, H, blocks + 1, d): of all keys before a block
-    ends = torch.arange(offset // BLOCK_TOKENS, sums.shape[2] - 1, device=key.device)  # (N,)
-    starts = (ends - (2 / slopes / BLOCK_TOKENS).round().clamp(min=1).long()[:, None]).clamp(min=0)  # (H, N)
-    num_keys = (ends - starts).float()[..., None] * BLOCK_TOKENS  # (H, N, 1)
-    head = torch.arange(key.shape[1], device=key.device)[:, None]
-    means = ((sums[:, :, ends] - sums[:, head, starts]) / num_keys.clamp(min=1)).float()
-    content = torch.matmul(_blocks(query, 0.0, dim=2), means[..., None])[..., 0] * scaling  # (B, H, N, tokens)
-    distance = torch.arange(1, BLOCK_TOKENS + 1, device=key.device) + (num_keys - 1) / 2
-    return (content + num_keys.log() - slopes[:, None, None] * distance).flatten(2)[..., :q_len]
+    q_len, offset = query.shape[1], key.shape[1] - query.shape[1]
+    sums = _blocks(key[:, offset % BLOCK_TOKENS :].mT, 0.0, BLOCK_TOKENS).sum(-1).double().cumsum(-1)
+    sums = F.pad(sums, (1, 0))  # (B, d, blocks + 1): of all keys before a block
+    ends = torch.arange(offset // BLOCK_TOKENS, sums.shape[-1] - 1, device=key.device)  # (N,)
+    starts = (ends - max(1, round(2 / slope / BLOCK_TOKENS))).clamp(min=0)
+    num_keys = (ends - starts).float() * BLOCK_TOKENS
+    means = ((sums[..., ends] - sums[..., starts]) / num_keys.clamp(min=1)).float()  # (B, d, N)
+    content = torch.einsum("bdnt,bdn->bnt", _blocks(query.mT, 0.0, BLOCK_TOKENS), means) * scaling
+    distance = torch.arange(1, BLOCK_TOKENS + 1, device=key.device) + ((num_keys - 1) / 2)[:, None]
+    return (content + num_keys.log()[:, None] - slope * distance).flatten(1)[:, :q_len]
 
 
-def _blocks(states: Tensor, fill: float, dim: int = -1) -> Tensor:
-    """Cut dimension ``dim`` of T tokens into ``(N, BLOCK_TOKENS)``, filled up."""
-    missing = -states.shape[dim] % BLOCK_TOKENS
-    if missing:
-        shape = list(states.shape)
-        shape[dim] = missing
-        states = torch.cat((states, states.new_full(shape, fill)), dim=dim)
-    return states.unflatten(dim, (-1, BLOCK_TOKENS))
+def _blocks(states: Tensor, fill: float, block_tokens: int) -> Tensor:
+    """``(..., N, block_tokens)`` of ``(..., T)``, filled up."""
+    return F.pad(states, (0, -states.shape[-1] % block_tokens), value=fill).unflatten(-1, (-1, block_tokens))

@@ -1,9 +1,9 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
 """ALiBi attention in tiles: chunks of queries, each with one run of keys, and no matrix of biases. Travels to the Hub.
 
-With the keys in reverse order, query i and key j of a tile are ``i + j + constant`` tokens apart. So the biases of a
-whole tile are one vector a head, the strip, read with strides ``(1, 1)``: they take no memory, and the kernel finds
-them in its nearest cache. Stock kernels of ``scaled_dot_product_attention`` do the work.
+With its queries in reverse order, query i and key j of a tile are ``constant - (i + j)`` tokens apart. So the biases
+of a whole tile are one vector a head, the strip, read with strides ``(1, 1)``: they take no memory, and the kernel
+finds them in its nearest cache. Stock kernels of ``scaled_dot_product_attention`` do the work.
 
 Shapes: B batch, H heads, Q queries, K keys, d head size. Queries are the last Q of K tokens.
 """
@@ -60,6 +60,16 @@ class Tile(NamedTuple):
     queries: slice
     keys: slice
 
+    @property
+    def queries_of(self) -> tuple[slice, slice, slice]:
+        """Index of the tile's part in what is ``(B, H, Q, ...)``."""
+        return self.rows, self.heads, self.queries
+
+    @property
+    def keys_of(self) -> tuple[slice, slice, slice]:
+        """Index of the tile's part in what is ``(B, H, K, ...)``."""
+        return self.rows, self.heads, self.keys
+
 
 def whole_tiles(spans: Sequence[Span], num_heads: int, offset: int, chunk_tokens: int = CHUNK_TOKENS) -> list[Tile]:
     """Tiles that read every key which a query sees.
@@ -106,23 +116,22 @@ def strip_attention(
     Returns:
         ``(B, H, Q, d)``; 0 for queries in no tile.
     """
-    key, value = key.flip(2), value.flip(2)
     strip = _Strip(slopes, tiles, query.dtype)
     has_flash = query.device.type == "cpu" and dropout == 0.0 and not slopes.requires_grad
     if has_flash and not torch.compiler.is_compiling():
         return _FlashTiles.apply(query, key, value, strip, tiles, scaling)
     output = torch.zeros_like(query)
     for tile in tiles:
-        queries, keys = _places(tile, key.shape[2])
-        output[queries] = F.scaled_dot_product_attention(
-            query[queries],
-            key[keys],
-            value[keys],
+        part = F.scaled_dot_product_attention(
+            query[tile.queries_of].flip(2),
+            key[tile.keys_of],
+            value[tile.keys_of],
             # Kernels of other devices want the bias aligned, and of the dtype of the queries.
             attn_mask=strip.bias(tile).to(query.dtype).contiguous(),
             dropout_p=dropout,
             scale=scaling,
         )
+        output[tile.queries_of] = part.flip(2)
     return output
 
 
@@ -134,19 +143,19 @@ def see_themselves(output: Tensor, value: Tensor, lost_queries: Tensor | None) -
 
 
 class _Strip:
-    """Bias by distance, ``(H, L)``: from minus the longest chunk up, -inf for keys that come after the query."""
+    """Bias by distance, ``(H, L)``: from far to near, and -inf for keys that come after the query."""
 
     def __init__(self, slopes: Tensor, tiles: Sequence[Tile], dtype: torch.dtype) -> None:
         dtype = torch.promote_types(dtype, torch.float32)
-        self.longest_chunk = max((tile.queries.stop - tile.queries.start for tile in tiles), default=1)
-        longest_run = max((tile.keys.stop - tile.keys.start for tile in tiles), default=1)
-        distance = torch.arange(1 - self.longest_chunk, longest_run, device=slopes.device, dtype=dtype)
+        longest_chunk = max((tile.queries.stop - tile.queries.start for tile in tiles), default=1)
+        self.longest_run = max((tile.keys.stop - tile.keys.start for tile in tiles), default=1)
+        distance = torch.arange(self.longest_run - 1, -longest_chunk, -1, device=slopes.device, dtype=dtype)
         self.values = (-slopes[:, None].to(dtype) * distance).masked_fill(distance < 0, -torch.inf)
 
     def bias(self, tile: Tile) -> Tensor:
-        """``(1, H, Q, K)`` of one tile with its keys in reverse; a view, in which all diagonals share memory."""
+        """``(1, H, Q, K)`` of one tile with its queries in reverse; a view, all of whose diagonals share memory."""
         num_queries, num_keys = tile.queries.stop - tile.queries.start, tile.keys.stop - tile.keys.start
-        values = self.values[tile.heads, self.longest_chunk - num_queries :]
+        values = self.values[tile.heads, self.longest_run - num_keys :]
         size = (1, values.shape[0], num_queries, num_keys)
         return values.as_strided(size, (0, values.stride(0), 1, 1), values.storage_offset())
 
@@ -161,13 +170,17 @@ class _FlashTiles(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, strip: _Strip, tiles: Sequence[Tile], scaling: float
     ) -> Tensor:
-        output = torch.zeros_like(query)
+        output = _zeros_by_token(query)
         log_sums = torch.zeros(query.shape[:3], dtype=strip.values.dtype)
         for tile in tiles:
-            queries, keys = _places(tile, key.shape[2])
-            output[queries], log_sums[queries] = _flash_on_cpu(
-                query[queries], key[keys], value[keys], attn_mask=strip.bias(tile), scale=scaling
+            part, log_sum = _flash_on_cpu(
+                query[tile.queries_of].flip(2),
+                key[tile.keys_of],
+                value[tile.keys_of],
+                attn_mask=strip.bias(tile),
+                scale=scaling,
             )
+            output[tile.queries_of], log_sums[tile.queries_of] = part.flip(2), log_sum.flip(2)
         ctx.save_for_backward(query, key, value, output, log_sums)
         ctx.strip, ctx.tiles, ctx.scaling = strip, tiles, scaling
         return output
@@ -180,26 +193,27 @@ class _FlashTiles(torch.autograd.Function):
         grad_query = torch.zeros_like(query)
         grad_key, grad_value = torch.zeros_like(key, dtype=dtype), torch.zeros_like(value, dtype=dtype)
         for tile in ctx.tiles:
-            queries, keys = _places(tile, key.shape[2])
+            reverse = (tensor[tile.queries_of].flip(2) for tensor in (grad_output, query, output, log_sums))
+            grad_part, query_part, output_part, log_sum = reverse
             grads = _flash_on_cpu_backward(
-                grad_output[queries],
-                query[queries],
-                key[keys],
-                value[keys],
-                output[queries],
-                log_sums[queries],
+                grad_part,
+                query_part,
+                key[tile.keys_of],
+                value[tile.keys_of],
+                output_part,
+                log_sum,
                 dropout_p=0.0,
                 is_causal=False,
                 attn_mask=ctx.strip.bias(tile),
                 scale=ctx.scaling,
             )
-            grad_query[queries] = grads[0]
-            grad_key[keys] += grads[1]
-            grad_value[keys] += grads[2]
+            grad_query[tile.queries_of] = grads[0].flip(2)
+            grad_key[tile.keys_of] += grads[1]
+            grad_value[tile.keys_of] += grads[2]
         return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
 
 
-def _places(tile: Tile, kv_len: int) -> tuple[tuple[slice, slice, slice], tuple[slice, slice, slice]]:
-    """Where the tile's queries stand, and where its keys stand among keys in reverse."""
-    keys = slice(kv_len - tile.keys.stop, kv_len - tile.keys.start)
-    return (tile.rows, tile.heads, tile.queries), (tile.rows, tile.heads, keys)
+def _zeros_by_token(states: Tensor) -> Tensor:
+    """Zeros ``(B, H, Q, d)`` that lie in memory as ``(B, Q, H, d)``: the order of the kernel and of the next layer."""
+    num_rows, num_heads, q_len, head_dim = states.shape
+    return states.new_zeros(num_rows, q_len, num_heads, head_dim).transpose(1, 2)

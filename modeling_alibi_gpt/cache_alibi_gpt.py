@@ -220,7 +220,7 @@ class AlibiWindowCache(Cache):
         def measure(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             query, key, _ = module.project(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
             key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-            margins.append(score_margins(query, key, slopes[module.layer_idx], module.scaling).amax(1))
+            margins.append(score_margins(query, key, slopes[module.layer_idx], module.scaling))
 
         slopes = _slopes_of_layers(model)
         layers = _attention_layers(model)
