@@ -43,6 +43,8 @@ from .attention_windows import WindowedStates, attend_windows
 BLOCK_TOKENS = 64
 # Heads at least this steep look at a few hundred keys only.
 _STEEP = 2**-4
+# and at least this steep gain nothing from a mean over a block.
+_VERY_STEEP = 2**-3
 # Flat heads take this many blocks of queries together,
 _FLAT_BLOCKS = 4
 # and this many keys, the longest of which stands for all.
@@ -51,8 +53,9 @@ _RUN_TOKENS = 8
 _ENDLESS_NATS = 1e6
 # Heads go together while their widest window is at most this much wider than their narrowest.
 _WIDTH_RATIO = 1.25
-# Window in tokens -> queries read together, measured on two CPU cores: powers of two share out evenly among threads.
-_CHUNKS = ((512, 64), (1024, 128), (2048, 256), (8192, 512), (math.inf, 1024))
+# Below this window in tokens, so many queries are read together. Measured on two CPU cores, with which powers of two
+# are shared out evenly.
+_CHUNKS = ((512, 64), (1024, 128), (math.inf, 256))
 # Float32 sums of a few hundred products are good to this part of their largest possible value.
 _ROUNDING = 2**-14
 
@@ -128,7 +131,7 @@ def similar_heads(windows: Sequence[int]) -> list[slice]:
 
 def _chunk_tokens(window: int) -> int:
     """Queries read together: the half of a chunk that lies in the future is waste, so narrow bands take few."""
-    return next((chunk for limit, chunk in _CHUNKS if window < limit), _CHUNKS[-1][1])
+    return next(chunk for limit, chunk in _CHUNKS if window < limit)
 
 
 def score_margins(query: Tensor, key: Tensor, slopes: Tensor, scaling: float) -> Tensor:
@@ -183,9 +186,12 @@ def _bounds(query: Tensor, key: Tensor, slope: float, scaling: float) -> tuple[T
     centre = key.mean(1, keepdim=True)
     key = key - centre
     query_norm, key_norm = query.norm(dim=-1) * scaling, key.norm(dim=-1)
-    known = (query * key[:, key.shape[1] - query.shape[1] :]).sum(-1) * scaling
-    known = torch.maximum(known, _log_sum_before(query, key, slope, scaling))
     rounding = query_norm * (key_norm.amax(-1) + centre.norm(dim=-1)[:, 0])[:, None] * _ROUNDING
+    before = _log_sum_before(query, key, slope, scaling) if slope < _VERY_STEEP else None
+    # In place, for the cost of all this is memory.
+    known = key[:, key.shape[1] - query.shape[1] :].mul_(query).sum(-1) * scaling
+    if before is not None:
+        known = torch.maximum(known, before)
     return query_norm, key_norm, known - rounding
 
 
@@ -195,17 +201,22 @@ def _log_sum_before(query: Tensor, key: Tensor, slope: float, scaling: float) ->
     ``log n - s n / 2`` is largest at n = 2 / s, which decides how many blocks are taken. -inf without any.
     """
     q_len, offset = query.shape[1], key.shape[1] - query.shape[1]
-    sums = _blocks(key[:, offset % BLOCK_TOKENS :].mT, 0.0, BLOCK_TOKENS).sum(-1).double().cumsum(-1)
-    sums = F.pad(sums, (1, 0))  # (B, d, blocks + 1): of all keys before a block
-    ends = torch.arange(offset // BLOCK_TOKENS, sums.shape[-1] - 1, device=key.device)  # (N,)
+    sums = _blocks(key[:, offset % BLOCK_TOKENS :], 0.0, BLOCK_TOKENS, dim=1).sum(2).double().cumsum(1)
+    sums = F.pad(sums, (0, 0, 1, 0))  # (B, blocks + 1, d): of all keys before a block
+    ends = torch.arange(offset // BLOCK_TOKENS, sums.shape[1] - 1, device=key.device)  # (N,)
     starts = (ends - max(1, round(2 / slope / BLOCK_TOKENS))).clamp(min=0)
-    num_keys = (ends - starts).float() * BLOCK_TOKENS
-    means = ((sums[..., ends] - sums[..., starts]) / num_keys.clamp(min=1)).float()  # (B, d, N)
-    content = torch.einsum("bdnt,bdn->bnt", _blocks(query.mT, 0.0, BLOCK_TOKENS), means) * scaling
-    distance = torch.arange(1, BLOCK_TOKENS + 1, device=key.device) + ((num_keys - 1) / 2)[:, None]
-    return (content + num_keys.log()[:, None] - slope * distance).flatten(1)[:, :q_len]
+    num_keys = ((ends - starts).float() * BLOCK_TOKENS)[:, None]  # (N, 1)
+    means = ((sums[:, ends] - sums[:, starts]) / num_keys.clamp(min=1)).float()
+    content = torch.matmul(_blocks(query, 0.0, BLOCK_TOKENS, dim=1), means[..., None])[..., 0] * scaling
+    distance = torch.arange(1, BLOCK_TOKENS + 1, device=key.device) + (num_keys - 1) / 2
+    return (content + num_keys.log() - slope * distance).flatten(1)[:, :q_len]
 
 
-def _blocks(states: Tensor, fill: float, block_tokens: int) -> Tensor:
-    """``(..., N, block_tokens)`` of ``(..., T)``, filled up."""
-    return F.pad(states, (0, -states.shape[-1] % block_tokens), value=fill).unflatten(-1, (-1, block_tokens))
+def _blocks(states: Tensor, fill: float, block_tokens: int, dim: int = -1) -> Tensor:
+    """Cut dimension ``dim`` of T tokens into ``(N, block_tokens)``, filled up."""
+    missing = -states.shape[dim] % block_tokens
+    if missing:
+        shape = list(states.shape)
+        shape[dim] = missing
+        states = torch.cat((states, states.new_full(shape, fill)), dim)
+    return states.unflatten(dim, (-1, block_tokens))
