@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-neighbours conformance lint format types check clean
+.PHONY: help install demo bench test test-slow test-neighbours conformance lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ demo: $(VENV)/.installed ## train, sweep beta, extrapolate and report, in minute
 	$(RUN) scripts/report.py --output-dir runs/demo --title 'AlibiGPT demo' --records \
 		runs/demo/alibi/training.jsonl runs/demo/sinusoidal/training.jsonl \
 		runs/demo/sweep/trials.jsonl runs/demo/posthoc/trials.jsonl runs/demo/extrapolation.jsonl
+
+bench: $(VENV)/.installed-dev ## time attention, models and decoding, in some ten minutes
+	$(RUN) scripts/benchmark.py --config configs/benchmark/cpu.yaml
 
 test: $(VENV)/.installed-dev ## run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto

@@ -36,10 +36,12 @@ from torch import Tensor
 
 from .alibi import alibi_windows
 from .attention_context import AttentionContext, Span
-from .attention_strips import Tile, chunks, see_themselves, strip_attention
+from .attention_strips import Tile, chunks, see_themselves, strip_attention, whole_tiles
 from .attention_windows import WindowedStates, attend_windows
 
 
+# To find out what can matter takes longer than to read fewer keys than this.
+MIN_BANDED_TOKENS = 1024
 BLOCK_TOKENS = 64
 # Heads at least this steep look at a few hundred keys only.
 _STEEP = 2**-4
@@ -80,7 +82,10 @@ class BandedAttention:
         slopes = self.slopes.to(query.device)
         if isinstance(key, WindowedStates):
             return attend_windows(self.context, slopes, query, key, value, scaling, dropout)
-        tiles = banded_tiles(query, key, slopes.detach(), self.spans, scaling, self.tolerance)
+        if self.context.kv_len < MIN_BANDED_TOKENS:
+            tiles = whole_tiles(self.spans, slopes.shape[0], self.context.kv_len - self.context.q_len)
+        else:
+            tiles = banded_tiles(query, key, slopes.detach(), self.spans, scaling, self.tolerance)
         output = strip_attention(query, key, value, slopes, tiles, scaling, dropout)
         return see_themselves(output, value, self.lost_queries)
 

@@ -8,6 +8,7 @@ finds them in its nearest cache. Stock kernels of ``scaled_dot_product_attention
 Shapes: B batch, H heads, Q queries, K keys, d head size. Queries are the last Q of K tokens.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,9 +20,9 @@ from torch.autograd.function import once_differentiable
 from .attention_context import AttentionContext, Span
 
 
-# Measured on two CPU cores: larger chunks waste the half of a tile that lies in the future, smaller ones do not fill
-# the blocks of the kernel.
-CHUNK_TOKENS = 768
+# Up to so many keys, so many queries to a tile, measured on two CPU cores. Larger chunks waste the half of a tile that
+# lies in the future, smaller ones do not fill the blocks of the kernel.
+_CHUNKS = ((2048, 256), (math.inf, 768))
 
 _flash_on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_on_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -36,12 +37,12 @@ class StripAttention:
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor) -> None:
-        self.slopes = slopes
         self.tiles = whole_tiles(context.spans(), slopes.shape[0], context.kv_len - context.q_len)
         self.lost_queries = context.lost_queries()
+        self.strip = Strip(slopes, self.tiles, context.dtype)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        output = strip_attention(query, key, value, self.slopes.to(query.device), self.tiles, scaling, dropout)
+        output = attend_tiles(query, key, value, self.strip, self.tiles, scaling, dropout)
         return see_themselves(output, value, self.lost_queries)
 
 
@@ -71,20 +72,23 @@ class Tile(NamedTuple):
         return self.rows, self.heads, self.keys
 
 
-def whole_tiles(spans: Sequence[Span], num_heads: int, offset: int, chunk_tokens: int = CHUNK_TOKENS) -> list[Tile]:
+def whole_tiles(spans: Sequence[Span], num_heads: int, offset: int, chunk_tokens: int | None = None) -> list[Tile]:
     """Tiles that read every key which a query sees.
 
     Args:
         spans: Who sees whom.
         num_heads: H.
         offset: Keys before the first query: K - Q.
-        chunk_tokens: Queries in a tile, at most.
+        chunk_tokens: Queries in a tile, at most; None leaves it to the length of the text.
     """
-    return [
-        Tile(span.rows, slice(0, num_heads), queries, slice(span.first_key, queries.stop + offset))
-        for span in spans
-        for queries in chunks(span.queries, chunk_tokens)
-    ]
+    tiles = []
+    for span in spans:
+        num_keys = span.queries.stop + offset - span.first_key
+        fitting = next(chunk for limit, chunk in _CHUNKS if num_keys <= limit)
+        for queries in chunks(span.queries, chunk_tokens or fitting):
+            keys = slice(span.first_key, queries.stop + offset)
+            tiles.append(Tile(span.rows, slice(0, num_heads), queries, keys))
+    return tiles
 
 
 def chunks(queries: slice, chunk_tokens: int) -> list[slice]:
@@ -116,8 +120,14 @@ def strip_attention(
     Returns:
         ``(B, H, Q, d)``; 0 for queries in no tile.
     """
-    strip = _Strip(slopes, tiles, query.dtype)
-    has_flash = query.device.type == "cpu" and dropout == 0.0 and not slopes.requires_grad
+    return attend_tiles(query, key, value, Strip(slopes, tiles, query.dtype), tiles, scaling, dropout)
+
+
+def attend_tiles(
+    query: Tensor, key: Tensor, value: Tensor, strip: "Strip", tiles: Sequence[Tile], scaling: float, dropout: float
+) -> Tensor:
+    """:func:`strip_attention` with a strip that was made before, for all layers."""
+    has_flash = query.device.type == "cpu" and dropout == 0.0 and not strip.values.requires_grad
     if has_flash and not torch.compiler.is_compiling():
         return _FlashTiles.apply(query, key, value, strip, tiles, scaling)
     output = torch.zeros_like(query)
@@ -142,8 +152,14 @@ def see_themselves(output: Tensor, value: Tensor, lost_queries: Tensor | None) -
     return torch.where(lost_queries, value[:, :, -output.shape[2] :], output)
 
 
-class _Strip:
-    """Bias by distance, ``(H, L)``: from far to near, and -inf for keys that come after the query."""
+class Strip:
+    """Bias by distance, ``(H, L)``: from far to near, and -inf for keys that come after the query.
+
+    Args:
+        slopes: ``(H,)``, nats per token.
+        tiles: For the longest of which it is made.
+        dtype: Of the queries; the strip has at least float32.
+    """
 
     def __init__(self, slopes: Tensor, tiles: Sequence[Tile], dtype: torch.dtype) -> None:
         dtype = torch.promote_types(dtype, torch.float32)
@@ -168,7 +184,7 @@ class _FlashTiles(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, strip: _Strip, tiles: Sequence[Tile], scaling: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, strip: Strip, tiles: Sequence[Tile], scaling: float
     ) -> Tensor:
         output = _zeros_by_token(query)
         log_sums = torch.zeros(query.shape[:3], dtype=strip.values.dtype)

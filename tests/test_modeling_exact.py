@@ -11,7 +11,7 @@ import torch
 from numpy.typing import ArrayLike
 from transformers import DynamicCache, StaticCache
 
-from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, attention
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, attention, attention_banded
 from tests.exact_cases import BATCHES, CASES, POSITION_CASES, SMALL, Batch, make_model
 from tests.reference import layer_slopes, reference_logits, slopes_of_query
 
@@ -134,13 +134,18 @@ LONG_MATRIX = [
 ]
 
 
+def run_long_ways_on_short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "MIN_LONG_PAIRS", 2)
+    monkeypatch.setattr(attention, "MIN_LONG_QUERIES", 2)
+    monkeypatch.setattr(attention_banded, "MIN_BANDED_TOKENS", 2)
+
+
 @pytest.mark.parametrize(("case", "layout", "feed", "back_end"), LONG_MATRIX)
 @torch.no_grad()
 def test_long_ways_equal_the_reference(
     case: str, layout: str, feed: str, back_end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What long texts run on, made to run on short ones."""
-    monkeypatch.setattr(attention, "MIN_LONG_QUERIES", 2)
+    run_long_ways_on_short_texts(monkeypatch)
     logits = FEEDS[feed](shared_model(case, back_end), BATCHES[layout])
     assert max_error(logits, expected_logits(case, layout), BATCHES[layout].visible) <= TOLERANCE
 
@@ -288,7 +293,7 @@ def test_gradients_of_long_ways(
     case: str, layout: str, back_end: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Padding included; bands leave out weights of 1e-12 here, far below the tolerance of gradients."""
-    monkeypatch.setattr(attention, "MIN_LONG_QUERIES", 2)
+    run_long_ways_on_short_texts(monkeypatch)
     expected = eager_gradients(case, layout)
     found = gradients(case, layout, back_end, checkpointing=checkpointing, alibi_tolerance=1e-12)
     for name, gradient in found.items():

@@ -17,6 +17,7 @@ _PERPLEXITY_FIELDS = (
     *("name", "model", "position_method", "protocol", "length_tokens", "stride_tokens"),
     *("nats_per_token", "perplexity", "bits_per_byte", "num_tokens", "num_bytes"),
 )
+_SPEED_FIELDS = ("dtype", "seconds", "reference", "times_reference", "times_reference_quartiles", "extra_bytes")
 
 # The fields a record of each kind must have; more are allowed. Every record has "kind" and "provenance" as well.
 RECORD_FIELDS: dict[str, tuple[str, ...]] = {
@@ -42,6 +43,9 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("bias_error_ulps", "bias_error_nats", "absolute_bias_error_nats"),
         *("plain_max_error", "plain_relative_rms_error", "absolute_max_error", "absolute_relative_rms_error"),
     ),
+    "attention_speed": ("name", "mode", "length_tokens", "num_heads", "head_dim", *_SPEED_FIELDS, "max_error"),
+    "model_speed": ("name", "mode", "length_tokens", "num_layers", "hidden_size", *_SPEED_FIELDS),
+    "decode_speed": ("name", "context_tokens", "num_layers", "hidden_size", "cache_bytes", "max_difference"),
     "bias_by_distance": (
         *("name", "position_method", "train_context_length"),
         *("distances_tokens", "bias_before", "bias_after"),
