@@ -1,6 +1,7 @@
 """The command line of transformers, with AlibiGPT known to it: ``python -m modeling_alibi_gpt serve FOLDER``.
 
-``python -m modeling_alibi_gpt precision --output FILE.jsonl`` is a command of ours.
+Commands of ours: ``python -m modeling_alibi_gpt precision --output FILE.jsonl`` and
+``python -m modeling_alibi_gpt margins --model DIR --data URI``.
 """
 
 from pathlib import Path
@@ -11,6 +12,7 @@ import typer
 from transformers.cli.transformers import app, main
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.evaluation.margins import MarginsConfig, measure_margins
 from modeling_alibi_gpt.evaluation.precision import measure_precision
 from modeling_alibi_gpt.reporting.records import write_records
 
@@ -19,6 +21,22 @@ from modeling_alibi_gpt.reporting.records import write_records
 def precision(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
     """Measure what bfloat16 and float16 cost attention with ALiBi, in a minute on a CPU."""
     write_records(output, measure_precision())
+
+
+@app.command()
+def margins(
+    model: Annotated[str, typer.Option(help="Checkpoint folder.")],
+    data: Annotated[str, typer.Option(help="stdlib, text:GLOB or hub:NAME[:CONFIG]")] = "stdlib",
+    length_tokens: Annotated[int, typer.Option(help="Tokens read as one window.")] = 4096,
+    output: Annotated[str | None, typer.Option(help="JSON Lines file to append to.")] = None,
+) -> None:
+    """Measure how far the heads of a trained model can look, and print the windows of `alibi_banded`."""
+    record = measure_margins(MarginsConfig(model=model, source=data, length_tokens=length_tokens, output=output))
+    for layer, (nats, windows) in enumerate(
+        zip(record["margins_nats_by_layer"], record["windows_tokens_by_layer"], strict=True)
+    ):
+        typer.echo(f"layer {layer}: margins of {', '.join(f'{value:.1f}' for value in nats)} nats")
+        typer.echo(f"         windows of {', '.join(f'{value:,}' for value in windows)} tokens")
 
 
 if __name__ == "__main__":

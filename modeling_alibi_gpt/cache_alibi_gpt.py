@@ -171,7 +171,7 @@ class AlibiWindowCache(Cache):
             ValueError: The model has no such slopes.
         """
         config = model.config
-        layer_slopes = _slopes_of_layers(model)
+        layer_slopes = slopes_of_layers(model)
         windows = torch.stack(
             [alibi_windows(*layer, config.alibi_tolerance) for layer in zip(layer_slopes, margins, strict=True)]
         )
@@ -201,7 +201,6 @@ class AlibiWindowCache(Cache):
         return cls.from_margins(model, torch.tensor(margins)[:, None].expand(-1, config.num_attention_heads))
 
     @classmethod
-    @torch.no_grad()
     def from_text(cls, model: PreTrainedModel, input_ids: Tensor, safety_factor: float = 1.5) -> "AlibiWindowCache":
         """Windows from the scores of a text: a measured bound, which another text may break.
 
@@ -215,22 +214,7 @@ class AlibiWindowCache(Cache):
         """
         if not safety_factor >= 1:
             raise ValueError(f"safety_factor must be at least 1, got {safety_factor}")
-        margins: list[Tensor] = []
-
-        def measure(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            query, key, _ = module.project(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
-            key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-            margins.append(score_margins(query, key, slopes[module.layer_idx], module.scaling))
-
-        slopes = _slopes_of_layers(model)
-        layers = _attention_layers(model)
-        hooks = [layer.register_forward_pre_hook(measure, with_kwargs=True) for layer in layers]
-        try:
-            model(input_ids, use_cache=False)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return cls.from_margins(model, safety_factor * torch.stack(margins).clamp(min=0))
+        return cls.from_margins(model, safety_factor * measured_margins(model, input_ids).clamp(min=0))
 
     @property
     def num_bytes(self) -> int:
@@ -238,13 +222,47 @@ class AlibiWindowCache(Cache):
         return sum(layer.num_bytes for layer in self.layers)
 
 
+@torch.no_grad()
+def measured_margins(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """The largest margin of each head on a text (``score_margins``).
+
+    Args:
+        model: An AlibiGPT with ALiBi and one slope a head.
+        input_ids: ``(B, T)``.
+
+    Returns:
+        ``(layers, H)`` float32, nats.
+
+    Raises:
+        ValueError: The model has no such slopes.
+    """
+    slopes, layers, margins = slopes_of_layers(model), _attention_layers(model), []
+
+    def measure(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        query, key, _ = module.project(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+        key = key.repeat_interleave(module.num_key_value_groups, dim=1)
+        margins.append(score_margins(query, key, slopes[module.layer_idx], module.scaling))
+
+    hooks = [layer.register_forward_pre_hook(measure, with_kwargs=True) for layer in layers]
+    try:
+        model.base_model(input_ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.stack(margins)
+
+
 def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:
     return [layer.self_attn for layer in model.base_model.layers]
 
 
 @torch.no_grad()
-def _slopes_of_layers(model: PreTrainedModel) -> list[Tensor]:
-    """``(H,)`` of each layer, nats per token."""
+def slopes_of_layers(model: PreTrainedModel) -> list[Tensor]:
+    """``(H,)`` of each layer, nats per token.
+
+    Raises:
+        ValueError: The model's positions are not ALiBi with one slope a head.
+    """
     method, position = model.base_model.position_method, torch.zeros(1, 1, dtype=torch.long, device=model.device)
     slopes = [method("query_slopes", idx, position, torch.float32) for idx in range(model.config.num_hidden_layers)]
     scaling = model.config.alibi_scaling or {"type": "none"}

@@ -46,6 +46,10 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
     "attention_speed": ("name", "mode", "length_tokens", "num_heads", "head_dim", *_SPEED_FIELDS, "max_error"),
     "model_speed": ("name", "mode", "length_tokens", "num_layers", "hidden_size", *_SPEED_FIELDS),
     "decode_speed": ("name", "context_tokens", "num_layers", "hidden_size", "cache_bytes", "max_difference"),
+    "margins": (
+        *("name", "length_tokens", "tolerance"),
+        *("slopes_by_layer", "margins_nats_by_layer", "windows_tokens_by_layer"),
+    ),
     "bias_by_distance": (
         *("name", "position_method", "train_context_length"),
         *("distances_tokens", "bias_before", "bias_after"),

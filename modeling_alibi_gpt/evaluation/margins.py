@@ -1,0 +1,57 @@
+"""How far a trained model can look: the margins of its scores on a text, and the windows that follow from them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from modeling_alibi_gpt.alibi import alibi_windows
+from modeling_alibi_gpt.cache_alibi_gpt import measured_margins, slopes_of_layers
+from modeling_alibi_gpt.evaluation.checkpoints import checkpoint_fingerprint, load_causal_lm, load_model_tokenizer
+from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, load_text, measurement_provenance
+from modeling_alibi_gpt.reporting.records import Record, append_record, check_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarginsConfig(MeasurementConfig):
+    """What is measured.
+
+    Attributes:
+        model: Checkpoint folder; its own tokenizer is used.
+        length_tokens: Tokens of the text that are read, as one window.
+        output: JSON Lines file that the record is appended to.
+    """
+
+    model: str
+    length_tokens: int = 4096
+    output: str | None = None
+
+
+def measure_margins(config: MarginsConfig) -> Record:
+    """Measure one checkpoint and return its ``margins`` record, appended to ``config.output``.
+
+    Raises:
+        ValueError: The model has no ALiBi with one slope a head, or the text is too short.
+    """
+    text = load_text(config, load_model_tokenizer(config.model))
+    text.check_length(config.length_tokens)
+    model = load_causal_lm(config.model, dtype=config.dtype, attn_implementation=config.attn_implementation)
+    input_ids = torch.as_tensor(text.stream.input_ids[: config.length_tokens])[None].long()
+    margins = measured_margins(model, input_ids)
+    slopes = torch.stack(slopes_of_layers(model))
+    tolerance = model.config.alibi_tolerance
+    windows = [alibi_windows(*layer, tolerance) for layer in zip(slopes, margins, strict=True)]
+    record = {
+        "kind": "margins",
+        "name": Path(config.model).resolve().name,
+        "length_tokens": config.length_tokens,
+        "tolerance": tolerance,
+        "slopes_by_layer": slopes.tolist(),
+        "margins_nats_by_layer": margins.tolist(),
+        "windows_tokens_by_layer": [layer.tolist() for layer in windows],
+        "provenance": measurement_provenance(config, text, checkpoint_fingerprint(config.model)),
+    }
+    check_record(record)
+    if config.output is not None:
+        append_record(config.output, record)
+    return record
