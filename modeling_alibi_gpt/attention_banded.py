@@ -180,7 +180,8 @@ def _windows(query: Tensor, key: Tensor, slope: float, scaling: float, tolerance
     log_weight = longest_query[:, None] * longest_key - slope * distance - least_known[:, None] + math.log(_RUN_TOKENS)
     left_out = log_weight.masked_fill(distance <= 0, torch.inf).exp().cumsum(1)
     # The sum only grows, so that the runs which may be left out are those before the first that may not.
-    first_key = _RUN_TOKENS * (left_out <= tolerance * (1 - _ROUNDING)).sum(1)
+    rounding = left_out.shape[1] * torch.finfo(left_out.dtype).eps
+    first_key = _RUN_TOKENS * (left_out <= tolerance * (1 - rounding)).sum(1)
     blocks = torch.arange(-(-query.shape[1] // BLOCK_TOKENS), device=query.device)
     return (offset + BLOCK_TOKENS * blocks + 1 - first_key[blocks // _FLAT_BLOCKS]).tolist()
 

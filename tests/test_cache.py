@@ -147,7 +147,7 @@ def test_what_cannot_be_is_refused() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_hundred_thousand_tokens_in_constant_memory() -> None:
-    """Last run 2026-11-21, in four minutes on two cores."""
+    """Last run 2026-11-21, in eleven minutes on one core that was shared."""
     model = make_model(num_hidden_layers=1)
     cache = AlibiWindowCache.from_qk_norm(model)
     prompt = draw_tokens(1, 10)
