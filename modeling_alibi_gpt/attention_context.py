@@ -31,6 +31,22 @@ class Span(NamedTuple):
     first_key: int
 
 
+class Slots(NamedTuple):
+    """Who sees whom, as a few vectors; a causal query sees no slot after its own.
+
+    Attributes:
+        queries: ``(Q,)`` int64, slots of the cache, or of the call.
+        keys: ``(K,)`` int64.
+        visible: ``(B, slots)`` bool, False where a slot holds padding; None if all are visible.
+        documents: ``(B, Q)`` int64, the same for tokens that see each other; None if all of a row do.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    visible: Tensor | None
+    documents: Tensor | None
+
+
 class AttentionContext:
     """Who sees whom, and how far apart; the same for every layer of a forward.
 
@@ -40,6 +56,7 @@ class AttentionContext:
         dtype: What attention computes in.
         num_rows: B of the call.
         is_causal: Whether no query sees a key that stands after it, as far as can be told beforehand.
+        slots: The same as ``mask()`` says, unless the caller gave a mask of four dimensions.
         keeps_windows: Whether keys before this call are in a cache that keeps a window a head.
         is_whole: Whether every row is one text and every query sees all keys up to its own.
     """
@@ -54,6 +71,7 @@ class AttentionContext:
         make_spans: Callable[[], list[Span] | None],
         is_causal: bool,
         is_whole: bool,
+        slots: Slots | None = None,
         keeps_windows: bool = False,
     ) -> None:
         self.query_positions = query_positions
@@ -62,6 +80,7 @@ class AttentionContext:
         self.num_rows = num_rows
         self.is_causal = is_causal
         self.is_whole = is_whole
+        self.slots = slots
         self.keeps_windows = keeps_windows
         self._make_mask = make_mask
         self._make_spans = make_spans
@@ -84,8 +103,8 @@ class AttentionContext:
     def mask(self) -> Tensor | None:
         """``(B, 1 or H, Q, K)``, made when it is first asked for.
 
-        Bool, True where a query sees a key, or additive, the dtype's minimum or -inf where it does not; a
-        ``BlockMask`` for flex attention; None means plain causal attention among the queries themselves.
+        Bool, True where a query sees a key, or additive, the dtype's minimum or -inf where it does not; None
+        means plain causal attention among the queries themselves.
         """
         if self._mask is None:
             self._mask = (self._make_mask(),)
@@ -163,6 +182,11 @@ def attention_context(
     has_ids = position_ids is not None and attention_mask is None and past_key_values is None
     is_whole = is_causal and is_aligned and attention_mask is None and not has_ids
 
+    documents = _documents(position_ids.expand(num_rows, -1)) if has_ids else None
+    slots = None
+    if attention_mask is None or is_padded:
+        slots = Slots(query_slots, key_slots, attention_mask.bool() if is_padded else None, documents)
+
     def make_spans() -> list[Span] | None:
         if is_whole:
             return [Span(slice(0, num_rows), slice(0, q_len), 0)]
@@ -170,7 +194,7 @@ def attention_context(
             return None
         if is_padded:
             return _spans_of_visible_runs(attention_mask, q_len)
-        return _spans_of_documents(position_ids.expand(num_rows, -1)) if has_ids else None
+        return _spans_of_documents(documents) if has_ids else None
 
     if is_padded:
         query_positions, key_positions = _visible_positions(attention_mask, query_slots, key_slots)
@@ -189,6 +213,7 @@ def attention_context(
         make_spans,
         is_causal,
         is_whole,
+        slots,
         keeps_windows=getattr(past_key_values, "keeps_windows", False),
     )
 
@@ -252,13 +277,16 @@ def _spans_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Span] | N
     return list(_join_equal_rows(runs))
 
 
-def _spans_of_documents(position_ids: Tensor) -> list[Span]:
-    """One span for each document of each row; a document ends where the next position is not one higher."""
-    q_len = position_ids.shape[-1]
-    is_start = torch.diff(position_ids, dim=-1) != 1
+def _documents(position_ids: Tensor) -> Tensor:
+    """Numbers ``(B, Q)`` of the documents; one ends where the next position is not one higher."""
+    return F.pad(torch.diff(position_ids, dim=-1) != 1, (1, 0)).cumsum(-1)
+
+
+def _spans_of_documents(document_ids: Tensor) -> list[Span]:
+    """One span for each document of each row."""
     documents = []
-    for starts in is_start:
-        edges = [0, *(starts.nonzero()[:, 0] + 1).tolist(), q_len]
+    for row in document_ids:
+        edges = itertools.accumulate(row.bincount().tolist(), initial=0)
         documents.append([Span(slice(0, 0), slice(*edge), edge[0]) for edge in itertools.pairwise(edges)])
     return list(_join_equal_rows(documents))
 
