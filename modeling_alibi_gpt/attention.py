@@ -131,9 +131,7 @@ def flexible(context: AttentionContext, bias: PositionBias | None) -> FlexAttent
     slopes = bias.slopes(context.query_positions, context.bias_dtype) if context.is_causal else None
     if slopes is not None:
         return FlexAttention(context, slopes)
-    return FlexAttention(
-        context, bias=bias.dense(context.query_positions, context.key_positions, context.bias_dtype)
-    )
+    return FlexAttention(context, bias=bias.dense(context.query_positions, context.key_positions, context.bias_dtype))
 
 
 def attention_forward(

@@ -4,9 +4,8 @@
 Shapes: B batch (or 1, where all rows agree), Q queries, K keys.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,35 +15,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import is_tracing
 
-
-class Span(NamedTuple):
-    """Tokens that see each other and nobody else, each one position after the one before it.
-
-    Attributes:
-        rows: Rows of the batch.
-        queries: Queries, counted within the call.
-        first_key: The earliest key they see. Query q of the call sees the keys up to ``K - Q + q``.
-    """
-
-    rows: slice
-    queries: slice
-    first_key: int
-
-
-class Slots(NamedTuple):
-    """Who sees whom, as a few vectors; a causal query sees no slot after its own.
-
-    Attributes:
-        queries: ``(Q,)`` int64, slots of the cache, or of the call.
-        keys: ``(K,)`` int64.
-        visible: ``(B, slots)`` bool, False where a slot holds padding; None if all are visible.
-        documents: ``(B, Q)`` int64, the same for tokens that see each other; None if all of a row do.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    visible: Tensor | None
-    documents: Tensor | None
+from .attention_spans import Slots, Span, document_numbers, spans_of_documents, spans_of_visible_runs
 
 
 class AttentionContext:
@@ -182,10 +153,8 @@ def attention_context(
     has_ids = position_ids is not None and attention_mask is None and past_key_values is None
     is_whole = is_causal and is_aligned and attention_mask is None and not has_ids
 
-    documents = _documents(position_ids.expand(num_rows, -1)) if has_ids else None
-    slots = None
-    if attention_mask is None or is_padded:
-        slots = Slots(query_slots, key_slots, attention_mask.bool() if is_padded else None, documents)
+    documents = document_numbers(position_ids.expand(num_rows, -1)) if has_ids else None
+    slots = Slots(query_slots, key_slots, attention_mask, documents) if attention_mask is None or is_padded else None
 
     def make_spans() -> list[Span] | None:
         if is_whole:
@@ -193,8 +162,8 @@ def attention_context(
         if not (is_causal and is_aligned) or is_tracing(inputs_embeds):
             return None
         if is_padded:
-            return _spans_of_visible_runs(attention_mask, q_len)
-        return _spans_of_documents(documents) if has_ids else None
+            return spans_of_visible_runs(attention_mask, q_len)
+        return spans_of_documents(documents) if has_ids else None
 
     if is_padded:
         query_positions, key_positions = _visible_positions(attention_mask, query_slots, key_slots)
@@ -258,47 +227,6 @@ def _paged_positions(cu_seq_lens_k: Any, position_ids: Tensor, attention_mask: T
     key_slots = torch.arange(attention_mask.shape[-1], device=position_ids.device)
     request = torch.searchsorted(starts[1:].to(key_slots), key_slots, right=True).clamp(max=starts.shape[0] - 2)
     return position_ids, (key_slots - starts[request])[None]
-
-
-def _spans_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Span] | None:
-    """One span a row, from its first visible token to its last; None if a row has padding in between."""
-    visible = attention_mask.bool()
-    first = visible.int().argmax(-1)
-    num_keys = visible.shape[-1]
-    last = num_keys - visible.flip(-1).int().argmax(-1)
-    counts = visible.sum(-1)
-    if not bool(((last - first == counts) | (counts == 0)).all()):
-        return None
-    offset = num_keys - q_len
-    runs = []
-    for start, stop, count in zip(first.tolist(), last.tolist(), counts.tolist(), strict=True):
-        queries = slice(max(0, start - offset), stop - offset)
-        runs.append([Span(slice(0, 0), queries, start)] if count and queries.start < queries.stop else [])
-    return list(_join_equal_rows(runs))
-
-
-def _documents(position_ids: Tensor) -> Tensor:
-    """Numbers ``(B, Q)`` of the documents; one ends where the next position is not one higher."""
-    return F.pad(torch.diff(position_ids, dim=-1) != 1, (1, 0)).cumsum(-1)
-
-
-def _spans_of_documents(document_ids: Tensor) -> list[Span]:
-    """One span for each document of each row."""
-    documents = []
-    for row in document_ids:
-        edges = itertools.accumulate(row.bincount().tolist(), initial=0)
-        documents.append([Span(slice(0, 0), slice(*edge), edge[0]) for edge in itertools.pairwise(edges)])
-    return list(_join_equal_rows(documents))
-
-
-def _join_equal_rows(spans_by_row: list[list[Span]]) -> Iterator[Span]:
-    """The spans of all rows, where equal rows that stand together share theirs."""
-    row = 0
-    for spans, equal_rows in itertools.groupby(spans_by_row):
-        stop = row + len(list(equal_rows))
-        for span in spans:
-            yield span._replace(rows=slice(row, stop))
-        row = stop
 
 
 def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Attention through torch's flex attention: a bias computed in the kernel, and blocks of keys skipped. Travels to the Hub.
+"""Torch's flex attention: biases computed in the kernel, blocks of keys that are skipped. Travels to the Hub.
 
 On CUDA the kernels are compiled, never hold a matrix of queries by keys, and have gradients, those of slopes too. On
 a CPU torch runs the definition itself, a matrix for every head and without gradients: good to check, not to work.
@@ -40,8 +40,8 @@ class FlexAttention:
     def __init__(self, context: AttentionContext, slopes: Tensor | None = None, bias: Tensor | None = None) -> None:
         if context.slots is None:
             raise ValueError(
-                "attention back end 'flex_attention' reads attention masks of two dimensions; masks of four dimensions "
-                "run on sdpa and eager"
+                "attention back end 'flex_attention' reads masks of two dimensions, got one of four, which sdpa and "
+                "eager take"
             )
         self.context, self.slopes, self.bias = context, slopes, bias
         self._mods: dict[torch.device, tuple[ScoreMod | None, BlockMask]] = {}
@@ -96,7 +96,7 @@ def flex(
         ``(B, H, Q, d)``.
 
     Raises:
-        ValueError: Dropout, which flex attention has not; or on a CPU gradients, or torch.compile.
+        ValueError: Dropout, which flex attention has not, or gradients on a CPU.
     """
     if dropout > 0.0:
         raise ValueError(
@@ -106,19 +106,20 @@ def flex(
         return compile_friendly_flex_attention(
             query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling
         )
-    _refuse_on_cpu(query, key, value)
-    return flex_attention(query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling)
+    return _flex_on_cpu(query, key, value, score_mod, block_mask, scaling)
 
 
-def _refuse_on_cpu(*states: Tensor) -> None:
-    """What torch itself would end with an error, or with code that does not compile."""
-    if torch.compiler.is_compiling():
-        raise ValueError("flex attention does not compile on a CPU: use sdpa or eager there")
-    if any(tensor.requires_grad for tensor in states):
+@torch.compiler.disable(reason="flex attention does not compile on a CPU: sdpa and eager do")
+def _flex_on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, score_mod: ScoreMod | None, block_mask: BlockMask, scaling: float
+) -> Tensor:
+    """By definition; left out of what torch compiles, which ends in an error on most shapes."""
+    if query.requires_grad or key.requires_grad or value.requires_grad:
         raise ValueError(
-            "flex attention has no gradients on a CPU: train on sdpa, eager or alibi_banded there, and put "
-            "inference under torch.no_grad()"
+            "flex attention has no gradients on a CPU: train on sdpa, eager or alibi_banded there, and put inference "
+            "under torch.no_grad()"
         )
+    return flex_attention(query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling)
 
 
 def slope_score_mod(slopes: Tensor, query_positions: Tensor, key_positions: Tensor) -> ScoreMod:
@@ -154,14 +155,12 @@ def _compiled_create_block_mask() -> Callable[..., BlockMask]:
 
 def _mask_mod(context: AttentionContext, device: torch.device) -> MaskMod:
     """Whether a query sees a key, as a function of their numbers within the call."""
-    queries, keys, visible, documents = (
-        None if tensor is None else tensor.to(device) for tensor in context.slots
-    )
+    queries, keys, visible, documents = (None if tensor is None else tensor.to(device) for tensor in context.slots)
     is_causal = context.is_causal
     is_lost = None
     if visible is not None:
         # A static cache has slots beyond the mask, which no query sees yet.
-        visible = F.pad(visible, (0, max(0, keys.shape[0] - visible.shape[-1])))
+        visible = F.pad(visible.bool(), (0, max(0, keys.shape[0] - visible.shape[-1])))
         counts = visible.cumsum(-1)
         is_lost = (counts[:, queries] if is_causal else counts[:, -1:].expand(-1, queries.shape[0])) == 0
         visible = visible[:, keys]
@@ -195,7 +194,7 @@ def run_blocks(first_keys: Tensor, kv_len: int) -> BlockMask:
     first_own = offset + BLOCK_TOKENS * torch.arange(num_query_blocks, device=first_keys.device)
     last_own = (first_own + BLOCK_TOKENS - 1).clamp(max=kv_len - 1)
 
-    # Of each block of queries: the blocks start to stop, of which all queries read all keys of full_start to full_stop.
+    # A block of queries reads blocks of keys from start to stop; all of it reads all of full_start to full_stop.
     start, stop = by_block.amin(-1) // BLOCK_TOKENS, last_own // BLOCK_TOKENS + 1
     full_start = (-(-by_block.amax(-1) // BLOCK_TOKENS)).clamp(max=stop)
     full_stop = torch.maximum((first_own + 1) // BLOCK_TOKENS, full_start)

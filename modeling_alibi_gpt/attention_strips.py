@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .attention_context import AttentionContext, Span
+from .attention_context import AttentionContext
+from .attention_spans import Span
 
 
 # Measured on two CPU cores: larger chunks waste the half of a tile that lies in the future, smaller ones do not fill

@@ -12,7 +12,7 @@ from modeling_alibi_gpt import attention_augmented
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_augmented import augmented_attention
 from modeling_alibi_gpt.attention_banded import banded_tiles, score_margins
-from modeling_alibi_gpt.attention_context import Span
+from modeling_alibi_gpt.attention_spans import Span
 from modeling_alibi_gpt.attention_strips import strip_attention, whole_tiles
 
 
