@@ -44,12 +44,12 @@ class FlexAttention:
                 "eager take"
             )
         self.context, self.slopes, self.bias = context, slopes, bias
-        self._mods: dict[torch.device, tuple[ScoreMod | None, BlockMask]] = {}
+        self._blocks: dict[torch.device, BlockMask] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        if query.device not in self._mods:
-            self._mods[query.device] = self._score_mod(query.device), visible_blocks(self.context, query.device)
-        return flex(query, key, value, *self._mods[query.device], scaling, dropout)
+        if query.device not in self._blocks:
+            self._blocks[query.device] = visible_blocks(self.context, query.device)
+        return flex(query, key, value, self._score_mod(query.device), self._blocks[query.device], scaling, dropout)
 
     def _score_mod(self, device: torch.device) -> ScoreMod | None:
         num_rows = self.context.num_rows
@@ -139,11 +139,11 @@ def slope_score_mod(slopes: Tensor, query_positions: Tensor, key_positions: Tens
 
 def visible_blocks(context: AttentionContext, device: torch.device) -> BlockMask:
     """Which blocks of queries and keys see each other, and which pairs within: the same that the dense mask says."""
-    is_same = context.slots.visible is None and context.slots.documents is None
     make = create_block_mask
     if device.type != "cpu" and not torch.compiler.is_compiling():
         make = _compiled_create_block_mask()
-    num_rows = None if is_same else context.num_rows
+    rows_agree = context.slots.visible is None and context.slots.documents is None
+    num_rows = 1 if rows_agree else context.num_rows
     return make(_mask_mod(context, device), num_rows, None, context.q_len, context.kv_len, device)
 
 
@@ -184,7 +184,7 @@ def run_blocks(first_keys: Tensor, kv_len: int) -> BlockMask:
             last of all.
         kv_len: K.
     """
-    rows, num_heads, q_len = first_keys.shape
+    num_rows, _, q_len = first_keys.shape
     first_keys = first_keys.to(torch.int32)
     offset = kv_len - q_len
     num_query_blocks, num_key_blocks = -(-q_len // BLOCK_TOKENS), -(-kv_len // BLOCK_TOKENS)
@@ -204,8 +204,7 @@ def run_blocks(first_keys: Tensor, kv_len: int) -> BlockMask:
     full = full_start[..., None] + number
 
     def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        row = row if rows > 1 else 0 * row
-        return (key >= first_keys[row, head, query]) & (key <= query + offset)
+        return (key >= first_keys[row % num_rows, head, query]) & (key <= query + offset)
 
     return BlockMask.from_kv_blocks(
         (num_before[..., 0] + stop - full_stop).int(),
