@@ -20,6 +20,7 @@ from transformers.utils import is_tracing
 from .attention_augmented import AugmentedAttention
 from .attention_banded import BandedAttention
 from .attention_context import AttentionContext
+from .attention_flex import FlexAttention
 from .attention_strips import StripAttention
 
 
@@ -123,14 +124,16 @@ def banded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
             "dimensions, static caches and compiled packing run on sdpa and eager"
         )
     return BandedAttention(context, slopes[0, 0], bias.tolerance)
-    if context.q_len == 1:
-        return folded_mask(context, bias)
-    if context.spans() is None:
-        raise ValueError(
-            "attention back end 'alibi_banded' reads runs of tokens: padding between visible tokens, masks of four "
-            "dimensions, static caches and compiled packing run on sdpa and eager"
-        )
-    return BandedAttention(context, slopes[0, 0], bias.tolerance)
+
+
+def flexible(context: AttentionContext, bias: PositionBias | None) -> FlexAttention:
+    """ALiBi by its slopes, which the kernel turns into biases; every other bias written down for it to read."""
+    if bias is None:
+        return FlexAttention(context)
+    slopes = bias.slopes(context.query_positions, context.bias_dtype) if context.is_causal else None
+    if slopes is not None:
+        return FlexAttention(context, slopes)
+    return FlexAttention(context, bias=bias.dense(context.query_positions, context.key_positions, context.bias_dtype))
 
 
 def attention_forward(
@@ -171,6 +174,7 @@ ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "eager": AttentionBackend(folded_mask),
     "sdpa": AttentionBackend(folded_or_linear, attention_forward),
     "alibi_banded": AttentionBackend(banded, attention_forward),
+    "flex_attention": AttentionBackend(flexible, attention_forward),
     "paged|eager": AttentionBackend(folded_mask),
 }
 

@@ -35,7 +35,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .alibi import alibi_windows
-from .attention_context import AttentionContext, Span
+from .attention_context import AttentionContext
+from .attention_flex import flex, run_blocks, slope_score_mod
+from .attention_spans import Span
 from .attention_strips import Tile, chunks, see_themselves, strip_attention, whole_tiles
 from .attention_windows import WindowedStates, attend_windows
 
@@ -73,6 +75,7 @@ class BandedAttention:
 
     def __init__(self, context: AttentionContext, slopes: Tensor, tolerance: float) -> None:
         self.context, self.slopes, self.tolerance = context, slopes, tolerance
+        self.slope_values = slopes.tolist()  # once a forward, for it makes the host wait for a GPU
         self.spans = context.spans()
         self.lost_queries = context.lost_queries()
         if context.keeps_windows and not context.is_whole:
@@ -82,6 +85,9 @@ class BandedAttention:
         slopes = self.slopes.to(query.device)
         if isinstance(key, WindowedStates):
             return attend_windows(self.context, slopes, query, key, value, scaling, dropout)
+        if query.device.type == "cuda" and dropout == 0.0:
+            first_keys = banded_first_keys(query, key, self.slope_values, self.spans, scaling, self.tolerance)
+            return flex_bands(query, key, value, slopes, first_keys, scaling)
         if self.context.kv_len < MIN_BANDED_TOKENS:
             tiles = whole_tiles(self.spans, slopes.shape[0], self.context.kv_len - self.context.q_len)
         else:
@@ -108,7 +114,9 @@ def banded_tiles(
     for span in spans:
         keys = slice(span.first_key, span.queries.stop + offset)
         windows = [
-            _windows(query[span.rows, head, span.queries], key[span.rows, head, keys], slope, scaling, tolerance)
+            _windows(
+                query[span.rows, head, span.queries], key[span.rows, head, keys], slope, scaling, tolerance
+            ).tolist()
             for head, slope in enumerate(slopes.tolist())
         ]
         for heads in similar_heads([max(blocks) for blocks in windows]):
@@ -122,6 +130,48 @@ def banded_tiles(
                     Tile(span.rows, heads, chunk, slice(max(span.first_key, min(first_keys)), chunk.stop + offset))
                 )
     return tiles
+
+
+def banded_first_keys(
+    query: Tensor, key: Tensor, slopes: Sequence[float], spans: Sequence[Span], scaling: float, tolerance: float
+) -> Tensor:
+    """The same as the first key that each query reads, found without waiting for the device.
+
+    Args:
+        query: ``(B, H, Q, d)``, the last Q of K tokens.
+        key: ``(B, H, K, d)``.
+        slopes: H numbers, nats per token.
+        spans: Who sees whom.
+        scaling: What multiplies ``q . k``.
+        tolerance: Largest weight that a query may lose.
+
+    Returns:
+        ``(B, H, Q)`` int64; its own key for a query in no span. One row where all rows agree.
+    """
+    num_rows, num_heads, q_len, _ = query.shape
+    offset = key.shape[2] - q_len
+    own_keys = torch.arange(offset, key.shape[2], device=query.device)
+    agree = all(span.rows == slice(0, num_rows) for span in spans)
+    first_keys = own_keys.repeat(1 if agree else num_rows, num_heads, 1)
+    for span in spans:
+        queries, own = span.queries, own_keys[span.queries]
+        keys = slice(span.first_key, queries.stop + offset)
+        for head, slope in enumerate(slopes):
+            windows = _windows(query[span.rows, head, queries], key[span.rows, head, keys], slope, scaling, tolerance)
+            first = own[::BLOCK_TOKENS] + 1 - windows
+            first = first.repeat_interleave(BLOCK_TOKENS)[: own.shape[0]].clamp(min=span.first_key)
+            first_keys[span.rows, head, queries] = torch.minimum(first, own)
+    return first_keys
+
+
+def flex_bands(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, first_keys: Tensor, scaling: float
+) -> Tensor:
+    """Attention ``(B, H, Q, d)`` with ALiBi, from the first key of each query ``(1 or B, H, Q)`` to its own."""
+    kv_len = key.shape[2]
+    slots = torch.arange(kv_len, device=query.device).expand(query.shape[0], -1)
+    score_mod = slope_score_mod(slopes, slots[:, kv_len - query.shape[2] :], slots)
+    return flex(query, key, value, score_mod, run_blocks(first_keys, kv_len), scaling)
 
 
 def similar_heads(windows: Sequence[int]) -> list[slice]:
@@ -159,8 +209,8 @@ def score_margins(query: Tensor, key: Tensor, slopes: Tensor, scaling: float) ->
     return torch.stack(margins)
 
 
-def _windows(query: Tensor, key: Tensor, slope: float, scaling: float, tolerance: float) -> list[int]:
-    """For each block of queries ``(B, Q, d)`` of one head, how many keys ``(B, K, d)`` its first query must read."""
+def _windows(query: Tensor, key: Tensor, slope: float, scaling: float, tolerance: float) -> Tensor:
+    """``(N,)``: how many keys ``(B, K, d)`` the first query of each block of ``(B, Q, d)`` must read, of one head."""
     query_norm, key_norm, known = _bounds(query, key, slope, scaling)
     longest_query, least_known = query_norm.amax(0), known.amin(0)  # (Q,), over all rows
     longest_key = key_norm.amax(0)
@@ -168,7 +218,7 @@ def _windows(query: Tensor, key: Tensor, slope: float, scaling: float, tolerance
     if slope >= _STEEP:
         margin = longest_query * longest_key.cummax(-1).values[offset:] - least_known
         margin = _blocks(margin.nan_to_num(nan=_ENDLESS_NATS), -torch.inf, BLOCK_TOKENS).amax(-1)
-        return alibi_windows(key.new_full(margin.shape, slope), margin.clamp(max=_ENDLESS_NATS), tolerance).tolist()
+        return alibi_windows(key.new_full(margin.shape, slope), margin.clamp(max=_ENDLESS_NATS), tolerance)
 
     coarse = _FLAT_BLOCKS * BLOCK_TOKENS
     longest_query = _blocks(longest_query, 0.0, coarse).amax(-1)  # (N,)
@@ -183,7 +233,7 @@ def _windows(query: Tensor, key: Tensor, slope: float, scaling: float, tolerance
     rounding = left_out.shape[1] * torch.finfo(left_out.dtype).eps
     first_key = _RUN_TOKENS * (left_out <= tolerance * (1 - rounding)).sum(1)
     blocks = torch.arange(-(-query.shape[1] // BLOCK_TOKENS), device=query.device)
-    return (offset + BLOCK_TOKENS * blocks + 1 - first_key[blocks // _FLAT_BLOCKS]).tolist()
+    return offset + BLOCK_TOKENS * blocks + 1 - first_key[blocks // _FLAT_BLOCKS]
 
 
 def _bounds(query: Tensor, key: Tensor, slope: float, scaling: float) -> tuple[Tensor, Tensor, Tensor]:

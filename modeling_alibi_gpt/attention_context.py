@@ -4,9 +4,8 @@
 Shapes: B batch (or 1, where all rows agree), Q queries, K keys.
 """
 
-import itertools
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,19 +15,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import is_tracing
 
-
-class Span(NamedTuple):
-    """Tokens that see each other and nobody else, each one position after the one before it.
-
-    Attributes:
-        rows: Rows of the batch.
-        queries: Queries, counted within the call.
-        first_key: The earliest key they see. Query q of the call sees the keys up to ``K - Q + q``.
-    """
-
-    rows: slice
-    queries: slice
-    first_key: int
+from .attention_spans import Slots, Span, document_numbers, spans_of_documents, spans_of_visible_runs
 
 
 class AttentionContext:
@@ -40,6 +27,7 @@ class AttentionContext:
         dtype: What attention computes in.
         num_rows: B of the call.
         is_causal: Whether no query sees a key that stands after it, as far as can be told beforehand.
+        slots: The same as ``mask()`` says, unless the caller gave a mask of four dimensions.
         keeps_windows: Whether keys before this call are in a cache that keeps a window a head.
         is_whole: Whether every row is one text and every query sees all keys up to its own.
     """
@@ -54,6 +42,7 @@ class AttentionContext:
         make_spans: Callable[[], list[Span] | None],
         is_causal: bool,
         is_whole: bool,
+        slots: Slots | None = None,
         keeps_windows: bool = False,
     ) -> None:
         self.query_positions = query_positions
@@ -62,6 +51,7 @@ class AttentionContext:
         self.num_rows = num_rows
         self.is_causal = is_causal
         self.is_whole = is_whole
+        self.slots = slots
         self.keeps_windows = keeps_windows
         self._make_mask = make_mask
         self._make_spans = make_spans
@@ -84,8 +74,8 @@ class AttentionContext:
     def mask(self) -> Tensor | None:
         """``(B, 1 or H, Q, K)``, made when it is first asked for.
 
-        Bool, True where a query sees a key, or additive, the dtype's minimum or -inf where it does not; a
-        ``BlockMask`` for flex attention; None means plain causal attention among the queries themselves.
+        Bool, True where a query sees a key, or additive, the dtype's minimum or -inf where it does not; None
+        means plain causal attention among the queries themselves.
         """
         if self._mask is None:
             self._mask = (self._make_mask(),)
@@ -163,14 +153,17 @@ def attention_context(
     has_ids = position_ids is not None and attention_mask is None and past_key_values is None
     is_whole = is_causal and is_aligned and attention_mask is None and not has_ids
 
+    documents = document_numbers(position_ids.expand(num_rows, -1)) if has_ids else None
+    slots = Slots(query_slots, key_slots, attention_mask, documents) if attention_mask is None or is_padded else None
+
     def make_spans() -> list[Span] | None:
         if is_whole:
             return [Span(slice(0, num_rows), slice(0, q_len), 0)]
         if not (is_causal and is_aligned) or is_tracing(inputs_embeds):
             return None
         if is_padded:
-            return _spans_of_visible_runs(attention_mask, q_len)
-        return _spans_of_documents(position_ids.expand(num_rows, -1)) if has_ids else None
+            return spans_of_visible_runs(attention_mask, q_len)
+        return spans_of_documents(documents) if has_ids else None
 
     if is_padded:
         query_positions, key_positions = _visible_positions(attention_mask, query_slots, key_slots)
@@ -189,6 +182,7 @@ def attention_context(
         make_spans,
         is_causal,
         is_whole,
+        slots,
         keeps_windows=getattr(past_key_values, "keeps_windows", False),
     )
 
@@ -233,44 +227,6 @@ def _paged_positions(cu_seq_lens_k: Any, position_ids: Tensor, attention_mask: T
     key_slots = torch.arange(attention_mask.shape[-1], device=position_ids.device)
     request = torch.searchsorted(starts[1:].to(key_slots), key_slots, right=True).clamp(max=starts.shape[0] - 2)
     return position_ids, (key_slots - starts[request])[None]
-
-
-def _spans_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Span] | None:
-    """One span a row, from its first visible token to its last; None if a row has padding in between."""
-    visible = attention_mask.bool()
-    first = visible.int().argmax(-1)
-    num_keys = visible.shape[-1]
-    last = num_keys - visible.flip(-1).int().argmax(-1)
-    counts = visible.sum(-1)
-    if not bool(((last - first == counts) | (counts == 0)).all()):
-        return None
-    offset = num_keys - q_len
-    runs = []
-    for start, stop, count in zip(first.tolist(), last.tolist(), counts.tolist(), strict=True):
-        queries = slice(max(0, start - offset), stop - offset)
-        runs.append([Span(slice(0, 0), queries, start)] if count and queries.start < queries.stop else [])
-    return list(_join_equal_rows(runs))
-
-
-def _spans_of_documents(position_ids: Tensor) -> list[Span]:
-    """One span for each document of each row; a document ends where the next position is not one higher."""
-    q_len = position_ids.shape[-1]
-    is_start = torch.diff(position_ids, dim=-1) != 1
-    documents = []
-    for starts in is_start:
-        edges = [0, *(starts.nonzero()[:, 0] + 1).tolist(), q_len]
-        documents.append([Span(slice(0, 0), slice(*edge), edge[0]) for edge in itertools.pairwise(edges)])
-    return list(_join_equal_rows(documents))
-
-
-def _join_equal_rows(spans_by_row: list[list[Span]]) -> Iterator[Span]:
-    """The spans of all rows, where equal rows that stand together share theirs."""
-    row = 0
-    for spans, equal_rows in itertools.groupby(spans_by_row):
-        stop = row + len(list(equal_rows))
-        for span in spans:
-            yield span._replace(rows=slice(row, stop))
-        row = stop
 
 
 def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .attention_context import AttentionContext, Span
+from .attention_context import AttentionContext
+from .attention_spans import Span
 
 
 # Up to so many keys, so many queries to a tile, measured on two CPU cores. Larger chunks waste the half of a tile that

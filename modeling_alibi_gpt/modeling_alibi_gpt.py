@@ -209,7 +209,7 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     # The stock flash functions drop the bias without a word.
     _supports_flash_attn = False
-    _supports_flex_attn = False
+    _supports_flex_attn = True
     _supports_context_parallel = False
     _supports_attention_backend = True
     _can_compile_fullgraph = True

@@ -12,42 +12,13 @@ from modeling_alibi_gpt import attention_augmented
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_augmented import augmented_attention
 from modeling_alibi_gpt.attention_banded import banded_tiles, score_margins
-from modeling_alibi_gpt.attention_context import Span
+from modeling_alibi_gpt.attention_spans import Span
 from modeling_alibi_gpt.attention_strips import strip_attention, whole_tiles
+from tests.attention_cases import ADVERSARIES, HEAD_DIM, SCALING, SPANS, TOLERANCE, adversarial, draw, reference, whole
 
 
-HEAD_DIM = 16
-SCALING = HEAD_DIM**-0.5
-TOLERANCE = 1e-6
 LENGTHS = (1, 2, 63, 65, 200)
 HEADS = (1, 3, 8, 12)
-
-
-def draw(num_heads: int, q_len: int, kv_len: int, dtype: torch.dtype = torch.float32, rows: int = 2) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(1000 * num_heads + kv_len)
-    shapes = [(rows, num_heads, length, HEAD_DIM) for length in (q_len, kv_len, kv_len)]
-    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
-
-
-def whole(rows: int, q_len: int) -> list[Span]:
-    return [Span(slice(0, rows), slice(0, q_len), 0)]
-
-
-def reference(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span] | None = None) -> Tensor:
-    """Attention in float64, a query at a time; gradients by autograd. 0 for queries in no span."""
-    query, key, value, slopes = (tensor.double() for tensor in (query, key, value, slopes))
-    q_len, offset = query.shape[2], key.shape[2] - query.shape[2]
-    output = torch.zeros_like(query)
-    for span in spans or whole(query.shape[0], q_len):
-        for i in range(span.queries.start, span.queries.stop):
-            keys = slice(span.first_key, i + offset + 1)
-            distance = torch.arange(i + offset - span.first_key, -1, -1, dtype=torch.float64)
-            content = torch.einsum("bhd,bhkd->bhk", query[span.rows, :, i], key[span.rows, :, keys])
-            weights = torch.softmax(content * SCALING - slopes[:, None] * distance, dim=-1)
-            row = torch.einsum("bhk,bhkd->bhd", weights, value[span.rows, :, keys])
-            output = output.index_put((torch.arange(span.rows.start, span.rows.stop)[:, None],
-                                       torch.arange(row.shape[1])[None], torch.tensor(i)), row)  # fmt: skip
-    return output
 
 
 def strips(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span], chunk: int = 48) -> Tensor:
@@ -106,14 +77,6 @@ def test_every_length_and_head_count(way: str, num_heads: int, length: int) -> N
 @pytest.mark.parametrize(("q_len", "kv_len"), [(1, 200), (5, 64), (64, 65), (65, 200), (130, 131)])
 def test_queries_are_the_last_of_the_keys(way: str, q_len: int, kv_len: int) -> None:
     assert_equals_reference(way, draw(3, q_len, kv_len), alibi_slopes(3), whole(2, q_len))
-
-
-SPANS = {
-    "left padding": [Span(slice(0, 1), slice(37, 150), 37), Span(slice(1, 2), slice(0, 150), 0)],
-    "right padding": [Span(slice(0, 1), slice(0, 99), 0), Span(slice(1, 2), slice(0, 1), 0)],
-    "documents": [Span(slice(0, 2), slice(0, 70), 0), Span(slice(0, 2), slice(70, 71), 70),
-                  Span(slice(0, 2), slice(71, 150), 71)],
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -204,27 +167,6 @@ def test_augmented_keys_at_far_positions(dtype: torch.dtype, first: int) -> None
         for positions in (torch.arange(300), torch.arange(first, first + 300))
     ]
     torch.testing.assert_close(outputs[0], outputs[1], atol=0, rtol=0)
-
-
-def adversarial(kind: str, num_heads: int, length: int, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    query, key, value = torch.randn(3, 1, num_heads, length, HEAD_DIM, generator=generator)
-    if kind == "huge":
-        query, key = query * 30, key * 30
-    elif kind == "sink":
-        key[:, :, 0] = 40 * F.normalize(query.mean(2), dim=-1)
-    elif kind == "constant keys":
-        key = key[:, :, :1].expand_as(key) * 20
-    elif kind == "distant lover":
-        key[:, :, : length // 4] = 6 * query[:, :, -1:]
-    elif kind == "shifted keys":
-        key = key + 100
-    elif kind == "tiny":
-        query, key = query * 1e-4, key * 1e-4
-    return [query, key, value]
-
-
-ADVERSARIES = ("normal", "huge", "sink", "constant keys", "distant lover", "shifted keys", "tiny")
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-6])

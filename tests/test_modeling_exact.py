@@ -150,6 +150,18 @@ def test_long_ways_equal_the_reference(
     assert max_error(logits, expected_logits(case, layout), BATCHES[layout].visible) <= TOLERANCE
 
 
+# A CPU takes flex attention by its slow definition, so a case for each way to a bias meets the layouts and caches.
+FLEX_CASES = ("alibi_inside", "alibi_dynamic_ntk", "alibi_trained_slopes", "t5", "fire", "rope", "learned", "heads_1")
+FLEX_MATRIX = [("alibi", *way) for way in WAYS] + [(case, *way) for case in FLEX_CASES for way in FEW_WAYS]
+
+
+@pytest.mark.parametrize(("case", "layout", "feed"), FLEX_MATRIX)
+@torch.no_grad()
+def test_flex_attention_equals_the_reference(case: str, layout: str, feed: str) -> None:
+    logits = FEEDS[feed](shared_model(case, "flex_attention"), BATCHES[layout])
+    assert max_error(logits, expected_logits(case, layout), BATCHES[layout].visible) <= TOLERANCE
+
+
 @functools.cache
 def expected_long_logits(case: str) -> np.ndarray:
     model = shared_model(case)

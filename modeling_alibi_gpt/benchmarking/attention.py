@@ -14,7 +14,8 @@ from torch import Tensor
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
 from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
-from modeling_alibi_gpt.attention_context import AttentionContext, Span
+from modeling_alibi_gpt.attention_context import AttentionContext
+from modeling_alibi_gpt.attention_spans import Span
 from modeling_alibi_gpt.attention_strips import StripAttention
 from modeling_alibi_gpt.benchmarking.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.reporting.records import Record

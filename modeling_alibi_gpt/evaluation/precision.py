@@ -15,7 +15,8 @@ from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention import folded_mask, folded_or_linear
 from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
-from modeling_alibi_gpt.attention_context import AttentionContext, Span
+from modeling_alibi_gpt.attention_context import AttentionContext
+from modeling_alibi_gpt.attention_spans import Span
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.position_base import LayerBias
 from modeling_alibi_gpt.position_methods import AlibiPositions

@@ -1,0 +1,217 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""Torch's flex attention: biases computed in the kernel, blocks of keys that are skipped. Travels to the Hub.
+
+On CUDA the kernels are compiled, never hold a matrix of queries by keys, and have gradients, those of slopes too. On
+a CPU torch runs the definition itself, a matrix for every head and without gradients: good to check, not to work.
+
+Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys, d head size, N blocks of queries.
+"""
+
+import functools
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from transformers.integrations.flex_attention import compile_friendly_flex_attention
+
+from .attention_context import AttentionContext
+
+
+BLOCK_TOKENS = 128
+
+ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class FlexAttention:
+    """Attention over the keys that the context lets each query see, with the bias of the layer or none.
+
+    Args:
+        context: Who sees whom, and where they stand.
+        slopes: ``(1 or B, 1 or Q, H)``, nats per token, where the bias is ``-slope * distance``.
+        bias: ``(1 or B, H, Q, K)``, nats, where it is anything else.
+
+    Raises:
+        ValueError: Who sees whom cannot be said by slots of tokens.
+    """
+
+    def __init__(self, context: AttentionContext, slopes: Tensor | None = None, bias: Tensor | None = None) -> None:
+        if context.slots is None:
+            raise ValueError(
+                "attention back end 'flex_attention' reads masks of two dimensions, got one of four, which sdpa and "
+                "eager take"
+            )
+        self.context, self.slopes, self.bias = context, slopes, bias
+        self._blocks: dict[torch.device, BlockMask] = {}
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        if query.device not in self._blocks:
+            self._blocks[query.device] = visible_blocks(self.context, query.device)
+        return flex(query, key, value, self._score_mod(query.device), self._blocks[query.device], scaling, dropout)
+
+    def _score_mod(self, device: torch.device) -> ScoreMod | None:
+        num_rows = self.context.num_rows
+        if self.bias is not None:
+            bias = self.bias.to(device).expand(num_rows, -1, -1, -1)
+            return lambda score, row, head, query, key: score + bias[row, head, query, key]
+        if self.slopes is None:
+            return None
+        query_positions, key_positions = (
+            positions.to(device).expand(num_rows, -1)
+            for positions in (self.context.query_positions, self.context.key_positions)
+        )
+        if self.slopes.shape[:2] == (1, 1):
+            return slope_score_mod(self.slopes[0, 0].to(device), query_positions, key_positions)
+        slopes = self.slopes.to(device).expand(num_rows, self.context.q_len, -1)
+
+        def score_mod(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return score + slopes[row, query, head] * (key_positions[row, key] - query_positions[row, query])
+
+        return score_mod
+
+
+def flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: ScoreMod | None,
+    block_mask: BlockMask,
+    scaling: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Torch's flex attention, compiled wherever there is a kernel to compile.
+
+    Args:
+        query: ``(B, H, Q, d)``.
+        key: ``(B, H, K, d)``, like ``value``.
+        value: ``(B, H, K, d)``.
+        score_mod: From a scaled score, and its row, head, query and key, to what the softmax gets.
+        block_mask: Who sees whom.
+        scaling: What multiplies ``q . k``.
+        dropout: Must be 0.
+
+    Returns:
+        ``(B, H, Q, d)``.
+
+    Raises:
+        ValueError: Dropout, which flex attention has not, or gradients on a CPU.
+    """
+    if dropout > 0.0:
+        raise ValueError(
+            f"flex attention has no dropout, got attention_dropout={dropout}: set it to 0 or train on sdpa or eager"
+        )
+    if query.device.type != "cpu":
+        return compile_friendly_flex_attention(
+            query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling
+        )
+    return _flex_on_cpu(query, key, value, score_mod, block_mask, scaling)
+
+
+@torch.compiler.disable(reason="flex attention does not compile on a CPU: sdpa and eager do")
+def _flex_on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, score_mod: ScoreMod | None, block_mask: BlockMask, scaling: float
+) -> Tensor:
+    """By definition; left out of what torch compiles, which ends in an error on most shapes."""
+    if query.requires_grad or key.requires_grad or value.requires_grad:
+        raise ValueError(
+            "flex attention has no gradients on a CPU: train on sdpa, eager or alibi_banded there, and put inference "
+            "under torch.no_grad()"
+        )
+    return flex_attention(query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling)
+
+
+def slope_score_mod(slopes: Tensor, query_positions: Tensor, key_positions: Tensor) -> ScoreMod:
+    """ALiBi by distance; a difference of positions is exact where positions times slopes would not be.
+
+    Args:
+        slopes: ``(H,)``, nats per token.
+        query_positions: ``(B, Q)`` int64, tokens.
+        key_positions: ``(B, K)`` int64, tokens.
+    """
+
+    def score_mod(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return score + slopes[head] * (key_positions[row, key] - query_positions[row, query])
+
+    return score_mod
+
+
+def visible_blocks(context: AttentionContext, device: torch.device) -> BlockMask:
+    """Which blocks of queries and keys see each other, and which pairs within: the same that the dense mask says."""
+    make = create_block_mask
+    if device.type != "cpu" and not torch.compiler.is_compiling():
+        make = _compiled_create_block_mask()
+    rows_agree = context.slots.visible is None and context.slots.documents is None
+    num_rows = 1 if rows_agree else context.num_rows
+    return make(_mask_mod(context, device), num_rows, None, context.q_len, context.kv_len, device)
+
+
+@functools.cache
+def _compiled_create_block_mask() -> Callable[..., BlockMask]:
+    """Uncompiled, it would write the matrix of queries by keys down."""
+    return torch.compile(create_block_mask)
+
+
+def _mask_mod(context: AttentionContext, device: torch.device) -> MaskMod:
+    """Whether a query sees a key, as a function of their numbers within the call."""
+    queries, keys, visible, documents = (None if tensor is None else tensor.to(device) for tensor in context.slots)
+    is_causal = context.is_causal
+    is_lost = None
+    if visible is not None:
+        # A static cache has slots beyond the mask, which no query sees yet.
+        visible = F.pad(visible.bool(), (0, max(0, keys.shape[0] - visible.shape[-1])))
+        counts = visible.cumsum(-1)
+        is_lost = (counts[:, queries] if is_causal else counts[:, -1:].expand(-1, queries.shape[0])) == 0
+        visible = visible[:, keys]
+
+    def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        is_seen = keys[key] <= queries[query] if is_causal else key >= 0
+        if visible is not None:
+            is_seen = (is_seen & visible[row, key]) | (is_lost[row, query] & (keys[key] == queries[query]))
+        if documents is not None:
+            is_seen = is_seen & (documents[row, query] == documents[row, key])
+        return is_seen
+
+    return mask_mod
+
+
+def run_blocks(first_keys: Tensor, kv_len: int) -> BlockMask:
+    """The blocks of queries that read one run of keys each, counted head by head without a matrix of pairs.
+
+    Args:
+        first_keys: ``(B, H, Q)`` int64: the first key that a query reads. The last is its own, the last query's the
+            last of all.
+        kv_len: K.
+    """
+    num_rows, _, q_len = first_keys.shape
+    first_keys = first_keys.to(torch.int32)
+    offset = kv_len - q_len
+    num_query_blocks, num_key_blocks = -(-q_len // BLOCK_TOKENS), -(-kv_len // BLOCK_TOKENS)
+    # A block that is cut short has no full blocks of keys, as if its missing queries saw nothing.
+    by_block = F.pad(first_keys, (0, num_query_blocks * BLOCK_TOKENS - q_len), value=kv_len)
+    by_block = by_block.unflatten(-1, (num_query_blocks, BLOCK_TOKENS))
+    first_own = offset + BLOCK_TOKENS * torch.arange(num_query_blocks, device=first_keys.device)
+    last_own = (first_own + BLOCK_TOKENS - 1).clamp(max=kv_len - 1)
+
+    # A block of queries reads blocks of keys from start to stop; all of it reads all of full_start to full_stop.
+    start, stop = by_block.amin(-1) // BLOCK_TOKENS, last_own // BLOCK_TOKENS + 1
+    full_start = (-(-by_block.amax(-1) // BLOCK_TOKENS)).clamp(max=stop)
+    full_stop = torch.maximum((first_own + 1) // BLOCK_TOKENS, full_start)
+    number = torch.arange(num_key_blocks, device=first_keys.device)
+    num_before = (full_start - start)[..., None]
+    partial = torch.where(number < num_before, start[..., None] + number, full_stop[..., None] + number - num_before)
+    full = full_start[..., None] + number
+
+    def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return (key >= first_keys[row % num_rows, head, query]) & (key <= query + offset)
+
+    return BlockMask.from_kv_blocks(
+        (num_before[..., 0] + stop - full_stop).int(),
+        partial.clamp(max=num_key_blocks - 1).int(),
+        (full_stop - full_start).int(),
+        full.clamp(max=num_key_blocks - 1).int(),
+        BLOCK_TOKENS,
+        mask_mod,
+        (q_len, kv_len),
+    )

@@ -1,0 +1,84 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""Two short ways to say who sees whom: spans of consecutive tokens, and slots. Travels to the Hub.
+
+Shapes: B batch, Q queries, K keys.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Span(NamedTuple):
+    """Tokens that see each other and nobody else, each one position after the one before it.
+
+    Attributes:
+        rows: Rows of the batch.
+        queries: Queries, counted within the call.
+        first_key: The earliest key they see. Query q of the call sees the keys up to ``K - Q + q``.
+    """
+
+    rows: slice
+    queries: slice
+    first_key: int
+
+
+class Slots(NamedTuple):
+    """Who sees whom, as a few vectors; a causal query sees no slot after its own.
+
+    Attributes:
+        queries: ``(Q,)`` int64, slots of the cache, or of the call.
+        keys: ``(K,)`` int64.
+        visible: ``(B, slots)``, 0 or False for padding; None without.
+        documents: ``(B, Q)`` int64, from 0 in every row; tokens see their own document. None without.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    visible: Tensor | None
+    documents: Tensor | None
+
+
+def document_numbers(position_ids: Tensor) -> Tensor:
+    """``(B, Q)`` int64, from 0 in every row; a document ends where the next position is not one higher."""
+    return F.pad(torch.diff(position_ids, dim=-1) != 1, (1, 0)).cumsum(-1)
+
+
+def spans_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Span] | None:
+    """One span a row, from its first visible token to its last; None if a row has padding in between."""
+    visible = attention_mask.bool()
+    first = visible.int().argmax(-1)
+    num_keys = visible.shape[-1]
+    last = num_keys - visible.flip(-1).int().argmax(-1)
+    counts = visible.sum(-1)
+    if not bool(((last - first == counts) | (counts == 0)).all()):
+        return None
+    offset = num_keys - q_len
+    runs = []
+    for start, stop, count in zip(first.tolist(), last.tolist(), counts.tolist(), strict=True):
+        queries = slice(max(0, start - offset), stop - offset)
+        runs.append([Span(slice(0, 0), queries, start)] if count and queries.start < queries.stop else [])
+    return list(_join_equal_rows(runs))
+
+
+def spans_of_documents(documents: Tensor) -> list[Span]:
+    """One span for each document of each row."""
+    spans = []
+    for row in documents:
+        edges = itertools.accumulate(row.bincount().tolist(), initial=0)
+        spans.append([Span(slice(0, 0), slice(*edge), edge[0]) for edge in itertools.pairwise(edges)])
+    return list(_join_equal_rows(spans))
+
+
+def _join_equal_rows(spans_by_row: list[list[Span]]) -> Iterator[Span]:
+    """The spans of all rows, where equal rows that stand together share theirs."""
+    row = 0
+    for spans, equal_rows in itertools.groupby(spans_by_row):
+        stop = row + len(list(equal_rows))
+        for span in spans:
+            yield span._replace(rows=slice(row, stop))
+        row = stop
