@@ -166,10 +166,7 @@ def test_refusals_say_what_to_do() -> None:
         dropping(batch.token_ids)
 
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="compiled kernels are those of CUDA")
-
-
-@needs_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("layout", ["whole", "left", "packed"])
 @pytest.mark.parametrize("back_end", ["flex_attention", "alibi_banded"])
 @pytest.mark.parametrize("case", ["alibi", "alibi_trained_slopes"])

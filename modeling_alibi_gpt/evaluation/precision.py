@@ -12,11 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_alibi_gpt.alibi import alibi_slopes
-from modeling_alibi_gpt.attention import folded_mask, folded_or_linear
+from modeling_alibi_gpt.attention import folded_mask
 from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
 from modeling_alibi_gpt.attention_context import AttentionContext
 from modeling_alibi_gpt.attention_spans import Span
+from modeling_alibi_gpt.attention_strips import StripAttention
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.position_base import LayerBias
 from modeling_alibi_gpt.position_methods import AlibiPositions
@@ -99,7 +100,7 @@ def folded_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
 def strip_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """The model's attention on `sdpa` and a CPU for long texts."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
-    return folded_or_linear(context, _layer_bias(slopes)).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
+    return StripAttention(context, slopes).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
 
 
 def augmented_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
