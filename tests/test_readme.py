@@ -11,6 +11,7 @@ import torch
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.reporting.page import markdown_table
 from modeling_alibi_gpt.reporting.records import Record, read_records
+from modeling_alibi_gpt.reporting.speed import attention_speed_table, decode_speed_table, model_speed_table
 from modeling_alibi_gpt.reporting.tables import Table, beta_table, extrapolation_table, group_by
 from modeling_alibi_gpt.training.corpora import load_documents
 from modeling_alibi_gpt.training.tokenization import train_tokenizer
@@ -77,6 +78,25 @@ def read_results(kind: str) -> list[Record]:
     (path,) = (ROOT / "results").glob(f"{kind}_cpu2_*.jsonl")
     assert f"(results/{path.name})" in README
     return read_records(path)
+
+
+def test_speeds_are_those_of_the_records() -> None:
+    by_kind = group_by(read_results("speed"), lambda record: record["kind"])
+    for kind, table in (
+        ("attention_speed", attention_speed_table),
+        ("model_speed", model_speed_table),
+        ("decode_speed", decode_speed_table),
+    ):
+        assert markdown_table(table(by_kind[kind])) in README
+
+
+def test_windows_of_the_trained_model_are_those_of_the_record() -> None:
+    (record,) = read_results("margins")
+    margins = [value for layer in record["margins_nats_by_layer"] for value in layer]
+    windows = [value for layer in record["windows_tokens_by_layer"] for value in layer]
+    text = " ".join(README.split())
+    assert f"{min(margins):.1f} to {max(margins):.1f} nats" in text
+    assert f"{min(windows):,} to {max(windows):,} tokens" in text
 
 
 def test_counts_of_transformers_tests_are_those_of_the_records() -> None:

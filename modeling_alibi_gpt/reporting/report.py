@@ -15,6 +15,7 @@ from modeling_alibi_gpt.reporting.figures import (
 )
 from modeling_alibi_gpt.reporting.page import Picture, Section, render_html, render_markdown
 from modeling_alibi_gpt.reporting.records import Record, check_record, write_bytes, write_text
+from modeling_alibi_gpt.reporting.speed import speed_sections
 from modeling_alibi_gpt.reporting.tables import (
     BETA,
     best_trial,
@@ -222,5 +223,6 @@ SECTION_BUILDERS: tuple[Callable[[dict[str, list[Record]]], list[Section]], ...]
     _bias_by_distance_sections,
     _training_sections,
     _perplexity_sections,
+    speed_sections,
     _provenance_sections,
 )
