@@ -13,8 +13,8 @@ from modeling_alibi_gpt.reporting.tables import NOTHING, Table, format_count, gr
 # As records name the ways of attention -> as a reader knows them.
 WAY_NAMES = {
     "dense": "SDPA with a dense bias",
-    "strips": "sdpa",
-    "augmented": "sdpa on GPUs (augmented keys)",
+    "strips": "sdpa (from 512 tokens on)",
+    "augmented": "augmented keys (sdpa on GPUs)",
     "banded": "alibi_banded",
     "eager": "eager, as BLOOM and MPT",
 }
