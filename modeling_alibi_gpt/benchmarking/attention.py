@@ -14,10 +14,9 @@ from torch import Tensor
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
 from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
-from modeling_alibi_gpt.attention_context import AttentionContext
-from modeling_alibi_gpt.attention_spans import Span
 from modeling_alibi_gpt.attention_strips import StripAttention
 from modeling_alibi_gpt.benchmarking.timing import extra_bytes, summarize, take_turns
+from modeling_alibi_gpt.evaluation.precision import exact_attention, last_queries_context
 from modeling_alibi_gpt.reporting.records import Record
 
 
@@ -133,17 +132,21 @@ def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
 
 
 def _strips(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
-    attention = StripAttention(whole_context(length_tokens, dtype, slopes.device), slopes)
+    attention = StripAttention(last_queries_context(length_tokens, length_tokens, dtype, slopes.device), slopes)
     return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
 
 
 def _augmented(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
-    attention = AugmentedAttention(whole_context(length_tokens, dtype, slopes.device), slopes[None, None])
+    attention = AugmentedAttention(
+        last_queries_context(length_tokens, length_tokens, dtype, slopes.device), slopes[None, None]
+    )
     return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
 
 
 def _banded(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
-    attention = BandedAttention(whole_context(length_tokens, dtype, slopes.device), slopes, tolerance=1e-6)
+    attention = BandedAttention(
+        last_queries_context(length_tokens, length_tokens, dtype, slopes.device), slopes, tolerance=1e-6
+    )
     return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
 
 
@@ -158,30 +161,8 @@ WAYS: dict[str, Callable[[int, torch.dtype, Tensor], Way]] = {
 }
 
 
-def whole_context(length_tokens: int, dtype: torch.dtype, device: torch.device) -> AttentionContext:
-    """One text, every query of which sees all keys up to its own."""
-    positions = torch.arange(length_tokens, device=device)[None]
-    return AttentionContext(
-        positions,
-        positions,
-        dtype,
-        num_rows=1,
-        make_mask=lambda: positions[:, None, :, None] >= positions[:, None, None, :],
-        make_spans=lambda: [Span(slice(0, 1), slice(0, length_tokens), 0)],
-        is_causal=True,
-        is_whole=True,
-    )
-
-
 def _max_error(output: Tensor, inputs: list[Tensor], slopes: Tensor) -> float:
     """The largest error of the last queries, against float64."""
-    q, k, v = (tensor.detach()[0].double() for tensor in inputs)
-    num_checked = min(_NUM_CHECKED, q.shape[1])
-    worst = 0.0
-    distance = torch.arange(k.shape[1], device=q.device)
-    distance = (distance[-num_checked:, None] - distance).double()
-    for head, slope in enumerate(slopes.double()):
-        scores = q[head, -num_checked:] @ k[head].T * q.shape[-1] ** -0.5 - slope * distance
-        expected = scores.masked_fill(distance < 0, -torch.inf).softmax(-1) @ v[head]
-        worst = max(worst, (output[0, head, -num_checked:].double() - expected).abs().max().item())
-    return worst
+    q, k, v = (tensor.detach() for tensor in inputs)
+    expected = exact_attention(q[:, :, -_NUM_CHECKED:], k, v, slopes)
+    return (output[:, :, -_NUM_CHECKED:].double() - expected).abs().max().item()

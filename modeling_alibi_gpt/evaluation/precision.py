@@ -56,9 +56,11 @@ def measure_precision(
     return [_measure_case(*case, paths, seed) for case in cases]
 
 
-def last_queries_context(q_len: int, kv_len: int, dtype: torch.dtype) -> AttentionContext:
+def last_queries_context(
+    q_len: int, kv_len: int, dtype: torch.dtype, device: torch.device | None = None
+) -> AttentionContext:
     """Causal attention of the last ``q_len`` of ``kv_len`` positions, for one row."""
-    key_positions = torch.arange(kv_len)[None]
+    key_positions = torch.arange(kv_len, device=device)[None]
     query_positions = key_positions[:, kv_len - q_len :]
     return AttentionContext(
         query_positions,
@@ -144,7 +146,7 @@ def _absolute_bias(slopes: Tensor, kv_len: int, dtype: torch.dtype) -> Tensor:
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """What the others approximate: the definition in float64, head by head to spare memory."""
-    distance = _distance(q.shape[2], k.shape[2])
+    distance = _distance(q.shape[2], k.shape[2]).to(q.device)
     outputs = []
     for query, key, value, slope in zip(q[0].double(), k[0].double(), v[0].double(), slopes.double(), strict=True):
         scores = query @ key.T / math.sqrt(query.shape[-1]) - slope * distance

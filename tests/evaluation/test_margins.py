@@ -7,32 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.alibi import alibi_windows
 from modeling_alibi_gpt.cache_alibi_gpt import measured_margins
 from modeling_alibi_gpt.evaluation.margins import MarginsConfig, measure_margins
 from modeling_alibi_gpt.reporting.records import read_records
-
-
-def tiny_model(**fields) -> AlibiGPTForCausalLM:
-    torch.manual_seed(0)
-    config = AlibiGPTConfig(
-        vocab_size=61,
-        hidden_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        initializer_range=0.3,
-        **fields,
-    )
-    return AlibiGPTForCausalLM(config).eval()
+from tests.exact_cases import make_model
 
 
 @torch.no_grad()
 def test_margins_bound_what_keys_can_win() -> None:
     """In the attention weights themselves: beyond a window there is no more than the tolerance."""
-    model = tiny_model(alibi_beta=16.0)
-    model.set_attn_implementation("eager")
+    model = make_model("alibi", "eager", alibi_beta=16.0)
     tokens = torch.randint(61, (2, 300), generator=torch.Generator().manual_seed(1))
     margins = measured_margins(model, tokens)
     assert margins.shape == (2, 6) and (margins > 0).all()
@@ -64,6 +49,6 @@ def test_the_record_names_windows_of_every_head(
 
 
 def test_positions_without_slopes_are_refused() -> None:
-    model = tiny_model(position_method="rope")
+    model = make_model("rope")
     with pytest.raises(ValueError, match="one slope a head"):
         measured_margins(model, torch.zeros(1, 4, dtype=torch.long))
