@@ -134,7 +134,12 @@ def attention_context(
     query_slots = torch.arange(q_len, device=device) + q_offset
     key_slots = torch.arange(kv_len, device=device) + kv_offset
     is_padded = attention_mask is not None and attention_mask.ndim == 2
-    is_paged = "cu_seq_lens_k" in kwargs and "cache" in kwargs
+    is_causal = getattr(config, "is_causal", True) and (attention_mask is None or is_padded)
+    # A cache of fixed size, or one that dropped its first tokens, keeps its keys elsewhere than at the end.
+    is_aligned = isinstance(q_offset, int) and (kv_offset, kv_len) == (0, q_offset + q_len)
+    has_ids = position_ids is not None and attention_mask is None and past_key_values is None
+    documents = document_numbers(position_ids.expand(num_rows, -1)) if has_ids else None
+    is_whole = is_causal and is_aligned and attention_mask is None and not has_ids
 
     def make_mask() -> Tensor | None:
         mask = create_causal_mask(
@@ -147,42 +152,32 @@ def attention_context(
         )
         return _let_lost_queries_see_themselves(mask, query_slots, key_slots) if is_padded else mask
 
-    is_causal = getattr(config, "is_causal", True) and (attention_mask is None or attention_mask.ndim == 2)
-    # A cache of fixed size, or one that dropped its first tokens, keeps its keys elsewhere than at the end.
-    is_aligned = isinstance(q_offset, int) and (kv_offset, kv_len) == (0, q_offset + q_len)
-    has_ids = position_ids is not None and attention_mask is None and past_key_values is None
-    is_whole = is_causal and is_aligned and attention_mask is None and not has_ids
-
-    documents = document_numbers(position_ids.expand(num_rows, -1)) if has_ids else None
-    slots = Slots(query_slots, key_slots, attention_mask, documents) if attention_mask is None or is_padded else None
-
     def make_spans() -> list[Span] | None:
         if is_whole:
             return [Span(slice(0, num_rows), slice(0, q_len), 0)]
         if not (is_causal and is_aligned) or is_tracing(inputs_embeds):
             return None
-        if is_padded:
-            return spans_of_visible_runs(attention_mask, q_len)
-        return spans_of_documents(documents) if has_ids else None
+        return spans_of_visible_runs(attention_mask, q_len) if is_padded else spans_of_documents(documents)
 
     if is_padded:
-        query_positions, key_positions = _visible_positions(attention_mask, query_slots, key_slots)
-    elif is_paged:
-        query_positions, key_positions = _paged_positions(kwargs["cu_seq_lens_k"], position_ids, attention_mask)
+        positions = _visible_positions(attention_mask, query_slots, key_slots)
+    elif "cu_seq_lens_k" in kwargs and "cache" in kwargs:
+        positions = _paged_positions(kwargs["cu_seq_lens_k"], position_ids, attention_mask)
     elif position_ids is not None and past_key_values is None:
-        query_positions, key_positions = position_ids, position_ids
+        positions = position_ids, position_ids
     else:
-        query_positions, key_positions = query_slots[None], key_slots[None]
+        positions = query_slots[None], key_slots[None]
     return AttentionContext(
-        query_positions,
-        key_positions,
-        _attention_dtype(inputs_embeds),
-        num_rows,
-        make_mask,
-        make_spans,
-        is_causal,
-        is_whole,
-        slots,
+        *positions,
+        dtype=_attention_dtype(inputs_embeds),
+        num_rows=num_rows,
+        make_mask=make_mask,
+        make_spans=make_spans,
+        is_causal=is_causal,
+        is_whole=is_whole,
+        slots=Slots(query_slots, key_slots, attention_mask, documents)
+        if attention_mask is None or is_padded
+        else None,
         keeps_windows=getattr(past_key_values, "keeps_windows", False),
     )
 
