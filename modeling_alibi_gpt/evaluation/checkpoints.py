@@ -1,6 +1,8 @@
 """Loading a checkpoint folder for measurement: whole, safetensors only, and with a tokenizer that fits it."""
 
+import dataclasses
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from modeling_alibi_gpt.training.experiment import refuse_unknown_key
 from modeling_alibi_gpt.training.tokenization import load_tokenizer
 
 
@@ -17,22 +20,32 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _CONTEXT_FIELDS = ("train_context_length", "max_position_embeddings", "max_seq_len")
 
 
-def load_model_config(model_dir: str | Path) -> PreTrainedConfig:
-    """The configuration of a checkpoint folder.
+def load_model_config(model_dir: str | Path, overrides: Mapping[str, Any] | None = None) -> PreTrainedConfig:
+    """The configuration of a checkpoint folder, with ``overrides`` laid over its fields.
 
     Raises:
-        ValueError: The folder is missing, or its ``config.json`` cannot be read.
+        ValueError: The folder is missing, its ``config.json`` cannot be read, or an override is no field of it or out
+            of range.
     """
     if not (Path(model_dir) / "config.json").is_file():
         raise ValueError(f"{model_dir}: no model here, expected a folder with config.json and model.safetensors")
     try:
-        return AutoConfig.from_pretrained(model_dir)
+        config = AutoConfig.from_pretrained(model_dir, **(overrides or {}))
+        for key in overrides or {}:
+            refuse_unknown_key(key, [field.name for field in dataclasses.fields(config)])
+        config.validate()  # overrides are set one by one, which checks their types only
+        return config
     except (OSError, ValueError, KeyError, StrictDataclassError) as error:
-        raise ValueError(f"{model_dir}: config.json cannot be used: {error}") from error
+        what = f"config.json with {dict(overrides)}" if overrides else "config.json"
+        raise ValueError(f"{model_dir}: {what} cannot be used: {error}") from error
 
 
 def load_causal_lm(
-    model_dir: str | Path, *, dtype: str = "float32", attn_implementation: str | None = None
+    model_dir: str | Path,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """A causal language model from a folder, in evaluation mode on the CPU.
 
@@ -40,6 +53,7 @@ def load_causal_lm(
         model_dir: Folder with ``config.json`` and ``*.safetensors``.
         dtype: ``float32`` or ``bfloat16``, of the weights and the arithmetic.
         attn_implementation: Attention back end; None is the model's default.
+        overrides: Fields laid over those of its config.
 
     Raises:
         ValueError: The folder is missing, its weights are missing, truncated or of another shape than its config
@@ -47,7 +61,7 @@ def load_causal_lm(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    config = load_model_config(model_dir)
+    config = load_model_config(model_dir, overrides)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             model_dir,

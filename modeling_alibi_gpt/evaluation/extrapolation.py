@@ -1,5 +1,6 @@
 """How far models extrapolate: perplexity over a grid of models, window lengths and protocols, resumable row by row."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ class ExtrapolationConfig(MeasurementConfig):
         names: Their names in the records; null takes as much of each path as tells them apart.
         lengths_tokens: Window lengths; null is 1, 2, 4, 8 and 16 times the shortest training length of the models.
         protocols: ``nonoverlapping``, ``sliding`` or both.
+        overrides: Fields laid over the config of every model, such as an ``alibi_scaling``.
         output: JSON Lines file that each finished row is appended to. Rows that it holds are not computed again,
             nor are those that failed: delete their lines to try once more.
     """
@@ -56,6 +58,7 @@ class ExtrapolationConfig(MeasurementConfig):
     names: list[str] | None = None
     lengths_tokens: list[int] | None = None
     protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS))
+    overrides: dict[str, Any] = field(default_factory=dict)
     output: str = "runs/extrapolation.jsonl"
 
     def __post_init__(self) -> None:
@@ -108,7 +111,10 @@ def run_extrapolation(
                 if row is None:
                     if model is None:
                         model = load_causal_lm(
-                            subject.model_dir, dtype=config.dtype, attn_implementation=config.attn_implementation
+                            subject.model_dir,
+                            dtype=config.dtype,
+                            attn_implementation=config.attn_implementation,
+                            overrides=config.overrides,
                         )
                     row = blank | _measure(model, subject.text, blank, config.batch_tokens)
                     if is_main:
@@ -170,7 +176,7 @@ def _load_subjects(config: ExtrapolationConfig) -> list[Subject]:
             Subject(
                 name=name,
                 model_dir=model_dir,
-                model_config=load_model_config(model_dir),
+                model_config=load_model_config(model_dir, config.overrides),
                 text=text,
                 provenance=provenance,
             )
@@ -202,6 +208,7 @@ def _blank_rows(config: ExtrapolationConfig, subject: Subject, lengths: Sequence
             "name": subject.name,
             "model": subject.model_dir,
             "position_method": position_method(subject.model_config),
+            "overrides": config.overrides,
             "protocol": protocol,
             "length_tokens": length,
             "stride_tokens": resolve_stride(length, protocol, config.stride_tokens if protocol == "sliding" else None),
@@ -243,4 +250,6 @@ def _finished_rows(output: str) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 
 def _row_key(row: dict[str, Any]) -> tuple[Any, ...]:
-    return *(row[name] for name in _KEY_FIELDS), *(row["provenance"].get(name) for name in _KEY_PROVENANCE)
+    overrides = json.dumps(row.get("overrides", {}), sort_keys=True)
+    fields = *(row[name] for name in _KEY_FIELDS), *(row["provenance"].get(name) for name in _KEY_PROVENANCE)
+    return *fields, overrides

@@ -37,6 +37,13 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("nats_per_token", "perplexity"),
     ),
     "bias_matrix": ("name", "slopes", "bias"),
+    "corpus": ("comparison", "source", "num_documents", "num_bytes", "fingerprint", "documents"),
+    "comparison": (
+        *("comparison", "name", "variant", "reading", "position_method", "protocol", "length_tokens", "stride_tokens"),
+        *("train_context_length", "reference", "seeds", "nats_per_token_by_seed", "nats_per_token"),
+        *("nats_per_token_sd", "perplexity", "difference_nats_by_seed", "difference_nats", "difference_nats_sd"),
+        "error",
+    ),
     "conformance": ("model", "suite", "transformers", "passed", "failed", "skipped", "seconds", "skipped_by_reason"),
     "precision": (
         *("dtype", "num_heads", "length_tokens", "head_dim", "num_queries"),

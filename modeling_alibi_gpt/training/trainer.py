@@ -42,7 +42,7 @@ from modeling_alibi_gpt.training.checkpoints import (
 from modeling_alibi_gpt.training.corpora import describe_documents, load_documents
 from modeling_alibi_gpt.training.data import PackedCollator, pack_documents
 from modeling_alibi_gpt.training.exact_trainer import ExactTrainer
-from modeling_alibi_gpt.training.experiment import ExperimentConfig, read_mapping
+from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, read_mapping
 from modeling_alibi_gpt.training.model_setup import build_model, model_config
 from modeling_alibi_gpt.training.precision import faster_precision
 from modeling_alibi_gpt.training.tokenization import (
@@ -128,12 +128,7 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
         ValueError: The text or the tokenizer cannot be used, or the text is too short for one sequence.
     """
     data = config.data
-    train_documents = load_documents(
-        data.source,
-        "all" if data.source.startswith("text:") and data.validation_source else "train",
-        validation_fraction=data.validation_fraction,
-        text_column=data.text_column,
-    )
+    train_documents = training_documents(data)
     validation_source = data.validation_source or data.source
     validation_documents = load_documents(
         validation_source,
@@ -165,6 +160,16 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
         validation=packed[1],
         validation_stream=token_stream(validation_documents, tokenizer, data.max_validation_tokens),
         fingerprint="+".join(fingerprints),
+    )
+
+
+def training_documents(data: DataSection) -> Dataset:
+    """The documents that an experiment learns from: all of a ``text:`` source that another one validates."""
+    return load_documents(
+        data.source,
+        "all" if data.source.startswith("text:") and data.validation_source else "train",
+        validation_fraction=data.validation_fraction,
+        text_column=data.text_column,
     )
 
 

@@ -1,0 +1,202 @@
+"""Variants of one experiment, trained with the same seeds and read at the same lengths: what their curves rest on."""
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
+from modeling_alibi_gpt.evaluation.paired import AS_TRAINED, comparison_records
+from modeling_alibi_gpt.evaluation.processes import process_state
+from modeling_alibi_gpt.reporting.records import provenance, read_records, write_records
+from modeling_alibi_gpt.training.checkpoints import RECORD_FILE
+from modeling_alibi_gpt.training.corpora import describe_documents
+from modeling_alibi_gpt.training.experiment import (
+    DataSection,
+    ExperimentConfig,
+    ModelSection,
+    build_config,
+    load_config,
+)
+from modeling_alibi_gpt.training.model_setup import model_config
+from modeling_alibi_gpt.training.trainer import train, training_documents
+
+
+POLL_SECONDS = 2
+ROWS_FILE = "extrapolation.jsonl"
+_OF_TRAINING = ("training", "bias_by_distance")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """What ``scripts/compare.py`` trains and reads.
+
+    Attributes:
+        name: Of the comparison, in its records.
+        experiment: Path of the experiment that every run starts from, or the mapping itself.
+        experiment_overrides: ``a.b=value`` assignments laid over it.
+        variants: Name to fields of ``AlibiGPTConfig``: what sets one training apart from another.
+        readings: Name of a variant to names of readings to fields of ``AlibiGPTConfig`` that its trained model is
+            given without training, such as an ``alibi_scaling``. As trained it is read in any case.
+        reference: The variant that the others are compared with, seed by seed.
+        seeds: Training seeds, the same for every variant.
+        evaluation: Settings of ``ExtrapolationConfig``: text, lengths, protocols.
+        output_dir: Gets a folder for each run, and ``comparison.jsonl``.
+    """
+
+    name: str
+    experiment: str | dict[str, Any]
+    experiment_overrides: list[str] = field(default_factory=list)
+    variants: dict[str, Any]
+    readings: dict[str, Any] = field(default_factory=dict)
+    reference: str
+    seeds: list[int]
+    evaluation: dict[str, Any]
+    output_dir: str
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be one or more, each once, got {self.seeds}")
+        for name in [self.reference, *self.readings]:
+            if name not in self.variants:
+                raise ValueError(f"{name!r} is no variant; there are {', '.join(self.variants)}")
+        for name, fields in self.variants.items():
+            if not isinstance(fields or {}, dict):
+                raise ValueError(f"variants.{name} must be a mapping of config fields, got {fields!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One variant with one seed: a training, and the ways in which its model is read."""
+
+    variant: str
+    seed: int
+    experiment: ExperimentConfig
+    evaluations: dict[str, ExtrapolationConfig]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.experiment.training["output_dir"])
+
+
+def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
+    """Run what is left of a comparison, all variants of one seed before the next, and collect its records.
+
+    Start the same command several times and the runs are shared out. A killed run goes on from its last checkpoint
+    and its last finished row, in any worker.
+
+    Returns:
+        The records written to ``comparison.jsonl``: of the corpus, of every training, of every reading at every
+        length, and the ``comparison`` of each with the reference.
+
+    Raises:
+        ValueError: A variant, a reading, the text or a setting cannot be used.
+    """
+    if process_state().num_processes > 1:
+        raise ValueError("a comparison runs one process a worker: start the command several times, do not launch it")
+    runs = _runs(config)
+    is_waiting = False
+    while unfinished := [run for run in runs if not _run_if_free(run)]:
+        if not is_waiting:
+            logger.info("waiting for %d runs of other workers", len(unfinished))
+        is_waiting = True
+        time.sleep(POLL_SECONDS)
+    records = _corpus_records(config.name, runs[0].experiment.data)
+    records += [record for run in runs for record in _collect(config.name, run)]
+    records += comparison_records(records, reference=config.reference)
+    output_dir = Path(config.output_dir)
+    with FileLock(output_dir / ".results.lock"):  # workers end at the same time
+        write_records(output_dir / "comparison.jsonl", records)
+    return records
+
+
+def _runs(config: ComparisonConfig) -> list[Run]:
+    """Every run of a comparison; what it says of models and readings is checked before the first one starts."""
+    if isinstance(config.experiment, str):
+        base = load_config(ExperimentConfig, config.experiment, config.experiment_overrides)
+    else:
+        base = load_config(ExperimentConfig, None, config.experiment_overrides, **config.experiment)
+    output_dir = Path(config.output_dir)
+    runs = []
+    for seed in config.seeds:
+        for variant, fields in config.variants.items():
+            folder = output_dir / f"{variant.replace(' ', '-')}-seed{seed}"
+            experiment = _experiment(base, variant, fields or {}, seed, folder)
+            readings = {AS_TRAINED: {}, **(config.readings.get(variant) or {})}
+            evaluations = {
+                name: _evaluation(config, folder, name, overrides)
+                for name, overrides in readings.items()
+                if model_config(_with_fields(experiment.model, overrides))
+            }
+            runs.append(Run(variant=variant, seed=seed, experiment=experiment, evaluations=evaluations))
+    return runs
+
+
+def _experiment(
+    base: ExperimentConfig, name: str, fields: dict[str, Any], seed: int, folder: Path
+) -> ExperimentConfig:
+    training = {**base.training, "seed": seed, "output_dir": str(folder)}
+    return dataclasses.replace(base, name=name, model=_with_fields(base.model, fields), training=training)
+
+
+def _with_fields(section: ModelSection, fields: dict[str, Any]) -> ModelSection:
+    return dataclasses.replace(section, overrides={**section.overrides, **fields})
+
+
+def _evaluation(
+    config: ComparisonConfig, folder: Path, reading: str, overrides: dict[str, Any]
+) -> ExtrapolationConfig:
+    named = {"models": [str(folder)], "names": [reading], "overrides": overrides}
+    return build_config(
+        ExtrapolationConfig, {**config.evaluation, **named, "output": str(folder / ROWS_FILE)}, "evaluation."
+    )
+
+
+def _run_if_free(run: Run) -> bool:
+    """Train and read one run, or what is left of it; False while another worker is at it."""
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(run.folder.with_name(f".{run.folder.name}.lock")).acquire(blocking=False)
+    except Timeout:
+        return False
+    with lock:
+        record = train(run.experiment)
+        for evaluation in run.evaluations.values():
+            run_extrapolation(evaluation)
+        logger.info("%s, seed %d: perplexity %.2f", run.variant, run.seed, record["validation_perplexity"])
+    return True
+
+
+def _collect(name: str, run: Run) -> list[dict[str, Any]]:
+    """The records of a run, each with the comparison, the variant, the seed and the reading that it belongs to."""
+    where = {"comparison": name, "variant": run.variant, "seed": run.seed}
+    trained = [record | where for record in read_records(run.folder / RECORD_FILE) if record["kind"] in _OF_TRAINING]
+    rows = [
+        row
+        | where
+        | {"reading": reading, "name": f"{run.variant}, {reading}" if reading != AS_TRAINED else run.variant}
+        for reading, evaluation in run.evaluations.items()
+        for row in run_extrapolation(evaluation)
+    ]
+    return [*trained, *rows]
+
+
+def _corpus_records(name: str, data: DataSection) -> list[dict[str, Any]]:
+    """One ``corpus`` record: which documents were learned, so that anyone can gather them again."""
+    documents = training_documents(data)
+    return [
+        {
+            "kind": "corpus",
+            "comparison": name,
+            "source": data.source,
+            **describe_documents(documents),
+            "documents": list(documents["name"]),
+            "provenance": provenance(),
+        }
+    ]

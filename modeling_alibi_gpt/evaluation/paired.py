@@ -1,0 +1,64 @@
+"""What a comparison says: the mean of a figure over seeds, and its difference from a reference seed by seed."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from modeling_alibi_gpt.reporting.records import provenance
+
+
+AS_TRAINED = "as trained"
+
+
+def comparison_records(records: Sequence[dict[str, Any]], *, reference: str) -> list[dict[str, Any]]:
+    """One ``comparison`` record for each variant, reading, protocol and length.
+
+    Seeds stand in pairs: two variants with one seed saw the same text in the same order, so their difference is less
+    noisy than either. ``nats_per_token`` is the mean over seeds and ``difference_nats`` that of the differences from
+    the reference variant as it was trained, each with the standard deviation over seeds (null for one seed). Where a
+    variant fails there is its ``error`` and no figure.
+
+    Args:
+        records: Those of one comparison; only its ``extrapolation`` rows are read.
+        reference: Name of the reference variant.
+    """
+    cells: dict[tuple[str, str, str, int], dict[int, dict[str, Any]]] = {}
+    for row in records:
+        if row["kind"] == "extrapolation":
+            key = (row["variant"], row["reading"], row["protocol"], row["length_tokens"])
+            cells.setdefault(key, {})[row["seed"]] = row
+    return [
+        _comparison_record(rows, cells[reference, AS_TRAINED, protocol, length], reference)
+        for (_, _, protocol, length), rows in cells.items()
+    ]
+
+
+def _comparison_record(
+    rows: dict[int, dict[str, Any]], beside: dict[int, dict[str, Any]], reference: str
+) -> dict[str, Any]:
+    first = next(iter(rows.values()))
+    error = next((row["error"] for row in rows.values() if row["error"]), None)
+    seeds = sorted(rows)
+    nats = [] if error else [rows[seed]["nats_per_token"] for seed in seeds]
+    differences = [] if error else [rows[seed]["nats_per_token"] - beside[seed]["nats_per_token"] for seed in seeds]
+    return {
+        "kind": "comparison",
+        **{name: first[name] for name in ("comparison", "variant", "reading", "name", "position_method")},
+        **{name: first[name] for name in ("protocol", "length_tokens", "stride_tokens", "train_context_length")},
+        "reference": reference,
+        "seeds": seeds,
+        "nats_per_token_by_seed": nats,
+        "nats_per_token": statistics.fmean(nats) if nats else None,
+        "nats_per_token_sd": _spread(nats),
+        "perplexity": math.exp(statistics.fmean(nats)) if nats else None,
+        "difference_nats_by_seed": differences,
+        "difference_nats": statistics.fmean(differences) if differences else None,
+        "difference_nats_sd": _spread(differences),
+        "error": error,
+        "provenance": provenance(data_fingerprint=first["provenance"]["data_fingerprint"]),
+    }
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None
