@@ -1,4 +1,4 @@
-"""Variants of one experiment, trained with the same seeds and read at the same lengths: what their curves rest on."""
+"""Variants of one experiment, trained with the same seeds and read at the same lengths: what curves rest on."""
 
 import dataclasses
 import logging
