@@ -76,6 +76,7 @@ class Run:
     """One variant with one seed: a training, and the ways in which its model is read."""
 
     variant: str
+    fields: dict[str, Any]
     seed: int
     experiment: ExperimentConfig
     evaluations: dict[str, ExtrapolationConfig]
@@ -101,12 +102,11 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
     if process_state().num_processes > 1:
         raise ValueError("a comparison runs one process a worker: start the command several times, do not launch it")
     runs = _runs(config)
-    is_waiting = False
-    while unfinished := [run for run in runs if not _run_if_free(run)]:
-        if not is_waiting:
-            logger.info("waiting for %d runs of other workers", len(unfinished))
-        is_waiting = True
+    waiting = [run for run in runs if not _run_if_free(run)]
+    while waiting:
+        logger.info("waiting for %d runs of other workers", len(waiting))
         time.sleep(POLL_SECONDS)
+        waiting = [run for run in waiting if not _run_if_free(run)]
     records = _corpus_records(config.name, runs[0].experiment.data)
     records += [record for run in runs for record in _collect(config.name, run)]
     records += comparison_records(records, reference=config.reference)
@@ -122,40 +122,35 @@ def _runs(config: ComparisonConfig) -> list[Run]:
         base = load_config(ExperimentConfig, config.experiment, config.experiment_overrides)
     else:
         base = load_config(ExperimentConfig, None, config.experiment_overrides, **config.experiment)
-    output_dir = Path(config.output_dir)
-    runs = []
-    for seed in config.seeds:
-        for variant, fields in config.variants.items():
-            folder = output_dir / f"{variant.replace(' ', '-')}-seed{seed}"
-            experiment = _experiment(base, variant, fields or {}, seed, folder)
-            readings = {AS_TRAINED: {}, **(config.readings.get(variant) or {})}
-            evaluations = {
-                name: _evaluation(config, folder, name, overrides)
-                for name, overrides in readings.items()
-                if model_config(_with_fields(experiment.model, overrides))
-            }
-            runs.append(Run(variant=variant, seed=seed, experiment=experiment, evaluations=evaluations))
-    return runs
+    return [_make_run(config, base, variant, seed) for seed in config.seeds for variant in config.variants]
 
 
-def _experiment(
-    base: ExperimentConfig, name: str, fields: dict[str, Any], seed: int, folder: Path
-) -> ExperimentConfig:
+def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, seed: int) -> Run:
+    fields = config.variants[variant] or {}
+    folder = Path(config.output_dir) / f"{variant.replace(' ', '-')}-seed{seed}"
     training = {**base.training, "seed": seed, "output_dir": str(folder)}
-    return dataclasses.replace(base, name=name, model=_with_fields(base.model, fields), training=training)
+    model = _with_fields(base.model, fields)
+    readings = {AS_TRAINED: {}, **(config.readings.get(variant) or {})}
+    for overrides in readings.values():
+        model_config(_with_fields(model, overrides))
+    evaluations = {
+        name: {"models": [str(folder)], "names": [name], "overrides": overrides, "output": str(folder / ROWS_FILE)}
+        for name, overrides in readings.items()
+    }
+    return Run(
+        variant=variant,
+        fields=fields,
+        seed=seed,
+        experiment=dataclasses.replace(base, name=variant, model=model, training=training),
+        evaluations={
+            name: build_config(ExtrapolationConfig, {**config.evaluation, **named}, "evaluation.")
+            for name, named in evaluations.items()
+        },
+    )
 
 
 def _with_fields(section: ModelSection, fields: dict[str, Any]) -> ModelSection:
     return dataclasses.replace(section, overrides={**section.overrides, **fields})
-
-
-def _evaluation(
-    config: ComparisonConfig, folder: Path, reading: str, overrides: dict[str, Any]
-) -> ExtrapolationConfig:
-    named = {"models": [str(folder)], "names": [reading], "overrides": overrides}
-    return build_config(
-        ExtrapolationConfig, {**config.evaluation, **named, "output": str(folder / ROWS_FILE)}, "evaluation."
-    )
 
 
 def _run_if_free(run: Run) -> bool:
@@ -175,15 +170,12 @@ def _run_if_free(run: Run) -> bool:
 
 def _collect(name: str, run: Run) -> list[dict[str, Any]]:
     """The records of a run, each with the comparison, the variant, the seed and the reading that it belongs to."""
-    where = {"comparison": name, "variant": run.variant, "seed": run.seed}
+    where = {"comparison": name, "variant": run.variant, "fields": run.fields, "seed": run.seed}
     trained = [record | where for record in read_records(run.folder / RECORD_FILE) if record["kind"] in _OF_TRAINING]
-    rows = [
-        row
-        | where
-        | {"reading": reading, "name": f"{run.variant}, {reading}" if reading != AS_TRAINED else run.variant}
-        for reading, evaluation in run.evaluations.items()
-        for row in run_extrapolation(evaluation)
-    ]
+    rows = []
+    for reading, evaluation in run.evaluations.items():
+        label = {"reading": reading, "name": run.variant if reading == AS_TRAINED else f"{run.variant}, {reading}"}
+        rows += [row | where | label for row in run_extrapolation(evaluation)]
     return [*trained, *rows]
 
 

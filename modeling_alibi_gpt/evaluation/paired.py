@@ -45,6 +45,8 @@ def _comparison_record(
     return {
         "kind": "comparison",
         **{name: first[name] for name in ("comparison", "variant", "reading", "name", "position_method")},
+        "fields": first["fields"],
+        "reading_fields": first["overrides"],
         **{name: first[name] for name in ("protocol", "length_tokens", "stride_tokens", "train_context_length")},
         "reference": reference,
         "seeds": seeds,

@@ -40,7 +40,8 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
     "corpus": ("comparison", "source", "num_documents", "num_bytes", "fingerprint", "documents"),
     "comparison": (
         *("comparison", "name", "variant", "reading", "position_method", "protocol", "length_tokens", "stride_tokens"),
-        *("train_context_length", "reference", "seeds", "nats_per_token_by_seed", "nats_per_token"),
+        *("fields", "reading_fields", "train_context_length", "reference", "seeds"),
+        *("nats_per_token_by_seed", "nats_per_token"),
         *("nats_per_token_sd", "perplexity", "difference_nats_by_seed", "difference_nats", "difference_nats_sd"),
         "error",
     ),

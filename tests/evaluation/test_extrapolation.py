@@ -1,5 +1,6 @@
 """The length grid: every row over the same tokens, failures as rows, and what is finished is not done again."""
 
+import dataclasses
 import importlib.util
 import json
 import math
@@ -27,11 +28,11 @@ from modeling_alibi_gpt.reporting.records import read_records
 
 ROOT = Path(__file__).resolve().parents[2]
 FIELDS = [
-    *("kind", "name", "model", "position_method", "protocol", "length_tokens", "stride_tokens"),
+    *("kind", "name", "model", "position_method", "overrides", "protocol", "length_tokens", "stride_tokens"),
     *("nats_per_token", "perplexity", "bits_per_byte", "num_tokens", "num_bytes"),
     *("train_context_length", "error", "nats_by_position", "provenance"),
 ]
-FIGURES = FIELDS[7:12]
+FIGURES = FIELDS[8:13]
 
 
 def without_time(rows: list[dict]) -> list[dict]:
@@ -54,6 +55,19 @@ def no_loading(monkeypatch) -> None:
         raise AssertionError("a finished grid needs no weights")
 
     monkeypatch.setattr(extrapolation, "load_causal_lm", refuse)
+
+
+def test_overrides_change_what_is_read_and_have_rows_of_their_own(config: ExtrapolationConfig):
+    plain = dataclasses.replace(config, models=config.models[:1], lengths_tokens=[32])
+    flatter = dataclasses.replace(plain, overrides={"alibi_scaling": {"type": "linear", "factor": 8}})
+    first, scaled = run_extrapolation(plain), run_extrapolation(flatter)
+    assert all(row["overrides"] == {} for row in first)
+    assert all(one["nats_per_token"] != other["nats_per_token"] for one, other in zip(first, scaled, strict=True))
+    assert run_extrapolation(plain) == first and run_extrapolation(flatter) == scaled
+    with pytest.raises(ValueError, match="alibi_betta"):
+        run_extrapolation(dataclasses.replace(plain, overrides={"alibi_betta": 2.0}))
+    with pytest.raises(ValueError, match="must be a finite number"):
+        run_extrapolation(dataclasses.replace(plain, overrides={"alibi_scaling": {"type": "linear", "factor": 0}}))
 
 
 def test_grid_has_a_row_for_every_model_protocol_and_length(config: ExtrapolationConfig):
