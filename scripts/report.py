@@ -32,8 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         named = {"records": args.records, "output_dir": args.output_dir, "title": args.title}
         config = load_config(ReportConfig, args.config, args.set, **named)
         records = [record for path in config.records for record in read_records(path)]
-        paths = build_report(records, config.output_dir, title=config.title)
-        print(f"{len(records)} records, {len(paths['figures'])} figures: open {paths['html']}")
+        page = {name: getattr(config, name) for name in ("title", "page", "figures_folder", "html")}
+        paths = build_report(records, config.output_dir, **page)
+        print(f"{len(records)} records, {len(paths['figures'])} figures: open {paths['html'] or paths['markdown']}")
         return paths
 
     return run_command(command)

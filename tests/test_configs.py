@@ -1,6 +1,7 @@
 """Every shipped configuration is read by the program it is for, and every model it names can be built."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
 from modeling_alibi_gpt.training.model_setup import model_config
+from modeling_alibi_gpt.training.trainer import train
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -37,6 +39,34 @@ def test_experiments_are_read(path: Path, tmp_path: Path) -> None:
     build_arguments(config)
     if config.model.config is not None:
         assert model_config(config.model).position_method == "alibi"
+
+
+def test_the_model_of_the_paper_has_its_shape() -> None:
+    """247 million parameters in the paper, whose adaptive inputs are smaller than a table of 50,257 rows."""
+    config = load_config(ExperimentConfig, str(CONFIGS / "experiment" / "paper_wt103.yaml"))
+    with torch.device("meta"):
+        model = AlibiGPTForCausalLM(model_config(config.model))
+    layers = model.model.layers
+    assert (len(layers), *layers[0].mlp.up_proj.weight.shape) == (16, 4096, 1024)
+    assert model.num_parameters() - model.model.embed_tokens.weight.numel() == pytest.approx(201.5e6, rel=1e-3)
+    tokens_per_step = config.global_batch_size * config.data.train_length_tokens
+    assert config.training["max_steps"] * tokens_per_step == pytest.approx(205 * 103.2e6, rel=0.01)  # epochs x words
+
+
+@pytest.mark.slow
+def test_the_model_of_the_paper_trains(tmp_path: Path) -> None:
+    """Four steps on one sequence of the sources of Python."""
+    overrides = {
+        **{"data.source": "stdlib", "data.tokenizer": "train", "data.max_validation_tokens": 1024},
+        **{"data.max_train_tokens": 512, "global_batch_size": 1, "training.max_steps": 4, "training.logging_steps": 1},
+        **{"training.warmup_steps": 1, "training.output_dir": str(tmp_path), "training.eval_strategy": "no"},
+        "training.save_strategy": "no",
+    }
+    path = str(CONFIGS / "experiment" / "paper_wt103.yaml")
+    record = train(load_config(ExperimentConfig, path, [f"{key}={value}" for key, value in overrides.items()]))
+    losses = [entry["nats_per_token"] for entry in record["loss_history"]]
+    assert losses[0] == pytest.approx(math.log(50257), abs=0.5)  # of an untrained model
+    assert losses[3] < losses[0] - 0.5
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "sweep").glob("*.yaml")), ids=lambda path: path.name)

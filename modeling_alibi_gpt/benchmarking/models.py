@@ -1,8 +1,10 @@
-"""Whole models of one shape: AlibiGPT beside BLOOM, MPT, Falcon and GPT-2 of transformers, with random weights."""
+"""Whole models of one shape, with random weights: AlibiGPT beside BLOOM, MPT, Falcon and GPT-2 of transformers, and
+with each of its position methods."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from modeling_alibi_gpt.benchmarking.timing import extra_bytes, summarize, take_
 from modeling_alibi_gpt.cache_alibi_gpt import AlibiWindowCache
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.reporting.records import Record
 
 
@@ -161,7 +164,7 @@ def _training_step(model: PreTrainedModel, tokens: Tensor) -> None:
     model(tokens, labels=tokens, use_cache=False).loss.backward()
 
 
-def _alibi_config(shape: Shape, **fields: bool) -> AlibiGPTConfig:
+def _alibi_config(shape: Shape, **fields: Any) -> AlibiGPTConfig:
     return AlibiGPTConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -175,6 +178,10 @@ def _make_alibi_gpt(shape: Shape, length_tokens: int, back_end: str) -> PreTrain
     model = AlibiGPTForCausalLM(_alibi_config(shape))
     model.set_attn_implementation(back_end)
     return model
+
+
+def _make_method(method: str, shape: Shape, length_tokens: int) -> PreTrainedModel:
+    return AlibiGPTForCausalLM(_alibi_config(shape, position_method=method, train_context_length=length_tokens))
 
 
 def _make_bloom(shape: Shape, length_tokens: int) -> PreTrainedModel:
@@ -241,4 +248,5 @@ MODELS: dict[str, Callable[[Shape, int], PreTrainedModel]] = {
     "bloom": _make_bloom,
     "mpt": _make_mpt,
     "falcon": _make_falcon,
+    **{f"{method} positions": partial(_make_method, method) for method in POSITION_METHODS},
 }

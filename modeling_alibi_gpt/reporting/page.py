@@ -26,12 +26,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One finding: a plain sentence saying what the reader sees, then the pictures and tables that show it."""
+    """One subject: a plain sentence saying what the reader sees, what it shows, and the pictures and tables of it."""
 
     title: str
     sentence: str
     pictures: list[Picture] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
 
 
 # No script, no link outside the page. Tables scroll inside their own box, so the page itself never does sideways.
@@ -53,6 +54,7 @@ p { margin: 0 0 1rem; max-width: 42rem; }
 nav ul { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; }
 a { color: var(--accent); text-decoration: none; }
 a:hover { text-decoration: underline; }
+.findings { margin: 0 0 1rem; padding-left: 1.25rem; max-width: 42rem; }
 img { display: block; max-width: 100%; height: auto; margin: 1.25rem 0; }
 .scroll { overflow-x: auto; margin: 1.25rem 0; background:
   linear-gradient(to left, #fff 1.5rem, #fff0) right / 3rem 100% no-repeat local,
@@ -79,6 +81,13 @@ tr.best td { font-weight: 700; color: var(--accent); }
 <section id="section-{{ loop.index }}">
 <h2>{{ section.title }}</h2>
 <p>{{ section.sentence }}</p>
+{%- if section.findings %}
+<ul class="findings">
+{%- for finding in section.findings %}
+<li>{{ finding }}</li>
+{%- endfor %}
+</ul>
+{%- endif %}
 {%- for picture in section.pictures %}
 <img src="{{ picture.data_uri }}" alt="{{ picture.alt }}">
 {%- endfor %}
@@ -122,6 +131,8 @@ def render_markdown(title: str, sections: Sequence[Section], *, figures_folder: 
     parts = [f"# {_escape(title)}"]
     for section in sections:
         parts += [f"## {_escape(section.title)}", _escape(section.sentence)]
+        if section.findings:
+            parts.append("\n".join(f"- {_escape(finding)}" for finding in section.findings))
         parts += [f"![{_escape(picture.alt)}]({figures_folder}/{picture.file_name})" for picture in section.pictures]
         for table in section.tables:
             parts.append(markdown_table(table))

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modeling_alibi_gpt.reporting.comparison import comparison_sections
 from modeling_alibi_gpt.reporting.figures import (
     beta_figure,
     bias_by_distance_figure,
@@ -33,7 +34,6 @@ from modeling_alibi_gpt.reporting.tables import (
 )
 
 
-FIGURES_FOLDER = "figures"
 # How a sweep of beta is headed, and what one of its trials is.
 MODES = {
     "retrain": (f"{BETA}, trained anew", f"Each trial trains the model from scratch at one {BETA}."),
@@ -47,23 +47,42 @@ class ReportConfig:
 
     Attributes:
         records: JSON Lines files that other scripts wrote.
-        output_dir: Gets ``report.html``, ``report.md`` and ``figures/``.
+        output_dir: Gets the page as HTML and as Markdown, and the folder of its figures.
         title: Heading of the page.
+        page: Its file name without suffix.
+        figures_folder: Where its pictures go, within ``output_dir``.
+        html: Whether the page is written as HTML too.
     """
 
     records: list[str]
     output_dir: str
     title: str = "AlibiGPT report"
+    page: str = "report"
+    figures_folder: str = "figures"
+    html: bool = True
 
 
-def build_report(records: Sequence[Record], output_dir: str | Path, *, title: str) -> dict[str, Any]:
-    """Write ``report.html``, ``report.md`` and ``figures/*.png``; everything is drawn before anything is written.
+def build_report(
+    records: Sequence[Record],
+    output_dir: str | Path,
+    *,
+    title: str,
+    page: str = "report",
+    figures_folder: str = "figures",
+    html: bool = True,
+) -> dict[str, Any]:
+    """Write a page and its figures; everything is drawn before anything is written.
 
     Args:
         records: of the kinds in ``RECORD_FIELDS``, in any order; kinds without records are left out.
+        output_dir: Folder of the page.
+        title: Heading of the page.
+        page: Its file name without suffix.
+        figures_folder: Where its pictures go, within ``output_dir``.
+        html: Whether the page is written as HTML too.
 
     Returns:
-        The paths written: ``html``, ``markdown`` and the list ``figures``.
+        The paths written: ``html`` (null without), ``markdown`` and the list ``figures``.
 
     Raises:
         ValueError: there are no records, one is of an unknown kind or lacks a field of its kind.
@@ -72,23 +91,28 @@ def build_report(records: Sequence[Record], output_dir: str | Path, *, title: st
         raise ValueError("got no records; a report needs at least one")
     for record in records:
         check_record(record)
-    by_kind = group_by(records, lambda record: record["kind"])
-    sections = [section for build in SECTION_BUILDERS for section in build(by_kind)]
-    html = render_html(title, sections)
-    markdown = render_markdown(title, sections, figures_folder=FIGURES_FOLDER)
-
+    compared = group_by([record for record in records if "comparison" in record], _kind)
+    by_kind = group_by([record for record in records if "comparison" not in record], _kind)
+    sections = comparison_sections(compared) + [section for build in SECTION_BUILDERS for section in build(by_kind)]
     output_dir = Path(output_dir)
+    texts = {output_dir / f"{page}.md": render_markdown(title, sections, figures_folder=figures_folder)}
+    if html:
+        texts[output_dir / f"{page}.html"] = render_html(title, sections)
     figures = []
     for picture in (picture for section in sections for picture in section.pictures):
-        figures.append(output_dir / FIGURES_FOLDER / picture.file_name)
+        figures.append(output_dir / figures_folder / picture.file_name)
         write_bytes(figures[-1], picture.png)
-    write_text(output_dir / "report.md", markdown)
-    write_text(output_dir / "report.html", html)
+    for path, text in texts.items():
+        write_text(path, text)
     return {
-        "html": str(output_dir / "report.html"),
-        "markdown": str(output_dir / "report.md"),
+        "html": str(output_dir / f"{page}.html") if html else None,
+        "markdown": str(output_dir / f"{page}.md"),
         "figures": [str(path) for path in figures],
     }
+
+
+def _kind(record: Record) -> str:
+    return str(record["kind"])
 
 
 def _extrapolation_sections(by_kind: dict[str, list[Record]]) -> list[Section]:

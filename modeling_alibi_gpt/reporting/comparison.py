@@ -1,0 +1,188 @@
+"""The sections of a report about comparisons: what was run, curves, differences with their spread, and findings."""
+
+import re
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from modeling_alibi_gpt.reporting.drawing import Line, as_png, draw_lines, log2_axis, name_lines, new_axes
+from modeling_alibi_gpt.reporting.figures import extrapolation_figure, position_figure
+from modeling_alibi_gpt.reporting.findings import (
+    beta_curve,
+    beta_findings,
+    extrapolation_findings,
+    noise_rule,
+    scaling_findings,
+)
+from modeling_alibi_gpt.reporting.grid import AS_TRAINED, Grid, format_change
+from modeling_alibi_gpt.reporting.page import Picture, Section
+from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.reporting.tables import (
+    BETA,
+    NOTHING,
+    Table,
+    alibi_first,
+    extrapolation_table,
+    format_count,
+    format_perplexity,
+    format_ratio,
+    group_by,
+)
+
+
+def comparison_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
+    """For each comparison: its setting, and then the sections that its variants call for."""
+    sections = []
+    for name, records in group_by(by_kind.get("comparison", []), lambda record: record["comparison"]).items():
+        grid = Grid(records)
+        of_comparison = {
+            kind: [record for record in group if record.get("comparison") == name] for kind, group in by_kind.items()
+        }
+        sections.append(_setting_section(name, grid, of_comparison))
+        is_sweep = any("alibi_beta" in record["fields"] for record in records)
+        sections += _beta_sections(name, grid) if is_sweep else _method_sections(name, grid, of_comparison)
+    return sections
+
+
+def differences_table(grid: Grid, records: Sequence[Record]) -> Table:
+    """Nats above the reference as trained, mean and each seed, one row a name and protocol, one column a length."""
+    rows = []
+    for (name, protocol), group in group_by(alibi_first(records), lambda r: (r["name"], r["protocol"])).items():
+        by_length = {record["length_tokens"]: record["difference_nats_by_seed"] or None for record in group}
+        cells = [format_change(by_length.get(length)) for length in grid.lengths]
+        rows.append([name, "non-overlapping" if protocol == "nonoverlapping" else protocol, *cells])
+    return Table(["nats above " + grid.reference, "protocol", *map(format_count, grid.lengths)], rows, 2)
+
+
+def beta_comparison_table(grid: Grid, protocol: str) -> Table:
+    """One row a beta; perplexity of each kind of slopes at each length, the best of a column marked with a star."""
+    columns = [
+        (kind, length, after)
+        for kind, after in (("geometric", False), ("uniform", False), ("geometric", True))
+        for length in grid.lengths
+    ]
+    curves = [beta_curve(grid, kind, protocol, length, after_training=after) for kind, length, after in columns]
+    betas = sorted({beta for curve in curves for beta in curve})
+    rows = []
+    for beta in betas:
+        cells = [format_perplexity(curve[beta]["perplexity"]) if beta in curve else NOTHING for curve in curves]
+        best = [beta == min(curve, key=lambda b, of=curve: of[b]["nats_per_token"]) for curve in curves]
+        rows.append([format_ratio(beta), *(f"{c} *" if star else c for c, star in zip(cells, best, strict=True))])
+    header = [f"{kind if not after else 'set after training'}, {format_count(n)}" for kind, n, after in columns]
+    return Table([BETA, *header], rows)
+
+
+@as_png
+def beta_comparison_figure(grid: Grid, protocol: str) -> Figure:
+    """Perplexity against beta at the shortest (solid) and the longest length (dashed) of each kind of slopes."""
+    figure, axes = new_axes(4.4)
+    kinds = (("geometric", False, "alibi"), ("uniform", False, "sinusoidal"), ("geometric", True, "none"))
+    lines = []
+    for kind, after, colour in kinds:
+        for length in (grid.lengths[0], grid.lengths[-1]):
+            curve = beta_curve(grid, kind, protocol, length, after_training=after)
+            name = f"{'set after training' if after else kind}, read at {format_count(length)} tokens"
+            lines.append(Line(name, colour, list(curve), [record["perplexity"] for record in curve.values()]))
+    log2_axis(axes, [x for line in lines for x in line.xs], format_ratio)
+    axes.set(xlabel=f"{BETA} (log scale)", ylabel="perplexity", yscale="log")
+    axes.yaxis.set_minor_formatter(lambda tick, _: f"{tick:g}")
+    axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
+    draw_lines(axes, lines)
+    name_lines(axes, lines)
+    return figure
+
+
+def _setting_section(name: str, grid: Grid, by_kind: dict[str, list[Record]]) -> Section:
+    training, rows = by_kind["training"], by_kind["extrapolation"]
+    parameters = sorted({record["num_parameters"] for record in training})
+    first = training[0]
+    (num_tokens,) = {row["num_tokens"] for row in rows if row["num_tokens"]}
+    corpus = by_kind["corpus"][0]
+    sentence = (
+        f"{len(grid.variants)} variants, {len(grid.records[0]['seeds'])} seeds each: {parameters[0] / 1e6:.2f} to "
+        f"{parameters[-1] / 1e6:.2f} million parameters, {first['num_train_tokens'] / 1e6:.2f} million tokens of "
+        f"training at {format_count(first['train_length_tokens'])} tokens a sequence in "
+        f"{'bfloat16' if first['bf16'] else 'float32'}, read over the same {format_count(num_tokens)} tokens of "
+        f"validation text at every length. Runs with one seed saw the same text in the same order. "
+        f"{noise_rule(len(grid.records[0]['seeds']))} Learned from {corpus['num_documents']} documents, "
+        f"{corpus['num_bytes'] / 1e6:.1f} MB: {', '.join(map(_title, corpus['documents']))}."
+    )
+    return Section(_capital(name), sentence)
+
+
+def _method_sections(name: str, grid: Grid, by_kind: dict[str, list[Record]]) -> list[Section]:
+    stem, where = _stem(name), name.split(" on ")[-1]
+    figure = Picture(f"{stem}.png", extrapolation_figure(grid.as_trained), f"Perplexity against length, {name}")
+    positions = _positions_picture(stem, grid, by_kind["extrapolation"])
+    sections = [
+        Section(
+            f"Length extrapolation, {where}",
+            f"Every method as it was trained, at 1 to {grid.lengths[-1] // grid.lengths[0]} training lengths; "
+            "perplexities are means over seeds.",
+            [figure],
+            [extrapolation_table(grid.as_trained), differences_table(grid, grid.as_trained)],
+            extrapolation_findings(grid),
+        ),
+        Section(
+            f"Loss by position, {where}",
+            "How well a token is predicted that stands this far into a window of the longest length, first seed.",
+            [positions],
+        ),
+    ]
+    scaled = [variant for variant in grid.variants if len(grid.readings(variant)) > 1]
+    if scaled:
+        records = [record for record in grid.records if record["variant"] in scaled]
+        pictures = [
+            Picture(
+                f"{stem}_{variant}_scaling.png",
+                extrapolation_figure([record for record in records if record["variant"] == variant]),
+                f"Perplexity against length of {variant}, as trained and scaled at inference",
+            )
+            for variant in scaled
+        ]
+        sentence = (
+            "The same trained models, read with flatter slopes or stretched rotations and no training in between."
+        )
+        tables = [extrapolation_table(records), differences_table(grid, records)]
+        sections.append(Section(f"Scaling at inference, {where}", sentence, pictures, tables, scaling_findings(grid)))
+    return sections
+
+
+def _beta_sections(name: str, grid: Grid) -> list[Section]:
+    picture = Picture(f"{_stem(name)}.png", beta_comparison_figure(grid, "sliding"), f"Perplexity against {BETA}")
+    learned = [record for record in grid.as_trained if "alibi_trainable" in record["fields"]]
+    tables = [
+        *(beta_comparison_table(grid, protocol) for protocol in grid.protocols),
+        differences_table(grid, learned),
+    ]
+    sentence = (
+        f"A training for every {BETA}, for the paper's geometric slopes and for one slope in all heads; one trained "
+        f"model given other values of {BETA} afterwards; and {BETA} or the slopes learned. The figure and the "
+        f"findings are of sliding windows; a star marks the best of a column, the tables are of "
+        f"{' and of '.join('non-overlapping' if p == 'nonoverlapping' else p for p in grid.protocols)} windows."
+    )
+    return [Section(f"Perplexity against {BETA}", sentence, [picture], tables, beta_findings(grid))]
+
+
+def _positions_picture(stem: str, grid: Grid, rows: Sequence[Record]) -> Picture:
+    seed = grid.records[0]["seeds"][0]
+    chosen = [
+        row
+        for row in rows
+        if row["seed"] == seed and row["reading"] == AS_TRAINED and row["protocol"] == "nonoverlapping"
+        if row["error"] is None
+    ]
+    longest = list({row["name"]: row for row in sorted(chosen, key=lambda row: row["length_tokens"])}.values())
+    return Picture(f"{stem}_positions.png", position_figure(longest), "Nats per token against position, by method")
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
+def _title(document: str) -> str:
+    return document.rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".txt")
+
+
+def _capital(name: str) -> str:
+    return name[0].upper() + name[1:]

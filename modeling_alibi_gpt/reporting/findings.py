@@ -1,0 +1,145 @@
+"""What a comparison shows, in words: every sentence is made from the records, and says only what they hold."""
+
+from collections.abc import Callable, Sequence
+
+from modeling_alibi_gpt.reporting.grid import AS_TRAINED, NOISE_NATS, Grid, format_change, sign
+from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.reporting.tables import BETA, format_count, format_ratio
+
+
+def noise_rule(num_seeds: int) -> str:
+    """How the words of findings are chosen."""
+    return (
+        f"A difference counts where all {num_seeds} seeds agree on its sign and their mean is above {NOISE_NATS} nats; "
+        "anything else is called no different. Numbers in brackets are the seeds."
+    )
+
+
+def extrapolation_findings(grid: Grid) -> list[str]:
+    """What happens to each method from the training length to the longest one."""
+    near, far = grid.lengths[0], grid.lengths[-1]
+    reach = f"from {format_count(near)} to {format_count(far)} tokens"
+    others = [variant for variant in grid.variants if variant != grid.reference]
+    changes = [f"{_protocol(name)} {format_change(grid.change(grid.reference, name, far))}" for name in grid.protocols]
+    findings = [f"{grid.reference} {reach}, in nats per token: {'; '.join(changes)}."]
+    if {"nonoverlapping", "sliding"} <= set(grid.protocols):
+        findings.append(_early_tokens(grid, far))
+    for protocol in grid.protocols:
+        words = _sorted_by_sign(grid.variants, lambda variant, of=protocol: grid.change(variant, of, far))
+        findings.append(f"{reach.capitalize()} with {_protocol(protocol)} windows: {words}.")
+    for length in (near, far):
+        words = _sorted_by_sign(others, lambda variant, at=length: _difference(grid, variant, "sliding", at))
+        findings.append(f"Against {grid.reference} at {format_count(length)} tokens with sliding windows: {words}.")
+    return findings
+
+
+def scaling_findings(grid: Grid) -> list[str]:
+    """What a reading that was not trained does to each variant that has some."""
+    findings = []
+    for variant in grid.variants:
+        for length in grid.lengths[1:]:
+            readings = [reading for reading in grid.readings(variant) if reading != AS_TRAINED]
+            words = _sorted_by_sign(readings, lambda reading, v=variant, at=length: _gain(grid, v, reading, at))
+            if readings:
+                findings.append(
+                    f"{variant} at {format_count(length)} tokens, sliding, against itself as trained: {words}."
+                )
+    return findings
+
+
+def beta_findings(grid: Grid) -> list[str]:
+    """Where the best beta lies, for each kind of slopes and each length, and what tuning it is worth."""
+    findings = []
+    for kind in ("geometric", "uniform"):
+        best_betas = []
+        for length in grid.lengths:
+            curve = beta_curve(grid, kind, "sliding", length)
+            best = min(curve, key=lambda beta: curve[beta]["nats_per_token"])
+            best_betas.append(best)
+            level = [b for b in sorted(curve) if not sign(_paired(curve[b], curve[best]))]
+            words = f"{kind} slopes at {format_count(length)} tokens, sliding: best {BETA} {format_ratio(best)}"
+            if 1.0 in curve:
+                words += f"; {BETA} 1 costs {format_change(_paired(curve[1.0], curve[best]))} nats against it"
+            findings.append(f"{words}; no different from it: {', '.join(map(format_ratio, level))}.")
+        moves = "does not move" if len(set(best_betas)) == 1 else "moves"
+        findings.append(f"The best {BETA} of {kind} slopes {moves} with the length that is read.")
+    for length in grid.lengths:
+        best = {kind: _best(beta_curve(grid, kind, "sliding", length)) for kind in ("geometric", "uniform")}
+        change = format_change(_paired(best["uniform"], best["geometric"]))
+        findings.append(
+            f"At {format_count(length)} tokens the best uniform slope stands {change} to the best geometric."
+        )
+    for variant in (
+        name for name in grid.variants if "alibi_trainable" in grid.cell(name, "sliding", grid.lengths[0])["fields"]
+    ):
+        changes = [
+            f"{format_change(grid.cell(variant, 'sliding', n)['difference_nats_by_seed'])} at {format_count(n)} tokens"
+            for n in grid.lengths
+        ]
+        findings.append(f"{variant} against {grid.reference}: {', '.join(changes)}.")
+    return findings
+
+
+def beta_curve(
+    grid: Grid, kind: str, protocol: str, length: int, *, after_training: bool = False
+) -> dict[float, Record]:
+    """Records by beta: one training each, or with ``after_training`` one that was given other betas."""
+    curve = {}
+    for record in grid.records:
+        if (record["protocol"], record["length_tokens"]) != (protocol, length):
+            continue
+        fields = record["fields"] | record["reading_fields"]
+        known = fields.keys() <= {"alibi_beta", "alibi_slope_kind"}
+        if not known or fields.get("alibi_slope_kind", "geometric") != kind:
+            continue
+        is_trained = record["reading"] == AS_TRAINED
+        if is_trained if not after_training else record["variant"] == grid.reference:
+            curve[float(fields.get("alibi_beta", 1.0))] = record
+    return dict(sorted(curve.items()))
+
+
+def _best(curve: dict[float, Record]) -> Record:
+    return min(curve.values(), key=lambda record: record["nats_per_token"])
+
+
+def _paired(record: Record, other: Record) -> list[float]:
+    pairs = zip(record["nats_per_token_by_seed"], other["nats_per_token_by_seed"], strict=True)
+    return [one - two for one, two in pairs]
+
+
+def _early_tokens(grid: Grid, far: int) -> str:
+    """The paper's own caveat: windows that do not overlap gain by having fewer tokens near their start."""
+    whole, sliding = (grid.change(grid.reference, protocol, far) for protocol in ("nonoverlapping", "sliding"))
+    assert whole is not None and sliding is not None
+    words = {0: "no different", 1: "higher", -1: "lower"}
+    return (
+        f"Read further, {grid.reference} is {words[sign(whole)]} with non-overlapping windows and "
+        f"{words[sign(sliding)]} with sliding ones, where every scored token has most of a window behind it; what the "
+        "two differ by is the price of tokens near the start of a window, not the use of distant text."
+    )
+
+
+def _sorted_by_sign(names: Sequence[str], differences: Callable[[str], list[float] | None]) -> str:
+    """``lower: a -0.1 (..); no different: b; higher: c +0.2 (..); cannot be read: d``."""
+    groups: dict[str, list[str]] = {"lower": [], "no different": [], "higher": [], "cannot be read": []}
+    for name in names:
+        values = differences(name)
+        if values is None:
+            groups["cannot be read"].append(name)
+        else:
+            word = {-1: "lower", 0: "no different", 1: "higher"}[sign(values)]
+            groups[word].append(f"{name} {format_change(values)}")
+    return "; ".join(f"{word}: {', '.join(members)}" for word, members in groups.items() if members)
+
+
+def _difference(grid: Grid, variant: str, protocol: str, length: int) -> list[float] | None:
+    return grid.cell(variant, protocol, length)["difference_nats_by_seed"] or None
+
+
+def _gain(grid: Grid, variant: str, reading: str, length: int) -> list[float] | None:
+    scaled, trained = (grid.cell(variant, "sliding", length, of) for of in (reading, AS_TRAINED))
+    return None if scaled["error"] or trained["error"] else _paired(scaled, trained)
+
+
+def _protocol(name: str) -> str:
+    return "non-overlapping" if name == "nonoverlapping" else name

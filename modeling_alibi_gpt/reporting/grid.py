@@ -1,0 +1,73 @@
+"""The ``comparison`` records of one comparison, found by variant, reading, protocol and length."""
+
+from collections.abc import Sequence
+
+from modeling_alibi_gpt.reporting.records import Record
+
+
+AS_TRAINED = "as trained"
+# Differences between trainings of this size that are smaller say nothing, nor do those on which seeds disagree.
+NOISE_NATS = 0.02
+
+
+class Grid:
+    """A comparison as a table of any number of dimensions.
+
+    Attributes:
+        records: Its ``comparison`` records.
+        reference: Name of the variant that the others are compared with.
+        lengths: Window lengths in tokens, ascending.
+        protocols: In the order of the records.
+        train_length: Training length in tokens, of the reference.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = list(records)
+        self.reference: str = self.records[0]["reference"]
+        self.lengths: list[int] = sorted({record["length_tokens"] for record in self.records})
+        self.protocols = list(dict.fromkeys(record["protocol"] for record in self.records))
+        self.train_length: int = self.records[0]["train_context_length"]
+        self._cells = {
+            (record["variant"], record["reading"], record["protocol"], record["length_tokens"]): record
+            for record in self.records
+        }
+
+    @property
+    def as_trained(self) -> list[Record]:
+        """The records of models as they were trained."""
+        return [record for record in self.records if record["reading"] == AS_TRAINED]
+
+    @property
+    def variants(self) -> list[str]:
+        """Names of what was trained, in order."""
+        return list(dict.fromkeys(record["variant"] for record in self.records))
+
+    def readings(self, variant: str) -> list[str]:
+        """The ways in which a variant was read, as trained first."""
+        return list(dict.fromkeys(record["reading"] for record in self.records if record["variant"] == variant))
+
+    def cell(self, variant: str, protocol: str, length: int, reading: str = AS_TRAINED) -> Record:
+        return self._cells[variant, reading, protocol, length]
+
+    def change(self, variant: str, protocol: str, length: int, reading: str = AS_TRAINED) -> list[float] | None:
+        """Nats by seed from the shortest length, as trained, to ``length``; None where the variant fails at either."""
+        near = self.cell(variant, protocol, self.lengths[0])["nats_per_token_by_seed"]
+        far = self.cell(variant, protocol, length, reading)["nats_per_token_by_seed"]
+        return [there - here for there, here in zip(far, near, strict=True)] if near and far else None
+
+
+def sign(differences: Sequence[float]) -> int:
+    """1 or -1 where every difference lies on that side and their mean is beyond the noise, else 0."""
+    mean = sum(differences) / len(differences)
+    if abs(mean) <= NOISE_NATS or min(differences) * max(differences) <= 0:
+        return 0
+    return 1 if mean > 0 else -1
+
+
+def format_change(differences: Sequence[float] | None) -> str:
+    """``+0.031 (+0.028, +0.034)``: the mean in nats and each seed's; a dash for None."""
+    if differences is None:
+        return "\N{EN DASH}"
+    mean = sum(differences) / len(differences)
+    seeds = ", ".join(f"{difference:+.3f}" for difference in differences)
+    return f"{mean:+.3f} ({seeds})".replace("-", "\N{MINUS SIGN}")
