@@ -10,8 +10,8 @@ from modeling_alibi_gpt.reporting.tables import BETA, format_count, format_ratio
 def noise_rule(num_seeds: int) -> str:
     """How the words of findings are chosen."""
     return (
-        f"A difference counts where all {num_seeds} seeds agree on its sign and their mean is above {NOISE_NATS} nats; "
-        "anything else is called no different. Numbers in brackets are the seeds."
+        f"A difference counts where all {num_seeds} seeds agree on its sign and their mean is above {NOISE_NATS} "
+        "nats; anything else is called no different. Numbers in brackets are the seeds."
     )
 
 
@@ -67,16 +67,16 @@ def beta_findings(grid: Grid) -> list[str]:
         best = {kind: _best(beta_curve(grid, kind, "sliding", length)) for kind in ("geometric", "uniform")}
         change = format_change(_paired(best["uniform"], best["geometric"]))
         findings.append(
-            f"At {format_count(length)} tokens the best uniform slope stands {change} to the best geometric."
+            f"At {format_count(length)} tokens the best uniform slope stands {change} nats to the best geometric ones."
         )
-    for variant in (
-        name for name in grid.variants if "alibi_trainable" in grid.cell(name, "sliding", grid.lengths[0])["fields"]
-    ):
+    learned = [record["variant"] for record in grid.as_trained if "alibi_trainable" in record["fields"]]
+    for variant in dict.fromkeys(learned):
+        cells = [grid.cell(variant, "sliding", length) for length in grid.lengths]
         changes = [
-            f"{format_change(grid.cell(variant, 'sliding', n)['difference_nats_by_seed'])} at {format_count(n)} tokens"
-            for n in grid.lengths
+            f"{format_change(cell['difference_nats_by_seed'])} at {format_count(cell['length_tokens'])} tokens"
+            for cell in cells
         ]
-        findings.append(f"{variant} against {grid.reference}: {', '.join(changes)}.")
+        findings.append(f"{variant} against {grid.reference}, sliding: {', '.join(changes)}.")
     return findings
 
 
