@@ -22,7 +22,7 @@ _GPT2_PARTS: dict[str, tuple[Any, ...]] = {
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise a ValueError that names all that llama.cpp's byte-level BPE of GPT-2 does otherwise than this tokenizer."""
+    """Raise a ValueError that names all in which llama.cpp's byte-level BPE of GPT-2 differs from a tokenizer."""
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     found = {path: _part(parts, path) for path in _GPT2_PARTS}
     wrong = [
