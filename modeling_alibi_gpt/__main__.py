@@ -1,7 +1,9 @@
 """The command line of transformers, with AlibiGPT known to it: ``python -m modeling_alibi_gpt serve FOLDER``.
 
-Commands of ours: ``python -m modeling_alibi_gpt precision --output FILE.jsonl`` and
-``python -m modeling_alibi_gpt margins --model DIR --data URI``.
+Commands of ours: ``python -m modeling_alibi_gpt precision --output FILE.jsonl``,
+``python -m modeling_alibi_gpt margins --model DIR --data URI``,
+``python -m modeling_alibi_gpt gguf --model DIR --output FILE.gguf`` and
+``python -m modeling_alibi_gpt llama-cpp --model DIR --data URI``.
 """
 
 from pathlib import Path
@@ -12,6 +14,8 @@ import typer
 from transformers.cli.transformers import app, main
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.conversion.gguf_export import GgufConfig, export_gguf
+from modeling_alibi_gpt.evaluation.llama_cpp import LlamaCppConfig, measure_llama_cpp
 from modeling_alibi_gpt.evaluation.margins import MarginsConfig, measure_margins
 from modeling_alibi_gpt.evaluation.precision import measure_precision
 from modeling_alibi_gpt.reporting.records import write_records
@@ -37,6 +41,36 @@ def margins(
     ):
         typer.echo(f"layer {layer}: margins of {', '.join(f'{value:.1f}' for value in nats)} nats")
         typer.echo(f"         windows of {', '.join(f'{value:,}' for value in windows)} tokens")
+
+
+@app.command()
+def gguf(
+    model: Annotated[str, typer.Option(help="Checkpoint folder, with its tokenizer.")],
+    output: Annotated[str, typer.Option(help="The GGUF file to write.")],
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16")] = "float32",
+    context_length_tokens: Annotated[
+        int | None, typer.Option(help="The longest text that llama-server will take; by default that of training.")
+    ] = None,
+) -> None:
+    """Write a checkpoint as one GGUF file, for llama.cpp."""
+    config = GgufConfig(model=model, output=output, dtype=dtype, context_length_tokens=context_length_tokens)
+    done = export_gguf(config)
+    typer.echo(f"{done['output']}: {done['num_tensors']} tensors, {done['num_bytes']:,} bytes")
+
+
+@app.command()
+def llama_cpp(
+    model: Annotated[str, typer.Option(help="Checkpoint folder, with its tokenizer.")],
+    data: Annotated[str, typer.Option(help="stdlib, text:GLOB or hub:NAME[:CONFIG]")] = "stdlib",
+    output: Annotated[str | None, typer.Option(help="JSON Lines file to append to.")] = None,
+) -> None:
+    """Run a checkpoint in llama.cpp and say how far it is from PyTorch."""
+    for record in measure_llama_cpp(LlamaCppConfig(model=model, source=data, output=output)):
+        typer.echo(
+            f"{record['length_tokens']:,} tokens, {record['precision']}: log-probabilities within "
+            f"{record['max_log_prob_difference_nats']:.1e} nats, "
+            f"{record['greedy_tokens_equal']} of {record['num_new_tokens']} greedy tokens equal"
+        )
 
 
 if __name__ == "__main__":

@@ -58,6 +58,11 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("name", "length_tokens", "tolerance"),
         *("slopes_by_layer", "margins_nats_by_layer", "windows_tokens_by_layer"),
     ),
+    "gguf": (
+        *("name", "num_heads", "length_tokens", "num_new_tokens", "precision", "llama_cpp"),
+        *("max_log_prob_difference_nats", "max_rounding_error_nats", "torch_rounding_error_nats"),
+        "greedy_tokens_equal",
+    ),
     "bias_by_distance": (
         *("name", "position_method", "train_context_length"),
         *("distances_tokens", "bias_before", "bias_after"),
