@@ -14,6 +14,7 @@ from optuna.trial import Trial
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modeling_alibi_gpt.evaluation.beta_config import SweepConfig
+from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.checkpoints import (
     checkpoint_fingerprint,
     load_causal_lm,
@@ -25,7 +26,6 @@ from modeling_alibi_gpt.evaluation.measurement import load_text, measurement_pro
 from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import resolve_stride
-from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.reporting.records import provenance
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.checkpoints import EXPERIMENT_FILE, save_model_folder
@@ -106,11 +106,8 @@ class RetrainObjective:
         kind, seed = trial.params[TRAINABLE], trial.params["seed"]
         folder = Path(self.sweep.output_dir) / "trained" / f"{kind}-seed-{seed}"
         record = _train(self._experiment(folder, seed, trainable=kind))
-        positions = AlibiGPTForCausalLM.from_pretrained(folder).model.position_method
-        num_layers = positions.config.num_hidden_layers
-        slopes = [positions.layer_slopes(layer).tolist() for layer in range(num_layers)]
-        trial.set_user_attr("slopes_by_layer", slopes)
-        trial.set_user_attr("beta_by_layer", positions.bias_log_beta.exp().tolist() if kind == "beta" else None)
+        for name, values in learned_slopes(load_causal_lm(folder)).items():
+            trial.set_user_attr(name, values)
         trial.set_user_attr("provenance", record["provenance"])
         return record["validation_nats_per_token"]
 

@@ -1,4 +1,4 @@
-"""The bias of a model as records that can be drawn: the matrix of ALiBi, and any method's by head and distance."""
+"""The bias of a model as records: ALiBi's as a matrix, any method's by head and distance, and slopes that learned."""
 
 import math
 from typing import Any
@@ -30,6 +30,20 @@ def bias_matrix_records(model: PreTrainedModel, name: str) -> list[dict[str, Any
         slopes = positions.layer_slopes(0).tolist()
     visible = [[row[: query + 1] + [None] * (len(row) - query - 1) for query, row in enumerate(head)] for head in bias]
     return [{"kind": "bias_matrix", "name": name, "slopes": slopes, "bias": visible, "provenance": provenance()}]
+
+
+def learned_slopes(model: PreTrainedModel) -> dict[str, Any]:
+    """What a model with learned slopes ended with: ``slopes_by_layer``, and ``beta_by_layer`` where only beta learns.
+
+    Args:
+        model: A causal AlibiGPT whose ``alibi_trainable`` is ``beta`` or ``slopes``.
+    """
+    positions = model.model.position_method
+    layers = range(model.config.num_hidden_layers)
+    return {
+        "slopes_by_layer": [positions.layer_slopes(layer).tolist() for layer in layers],
+        "beta_by_layer": positions.bias_log_beta.exp().tolist() if model.config.alibi_trainable == "beta" else None,
+    }
 
 
 def bias_by_distance(model: PreTrainedModel) -> list[list[list[float]]] | None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
+from modeling_alibi_gpt.evaluation.checkpoints import load_causal_lm
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
 from modeling_alibi_gpt.evaluation.paired import AS_TRAINED, comparison_records
 from modeling_alibi_gpt.evaluation.processes import process_state
@@ -172,11 +174,24 @@ def _collect(name: str, run: Run) -> list[dict[str, Any]]:
     """The records of a run, each with the comparison, the variant, the seed and the reading that it belongs to."""
     where = {"comparison": name, "variant": run.variant, "fields": run.fields, "seed": run.seed}
     trained = [record | where for record in read_records(run.folder / RECORD_FILE) if record["kind"] in _OF_TRAINING]
+    if run.experiment.model.overrides.get("alibi_trainable", "none") != "none":
+        trained.append(_trained_beta_record(run, trained[0]) | where)
     rows = []
     for reading, evaluation in run.evaluations.items():
         label = {"reading": reading, "name": run.variant if reading == AS_TRAINED else f"{run.variant}, {reading}"}
         rows += [row | where | label for row in run_extrapolation(evaluation)]
     return [*trained, *rows]
+
+
+def _trained_beta_record(run: Run, training: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": "trained_beta",
+        "alibi_trainable": run.experiment.model.overrides["alibi_trainable"],
+        **learned_slopes(load_causal_lm(run.folder)),
+        "nats_per_token": training["validation_nats_per_token"],
+        "perplexity": training["validation_perplexity"],
+        "provenance": training["provenance"],
+    }
 
 
 def _corpus_records(name: str, data: DataSection) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from modeling_alibi_gpt.reporting.drawing import Line, as_png, draw_lines, log2_axis, name_lines, new_axes
-from modeling_alibi_gpt.reporting.figures import extrapolation_figure, position_figure
+from modeling_alibi_gpt.reporting.figures import bias_by_distance_figure, extrapolation_figure, position_figure
 from modeling_alibi_gpt.reporting.findings import (
     beta_curve,
     beta_findings,
@@ -14,7 +14,7 @@ from modeling_alibi_gpt.reporting.findings import (
     noise_rule,
     scaling_findings,
 )
-from modeling_alibi_gpt.reporting.grid import AS_TRAINED, Grid, format_change
+from modeling_alibi_gpt.reporting.grid import AS_TRAINED, Grid
 from modeling_alibi_gpt.reporting.page import Picture, Section
 from modeling_alibi_gpt.reporting.records import Record
 from modeling_alibi_gpt.reporting.tables import (
@@ -22,11 +22,14 @@ from modeling_alibi_gpt.reporting.tables import (
     NOTHING,
     Table,
     alibi_first,
+    describe_protocol,
     extrapolation_table,
     format_count,
     format_perplexity,
     format_ratio,
     group_by,
+    trained_beta_table,
+    trained_slopes_table,
 )
 
 
@@ -40,17 +43,24 @@ def comparison_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
         }
         sections.append(_setting_section(name, grid, of_comparison))
         is_sweep = any("alibi_beta" in record["fields"] for record in records)
-        sections += _beta_sections(name, grid) if is_sweep else _method_sections(name, grid, of_comparison)
+        if is_sweep:
+            sections += _beta_sections(name, grid, of_comparison.get("trained_beta", []))
+        else:
+            sections += _method_sections(name, grid, of_comparison)
     return sections
 
 
 def differences_table(grid: Grid, records: Sequence[Record]) -> Table:
-    """Nats above the reference as trained, mean and each seed, one row a name and protocol, one column a length."""
+    """Nats above the reference as trained, one row a name and protocol, one column a length.
+
+    A cell holds the mean over seeds and the standard deviation of the seeds' differences.
+    """
     rows = []
-    for (name, protocol), group in group_by(alibi_first(records), lambda r: (r["name"], r["protocol"])).items():
-        by_length = {record["length_tokens"]: record["difference_nats_by_seed"] or None for record in group}
-        cells = [format_change(by_length.get(length)) for length in grid.lengths]
-        rows.append([name, "non-overlapping" if protocol == "nonoverlapping" else protocol, *cells])
+    others = [record for record in alibi_first(records) if record["name"] != grid.reference]
+    for group in group_by(others, lambda record: (record["name"], record["protocol"])).values():
+        by_length = {record["length_tokens"]: record for record in group}
+        cells = [_difference(by_length[length]) for length in grid.lengths]
+        rows.append([group[0]["name"], describe_protocol(group), *cells])
     return Table(["nats above " + grid.reference, "protocol", *map(format_count, grid.lengths)], rows, 2)
 
 
@@ -129,6 +139,7 @@ def _method_sections(name: str, grid: Grid, by_kind: dict[str, list[Record]]) ->
             [positions],
         ),
     ]
+    sections += _learned_bias_section(where, by_kind.get("bias_by_distance", []))
     scaled = [variant for variant in grid.variants if len(grid.readings(variant)) > 1]
     if scaled:
         records = [record for record in grid.records if record["variant"] in scaled]
@@ -148,7 +159,7 @@ def _method_sections(name: str, grid: Grid, by_kind: dict[str, list[Record]]) ->
     return sections
 
 
-def _beta_sections(name: str, grid: Grid) -> list[Section]:
+def _beta_sections(name: str, grid: Grid, trained: Sequence[Record]) -> list[Section]:
     picture = Picture(f"{_stem(name)}.png", beta_comparison_figure(grid, "sliding"), f"Perplexity against {BETA}")
     learned = [record for record in grid.as_trained if "alibi_trainable" in record["fields"]]
     tables = [
@@ -161,7 +172,15 @@ def _beta_sections(name: str, grid: Grid) -> list[Section]:
         f"findings are of sliding windows; a star marks the best of a column, the tables are of "
         f"{' and of '.join('non-overlapping' if p == 'nonoverlapping' else p for p in grid.protocols)} windows."
     )
-    return [Section(f"Perplexity against {BETA}", sentence, [picture], tables, beta_findings(grid))]
+    sections = [Section(f"Perplexity against {BETA}", sentence, [picture], tables, beta_findings(grid))]
+    if trained:
+        tables = [table for table in (trained_beta_table(trained), trained_slopes_table(trained)) if table]
+        sentence = (
+            "What each layer ended with where it was learned, and the perplexity on the validation text of training. "
+            f"The {BETA} of layers starts at 1, slopes start at those of {BETA} 1."
+        )
+        sections.append(Section(f"Learned {BETA} and slopes", sentence, tables=tables))
+    return sections
 
 
 def _positions_picture(stem: str, grid: Grid, rows: Sequence[Record]) -> Picture:
@@ -174,6 +193,36 @@ def _positions_picture(stem: str, grid: Grid, rows: Sequence[Record]) -> Picture
     ]
     longest = list({row["name"]: row for row in sorted(chosen, key=lambda row: row["length_tokens"])}.values())
     return Picture(f"{stem}_positions.png", position_figure(longest), "Nats per token against position, by method")
+
+
+def _difference(record: Record) -> str:
+    if record["error"] is not None:
+        return NOTHING
+    spread = "" if record["difference_nats_sd"] is None else f" \N{PLUS-MINUS SIGN} {record['difference_nats_sd']:.3f}"
+    return f"{record['difference_nats']:+.3f}{spread}".replace("-", "\N{MINUS SIGN}")
+
+
+def _learned_bias_section(where: str, records: Sequence[Record]) -> list[Section]:
+    """The first seed's bias by distance of every method that learns one."""
+    first_seed = min((record["seed"] for record in records), default=None)
+    drawn = [
+        record for record in records if record["seed"] == first_seed and record["bias_before"] != record["bias_after"]
+    ]
+    if not drawn:
+        return []
+    pictures = [
+        Picture(
+            f"bias_{_stem(record['variant'])}.png",
+            bias_by_distance_figure(record),
+            f"Bias by distance of each head of {record['variant']}",
+        )
+        for record in drawn
+    ]
+    sentence = (
+        f"The bias of {', '.join(record['variant'] for record in drawn)}, in this order, by head: a line for each "
+        "layer that has its own, dashed before training. Right of the dotted line nothing was learned."
+    )
+    return [Section(f"What was learned of distance, {where}", sentence, pictures)]
 
 
 def _stem(name: str) -> str:

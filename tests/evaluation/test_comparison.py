@@ -71,6 +71,14 @@ def test_every_variant_is_trained_and_read_with_every_seed(settings: dict[str, A
     assert "learned positions end" in beyond
 
 
+def test_learned_slopes_are_recorded(settings: dict[str, Any]) -> None:
+    settings |= {"variants": {"alibi": {}, "learned": {"alibi_trainable": "beta"}}, "seeds": [0], "readings": {}}
+    (learned,) = [r for r in run_comparison(ComparisonConfig(**settings)) if r["kind"] == "trained_beta"]
+    check_record(learned)
+    ((slope, _),), (beta,) = learned["slopes_by_layer"], learned["beta_by_layer"]
+    assert slope == pytest.approx(beta * 2**-4) and beta != 1.0 and learned["variant"] == "learned"
+
+
 def test_finished_runs_are_not_done_again(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     settings |= {"variants": {"alibi": {}}, "seeds": [0]}
     first = run_comparison(ComparisonConfig(**settings))
