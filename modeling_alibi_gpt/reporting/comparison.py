@@ -12,6 +12,7 @@ from modeling_alibi_gpt.reporting.findings import (
     beta_findings,
     extrapolation_findings,
     noise_rule,
+    published_findings,
     scaling_findings,
 )
 from modeling_alibi_gpt.reporting.grid import AS_TRAINED, Grid
@@ -47,6 +48,7 @@ def comparison_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
             sections += _beta_sections(name, grid, of_comparison.get("trained_beta", []))
         else:
             sections += _method_sections(name, grid, of_comparison)
+            sections += _published_sections(name, grid, by_kind.get("published", []))
     return sections
 
 
@@ -181,6 +183,22 @@ def _beta_sections(name: str, grid: Grid, trained: Sequence[Record]) -> list[Sec
         )
         sections.append(Section(f"Learned {BETA} and slopes", sentence, tables=tables))
     return sections
+
+
+def _published_sections(name: str, grid: Grid, published: Sequence[Record]) -> list[Section]:
+    if not published:
+        return []
+    source = published[0]["provenance"]["source"]
+    sentence = (
+        f"What {source} found on WikiText-103, with 247 million parameters and 205 epochs at 512 tokens, beside the far "
+        f"smaller models of {name}. Perplexities do not compare, directions do."
+    )
+    findings = published_findings(grid, published)
+    return [
+        Section(
+            f"Beside the paper, {name.split(' on ')[-1]}", sentence, [], [extrapolation_table(published)], findings
+        )
+    ]
 
 
 def _positions_picture(stem: str, grid: Grid, rows: Sequence[Record]) -> Picture:

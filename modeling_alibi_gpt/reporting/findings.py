@@ -1,10 +1,11 @@
 """What a comparison shows, in words: every sentence is made from the records, and says only what they hold."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from modeling_alibi_gpt.reporting.grid import AS_TRAINED, NOISE_NATS, Grid, format_change, sign
 from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.tables import BETA, format_count, format_ratio
+from modeling_alibi_gpt.reporting.tables import BETA, format_count, format_ratio, group_by
 
 
 def noise_rule(num_seeds: int) -> str:
@@ -77,6 +78,26 @@ def beta_findings(grid: Grid) -> list[str]:
             for cell in cells
         ]
         findings.append(f"{variant} against {grid.reference}, sliding: {', '.join(changes)}.")
+    return findings
+
+
+def published_findings(grid: Grid, published: Sequence[Record]) -> list[str]:
+    """What a paper measured for each method, in nats from its training length on, and what was measured here."""
+    findings = []
+    for method, records in group_by(published, lambda record: record["position_method"]).items():
+        measured = [record for record in records if record["error"] is None]
+        near, far = measured[0], measured[-1]
+        there = math.log(far["perplexity"] / near["perplexity"])
+        here = grid.change(method, far["protocol"], grid.lengths[-1]) if method in grid.variants else None
+        if here is None:
+            continue
+        same = sign([there]) == sign(here)
+        findings.append(
+            f"{method}, {_protocol(far['protocol'])}: the paper {format_change([there])} nats from "
+            f"{format_count(near['length_tokens'])} to {format_count(far['length_tokens'])} tokens, here "
+            f"{format_change(here)} from {format_count(grid.lengths[0])} to {format_count(grid.lengths[-1])}: "
+            f"{'the same direction' if same else 'another direction'}."
+        )
     return findings
 
 

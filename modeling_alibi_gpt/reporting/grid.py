@@ -59,15 +59,15 @@ class Grid:
 def sign(differences: Sequence[float]) -> int:
     """1 or -1 where every difference lies on that side and their mean is beyond the noise, else 0."""
     mean = sum(differences) / len(differences)
-    if abs(mean) <= NOISE_NATS or min(differences) * max(differences) <= 0:
+    if abs(mean) <= NOISE_NATS or min(differences) < 0 < max(differences):
         return 0
     return 1 if mean > 0 else -1
 
 
 def format_change(differences: Sequence[float] | None) -> str:
-    """``+0.031 (+0.028, +0.034)``: the mean in nats and each seed's; a dash for None."""
+    """``+0.031 (+0.028, +0.034)``: the mean in nats, and each seed's where there are several; a dash for None."""
     if differences is None:
         return "\N{EN DASH}"
-    mean = sum(differences) / len(differences)
+    mean = f"{sum(differences) / len(differences):+.3f}"
     seeds = ", ".join(f"{difference:+.3f}" for difference in differences)
-    return f"{mean:+.3f} ({seeds})".replace("-", "\N{MINUS SIGN}")
+    return (f"{mean} ({seeds})" if len(differences) > 1 else mean).replace("-", "\N{MINUS SIGN}")

@@ -38,6 +38,10 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "bias_matrix": ("name", "slopes", "bias"),
     "corpus": ("comparison", "source", "num_documents", "num_bytes", "fingerprint", "documents"),
+    "published": (
+        *("comparison", "name", "position_method", "protocol", "length_tokens", "stride_tokens", "perplexity"),
+        *("train_context_length", "error"),
+    ),
     "comparison": (
         *("comparison", "name", "variant", "reading", "position_method", "protocol", "length_tokens", "stride_tokens"),
         *("fields", "reading_fields", "train_context_length", "reference", "seeds"),
