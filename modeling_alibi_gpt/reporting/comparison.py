@@ -5,7 +5,15 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from modeling_alibi_gpt.reporting.drawing import Line, as_png, draw_lines, log2_axis, name_lines, new_axes
+from modeling_alibi_gpt.reporting.drawing import (
+    Line,
+    as_png,
+    draw_lines,
+    log2_axis,
+    name_lines,
+    new_axes,
+    perplexity_axis,
+)
 from modeling_alibi_gpt.reporting.figures import bias_by_distance_figure, extrapolation_figure, position_figure
 from modeling_alibi_gpt.reporting.findings import (
     beta_curve,
@@ -96,9 +104,8 @@ def beta_comparison_figure(grid: Grid, protocol: str) -> Figure:
             name = f"{'set after training' if after else kind}, read at {format_count(length)} tokens"
             lines.append(Line(name, colour, list(curve), [record["perplexity"] for record in curve.values()]))
     log2_axis(axes, [x for line in lines for x in line.xs], format_ratio)
-    axes.set(xlabel=f"{BETA} (log scale)", ylabel="perplexity", yscale="log")
-    axes.yaxis.set_minor_formatter(lambda tick, _: f"{tick:g}")
-    axes.yaxis.set_major_formatter(lambda tick, _: f"{tick:g}")
+    perplexity_axis(axes, [y for line in lines for y in line.ys])
+    axes.set_xlabel(f"{BETA} (log scale)")
     draw_lines(axes, lines)
     name_lines(axes, lines)
     return figure
@@ -190,8 +197,8 @@ def _published_sections(name: str, grid: Grid, published: Sequence[Record]) -> l
         return []
     source = published[0]["provenance"]["source"]
     sentence = (
-        f"What {source} found on WikiText-103, with 247 million parameters and 205 epochs at 512 tokens, beside the far "
-        f"smaller models of {name}. Perplexities do not compare, directions do."
+        f"What {source} found on WikiText-103, with 247 million parameters and 205 epochs at 512 tokens, beside the "
+        f"far smaller models of {name}. Perplexities do not compare, directions do."
     )
     findings = published_findings(grid, published)
     return [
