@@ -26,6 +26,10 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("num_train_tokens", "validation_nats_per_token", "validation_perplexity", "num_validation_tokens"),
         *("train_seconds", "bf16", "loss_history"),
     ),
+    "milestone": (
+        *("name", "position_method", "step", "num_train_tokens", "train_length_tokens", "protocol", "length_tokens"),
+        *("stride_tokens", "nats_per_token", "perplexity", "error"),
+    ),
     "perplexity": _PERPLEXITY_FIELDS,
     "extrapolation": (*_PERPLEXITY_FIELDS, "train_context_length", "error", "nats_by_position"),
     "beta_trial": (

@@ -102,6 +102,25 @@ class DataSection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MilestoneSection:
+    """When a training stops to read the validation text, at its own length and beyond.
+
+    Attributes:
+        steps: After how many optimizer steps; 0 is before training.
+        lengths_tokens: Lengths at which it is read, under both protocols.
+    """
+
+    steps: list[int]
+    lengths_tokens: list[int]
+
+    def __post_init__(self) -> None:
+        if min(self.steps, default=-1) < 0 or len(set(self.steps)) < len(self.steps):
+            raise ValueError(f"milestones.steps must be different numbers of at least 0, got {self.steps}")
+        if min(self.lengths_tokens, default=0) < 1:
+            raise ValueError(f"milestones.lengths_tokens must be at least 1, got {self.lengths_tokens}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ExperimentConfig:
     """One training run: what ``scripts/train.py`` reads and what ``best.json`` of a sweep holds.
 
@@ -114,6 +133,7 @@ class ExperimentConfig:
             ``per_device_train_batch_size`` as ``training`` says.
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch, takes the
             faster and keeps to it.
+        milestones: What is measured along the way; null is nothing. The records go to ``milestones.jsonl``.
         training: Fields of ``transformers.TrainingArguments``, verbatim.
     """
 
@@ -122,6 +142,7 @@ class ExperimentConfig:
     data: DataSection
     global_batch_size: int | None = None
     precision: str = "float32"
+    milestones: MilestoneSection | None = None
     training: dict[str, Any]
 
     def __post_init__(self) -> None:
@@ -195,6 +216,9 @@ def convert_value(value: Any, hint: Any, where: str) -> Any:
     Raises:
         ValueError: The value has another type; says which was expected at ``where``.
     """
+    if value is not None and typing.get_origin(hint) is types.UnionType:
+        sections = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)]
+        hint = sections[0] if sections else hint
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not isinstance(value, dict):
             raise ValueError(f"'{where}' must be a mapping, got {value!r}")

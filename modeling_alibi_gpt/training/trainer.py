@@ -43,6 +43,7 @@ from modeling_alibi_gpt.training.corpora import describe_documents, load_documen
 from modeling_alibi_gpt.training.data import PackedCollator, pack_documents
 from modeling_alibi_gpt.training.exact_trainer import ExactTrainer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, read_mapping
+from modeling_alibi_gpt.training.milestones import MilestoneCallback
 from modeling_alibi_gpt.training.model_setup import build_model, model_config
 from modeling_alibi_gpt.training.precision import faster_precision
 from modeling_alibi_gpt.training.tokenization import (
@@ -107,6 +108,8 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
             if is_main:
                 held.enter_context(claimed_output_dir(output_dir, config))
 
+        if config.milestones is not None:
+            callbacks = [*callbacks, MilestoneCallback(config, data.validation_stream, data.fingerprint)]
         bias_before = bias_by_distance(model)
         trainer = make_trainer(config, arguments, model, data, callbacks)
         checkpoint = get_last_checkpoint(output_dir)

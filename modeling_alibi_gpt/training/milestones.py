@@ -1,0 +1,93 @@
+"""Perplexity along a training, at its own length and beyond: what a fine-tuning has reached after so many tokens."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from modeling_alibi_gpt.evaluation.checkpoints import position_method
+from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
+from modeling_alibi_gpt.evaluation.processes import process_state
+from modeling_alibi_gpt.evaluation.scoring import score_stream
+from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
+from modeling_alibi_gpt.reporting.records import append_record, provenance, read_records
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.tokenization import TokenStream
+
+
+MILESTONES_FILE = "milestones.jsonl"
+
+
+class MilestoneCallback(TrainerCallback):
+    """Reads the validation text at the steps of ``config.milestones`` and appends a record for each length.
+
+    A training that goes on from a checkpoint comes past some steps again; what is written is not measured twice.
+    Random state and weights are left as they are.
+
+    Args:
+        config: The experiment, with milestones.
+        stream: Its validation text.
+        data_fingerprint: Of its documents.
+    """
+
+    def __init__(self, config: ExperimentConfig, stream: TokenStream, data_fingerprint: str) -> None:
+        assert config.milestones is not None
+        self.config, self.milestones, self.stream = config, config.milestones, stream
+        self.provenance = provenance(seed=config.training.get("seed"), data_fingerprint=data_fingerprint)
+        self.steps = set(self.milestones.steps) - _measured_steps(config)
+        for length in self.milestones.lengths_tokens:
+            if len(stream.input_ids) <= length:
+                raise ValueError(
+                    f"milestones.lengths_tokens: the validation text has {len(stream.input_ids)} tokens, "
+                    f"a window of {length} needs {length + 1}"
+                )
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._measure(args, state, kwargs["model"])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._measure(args, state, kwargs["model"])
+
+    def _measure(self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> None:
+        if state.global_step not in self.steps:
+            return
+        for protocol in PROTOCOLS:
+            for length in self.milestones.lengths_tokens:
+                record = self._record(model, state, protocol, length)
+                if process_state().is_main_process:
+                    append_record(Path(args.output_dir) / MILESTONES_FILE, record)
+
+    def _record(self, model: PreTrainedModel, state: TrainerState, protocol: str, length: int) -> dict[str, Any]:
+        try:
+            scores = score_stream(model, self.stream.input_ids, length_tokens=length, protocol=protocol)
+            figures = {**perplexity_figures(scores, self.stream.num_bytes), "error": None}
+        except ValueError as error:  # a table of positions that ends is a result
+            figures = {"nats_per_token": None, "perplexity": None, "error": str(error)}
+        return {
+            "kind": "milestone",
+            "name": self.config.name,
+            "position_method": position_method(model.config),
+            "step": state.global_step,
+            "num_train_tokens": int(state.num_input_tokens_seen),
+            "train_length_tokens": self.config.data.train_length_tokens,
+            "protocol": protocol,
+            "length_tokens": length,
+            "stride_tokens": resolve_stride(length, protocol),
+            **figures,
+            "provenance": self.provenance,
+        }
+
+
+def _measured_steps(config: ExperimentConfig) -> set[int]:
+    """Steps that an earlier part of this run measured whole; what a kill left of one is measured again."""
+    path = Path(config.training["output_dir"]) / MILESTONES_FILE
+    num_rows = Counter(record["step"] for record in read_records(path)) if path.exists() else Counter()
+    assert config.milestones is not None
+    return {
+        step for step, count in num_rows.items() if count >= len(PROTOCOLS) * len(config.milestones.lengths_tokens)
+    }
