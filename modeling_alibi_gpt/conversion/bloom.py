@@ -27,15 +27,14 @@ MODULES = {
     "h.{}.mlp.dense_4h_to_h": "layers.{}.mlp.down_proj",
     "ln_f": "norm",
 }
+FUSED = "h.{}.self_attention.query_key_value"
 
 
 def rules(config: AlibiGPTConfig, fields: Fields) -> list[Rule]:
     return [
         *module_rules({"word_embeddings": "embed_tokens"}, ["weight"]),
         *module_rules(MODULES, ["weight", "bias"]),
-        *qkv_rules(
-            "h.{}.self_attention.query_key_value", ["weight", "bias"], rows_by_head(config.num_attention_heads)
-        ),
+        *qkv_rules(FUSED, ["weight", "bias"], rows_by_head(config.num_attention_heads)),
     ]
 
 

@@ -45,8 +45,8 @@ class ConvertConfig:
         to: ``alibi_gpt``, or the family that an AlibiGPT becomes.
         as_transformers: Reproduce what the code of transformers computes where it departs from what the model was
             trained with: MPT's slopes of a range of 8, Falcon's slopes rounded to bfloat16.
-        overrides: Fields of ``AlibiGPTConfig`` laid over the translated ones. ``position_method: alibi`` leaves out the
-            learned positions of a GPT-2, which must then be fine-tuned.
+        overrides: Fields of ``AlibiGPTConfig`` laid over the translated ones. ``position_method: alibi`` leaves out
+            the learned positions of a GPT-2, which must then be fine-tuned.
         dtype: ``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor.
         allow_pickle: Read pickled weights, with ``weights_only=True``, where there are no others.
         max_shard_bytes: Size from which on weights are spread over several files.

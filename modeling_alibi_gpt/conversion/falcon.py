@@ -6,7 +6,6 @@ from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.conversion.families import Family, Fields, refuse_other_values, shared_fields
 from modeling_alibi_gpt.conversion.weight_map import (
-    SAME,
     Rule,
     module_rules,
     qkv_rules,
@@ -39,7 +38,7 @@ def rules(config: AlibiGPTConfig, fields: Fields) -> list[Rule]:
         *module_rules({"word_embeddings": "embed_tokens"}, ["weight"]),
         *module_rules(NORMS, ["weight", "bias"]),
     ]
-    linears = [*module_rules(LINEARS, ["weight"], SAME), *qkv_rules(FUSED, ["weight"], fused)]
+    linears = [*module_rules(LINEARS, ["weight"]), *qkv_rules(FUSED, ["weight"], fused)]
     if not fields["bias"]:
         return found + zero_bias_rules(linears)
     return found + linears + module_rules(LINEARS, ["bias"]) + qkv_rules(FUSED, ["bias"], fused)

@@ -1,7 +1,7 @@
 """What a family of models has to say about itself to be converted, and how its config.json is read."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ Fields = dict[str, Any]
 
 # What transformers, past and present, writes into every config.json without the model reading it.
 _BOOKKEEPING = {
-    *("_attn_implementation_autoset", "_name_or_path", "auto_map", "is_decoder", "model_type", "name_or_path"),
-    *("output_attentions", "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript", "unk_token_id"),
+    *("auto_map", "is_decoder", "model_type", "name_or_path", "output_attentions", "task_specific_params"),
+    *("tokenizer_class", "torch_dtype", "torchscript", "unk_token_id"),
 }
 # Fields that mean the same wherever a family has them.
 SHARED_FIELDS = (
@@ -86,7 +86,7 @@ class Family:
             defaults |= {f"{name}.{key}": value for key, value in _defaults(config_class).items()}
         values = {names.get(name, name): value for name, value in written.items()}
         allowed = {*defaults, *self.without_effect, *_BOOKKEEPING, *GenerationConfig._get_default_generation_params()}
-        if unknown := sorted(set(values) - allowed):
+        if unknown := sorted(name for name in values if name not in allowed and not name.startswith("_")):
             raise ValueError(
                 f"{folder}: config.json holds {', '.join(unknown)}, of which it is not known whether the function "
                 "depends on it; remove from config.json what has no effect"
@@ -127,9 +127,8 @@ def refuse_other_values(sentence: str, values: Mapping[str, Any], expected: Mapp
 
 
 def _defaults(config_class: type[PreTrainedConfig]) -> Fields:
-    """Fields of a config class with the values they have where nothing is said."""
-    config = config_class()
-    return {field.name: getattr(config, field.name) for field in fields(config_class)}
+    """Fields of a config class with the values they have where nothing is said, before others are derived of them."""
+    return {field.name: None if field.default is MISSING else field.default for field in fields(config_class)}
 
 
 def _check_architecture(folder: Path, written: Fields, architectures: Sequence[str]) -> None:

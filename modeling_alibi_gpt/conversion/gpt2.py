@@ -1,4 +1,4 @@
-"""GPT-2: learned positions and linear layers stored as (in, out). Without the table of positions, a start for ALiBi."""
+"""GPT-2: learned positions, linear layers stored as (in, out). Without the table of positions, a start for ALiBi."""
 
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -69,8 +69,7 @@ GPT2 = Family(
     architectures=("GPT2LMHeadModel", "GPT2Model"),
     to_alibi_gpt=to_alibi_gpt,
     rules=rules,
-    # Kernels for half precision, and heads that are not converted.
-    without_effect=("n_ctx", "predict_special_tokens", "gradient_checkpointing"),
+    without_effect=("n_ctx", "gradient_checkpointing", "output_past", "predict_special_tokens"),
     # Causal masks, which old checkpoints hold as if they were weights.
     ignored_tensors=(r"h\.\d+\.attn\.(bias|masked_bias)",),
 )

@@ -52,10 +52,10 @@ class SourceWeights:
         """
         tensor = self._described[name]
         if tensor.dtype not in _DTYPES:
-            expected = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            got, *expected = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *_DTYPES))
             raise ValueError(
-                f"{self._files[name]}: {name} is {str(tensor.dtype).removeprefix('torch.')}, expected one of {expected};"
-                " convert the checkpoint from before it was quantised"
+                f"{self._files[name]}: {name} is {got}, expected one of {', '.join(expected)}; "
+                "convert the checkpoint as it was before it was quantised"
             )
         return tensor
 
@@ -72,12 +72,15 @@ class SourceWeights:
                 return {self.folder / single: None}
             if (self.folder / index).is_file():
                 return self._files_of_index(self.folder / index)
-        if any(self.folder.glob("*.bin")):
+        if any(self.folder.glob("pytorch_model*.bin")):
             raise ValueError(
                 f"{self.folder}: the weights are pickled, and a pickle can run code; "
                 "--allow-pickle reads them with weights_only=True"
             )
-        raise ValueError(f"{self.folder}: no weights here, expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME}")
+        raise ValueError(
+            f"{self.folder}: no weights here, expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME} "
+            "(pickled ones are read with --allow-pickle only)"
+        )
 
     def _files_of_index(self, index: Path) -> dict[Path, list[str] | None]:
         try:

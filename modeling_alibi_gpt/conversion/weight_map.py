@@ -113,7 +113,7 @@ def module_rules(names: Mapping[str, str], parameters: Sequence[str], layout: La
 
 
 def qkv_rules(foreign: str, parameters: Sequence[str], layout: Layout) -> list[Rule]:
-    """Rules for the fused projection of the module ``foreign``, whose layout splits it into queries, keys and values."""
+    """Rules for the module ``foreign``, whose layout splits it into the projections of queries, keys and values."""
     parts = [f"layers.{{}}.self_attn.{part}_proj" for part in ("q", "k", "v")]
     return [
         Rule((f"{foreign}.{parameter}",), tuple(f"{part}.{parameter}" for part in parts), layout)
@@ -154,7 +154,9 @@ class Step:
         try:
             return [tensor.contiguous() for tensor in self.transform(tensors)]
         except RuntimeError as error:
-            shapes = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in zip(self.sources, tensors))
+            shapes = ", ".join(
+                f"{name} {tuple(tensor.shape)}" for name, tensor in zip(self.sources, tensors, strict=True)
+            )
             raise ValueError(f"the shape of a tensor does not fit config.json: {shapes}") from error
 
 
