@@ -21,7 +21,7 @@ from modeling_alibi_gpt.conversion.gpt2 import GPT2
 from modeling_alibi_gpt.conversion.hub_export import COMPANION_PATTERNS
 from modeling_alibi_gpt.conversion.mpt import MPT
 from modeling_alibi_gpt.conversion.source_weights import SourceWeights
-from modeling_alibi_gpt.conversion.weight_map import Plan, plan_conversion, write_weights
+from modeling_alibi_gpt.conversion.streaming import Plan, plan_conversion, write_weights
 from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.training.checkpoints import full_disk_as_os_error

@@ -82,11 +82,11 @@ class Family:
         for name, config_class in self.config_class.sub_configs.items():
             inner = written.pop(name, None) or {}
             del defaults[name]
-            written |= {f"{name}.{key}": value for key, value in inner.items() if key not in _BOOKKEEPING}
+            written |= {f"{name}.{key}": value for key, value in inner.items()}
             defaults |= {f"{name}.{key}": value for key, value in _defaults(config_class).items()}
         values = {names.get(name, name): value for name, value in written.items()}
-        allowed = {*defaults, *self.without_effect, *_BOOKKEEPING, *GenerationConfig._get_default_generation_params()}
-        if unknown := sorted(name for name in values if name not in allowed and not name.startswith("_")):
+        known = {*defaults, *self.without_effect}
+        if unknown := sorted(name for name in values if name not in known and not _is_bookkeeping(name)):
             raise ValueError(
                 f"{folder}: config.json holds {', '.join(unknown)}, of which it is not known whether the function "
                 "depends on it; remove from config.json what has no effect"
@@ -124,6 +124,11 @@ def refuse_other_values(sentence: str, values: Mapping[str, Any], expected: Mapp
     ]
     if wrong:
         raise ValueError(f"{sentence}: {', '.join(wrong)}")
+
+
+def _is_bookkeeping(name: str) -> bool:
+    name = name.rpartition(".")[2]
+    return name.startswith("_") or name in _BOOKKEEPING or name in GenerationConfig._get_default_generation_params()
 
 
 def _defaults(config_class: type[PreTrainedConfig]) -> Fields:
