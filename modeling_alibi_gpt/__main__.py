@@ -1,6 +1,6 @@
 """The command line of transformers, with AlibiGPT known to it: ``python -m modeling_alibi_gpt serve FOLDER``.
 
-Commands of ours: ``python -m modeling_alibi_gpt precision --output FILE.jsonl`` and
+Commands of ours: ``python -m modeling_alibi_gpt precision --output FILE.jsonl``, likewise ``differences``, and
 ``python -m modeling_alibi_gpt margins --model DIR --data URI``.
 """
 
@@ -12,6 +12,7 @@ import typer
 from transformers.cli.transformers import app, main
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.conversion.differences import measure_differences
 from modeling_alibi_gpt.evaluation.margins import MarginsConfig, measure_margins
 from modeling_alibi_gpt.evaluation.precision import measure_precision
 from modeling_alibi_gpt.reporting.records import write_records
@@ -21,6 +22,12 @@ from modeling_alibi_gpt.reporting.records import write_records
 def precision(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
     """Measure what bfloat16 and float16 cost attention with ALiBi, in a minute on a CPU."""
     write_records(output, measure_precision())
+
+
+@app.command()
+def differences(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
+    """Measure where other families' code departs from ALiBi, on random models, in a minute on a CPU."""
+    write_records(output, measure_differences())
 
 
 @app.command()

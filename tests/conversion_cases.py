@@ -40,7 +40,7 @@ def random_weights(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
 
 def bloom(num_heads: int = 8, **fields: Any) -> PreTrainedModel:
     sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": WIDTH, "n_layer": 2, "n_head": num_heads}
-    return random_weights(BloomForCausalLM(BloomConfig(**sizes, **fields)))
+    return random_weights(BloomForCausalLM(BloomConfig(**{**sizes, **fields})))
 
 
 def mpt(num_heads: int = 8, *, attn_config: dict[str, Any] | None = None, **fields: Any) -> PreTrainedModel:

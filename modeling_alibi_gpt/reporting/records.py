@@ -50,6 +50,10 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("name", "length_tokens", "tolerance"),
         *("slopes_by_layer", "margins_nats_by_layer", "windows_tokens_by_layer"),
     ),
+    "conversion_difference": (
+        *("name", "dtype", "reference", "reference_dtype", "length_tokens", "num_heads", "num_layers", "hidden_size"),
+        *("max_logit_difference", "logit_std", "kl_nats_per_token"),
+    ),
     "bias_by_distance": (
         *("name", "position_method", "train_context_length"),
         *("distances_tokens", "bias_before", "bias_after"),
