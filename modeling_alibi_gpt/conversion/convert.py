@@ -44,7 +44,7 @@ class ConvertConfig:
         output_dir: Folder to make; it must not exist or be empty.
         to: ``alibi_gpt``, or the family that an AlibiGPT becomes.
         as_transformers: Reproduce what the code of transformers computes where it departs from what the model was
-            trained with: MPT's slopes of a range of 8, Falcon's slopes rounded to bfloat16.
+            trained with: MPT's slopes, whose range it takes for 8, and the width of its MLP.
         overrides: Fields of ``AlibiGPTConfig`` laid over the translated ones. ``position_method: alibi`` leaves out
             the learned positions of a GPT-2, which must then be fine-tuned.
         dtype: ``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor.

@@ -1,8 +1,10 @@
 """Falcon with ALiBi (falcon-rw): biases inside the scaling, one key and value head or one for each query head."""
 
+from collections.abc import Collection
+from typing import Any
+
 from transformers import FalconConfig, FalconForCausalLM
 
-from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.conversion.families import Family, Fields, refuse_other_values, shared_fields
 from modeling_alibi_gpt.conversion.weight_map import (
@@ -45,36 +47,33 @@ def rules(config: AlibiGPTConfig, fields: Fields) -> list[Rule]:
 
 
 def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
-    """Slopes are the paper's; transformers rounds them, positions and their products to bfloat16.
-
-    ``as_transformers`` reproduces the rounded slopes. The rounded products depend on the absolute position, so that no
-    bias of distances equals them.
-    """
-    expected = {"alibi": [True], "new_decoder_architecture": [False], "parallel_attn": [False]}
+    """The bias is the paper's. In transformers, slopes, positions and their products are rounded to bfloat16."""
+    if as_transformers:
+        raise ValueError(
+            "as_transformers is not for a Falcon: transformers rounds its biases by absolute position, "
+            "which no bias of distances equals"
+        )
+    expected: dict[str, Collection[Any]] = {
+        "alibi": [True],
+        "new_decoder_architecture": [False],
+        "parallel_attn": [False],
+        "apply_residual_connection_post_layernorm": [False],
+    }
     if not fields["multi_query"]:
         expected["num_kv_heads"] = [None, fields["num_attention_heads"]]
-    expected["apply_residual_connection_post_layernorm"] = [False]
     refuse_other_values("this Falcon cannot be an AlibiGPT", fields, expected)
-    slopes: Fields = {}
-    if as_transformers:
-        rounded = alibi_slopes(fields["num_attention_heads"]).bfloat16().tolist()
-        slopes = {"alibi_slope_kind": "custom", "alibi_slopes": rounded}
-    return (
-        shared_fields(fields)
-        | slopes
-        | {
-            "hidden_size": fields["hidden_size"],
-            "num_hidden_layers": fields["num_hidden_layers"],
-            "num_attention_heads": fields["num_attention_heads"],
-            "num_key_value_heads": 1 if fields["multi_query"] else None,
-            "intermediate_size": fields["ffn_hidden_size"],
-            "hidden_act": fields["activation"],
-            "resid_pdrop": fields["hidden_dropout"] or 0.0,
-            "attention_dropout": fields["attention_dropout"] or 0.0,
-            "train_context_length": fields["max_position_embeddings"],
-            "alibi_bias_inside_scaling": True,
-        }
-    )
+    return shared_fields(fields) | {
+        "hidden_size": fields["hidden_size"],
+        "num_hidden_layers": fields["num_hidden_layers"],
+        "num_attention_heads": fields["num_attention_heads"],
+        "num_key_value_heads": 1 if fields["multi_query"] else None,
+        "intermediate_size": fields["ffn_hidden_size"],
+        "hidden_act": fields["activation"],
+        "resid_pdrop": fields["hidden_dropout"] or 0.0,
+        "attention_dropout": fields["attention_dropout"] or 0.0,
+        "train_context_length": fields["max_position_embeddings"],
+        "alibi_bias_inside_scaling": True,
+    }
 
 
 FALCON = Family(
