@@ -51,7 +51,8 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("slopes_by_layer", "margins_nats_by_layer", "windows_tokens_by_layer"),
     ),
     "conversion_difference": (
-        *("name", "dtype", "reference", "reference_dtype", "length_tokens", "num_heads", "num_layers", "hidden_size"),
+        *("name", "model", "dtype", "reference", "reference_dtype", "length_tokens"),
+        *("num_heads", "num_layers", "hidden_size"),
         *("max_logit_difference", "logit_std", "kl_nats_per_token"),
     ),
     "bias_by_distance": (
