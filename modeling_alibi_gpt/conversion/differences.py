@@ -176,9 +176,10 @@ def _fill(model: PreTrainedModel, generator: torch.Generator) -> None:
 @torch.no_grad()
 def _logits(folder: Path, reading: Reading, input_ids: Tensor) -> Tensor:
     """Logits ``(1, Q, V)`` in float64."""
-    source = folder
-    if reading.options is not None:
-        source = folder / "converted"
-        convert(ConvertConfig(model=str(folder), output_dir=str(source), **reading.options))
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[reading.dtype])
+    with tempfile.TemporaryDirectory() as beside:
+        source = folder
+        if reading.options is not None:
+            source = Path(beside, "converted")
+            convert(ConvertConfig(model=str(folder), output_dir=str(source), **reading.options))
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[reading.dtype])
     return model.eval()(input_ids).logits.double()
