@@ -164,7 +164,7 @@ class _Translation:
 
 def _translate_in(config: ConvertConfig, folder: Path, model_type: str | None) -> _Translation:
     if model_type not in FAMILIES:
-        raise ValueError(f"{folder} holds a {model_type}, expected one of {', '.join(FAMILIES)}")
+        raise ValueError(f"{folder}: model_type is {model_type!r}, expected one of {', '.join(FAMILIES)}")
     family = FAMILIES[model_type]
     fields = family.read_fields(folder)
     ours = AlibiGPTConfig(**{**family.to_alibi_gpt(fields, config.as_transformers), **config.overrides})
@@ -173,7 +173,7 @@ def _translate_in(config: ConvertConfig, folder: Path, model_type: str | None) -
 
 def _translate_out(config: ConvertConfig, folder: Path, model_type: str | None) -> _Translation:
     if model_type != OURS:
-        raise ValueError(f"{folder} holds a {model_type}, expected an {OURS}; convert it to {OURS} first")
+        raise ValueError(f"{folder}: model_type is {model_type!r}, expected {OURS!r}; convert it to {OURS} first")
     if config.overrides or config.as_transformers:
         raise ValueError(f"overrides and as_transformers are for conversions to {OURS}, not to {config.to}")
     family, ours = FAMILIES[config.to], load_model_config(folder)
