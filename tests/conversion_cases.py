@@ -1,9 +1,11 @@
 """Tiny random originals of every family that is converted, and how far two models' logits lie apart."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     BloomConfig,
@@ -97,3 +99,16 @@ def assert_same_weights(first: PreTrainedModel, second: PreTrainedModel) -> None
     tensors, others = first.state_dict(), second.state_dict()
     assert tensors.keys() == others.keys()
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+def pickle_weights(folder: Path, *, sharded: bool = False) -> None:
+    """Turn the safetensors of a folder into what ``torch.save`` writes."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if not sharded:
+        torch.save(tensors, folder / "pytorch_model.bin")
+        return
+    weight_map = {name: f"pytorch_model-0000{number % 2 + 1}-of-00002.bin" for number, name in enumerate(tensors)}
+    for file in set(weight_map.values()):
+        torch.save({name: tensors[name] for name in tensors if weight_map[name] == file}, folder / file)
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
