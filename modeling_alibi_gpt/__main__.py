@@ -1,8 +1,7 @@
 """The command line of transformers, with AlibiGPT known to it: ``python -m modeling_alibi_gpt serve FOLDER``.
 
-Commands of ours: ``python -m modeling_alibi_gpt precision --output FILE.jsonl``,
-``python -m modeling_alibi_gpt margins --model DIR --data URI``,
-``python -m modeling_alibi_gpt gguf --model DIR --output FILE.gguf`` and
+Commands of ours: ``python -m modeling_alibi_gpt precision --output FILE.jsonl``, likewise ``differences``,
+``python -m modeling_alibi_gpt margins --model DIR --data URI`` and
 ``python -m modeling_alibi_gpt llama-cpp --model DIR --data URI``.
 """
 
@@ -14,7 +13,7 @@ import typer
 from transformers.cli.transformers import app, main
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.conversion.gguf_export import GgufConfig, export_gguf
+from modeling_alibi_gpt.conversion.differences import measure_differences
 from modeling_alibi_gpt.evaluation.llama_cpp import LlamaCppConfig, measure_llama_cpp
 from modeling_alibi_gpt.evaluation.margins import MarginsConfig, measure_margins
 from modeling_alibi_gpt.evaluation.precision import measure_precision
@@ -25,6 +24,12 @@ from modeling_alibi_gpt.reporting.records import write_records
 def precision(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
     """Measure what bfloat16 and float16 cost attention with ALiBi, in a minute on a CPU."""
     write_records(output, measure_precision())
+
+
+@app.command()
+def differences(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
+    """Measure where other families' code departs from ALiBi, on random models, in a minute on a CPU."""
+    write_records(output, measure_differences())
 
 
 @app.command()
@@ -41,21 +46,6 @@ def margins(
     ):
         typer.echo(f"layer {layer}: margins of {', '.join(f'{value:.1f}' for value in nats)} nats")
         typer.echo(f"         windows of {', '.join(f'{value:,}' for value in windows)} tokens")
-
-
-@app.command()
-def gguf(
-    model: Annotated[str, typer.Option(help="Checkpoint folder, with its tokenizer.")],
-    output: Annotated[str, typer.Option(help="The GGUF file to write.")],
-    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16")] = "float32",
-    context_length_tokens: Annotated[
-        int | None, typer.Option(help="The longest text that llama-server will take; by default that of training.")
-    ] = None,
-) -> None:
-    """Write a checkpoint as one GGUF file, for llama.cpp."""
-    config = GgufConfig(model=model, output=output, dtype=dtype, context_length_tokens=context_length_tokens)
-    done = export_gguf(config)
-    typer.echo(f"{done['output']}: {done['num_tensors']} tensors, {done['num_bytes']:,} bytes")
 
 
 @app.command()

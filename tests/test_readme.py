@@ -122,3 +122,15 @@ def test_errors_of_half_precision_are_those_of_the_records() -> None:
             rows.append([dtype, path, *cells])
     header = ["", "way", "largest error", "times plain", "relative error", "times plain"]
     assert markdown_table(Table(header, rows, num_text_columns=2)) in README
+
+
+def test_differences_of_converted_models_are_those_of_the_records() -> None:
+    rows = []
+    key = ("name", "model", "dtype", "reference")
+    figures = ("max_logit_difference", "kl_nats_per_token")
+    for what, records in group_by(read_results("conversion"), lambda record: tuple(map(record.get, key))).items():
+        assert [record["length_tokens"] for record in records] == [512, 2048]
+        assert all(record["reference_dtype"] == "float64" and 0.98 < record["logit_std"] < 1.02 for record in records)
+        rows.append([*what, *(f"{record[figure]:.1e}" for figure in figures for record in records)])
+    header = ["", "model", "dtype", "against, in float64", "largest, 512", "2,048 tokens", "KL, 512", "2,048 tokens"]
+    assert markdown_table(Table(header, rows, num_text_columns=4)) in README

@@ -45,7 +45,7 @@ _LAYER_NAMES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GgufConfig:
-    """What ``python -m modeling_alibi_gpt gguf`` does.
+    """What becomes a GGUF file, and how.
 
     Attributes:
         model: Checkpoint folder, with its tokenizer.

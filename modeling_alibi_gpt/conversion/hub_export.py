@@ -20,10 +20,12 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_alibi_gpt.AlibiGPTForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_alibi_gpt.AlibiGPTForTokenClassification",
 }
-_CHECKPOINT_PATTERNS = (
-    *("*.safetensors", "*.safetensors.index.json", "generation_config.json", "chat_template*", "README.md"),
-    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt"),
+# What belongs to a checkpoint beside its weights and config.
+COMPANION_PATTERNS = (
+    *("generation_config.json", "chat_template*", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.*", "merges.txt"),
 )
+_CHECKPOINT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "README.md", *COMPANION_PATTERNS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

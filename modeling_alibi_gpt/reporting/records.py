@@ -71,6 +71,11 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("max_log_prob_difference_nats", "max_rounding_error_nats", "torch_rounding_error_nats"),
         "greedy_tokens_equal",
     ),
+    "conversion_difference": (
+        *("name", "model", "dtype", "reference", "reference_dtype", "length_tokens"),
+        *("num_heads", "num_layers", "hidden_size"),
+        *("max_logit_difference", "logit_std", "kl_nats_per_token"),
+    ),
     "bias_by_distance": (
         *("name", "position_method", "train_context_length"),
         *("distances_tokens", "bias_before", "bias_after"),

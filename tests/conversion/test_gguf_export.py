@@ -1,6 +1,7 @@
 """GGUF files: every weight is in them, their keys say what the config says, and what cannot be said is refused."""
 
-import importlib
+import importlib.util
+import json
 import os
 import random
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from gguf import GGMLQuantizationType, GGUFReader, TokenType
+from gguf import GGUFReader, TokenType
 from gguf.quants import dequantize
 from tokenizers import normalizers, pre_tokenizers, processors
 from torch import Tensor
@@ -21,6 +22,7 @@ from modeling_alibi_gpt.conversion.gguf_export import GgufConfig, check_config, 
 from modeling_alibi_gpt.training.tokenization import train_tokenizer
 
 
+ROOT = Path(__file__).resolve().parents[2]
 SIZES = {
     "hidden_size": 48,
     "num_hidden_layers": 2,
@@ -238,10 +240,17 @@ def test_a_failed_write_leaves_the_old_file(save: Callable, tmp_path: Path, monk
     assert sorted(os.listdir(tmp_path)) == ["model", "model.gguf"]
 
 
-def test_the_command_writes_the_file(save: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save()
-    main = importlib.import_module("modeling_alibi_gpt.__main__")
-    main.gguf(model=str(tmp_path / "model"), output=str(tmp_path / "new" / "half.gguf"), dtype="float16")
-    matrices = [tensor for tensor in GGUFReader(tmp_path / "new" / "half.gguf").tensors if len(tensor.shape) == 2]
-    assert {tensor.tensor_type for tensor in matrices} == {GGMLQuantizationType.F16}
-    assert "half.gguf: 27 tensors" in capsys.readouterr().out
+def test_the_script_writes_the_file(save: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.spec_from_file_location("convert_script", ROOT / "scripts" / "convert.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    model = save()
+    arguments = ["--model", str(tmp_path / "model"), "--output-dir", str(tmp_path / "out"), "--to", "gguf"]
+    assert script.main([*arguments, "--set", "dtype=float64"]) == 2
+    assert script.main([*arguments, "--set", "as_transformers=true"]) == 2
+    assert not (tmp_path / "out").exists()
+    assert script.main([*arguments, "--set", "context_length_tokens=777"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["files"] == ["model.gguf"]
+    reader = GGUFReader(tmp_path / "out" / "model.gguf")
+    assert reader.get_field("mpt.context_length").contents() == 777
+    assert set(read_tensors(reader)) == set(expected_tensors(model))

@@ -1,0 +1,219 @@
+"""Conversion of whole checkpoint folders between AlibiGPT and other families."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from transformers import PreTrainedConfig
+
+from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.conversion.bloom import BLOOM
+from modeling_alibi_gpt.conversion.falcon import FALCON
+from modeling_alibi_gpt.conversion.families import Family, Fields
+from modeling_alibi_gpt.conversion.gguf_export import GgufConfig, export_gguf
+from modeling_alibi_gpt.conversion.gpt2 import GPT2
+from modeling_alibi_gpt.conversion.hub_export import COMPANION_PATTERNS
+from modeling_alibi_gpt.conversion.mpt import MPT
+from modeling_alibi_gpt.conversion.source_weights import SourceWeights
+from modeling_alibi_gpt.conversion.streaming import Plan, plan_conversion, write_weights
+from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
+from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.training.checkpoints import full_disk_as_os_error
+from modeling_alibi_gpt.training.experiment import read_mapping
+
+
+FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gpt2": GPT2}
+OURS = AlibiGPTConfig.model_type
+GGUF = "gguf"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
+_PICKLE_PATTERNS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """What ``scripts/convert.py`` does.
+
+    Attributes:
+        model: Checkpoint folder, or name on the Hub.
+        output_dir: Folder to make; it must not exist or be empty.
+        to: ``alibi_gpt``, the family that an AlibiGPT becomes, or ``gguf``: one file ``model.gguf`` for llama.cpp.
+        as_transformers: Reproduce what the code of transformers computes where it departs from what the model was
+            trained with: MPT's slopes, whose range it takes for 8, and the width of its MLP.
+        overrides: Fields of ``AlibiGPTConfig`` laid over the translated ones. ``position_method: alibi`` leaves out
+            the learned positions of a GPT-2, which must then be fine-tuned.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor.
+        allow_pickle: Read pickled weights, with ``weights_only=True``, where there are no others.
+        max_shard_bytes: Size from which on weights are spread over several files.
+        context_length_tokens: For ``gguf``: what readers take for the longest text; null is the training length.
+    """
+
+    model: str
+    output_dir: str
+    to: str = OURS
+    as_transformers: bool = False
+    overrides: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+    allow_pickle: bool = False
+    max_shard_bytes: int = 5 * 10**9
+    context_length_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.max_shard_bytes < 1:
+            raise ValueError(f"max_shard_bytes must be at least 1, got {self.max_shard_bytes}")
+        ways_out = [name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None]
+        if self.to not in (OURS, *ways_out, GGUF):
+            raise ValueError(f"to must be one of {', '.join([OURS, *ways_out, GGUF])}, got {self.to!r}")
+        if self.to != GGUF and self.context_length_tokens is not None:
+            raise ValueError(f"context_length_tokens is for conversions to {GGUF}, not to {self.to}")
+
+
+def convert(config: ConvertConfig) -> dict[str, Any]:
+    """Write a checkpoint as another family's: weights, config, and tokenizer files as they are.
+
+    Tensors are read one by one and written file by file, so that a checkpoint may be larger than memory. Everything
+    that can be refused is refused before anything is written.
+
+    Returns:
+        ``output_dir``, ``model_type`` before (``converted_from``) and after, the names of the ``files`` written, and
+        those of source tensors that were ``left_out`` on purpose.
+
+    Raises:
+        ValueError: The source is missing, damaged or cannot be represented exactly, or the output folder is taken.
+    """
+    target = Path(config.output_dir)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is not empty; choose another output_dir")
+    folder = find_folder(config.model, allow_pickle=config.allow_pickle)
+    model_type = read_mapping(folder / "config.json").get("model_type")
+    if config.to == GGUF:
+        return _write_gguf(config, folder, target)
+    translate = _translate_in if config.to == OURS else _translate_out
+    translation = translate(config, folder, model_type)
+    dtype = DTYPES[config.dtype] if config.dtype else None
+    source, plan = translation.plan(folder, allow_pickle=config.allow_pickle, dtype=dtype)
+    target_config = translation.target_config
+    target_config.dtype = dtype or source.describe(plan.steps[0].sources[0]).dtype
+    with _appearing_whole(target) as beside:
+        write_weights(plan, source, beside, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
+        target_config.save_pretrained(beside)
+        for path in (path for pattern in COMPANION_PATTERNS for path in folder.glob(pattern) if path.is_file()):
+            shutil.copyfile(path, beside / path.name)
+    return {
+        "output_dir": str(target),
+        "converted_from": model_type,
+        "model_type": config.to,
+        "files": sorted(path.name for path in target.iterdir()),
+        "left_out": plan.left_out,
+    }
+
+
+def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:
+    _refuse_ways_in(config)
+    dtype = config.dtype or "float32"
+    with _appearing_whole(target) as beside:
+        file = str(beside / "model.gguf")
+        limit = config.context_length_tokens
+        export_gguf(GgufConfig(model=str(folder), output=file, dtype=dtype, context_length_tokens=limit))
+    named = {"output_dir": str(target), "converted_from": OURS, "model_type": GGUF}
+    return {**named, "files": ["model.gguf"], "left_out": []}
+
+
+def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
+    """The folder of a checkpoint: itself, or a snapshot from the Hub or its cache.
+
+    Raises:
+        ValueError: There is no such folder, and no such model on the Hub that can be had from here.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        weights = _WEIGHT_PATTERNS + (_PICKLE_PATTERNS if allow_pickle else ())
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=["config.json", *COMPANION_PATTERNS, *weights]))
+        except (HFValidationError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{model}: no such folder, and it cannot be had from the Hub ({reason})") from error
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{model}: no model here, expected config.json beside the weights")
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Translation:
+    """Both configs of a conversion, of which the source's has been read and the target's is new."""
+
+    family: Family
+    fields: Fields
+    ours: AlibiGPTConfig
+    target_config: PreTrainedConfig
+
+    @property
+    def to_ours(self) -> bool:
+        return self.target_config is self.ours
+
+    def plan(self, folder: Path, *, allow_pickle: bool, dtype: torch.dtype | None) -> tuple[SourceWeights, Plan]:
+        """The weights of the source, and what becomes of them."""
+        source_class, target_class = self.family.causal_lm, AlibiGPTForCausalLM
+        if not self.to_ours:
+            source_class, target_class = target_class, source_class
+        source = SourceWeights(folder, source_class.base_model_prefix, allow_pickle=allow_pickle)
+        with torch.device("meta"):
+            target = target_class(self.target_config)
+        self.target_config.architectures = [target_class.__name__]
+        plan = plan_conversion(
+            source,
+            target,
+            self.family.rules(self.ours, self.fields),
+            to_ours=self.to_ours,
+            tied=self.ours.tie_word_embeddings,
+            dtype=dtype,
+            ignored=self.family.ignored_tensors if self.to_ours else (),
+        )
+        return source, plan
+
+
+def _translate_in(config: ConvertConfig, folder: Path, model_type: str | None) -> _Translation:
+    if model_type not in FAMILIES:
+        raise ValueError(f"{folder}: model_type is {model_type!r}, expected one of {', '.join(FAMILIES)}")
+    family = FAMILIES[model_type]
+    fields = family.read_fields(folder)
+    ours = AlibiGPTConfig(**{**family.to_alibi_gpt(fields, config.as_transformers), **config.overrides})
+    return _Translation(family=family, fields=fields, ours=ours, target_config=ours)
+
+
+def _translate_out(config: ConvertConfig, folder: Path, model_type: str | None) -> _Translation:
+    if model_type != OURS:
+        raise ValueError(f"{folder}: model_type is {model_type!r}, expected {OURS!r}; convert it to {OURS} first")
+    _refuse_ways_in(config)
+    family, ours = FAMILIES[config.to], load_model_config(folder)
+    assert family.from_alibi_gpt is not None
+    return _Translation(family=family, fields={}, ours=ours, target_config=family.from_alibi_gpt(ours))
+
+
+def _refuse_ways_in(config: ConvertConfig) -> None:
+    if config.overrides or config.as_transformers:
+        raise ValueError(f"overrides and as_transformers are for conversions to {OURS}, not to {config.to}")
+
+
+@contextmanager
+def _appearing_whole(target: Path) -> Iterator[Path]:
+    """A folder beside ``target``, which takes its place at the end or vanishes."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}")
+    beside.mkdir(parents=True)
+    try:
+        with full_disk_as_os_error(beside):
+            yield beside
+        if target.exists():
+            target.rmdir()
+        beside.rename(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

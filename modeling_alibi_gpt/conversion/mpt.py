@@ -1,0 +1,115 @@
+"""MPT: no biases at all, queries, keys and values one below the other. The format that other programs read."""
+
+from transformers import MptConfig, MptForCausalLM
+
+from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.conversion.families import (
+    PLAIN_ALIBI,
+    Family,
+    Fields,
+    decoder_sizes,
+    refuse_other_values,
+    shared_fields,
+)
+from modeling_alibi_gpt.conversion.weight_map import Rule, module_rules, qkv_rules, stacked_rows
+
+
+HIDDEN_ACT = "gelu"
+# transformers builds these, whatever config.json says.
+BIAS_MAX_IN_TRANSFORMERS, EXPANSION_RATIO_IN_TRANSFORMERS = 8, 4
+MODULES = {
+    "wte": "embed_tokens",
+    "blocks.{}.norm_1": "layers.{}.input_layernorm",
+    "blocks.{}.attn.out_proj": "layers.{}.self_attn.o_proj",
+    "blocks.{}.norm_2": "layers.{}.post_attention_layernorm",
+    "blocks.{}.ffn.up_proj": "layers.{}.mlp.up_proj",
+    "blocks.{}.ffn.down_proj": "layers.{}.mlp.down_proj",
+    "norm_f": "norm",
+}
+# Everything else would be another function; transformers ignores most of these without a word.
+REPRESENTABLE = {
+    "no_bias": [True],
+    "logit_scale": [None],
+    "norm_type": ["low_precision_layernorm", "layernorm"],
+    "attn_config.alibi": [True],
+    "attn_config.attn_type": ["multihead_attention"],
+    "attn_config.prefix_lm": [False],
+    "attn_config.qk_ln": [False],
+}
+
+
+def rules(config: AlibiGPTConfig, fields: Fields) -> list[Rule]:
+    size = config.num_attention_heads * config.head_dim
+    return [
+        *module_rules(MODULES, ["weight"]),
+        *qkv_rules("blocks.{}.attn.Wqkv", ["weight"], stacked_rows(size, size, size)),
+    ]
+
+
+def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
+    """``alibi_bias_max`` and ``expansion_ratio`` are honoured, as by the library that MPT was trained with."""
+    refuse_other_values("this MPT cannot be an AlibiGPT", fields, REPRESENTABLE)
+    bias_max, expansion_ratio = fields["attn_config.alibi_bias_max"], fields["expansion_ratio"]
+    if as_transformers:
+        bias_max, expansion_ratio = BIAS_MAX_IN_TRANSFORMERS, EXPANSION_RATIO_IN_TRANSFORMERS
+    return shared_fields(fields) | {
+        "hidden_size": fields["d_model"],
+        "num_hidden_layers": fields["n_layers"],
+        "num_attention_heads": fields["n_heads"],
+        "intermediate_size": int(expansion_ratio * fields["d_model"]),
+        "hidden_act": HIDDEN_ACT,
+        "use_bias": False,
+        "clip_qkv": fields["attn_config.clip_qkv"] or None,
+        "attention_scale": fields["attn_config.softmax_scale"],
+        "embd_pdrop": fields["emb_pdrop"],
+        "resid_pdrop": fields["resid_pdrop"],
+        "attention_dropout": fields["attn_config.attn_pdrop"],
+        "train_context_length": fields["max_seq_len"],
+        "alibi_bias_max": bias_max,
+    }
+
+
+def from_alibi_gpt(config: AlibiGPTConfig) -> MptConfig:
+    expected = {
+        **decoder_sizes(config),
+        **PLAIN_ALIBI,
+        # MptConfig holds whole numbers here.
+        "alibi_bias_max": [int(config.alibi_bias_max)],
+        "attention_dropout": [0],
+        "hidden_act": [HIDDEN_ACT],
+        "use_bias": [False],
+        "embedding_layer_norm": [False],
+    }
+    refuse_other_values("this AlibiGPT cannot be an MPT", vars(config), expected)
+    return MptConfig(
+        **shared_fields(vars(config)),
+        d_model=config.hidden_size,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        expansion_ratio=EXPANSION_RATIO_IN_TRANSFORMERS,
+        max_seq_len=config.train_context_length,
+        emb_pdrop=config.embd_pdrop,
+        resid_pdrop=config.resid_pdrop,
+        learned_pos_emb=False,
+        attn_config={
+            "alibi": True,
+            "alibi_bias_max": int(config.alibi_bias_max),
+            "clip_qkv": None if config.clip_qkv is None else float(config.clip_qkv),
+            "softmax_scale": None if config.attention_scale is None else float(config.attention_scale),
+        },
+    )
+
+
+MPT = Family(
+    config_class=MptConfig,
+    causal_lm=MptForCausalLM,
+    architectures=("MptForCausalLM", "MPTForCausalLM", "MptModel"),
+    to_alibi_gpt=to_alibi_gpt,
+    from_alibi_gpt=from_alibi_gpt,
+    rules=rules,
+    without_effect=(
+        *("init_config", "tokenizer_name", "verbose", "use_pad_tok_in_ffn"),
+        # Gradients of embeddings, and a table of positions that llm-foundry drops where there is ALiBi.
+        *("embedding_fraction", "learned_pos_emb"),
+    ),
+)
