@@ -3,7 +3,7 @@
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,19 @@ from typing import Any
 import torch
 
 from modeling_alibi_gpt.benchmarking.attention import AttentionCase, time_attention
+from modeling_alibi_gpt.benchmarking.converted import ConvertedCase, time_converted
 from modeling_alibi_gpt.benchmarking.models import DecodeCase, ModelCase, time_decoding, time_models
 from modeling_alibi_gpt.reporting.records import Record, append_record, check_record, provenance, write_records
 from modeling_alibi_gpt.training.experiment import build_config
 
 
+# Fields of ``BenchmarkConfig``: what their cases are, and what times one.
+KINDS: dict[str, tuple[type[Any], Callable[..., Iterator[Record]]]] = {
+    "attention": (AttentionCase, time_attention),
+    "models": (ModelCase, time_models),
+    "decoding": (DecodeCase, time_decoding),
+    "converted": (ConvertedCase, time_converted),
+}
 _TESTS = Path(__file__).resolve().parents[2] / "tests" / "test_attention.py"
 
 
@@ -28,6 +36,7 @@ class BenchmarkConfig:
         attention: Cases of attention alone: fields of ``AttentionCase``.
         models: Cases of whole models: fields of ``ModelCase``.
         decoding: Cases of single tokens after a long text: fields of ``DecodeCase``.
+        converted: Cases of other families' models beside what they convert to: fields of ``ConvertedCase``.
         num_threads: Threads of torch on a CPU; null leaves torch its choice.
         seed: Of weights, tokens, queries, keys and values.
     """
@@ -36,6 +45,7 @@ class BenchmarkConfig:
     attention: list[dict[str, Any]] = field(default_factory=list)
     models: list[dict[str, Any]] = field(default_factory=list)
     decoding: list[dict[str, Any]] = field(default_factory=list)
+    converted: list[dict[str, Any]] = field(default_factory=list)
     num_threads: int | None = None
     seed: int = 0
 
@@ -46,25 +56,26 @@ def run_benchmark(config: BenchmarkConfig) -> Iterator[Record]:
     Raises:
         ValueError: A case cannot be, or the tests of attention fail: wrong results are not timed.
     """
-    attention = [build_config(AttentionCase, case, f"attention[{i}].") for i, case in enumerate(config.attention)]
-    models = [build_config(ModelCase, case, f"models[{i}].") for i, case in enumerate(config.models)]
-    decoding = [build_config(DecodeCase, case, f"decoding[{i}].") for i, case in enumerate(config.decoding)]
+    timed = [
+        (run, build_config(case_class, case, f"{name}[{i}]."))
+        for name, (case_class, run) in KINDS.items()
+        for i, case in enumerate(getattr(config, name))
+    ]
     check_attention()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     write_records(config.output, [])
-    for timed, cases in ((time_attention, attention), (time_models, models), (time_decoding, decoding)):
-        for case in cases:
-            for figures in timed(case, device, config.seed):
-                record = {
-                    **figures,
-                    "num_threads": torch.get_num_threads(),
-                    "provenance": provenance(seed=config.seed),
-                }
-                check_record(record)
-                append_record(config.output, record)
-                yield record
+    for run, case in timed:
+        for figures in run(case, device, config.seed):
+            record = {
+                **figures,
+                "num_threads": torch.get_num_threads(),
+                "provenance": provenance(seed=config.seed),
+            }
+            check_record(record)
+            append_record(config.output, record)
+            yield record
 
 
 def check_attention() -> None:

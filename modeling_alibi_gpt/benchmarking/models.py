@@ -108,7 +108,7 @@ def time_models(case: ModelCase, device: torch.device, seed: int = 0) -> Iterato
             "mode": case.mode,
             "dtype": "float32",
             "length_tokens": case.length_tokens,
-            **_describe(case),
+            **describe_shape(case),
             **summary[name],
             "extra_bytes": memory[name],
         }
@@ -143,14 +143,15 @@ def time_decoding(case: DecodeCase, device: torch.device, seed: int = 0) -> Iter
             "name": name,
             "dtype": "float32",
             "context_tokens": case.context_tokens,
-            **_describe(case),
+            **describe_shape(case),
             **summary[name],
             "cache_bytes": num_bytes[name],
             "max_difference": (logits[name] - logits["sdpa"]).abs().max().item(),
         }
 
 
-def _describe(shape: Shape) -> Record:
+def describe_shape(shape: Shape) -> Record:
+    """What a record says of a shape."""
     return {name: getattr(shape, name) for name in ("num_layers", "hidden_size", "num_heads", "vocab_size")}
 
 

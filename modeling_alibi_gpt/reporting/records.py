@@ -61,6 +61,10 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
     ),
     "attention_speed": ("name", "mode", "length_tokens", "num_heads", "head_dim", *_SPEED_FIELDS, "max_error"),
     "model_speed": ("name", "mode", "length_tokens", "num_layers", "hidden_size", *_SPEED_FIELDS),
+    "conversion_speed": (
+        *("name", "mode", "length_tokens", "num_new_tokens", "num_layers", "hidden_size"),
+        *(*_SPEED_FIELDS, "max_logit_difference"),
+    ),
     "decode_speed": ("name", "context_tokens", "num_layers", "hidden_size", "cache_bytes", "max_difference"),
     "margins": (
         *("name", "length_tokens", "tolerance"),

@@ -14,6 +14,7 @@ from modeling_alibi_gpt.reporting.figures import (
     position_figure,
     training_figure,
 )
+from modeling_alibi_gpt.reporting.milestones import milestone_sections
 from modeling_alibi_gpt.reporting.page import Picture, Section, render_html, render_markdown
 from modeling_alibi_gpt.reporting.records import Record, check_record, write_bytes, write_text
 from modeling_alibi_gpt.reporting.speed import speed_sections
@@ -245,6 +246,7 @@ SECTION_BUILDERS: tuple[Callable[[dict[str, list[Record]]], list[Section]], ...]
     _trained_beta_sections,
     _bias_sections,
     _bias_by_distance_sections,
+    milestone_sections,
     _training_sections,
     _perplexity_sections,
     speed_sections,

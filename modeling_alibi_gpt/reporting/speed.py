@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from modeling_alibi_gpt.reporting.drawing import Line, as_png, draw_lines, log2_axis, name_lines, new_axes
 from modeling_alibi_gpt.reporting.page import Picture, Section
 from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.tables import NOTHING, Table, format_count, group_by
+from modeling_alibi_gpt.reporting.tables import NOTHING, Table, format_count, format_mebibytes, group_by
 
 
 # As records name the ways of attention -> as a reader knows them.
@@ -47,13 +47,30 @@ def model_speed_table(records: Sequence[Record]) -> Table:
             format_count(record["length_tokens"]),
             f"{record['seconds']:.2f}",
             f"{record['times_reference']:.2f}",
-            NOTHING if record["extra_bytes"] is None else format_count(record["extra_bytes"] / 2**20),
+            format_mebibytes(record["extra_bytes"]),
         ]
         for record in records
     ]
     reference = " and ".join(dict.fromkeys(record["reference"] for record in records))
     header = ["model", "", "tokens", "seconds", f"times {reference}", "extra MiB"]
     return Table(header, rows, num_text_columns=2)
+
+
+def conversion_speed_table(records: Sequence[Record]) -> Table:
+    """A row for each model and mode; times the original and MiB beyond its own weights at each length."""
+    lengths = sorted({record["length_tokens"] for record in records})
+    rows = []
+    for group in group_by(records, lambda record: (record["name"], record["mode"], record["num_new_tokens"])).values():
+        by_length = {record["length_tokens"]: record for record in group}
+        found = [by_length.get(length) for length in lengths]
+        times = [NOTHING if record is None else f"{record['times_reference']:.2f}" for record in found]
+        memory = [format_mebibytes(record and record["extra_bytes"]) for record in found]
+        mode = " ".join(str(part) for part in (group[0]["mode"], group[0]["num_new_tokens"]) if part is not None)
+        worst = max(record["max_logit_difference"] for record in group)
+        rows.append([group[0]["name"], mode, *times, *memory, f"{worst:.0e}"])
+    times = [f"times original, {format_count(length)}" for length in lengths]
+    extra = [f"extra MiB, {format_count(length)}" for length in lengths]
+    return Table(["model", "", *times, *extra, "logits differ by"], rows, num_text_columns=2)
 
 
 def decode_speed_table(records: Sequence[Record]) -> Table:
@@ -108,6 +125,9 @@ def speed_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
     if models := by_kind.get("model_speed", []):
         sentence = "Models of one shape with random weights."
         sections.append(Section("Speed of models", sentence, [], [model_speed_table(models)]))
+    if converted := by_kind.get("conversion_speed", []):
+        sentence = "Models of other families beside what they convert to, with the same random weights."
+        sections.append(Section("Speed of converted models", sentence, [], [conversion_speed_table(converted)]))
     if decoding := by_kind.get("decode_speed", []):
         sentence = "One token after a long text, with the cache of each back end."
         sections.append(Section("Speed of decoding", sentence, [], [decode_speed_table(decoding)]))

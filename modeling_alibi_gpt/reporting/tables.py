@@ -27,6 +27,10 @@ def format_count(value: float | None) -> str:
     return NOTHING if value is None else f"{value:,.0f}"
 
 
+def format_mebibytes(num_bytes: float | None) -> str:
+    return NOTHING if num_bytes is None else format_count(num_bytes / 2**20)
+
+
 def format_perplexity(value: float | None) -> str:
     if value is None:
         return NOTHING

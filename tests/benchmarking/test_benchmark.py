@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from modeling_alibi_gpt.benchmarking import benchmark
+from modeling_alibi_gpt.benchmarking import benchmark, converted
 from modeling_alibi_gpt.benchmarking.attention import WAYS, AttentionCase, time_attention
-from modeling_alibi_gpt.benchmarking.benchmark import BenchmarkConfig, check_attention, run_benchmark
+from modeling_alibi_gpt.benchmarking.benchmark import KINDS, BenchmarkConfig, check_attention, run_benchmark
+from modeling_alibi_gpt.benchmarking.converted import ConvertedCase, time_converted
 from modeling_alibi_gpt.benchmarking.models import MODELS, DecodeCase, ModelCase, time_decoding, time_models
 from modeling_alibi_gpt.benchmarking.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.reporting.records import read_records
@@ -78,6 +79,25 @@ def test_models_are_of_one_shape() -> None:
     assert set(sizes.values()) == {(61, 48)}
 
 
+@pytest.mark.parametrize("mode", ["forward", "generate"])
+@pytest.mark.parametrize("family", ["bloom", "mpt"])
+def test_a_conversion_is_timed_beside_its_original(family: str, mode: str) -> None:
+    case = ConvertedCase(**SMALL, family=family, length_tokens=20, mode=mode, num_new_tokens=3, num_rounds=1)
+    original, *others = time_converted(case, CPU)
+    assert original["name"] == family and original["times_reference"] == 1.0
+    assert [record["name"] for record in others] == [
+        f"{family} as AlibiGPT, {back_end}" for back_end in ("sdpa", "alibi_banded")
+    ]
+    assert all(0 < record["max_logit_difference"] < 1e-5 for record in others)
+
+
+def test_a_conversion_with_other_logits_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converted, "MAX_LOGIT_DIFFERENCE", 0.0)
+    case = ConvertedCase(**SMALL, family="bloom", length_tokens=20, num_rounds=1)
+    with pytest.raises(ValueError, match="logits of the conversion differ by"):
+        next(time_converted(case, CPU))
+
+
 def test_decoding_is_timed_with_equal_logits() -> None:
     case = DecodeCase(**SMALL | {"num_heads": 8, "hidden_size": 128}, context_tokens=2500, num_rounds=2)
     full, windows = time_decoding(case, CPU)
@@ -131,9 +151,9 @@ def test_records_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=lambda path: path.name)
 def test_configs_are_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(BenchmarkConfig, str(path))
-    for cases, kind in ((config.attention, AttentionCase), (config.models, ModelCase), (config.decoding, DecodeCase)):
-        for case in cases:
-            kind(**case)
+    for name, (case_class, _) in KINDS.items():
+        for case in getattr(config, name):
+            case_class(**case)
 
 
 def test_help_is_quick() -> None:
