@@ -14,11 +14,17 @@ from modeling_alibi_gpt.reporting.drawing import (
     new_axes,
     perplexity_axis,
 )
-from modeling_alibi_gpt.reporting.figures import bias_by_distance_figure, extrapolation_figure, position_figure
+from modeling_alibi_gpt.reporting.figures import (
+    bias_by_distance_figure,
+    extrapolation_figure,
+    position_figure,
+    training_figure,
+)
 from modeling_alibi_gpt.reporting.findings import (
     beta_curve,
     beta_findings,
     extrapolation_findings,
+    learned_bias_findings,
     noise_rule,
     published_findings,
     scaling_findings,
@@ -126,7 +132,9 @@ def _setting_section(name: str, grid: Grid, by_kind: dict[str, list[Record]]) ->
         f"{noise_rule(len(grid.records[0]['seeds']))} Learned from {corpus['num_documents']} documents, "
         f"{corpus['num_bytes'] / 1e6:.1f} MB: {', '.join(map(_title, corpus['documents']))}."
     )
-    return Section(_capital(name), sentence)
+    drawn = [record for record in training if record["seed"] == first["seed"]]
+    alt = f"Training loss against step of {name}, first seed"
+    return Section(_capital(name), sentence, [Picture(f"{_stem(name)}_training.png", training_figure(drawn), alt)])
 
 
 def _method_sections(name: str, grid: Grid, by_kind: dict[str, list[Record]]) -> list[Section]:
@@ -247,7 +255,9 @@ def _learned_bias_section(where: str, records: Sequence[Record]) -> list[Section
         f"The bias of {', '.join(record['variant'] for record in drawn)}, in this order, by head: a line for each "
         "layer that has its own, dashed before training. Right of the dotted line nothing was learned."
     )
-    return [Section(f"What was learned of distance, {where}", sentence, pictures)]
+    return [
+        Section(f"What was learned of distance, {where}", sentence, pictures, findings=learned_bias_findings(drawn))
+    ]
 
 
 def _stem(name: str) -> str:

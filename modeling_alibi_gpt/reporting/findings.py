@@ -101,6 +101,11 @@ def published_findings(grid: Grid, published: Sequence[Record]) -> list[str]:
     return findings
 
 
+def learned_bias_findings(records: Sequence[Record]) -> list[str]:
+    """How far training moved each learned bias, in nats and within the training length."""
+    return [f"{record['variant']}: no bias moved further than {_moved(record):.2f} nats." for record in records]
+
+
 def beta_curve(
     grid: Grid, kind: str, protocol: str, length: int, *, after_training: bool = False
 ) -> dict[float, Record]:
@@ -117,6 +122,19 @@ def beta_curve(
         if is_trained if not after_training else record["variant"] == grid.reference:
             curve[float(fields.get("alibi_beta", 1.0))] = record
     return dict(sorted(curve.items()))
+
+
+def _moved(record: Record) -> float:
+    """The largest change of a bias up to the training length, each against distance 0: the softmax sees no constant."""
+    within = [d for d, distance in enumerate(record["distances_tokens"]) if distance < record["train_context_length"]]
+    heads_before, heads_after = (
+        [head for layer in record[name] for head in layer] for name in ("bias_before", "bias_after")
+    )
+    return max(
+        abs((after[d] - after[0]) - (before[d] - before[0]))
+        for before, after in zip(heads_before, heads_after, strict=True)
+        for d in within
+    )
 
 
 def _best(curve: dict[float, Record]) -> Record:

@@ -35,8 +35,8 @@ def milestone_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
         return []
     start = records[0]["name"]
     sentence = (
-        f"Perplexity along each training, with non-overlapping windows at the lengths of the columns. {start} is where "
-        "the others started from."
+        f"Perplexity along each training, with non-overlapping windows at the lengths of the columns. {start} is "
+        "where the others started from."
     )
     drawable = [record for record in records if record["name"] != start and record["error"] is None]
     alt = "Perplexity against tokens of fine-tuning, by length"
@@ -79,9 +79,9 @@ def findings(records: Sequence[Record], start: str) -> list[str]:
         ends = {record["length_tokens"]: record["perplexity"] for record in group if record["step"] == last}
         longest = max(ends)
         sentences.append(
-            f"{name}: {format_perplexity(near[0]['perplexity'])} at {format_count(length)} tokens before fine-tuning, "
-            f"as good as {start} ({format_perplexity(goal)}) {when}; in the end {format_perplexity(ends[length])}, and "
-            f"{format_perplexity(ends[longest])} at {format_count(longest)} tokens."
+            f"{name}: {format_perplexity(near[0]['perplexity'])} at {format_count(length)} tokens before fine-tuning; "
+            f"as good as {start} ({format_perplexity(goal)}) {when}; in the end {format_perplexity(ends[length])}, "
+            f"and {format_perplexity(ends[longest])} at {format_count(longest)} tokens."
         )
     return sentences
 

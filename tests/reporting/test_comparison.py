@@ -8,7 +8,13 @@ import pytest
 
 from modeling_alibi_gpt.evaluation.paired import comparison_records
 from modeling_alibi_gpt.reporting.comparison import beta_comparison_table, comparison_sections, differences_table
-from modeling_alibi_gpt.reporting.findings import beta_curve, beta_findings, extrapolation_findings, scaling_findings
+from modeling_alibi_gpt.reporting.findings import (
+    beta_curve,
+    beta_findings,
+    extrapolation_findings,
+    learned_bias_findings,
+    scaling_findings,
+)
 from modeling_alibi_gpt.reporting.grid import Grid, format_change, sign
 from modeling_alibi_gpt.reporting.records import check_record, read_records
 from modeling_alibi_gpt.reporting.report import build_report
@@ -116,6 +122,12 @@ def test_the_best_beta_is_found_for_each_kind_of_slopes() -> None:
     assert any("does not move" in finding for finding in beta_findings(grid))
     stars = [row[0] for row in beta_comparison_table(grid, "sliding").rows if row[1].endswith("*")]
     assert stars == ["2"]
+
+
+def test_a_learned_bias_is_said_to_have_moved_within_the_training_length() -> None:
+    record = {"variant": "t5", "distances_tokens": [0, 1, 128], "train_context_length": 128}
+    moved = record | {"bias_before": [[[0.0, 0.5, 0.0]]], "bias_after": [[[1.0, 0.25, 9.0]]]}
+    assert learned_bias_findings([moved]) == ["t5: no bias moved further than 1.25 nats."]
 
 
 def test_a_page_is_built_with_the_paper_beside(methods: list[dict[str, Any]], tmp_path: Path) -> None:

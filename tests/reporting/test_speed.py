@@ -1,14 +1,20 @@
 """Tables and the figure of speed: a cell for each record, ratios as they were measured, nothing where nothing was."""
 
 from pathlib import Path
+from typing import Any
 
 from modeling_alibi_gpt.reporting.records import Record
 from modeling_alibi_gpt.reporting.report import build_report
-from modeling_alibi_gpt.reporting.speed import attention_speed_table, decode_speed_table, model_speed_table
+from modeling_alibi_gpt.reporting.speed import (
+    attention_speed_table,
+    conversion_speed_table,
+    decode_speed_table,
+    model_speed_table,
+)
 from tests.example_records import PROVENANCE
 
 
-def attention_record(name: str, length_tokens: int, times_reference: float, **fields: str) -> Record:
+def attention_record(name: str, length_tokens: int, times_reference: float, **fields: Any) -> Record:
     return {
         "kind": "attention_speed",
         "name": name,
@@ -55,6 +61,14 @@ def test_attention_has_a_column_for_each_length_and_no_row_for_the_reference() -
         ["SDPA with a dense bias", "forward", "float32", "12", "2.00", "\N{EN DASH}"],
         ["alibi_banded", "forward and backward", "float32", "12", "\N{EN DASH}", "0.75"],
     ]
+
+
+def test_conversions_have_times_and_memory_at_each_length() -> None:
+    fields = {"kind": "conversion_speed", "num_new_tokens": 32, "mode": "generate", "max_logit_difference": 3e-6}
+    rows = [attention_record("bloom", length, times, **fields) for length, times in ((1024, 1.0), (4096, 0.25))]
+    table = conversion_speed_table(rows)
+    assert table.header[2:4] == ["times original, 1,024", "times original, 4,096"]
+    assert table.rows == [["bloom", "generate 32", "1.00", "0.25", "1", "1", "3e-06"]]
 
 
 def test_models_and_decoding() -> None:
