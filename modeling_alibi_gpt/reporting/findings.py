@@ -125,7 +125,7 @@ def beta_curve(
 
 
 def _moved(record: Record) -> float:
-    """The largest change of a bias up to the training length, each against distance 0: the softmax sees no constant."""
+    """The largest change of a bias up to the training length, against distance 0: the softmax sees no constant."""
     within = [d for d, distance in enumerate(record["distances_tokens"]) if distance < record["train_context_length"]]
     heads_before, heads_after = (
         [head for layer in record[name] for head in layer] for name in ("bias_before", "bias_after")
