@@ -39,6 +39,9 @@ class PositionBias(Protocol):
     def slopes(self, query_positions: Tensor, dtype: torch.dtype) -> Tensor | None:
         """``(1 or B, 1 or Q, H)``, nats per token, where the bias is ``-slope * distance``; else None."""
 
+    def by_distance(self, num_distances: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """``(H, N)``, nats, of keys 0 to ``N - 1`` tokens behind their query; None where more than that decides."""
+
     @property
     def tolerance(self) -> float:
         """Largest weight that a query may lose."""
@@ -83,25 +86,44 @@ def folded_mask(context: AttentionContext, bias: PositionBias | None) -> Tensor 
 def folded_or_linear(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
     """The quickest of three exact ways: strips on a CPU, augmented keys elsewhere, a folded mask for what is short.
 
-    Slopes that learn, or differ by query, go by augmented keys, and so does what torch compiles: there one graph
-    serves all lengths. Exceptions keep the folded mask: an exported graph, for every runtime knows it; and slopes
-    that learn in bfloat16 or float16, whose gradient by augmented keys would be a difference of large numbers.
+    Other biases of distance than ALiBi's go by strips too, where they do not learn. Slopes that learn, or differ by
+    query, go by augmented keys, and so does what torch compiles: there one graph serves all lengths. Exceptions keep
+    the folded mask: an exported graph, for every runtime knows it; and slopes that learn in bfloat16 or float16, whose
+    gradient by augmented keys would be a difference of large numbers.
     """
     slopes = None
     if bias is not None and context.is_causal:
         slopes = bias.slopes(context.query_positions, context.bias_dtype)
-    if slopes is None or context.q_len == 1 or torch.compiler.is_exporting():
+    if slopes is None:
+        biases = _biases_by_distance(context, bias)
+        return folded_mask(context, bias) if biases is None else StripAttention(context, biases=biases)
+    if context.q_len == 1 or torch.compiler.is_exporting():
         return folded_mask(context, bias)
     if slopes.requires_grad and context.dtype.itemsize < slopes.dtype.itemsize:
         return folded_mask(context, bias)
     if is_tracing(slopes):
         return AugmentedAttention(context, slopes)
-    if context.q_len < MIN_LONG_QUERIES or context.q_len * context.kv_len < MIN_LONG_PAIRS:
+    if not _is_long(context):
         return folded_mask(context, bias)
     is_fixed = slopes.shape[:2] == (1, 1) and not slopes.requires_grad
     if is_fixed and slopes.device.type == "cpu" and context.spans() is not None:
         return StripAttention(context, slopes[0, 0])
     return AugmentedAttention(context, slopes)
+
+
+def _is_long(context: AttentionContext) -> bool:
+    return context.q_len >= MIN_LONG_QUERIES and context.q_len * context.kv_len >= MIN_LONG_PAIRS
+
+
+def _biases_by_distance(context: AttentionContext, bias: PositionBias | None) -> Tensor | None:
+    """``(H, K)`` for strips on a CPU; None where there is no such bias, or where another way is right or quicker."""
+    positions = context.query_positions
+    if bias is None or positions.device.type != "cpu" or is_tracing(positions):
+        return None
+    if not (context.is_causal and _is_long(context)) or context.spans() is None:
+        return None
+    biases = bias.by_distance(context.kv_len, context.bias_dtype, positions.device)
+    return None if biases is None or biases.requires_grad else biases
 
 
 def banded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""ALiBi attention in tiles: chunks of queries, each with one run of keys, and no matrix of biases. Travels to the Hub.
+"""Attention in tiles: chunks of queries, each with one run of keys, and no matrix of biases. Travels to the Hub.
 
 With its queries in reverse order, query i and key j of a tile are ``constant - (i + j)`` tokens apart. So the biases
 of a whole tile are one vector a head, the strip, read with strides ``(1, 1)``: they take no memory, and the kernel
@@ -30,17 +30,20 @@ _flash_on_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_
 
 
 class StripAttention:
-    """ALiBi over all keys, in the spans of tokens that see each other.
+    """A bias of distance over all keys, in the spans of tokens that see each other.
 
     Args:
         context: Who sees whom.
-        slopes: ``(H,)``, nats per token.
+        slopes: ``(H,)``, nats per token; or
+        biases: ``(H, K)``, nats: those of keys 0, 1, 2 ... tokens behind their query.
     """
 
-    def __init__(self, context: AttentionContext, slopes: Tensor) -> None:
-        self.tiles = whole_tiles(context.spans(), slopes.shape[0], context.kv_len - context.q_len)
+    def __init__(self, context: AttentionContext, slopes: Tensor | None = None, biases: Tensor | None = None) -> None:
+        if biases is None:
+            biases = linear_biases(slopes, context.kv_len, context.dtype)
+        self.tiles = whole_tiles(context.spans(), biases.shape[0], context.kv_len - context.q_len)
         self.lost_queries = context.lost_queries()
-        self.strip = Strip(slopes, self.tiles, context.dtype)
+        self.strip = Strip(biases, self.tiles)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         output = attend_tiles(query, key, value, self.strip, self.tiles, scaling, dropout)
@@ -121,7 +124,8 @@ def strip_attention(
     Returns:
         ``(B, H, Q, d)``; 0 for queries in no tile.
     """
-    return attend_tiles(query, key, value, Strip(slopes, tiles, query.dtype), tiles, scaling, dropout)
+    strip = Strip(linear_biases(slopes, key.shape[2], query.dtype), tiles)
+    return attend_tiles(query, key, value, strip, tiles, scaling, dropout)
 
 
 def attend_tiles(
@@ -153,21 +157,26 @@ def see_themselves(output: Tensor, value: Tensor, lost_queries: Tensor | None) -
     return torch.where(lost_queries, value[:, :, -output.shape[2] :], output)
 
 
+def linear_biases(slopes: Tensor, num_distances: int, dtype: torch.dtype) -> Tensor:
+    """ALiBi's ``(H, N)`` of slopes ``(H,)``, at least float32, at distances from 0 to ``N - 1`` tokens."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    distance = torch.arange(num_distances, device=slopes.device, dtype=dtype)
+    return -slopes[:, None].to(dtype) * distance
+
+
 class Strip:
     """Bias by distance, ``(H, L)``: from far to near, and -inf for keys that come after the query.
 
     Args:
-        slopes: ``(H,)``, nats per token.
+        biases: ``(H, N)``, nats, at distances from 0 to ``N - 1``, at least as far as a tile reaches.
         tiles: For the longest of which it is made.
-        dtype: Of the queries; the strip has at least float32.
     """
 
-    def __init__(self, slopes: Tensor, tiles: Sequence[Tile], dtype: torch.dtype) -> None:
-        dtype = torch.promote_types(dtype, torch.float32)
+    def __init__(self, biases: Tensor, tiles: Sequence[Tile]) -> None:
         longest_chunk = max((tile.queries.stop - tile.queries.start for tile in tiles), default=1)
         self.longest_run = max((tile.keys.stop - tile.keys.start for tile in tiles), default=1)
-        distance = torch.arange(self.longest_run - 1, -longest_chunk, -1, device=slopes.device, dtype=dtype)
-        self.values = (-slopes[:, None].to(dtype) * distance).masked_fill(distance < 0, -torch.inf)
+        past = biases[:, : self.longest_run].flip(-1)
+        self.values = F.pad(past, (0, longest_chunk - 1), value=-torch.inf)
 
     def bias(self, tile: Tile) -> Tensor:
         """``(1, H, Q, K)`` of one tile with its queries in reverse; a view, all of whose diagonals share memory."""

@@ -17,10 +17,12 @@ class PositionMethod(nn.Module):
     Attributes:
         has_bias: Whether ``bias`` returns a tensor.
         bias_differs_by_layer: Whether every layer needs a bias of its own.
+        bias_is_of_distance: Whether a bias depends on how far a key lies behind its query and on nothing else.
         head_mesh: Under tensor parallelism, the ranks over which heads are split.
     """
 
     has_bias: ClassVar[bool] = False
+    bias_is_of_distance: ClassVar[bool] = False
     bias_differs_by_layer: bool = False
     head_mesh: Any | None = None
 
@@ -88,6 +90,13 @@ class LayerBias:
     def slopes(self, query_positions: Tensor, dtype: torch.dtype) -> Tensor | None:
         """``(1 or B, 1 or Q, H)``, nats per token, where the bias is ``-slope * distance``; else None."""
         return self.method("query_slopes", self.layer_idx, query_positions, dtype)
+
+    def by_distance(self, num_distances: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """``(H, N)``, nats, of keys 0 to ``N - 1`` tokens behind their query; None where more than that decides."""
+        if not self.method.bias_is_of_distance:
+            return None
+        keys = torch.arange(num_distances - 1, -1, -1, device=device)[None]
+        return self.dense(keys[:, :1], keys, dtype)[0, :, 0]
 
     @property
     def tolerance(self) -> float:

@@ -32,6 +32,7 @@ class T5Positions(Float32Positions):
     """
 
     has_bias = True
+    bias_is_of_distance = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -71,6 +72,7 @@ class SharedOffsetPositions(Float32Positions):
     """
 
     has_bias = True
+    bias_is_of_distance = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -96,6 +98,7 @@ class KerplePositions(Float32Positions):
     """
 
     has_bias = True
+    bias_is_of_distance = True
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -206,6 +209,7 @@ class SandwichPositions(PositionMethod):
     """
 
     has_bias = True
+    bias_is_of_distance = True
 
     @classmethod
     def check_config(cls, config: Any) -> None:

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from transformers import DynamicCache, StaticCache
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, attention, attention_banded
+from modeling_alibi_gpt.attention_strips import StripAttention
 from tests.exact_cases import BATCHES, CASES, POSITION_CASES, SMALL, Batch, make_model
 from tests.reference import layer_slopes, reference_logits, slopes_of_query
 
@@ -124,13 +125,18 @@ def test_float64_logits_equal_the_reference(case: str, layout: str, feed: str, b
     assert max_error(logits, expected, BATCHES[layout].visible) <= TOLERANCE_FLOAT64
 
 
+# Methods whose bias is a function of distance, which long texts need not write down.
+OF_DISTANCE = ("alibi", "t5", "shared_offset", "kerple", "sandwich")
 # Spans of tokens need no padding in between and a cache that ends with the last token; bands one slope a head.
 LONG_MATRIX = [
     (case, layout, feed, back_end)
     for case, layout, feed, back_end in itertools.product(POSITION_CASES, BATCHES, FEEDS, ("sdpa", "alibi_banded"))
-    if case.startswith("alibi")
+    if case.startswith(OF_DISTANCE)
     and (layout, feed) in WAYS
-    and (back_end == "sdpa" or not (layout == "middle" or feed == "static" or "dynamic" in case))
+    and (
+        back_end == "sdpa"
+        or (case.startswith("alibi") and not (layout == "middle" or feed == "static" or "dynamic" in case))
+    )
 ]
 
 
@@ -330,3 +336,23 @@ def test_bands_refuse_what_they_cannot_do(case: str, layout: str, feed: str, mes
 @functools.cache
 def eager_gradients(case: str, layout: str) -> dict[str, torch.Tensor]:
     return gradients(case, layout, "eager")
+
+
+@pytest.mark.parametrize("case", ["t5", "shared_offset", "kerple", "kerple_power", "sandwich"])
+def test_a_bias_of_distance_is_written_down_only_where_it_learns(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_long_ways_on_short_texts(monkeypatch)
+    kinds = []
+    prepare = attention.ATTENTION_BACKENDS["sdpa"].prepare
+
+    def observe(*args: object) -> attention.LayerMask:
+        kinds.append(type(mask := prepare(*args)))
+        return mask
+
+    backend = attention.ATTENTION_BACKENDS["sdpa"]._replace(prepare=observe)
+    monkeypatch.setitem(attention.ATTENTION_BACKENDS, "sdpa", backend)
+    model = shared_model(case)
+    with torch.no_grad():
+        model(BATCHES["whole"].token_ids)
+    model(BATCHES["whole"].token_ids)
+    learns = any(parameter.requires_grad for parameter in model.model.position_method.parameters())
+    assert kinds == [StripAttention, torch.Tensor if learns else StripAttention]
