@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench test test-slow test-neighbours conformance lint format types check clean
+.PHONY: help install demo bench results test test-slow test-neighbours conformance lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ demo: $(VENV)/.installed ## train, sweep beta, extrapolate and report, in minute
 
 bench: $(VENV)/.installed-dev ## time attention, models and decoding, in some ten minutes
 	$(RUN) scripts/benchmark.py --config configs/benchmark/cpu.yaml
+
+results: $(VENV)/.installed ## write RESULTS.md from the records under results/
+	$(RUN) scripts/report.py --config configs/report/results.yaml
 
 test: $(VENV)/.installed-dev ## run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -n auto

@@ -1,0 +1,27 @@
+"""RESULTS.md is what its records say, letter by letter; nobody wrote it by hand."""
+
+from pathlib import Path
+
+from modeling_alibi_gpt.reporting.records import read_records
+from modeling_alibi_gpt.reporting.report import ReportConfig, build_report
+from modeling_alibi_gpt.training.experiment import load_config
+
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_page_is_that_of_its_records(tmp_path: Path) -> None:
+    config = load_config(ReportConfig, str(ROOT / "configs" / "report" / "results.yaml"))
+    records = [record for path in config.records for record in read_records(ROOT / path)]
+    paths = build_report(
+        records,
+        tmp_path,
+        title=config.title,
+        page=config.page,
+        figures_folder=config.figures_folder,
+        html=config.html,
+    )
+    assert Path(paths["markdown"]).read_text(encoding="utf-8") == (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    figures = {Path(path).relative_to(tmp_path) for path in paths["figures"]}
+    assert figures and all((ROOT / figure).is_file() for figure in figures)
+    assert {path.name for path in (ROOT / config.figures_folder).iterdir()} == {figure.name for figure in figures}
