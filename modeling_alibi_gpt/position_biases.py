@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import initialization as init
+from transformers.utils import is_tracing
 
 from .position_base import Float32Positions, PositionMethod, past_distance, wave_angles
 from .tensor_parallel import heads_of_rank, shared_by_ranks
 
 
 KERPLE_VARIANTS = ("log", "power")
+FIRE_QUERIES_AT_ONCE = 32
 
 
 class T5Positions(Float32Positions):
@@ -194,10 +196,16 @@ class FirePositions(Float32Positions):
         c, threshold = log_c.exp(), log_threshold.exp()
         reach = torch.maximum(query_positions.to(dtype), threshold)[..., None]
         distance = torch.log1p(c * past_distance(query_positions, key_positions)) / torch.log1p(c * reach)
-        # The largest tensor of the model, (B, Q, K, hidden): made once and rectified in place.
-        hidden = torch.addcmul(hidden_bias, distance[..., None], hidden_weight).relu_()
-        with torch.autocast(hidden.device.type, enabled=False):
-            return (hidden @ output_weight).permute(0, 3, 1, 2)
+        # The hidden units are the largest tensor of the model, (B, Q, K, hidden). Where nothing learns they need not
+        # all be there at once.
+        learns = torch.is_grad_enabled() and output_weight.requires_grad
+        num_queries = distance.shape[1] if learns or is_tracing(distance) else FIRE_QUERIES_AT_ONCE
+        parts = []
+        with torch.autocast(distance.device.type, enabled=False):
+            for part in distance.split(num_queries, dim=1):
+                hidden = torch.addcmul(hidden_bias, part[..., None], hidden_weight).relu_()
+                parts.append((hidden @ output_weight).permute(0, 3, 1, 2))
+        return torch.cat(parts, dim=2)
 
 
 class SandwichPositions(PositionMethod):
