@@ -181,16 +181,22 @@ class _Translation:
         return source, plan
 
 
-def _translate_in(config: ConvertConfig, folder: Path, model_type: str | None) -> _Translation:
-    if model_type not in FAMILIES:
+def _translate_in(config: ConvertConfig, folder: Path, model_type: Any) -> _Translation:
+    for name, family in FAMILIES.items():
+        if model_type in (name, *family.other_model_types):
+            break
+    else:
         raise ValueError(f"{folder}: model_type is {model_type!r}, expected one of {', '.join(FAMILIES)}")
-    family = FAMILIES[model_type]
-    fields = family.read_fields(folder)
-    ours = AlibiGPTConfig(**{**family.to_alibi_gpt(fields, config.as_transformers), **config.overrides})
+    try:
+        fields = family.read_fields(folder)
+        translated = family.to_alibi_gpt(fields, config.as_transformers)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{folder}: config.json holds a value of a wrong type ({error})") from error
+    ours = AlibiGPTConfig(**{**translated, **config.overrides})
     return _Translation(family=family, fields=fields, ours=ours, target_config=ours)
 
 
-def _translate_out(config: ConvertConfig, folder: Path, model_type: str | None) -> _Translation:
+def _translate_out(config: ConvertConfig, folder: Path, model_type: Any) -> _Translation:
     if model_type != OURS:
         raise ValueError(f"{folder}: model_type is {model_type!r}, expected {OURS!r}; convert it to {OURS} first")
     _refuse_ways_in(config)

@@ -157,7 +157,9 @@ def test_a_field_nobody_knows(script, source, capsys) -> None:
 
 def test_other_models_and_directions(script, source, capsys) -> None:
     assert "model_type is 'bloom', expected 'alibi_gpt'" in refusal(script, source, capsys, "--to", "mpt")
-    assert "to must be one of alibi_gpt, bloom, mpt, gguf, got 'falcon'" in refusal(script, source, capsys, "--to", "falcon")
+    assert "to must be one of alibi_gpt, bloom, mpt, gguf, got 'falcon'" in refusal(
+        script, source, capsys, "--to", "falcon"
+    )
     edit_config(source, model_type="llama")
     assert "model_type is 'llama', expected one of bloom, mpt, falcon, gpt2" in refusal(script, source, capsys)
     assert "max_shard_bytes must be at least 1" in refusal(script, source, capsys, "--set", "max_shard_bytes=0")
