@@ -84,7 +84,6 @@ class Family:
         """
         written = read_mapping(folder / "config.json")
         _check_architecture(folder, written, self.architectures)
-        names = {**self.config_class.attribute_map, **self.other_names}
         unused = {name: next(iter(allowed)) for name, allowed in _UNUSED.items()}
         defaults = unused | _defaults(self.config_class) | dict(self.other_defaults)
         for name, config_class in self.config_class.sub_configs.items():
@@ -94,7 +93,7 @@ class Family:
         for name in {name.partition(".")[0] for name in known if "." in name} & set(written):
             inner = written.pop(name) or {}
             written |= {f"{name}.{key}": value for key, value in inner.items()}
-        values = {names.get(name, name): value for name, value in written.items()}
+        values = _by_present_names(folder, written, {**self.config_class.attribute_map, **self.other_names})
         if unknown := sorted(name for name in values if name not in known and not _is_bookkeeping(name)):
             raise ValueError(
                 f"{folder}: config.json holds {', '.join(unknown)}, of which it is not known whether the function "
@@ -140,6 +139,21 @@ def refuse_other_values(sentence: str, values: Mapping[str, Any], expected: Mapp
 def _is_bookkeeping(name: str) -> bool:
     name = name.rpartition(".")[2]
     return name.startswith("_") or name in _BOOKKEEPING or name in GenerationConfig._get_default_generation_params()
+
+
+def _by_present_names(folder: Path, written: Fields, names: Mapping[str, str]) -> Fields:
+    """Fields by their present names; one that stands there under two names must have one value."""
+    values: Fields = {}
+    first: dict[str, str] = {}
+    for name, value in written.items():
+        present = names.get(name, name)
+        if values.setdefault(present, value) != value:
+            raise ValueError(
+                f"{folder}: {first[present]} and {name} of config.json are one field, "
+                f"got {values[present]!r} and {value!r}; remove the wrong one"
+            )
+        first.setdefault(present, name)
+    return values
 
 
 def _defaults(config_class: type[PreTrainedConfig]) -> Fields:
