@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conversion_cases import assert_same_weights, bloom, loaded, pickle_weights
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BloomForSequenceClassification
 
@@ -176,9 +177,17 @@ def test_what_another_family_cannot_hold(script, source, capsys) -> None:
     assert "are for conversions to alibi_gpt, not to mpt" in line
 
 
-def test_a_full_disk_leaves_nothing(script, source, capsys, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        # What safetensors says, which has removed its file again by then, so that the disk is not full any more.
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_leaves_nothing(error, script, source, capsys, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("modeling_alibi_gpt.conversion.streaming.save_file", full)
     assert "the disk is full" in refusal(script, source, capsys)
