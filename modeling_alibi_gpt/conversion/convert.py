@@ -12,6 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.conversion.bloom import BLOOM
@@ -33,6 +34,11 @@ FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gp
 OURS = AlibiGPTConfig.model_type
 GGUF = "gguf"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What tells how the weights are laid out, so that another value would read other weights out of them.
+_LAYOUT_FIELDS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    "intermediate_size",
+)
 _WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 _PICKLE_PATTERNS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
@@ -47,8 +53,8 @@ class ConvertConfig:
         to: ``alibi_gpt``, the family that an AlibiGPT becomes, or ``gguf``: one file ``model.gguf`` for llama.cpp.
         as_transformers: Reproduce what the code of transformers computes where it departs from what the model was
             trained with: MPT's slopes, whose range it takes for 8, and the width of its MLP.
-        overrides: Fields of ``AlibiGPTConfig`` laid over the translated ones. ``position_method: alibi`` leaves out
-            the learned positions of a GPT-2, which must then be fine-tuned.
+        overrides: Fields of ``AlibiGPTConfig`` laid over the translated ones, except sizes. ``position_method:
+            alibi`` leaves out the learned positions of a GPT-2, which must then be fine-tuned.
         dtype: ``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor.
         allow_pickle: Read pickled weights, with ``weights_only=True``, where there are no others.
         max_shard_bytes: Size from which on weights are spread over several files.
@@ -68,6 +74,8 @@ class ConvertConfig:
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if wrong := [name for name in self.overrides if name in _LAYOUT_FIELDS]:
+            raise ValueError(f"overrides must not change {', '.join(wrong)}, by which the weights are laid out")
         if self.max_shard_bytes < 1:
             raise ValueError(f"max_shard_bytes must be at least 1, got {self.max_shard_bytes}")
         ways_out = [name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None]
@@ -90,9 +98,9 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     Raises:
         ValueError: The source is missing, damaged or cannot be represented exactly, or the output folder is taken.
     """
-    target = Path(config.output_dir)
+    target = Path(config.output_dir).resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} is not empty; choose another output_dir")
+        raise ValueError(f"{config.output_dir} is not empty; choose another output_dir")
     folder = find_folder(config.model, allow_pickle=config.allow_pickle)
     model_type = read_mapping(folder / "config.json").get("model_type")
     if config.to == GGUF:
@@ -109,7 +117,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         for path in (path for pattern in COMPANION_PATTERNS for path in folder.glob(pattern) if path.is_file()):
             shutil.copyfile(path, beside / path.name)
     return {
-        "output_dir": str(target),
+        "output_dir": config.output_dir,
         "converted_from": model_type,
         "model_type": config.to,
         "files": sorted(path.name for path in target.iterdir()),
@@ -124,7 +132,7 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
         file = str(beside / "model.gguf")
         limit = config.context_length_tokens
         export_gguf(GgufConfig(model=str(folder), output=file, dtype=dtype, context_length_tokens=limit))
-    named = {"output_dir": str(target), "converted_from": OURS, "model_type": GGUF}
+    named = {"output_dir": config.output_dir, "converted_from": OURS, "model_type": GGUF}
     return {**named, "files": ["model.gguf"], "left_out": []}
 
 
@@ -181,16 +189,24 @@ class _Translation:
         return source, plan
 
 
-def _translate_in(config: ConvertConfig, folder: Path, model_type: str | None) -> _Translation:
-    if model_type not in FAMILIES:
+def _translate_in(config: ConvertConfig, folder: Path, model_type: Any) -> _Translation:
+    for name, family in FAMILIES.items():
+        if model_type in (name, *family.other_model_types):
+            break
+    else:
         raise ValueError(f"{folder}: model_type is {model_type!r}, expected one of {', '.join(FAMILIES)}")
-    family = FAMILIES[model_type]
-    fields = family.read_fields(folder)
-    ours = AlibiGPTConfig(**{**family.to_alibi_gpt(fields, config.as_transformers), **config.overrides})
+    try:
+        fields = family.read_fields(folder)
+        translated = family.to_alibi_gpt(fields, config.as_transformers)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"{folder}: config.json holds a value of a wrong type ({error})") from error
+    ours = AlibiGPTConfig(**{**translated, **config.overrides})
+    if ours.hidden_act not in ACT2FN:
+        raise ValueError(f"hidden_act is {ours.hidden_act!r}, which transformers does not know")
     return _Translation(family=family, fields=fields, ours=ours, target_config=ours)
 
 
-def _translate_out(config: ConvertConfig, folder: Path, model_type: str | None) -> _Translation:
+def _translate_out(config: ConvertConfig, folder: Path, model_type: Any) -> _Translation:
     if model_type != OURS:
         raise ValueError(f"{folder}: model_type is {model_type!r}, expected {OURS!r}; convert it to {OURS} first")
     _refuse_ways_in(config)
@@ -208,6 +224,7 @@ def _refuse_ways_in(config: ConvertConfig) -> None:
 def _appearing_whole(target: Path) -> Iterator[Path]:
     """A folder beside ``target``, which takes its place at the end or vanishes."""
     beside = target.with_name(f".{target.name}.{os.getpid()}")
+    made = [parent for parent in target.parents if not parent.exists()]
     beside.mkdir(parents=True)
     try:
         with full_disk_as_os_error(beside):
@@ -217,3 +234,6 @@ def _appearing_whole(target: Path) -> Iterator[Path]:
         beside.rename(target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        for parent in made:
+            if not any(parent.iterdir()):
+                parent.rmdir()

@@ -82,7 +82,13 @@ FALCON = Family(
     architectures=("FalconForCausalLM", "RWForCausalLM", "FalconModel", "RWModel"),
     to_alibi_gpt=to_alibi_gpt,
     rules=rules,
-    other_names={"n_embed": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"},
+    other_model_types=("RefinedWebModel",),
+    other_names={
+        "n_embed": "hidden_size",
+        "n_head": "num_attention_heads",
+        "n_head_kv": "num_kv_heads",
+        "n_layer": "num_hidden_layers",
+    },
     other_defaults={"apply_residual_connection_post_layernorm": False},
     # Without effect where there is ALiBi, or no parallel attention.
     without_effect=("rope_parameters", "rope_scaling", "rope_theta", "num_ln_in_parallel_attn"),

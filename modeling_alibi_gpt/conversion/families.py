@@ -16,9 +16,13 @@ Fields = dict[str, Any]
 
 # What transformers, past and present, writes into every config.json without the model reading it.
 _BOOKKEEPING = {
-    *("auto_map", "is_decoder", "model_type", "name_or_path", "output_attentions", "task_specific_params"),
-    *("tokenizer_class", "torch_dtype", "torchscript", "unk_token_id"),
+    *("auto_map", "cross_attention_hidden_size", "decoder_start_token_id", "finetuning_task", "is_decoder"),
+    *("model_type", "name_or_path", "num_labels", "output_attentions", "prefix", "sep_token_id"),
+    *("task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "torch_dtype"),
+    *("torchscript", "unk_token_id", "use_bfloat16"),
 }
+# What every config.json of transformers 4 may hold, where any other value is another function.
+_UNUSED: dict[str, Collection[Any]] = {"add_cross_attention": [False], "pruned_heads": [{}, None]}
 # Fields that mean the same wherever a family has them.
 SHARED_FIELDS = (
     *("vocab_size", "layer_norm_epsilon", "initializer_range", "tie_word_embeddings", "use_cache"),
@@ -50,7 +54,8 @@ class Family:
         rules: The map of tensors, from both sides' fields.
         from_alibi_gpt: From a config of ours to one of its own; None where there is no way out. Raises a
             ``ValueError`` that names what cannot be represented.
-        other_names: Older names of fields.
+        other_model_types: Older names of the family itself.
+        other_names: Other names of fields, older ones and those of the library that it was trained with.
         other_defaults: Fields that its config class lacks but its published configs may have.
         without_effect: Fields in published configs that its code does not read, or that do not change its function.
         ignored_tensors: Regular expressions of tensors in old checkpoints that are no weights.
@@ -62,6 +67,7 @@ class Family:
     to_alibi_gpt: Callable[[Fields, bool], Fields]
     rules: Callable[[AlibiGPTConfig, Fields], list[Rule]]
     from_alibi_gpt: Callable[[AlibiGPTConfig], PreTrainedConfig] | None = None
+    other_model_types: tuple[str, ...] = ()
     other_names: Mapping[str, str] = field(default_factory=dict)
     other_defaults: Mapping[str, Any] = field(default_factory=dict)
     without_effect: tuple[str, ...] = ()
@@ -73,25 +79,29 @@ class Family:
         Fields of a nested config get its name before them, as in ``attn_config.alibi``.
 
         Raises:
-            ValueError: The folder holds the model with another head, or a field that the family does not know.
+            ValueError: The folder holds the model with another head, or a field that the family does not know, or
+                one of transformers' own at a value that makes it another model.
         """
         written = read_mapping(folder / "config.json")
         _check_architecture(folder, written, self.architectures)
-        names = {**self.config_class.attribute_map, **self.other_names}
-        defaults = _defaults(self.config_class) | dict(self.other_defaults)
+        unused = {name: next(iter(allowed)) for name, allowed in _UNUSED.items()}
+        defaults = unused | _defaults(self.config_class) | dict(self.other_defaults)
         for name, config_class in self.config_class.sub_configs.items():
-            inner = written.pop(name, None) or {}
             del defaults[name]
-            written |= {f"{name}.{key}": value for key, value in inner.items()}
             defaults |= {f"{name}.{key}": value for key, value in _defaults(config_class).items()}
-        values = {names.get(name, name): value for name, value in written.items()}
         known = {*defaults, *self.without_effect}
+        for name in {name.partition(".")[0] for name in known if "." in name} & set(written):
+            inner = written.pop(name) or {}
+            written |= {f"{name}.{key}": value for key, value in inner.items()}
+        values = _by_present_names(folder, written, {**self.config_class.attribute_map, **self.other_names})
         if unknown := sorted(name for name in values if name not in known and not _is_bookkeeping(name)):
             raise ValueError(
                 f"{folder}: config.json holds {', '.join(unknown)}, of which it is not known whether the function "
                 "depends on it; remove from config.json what has no effect"
             )
-        return defaults | values
+        found = defaults | values
+        refuse_other_values(f"{folder}: this model cannot be an AlibiGPT", found, _UNUSED)
+        return found
 
 
 def shared_fields(values: Mapping[str, Any]) -> Fields:
@@ -129,6 +139,21 @@ def refuse_other_values(sentence: str, values: Mapping[str, Any], expected: Mapp
 def _is_bookkeeping(name: str) -> bool:
     name = name.rpartition(".")[2]
     return name.startswith("_") or name in _BOOKKEEPING or name in GenerationConfig._get_default_generation_params()
+
+
+def _by_present_names(folder: Path, written: Fields, names: Mapping[str, str]) -> Fields:
+    """Fields by their present names; one that stands there under two names must have one value."""
+    values: Fields = {}
+    first: dict[str, str] = {}
+    for name, value in written.items():
+        present = names.get(name, name)
+        if values.setdefault(present, value) != value:
+            raise ValueError(
+                f"{folder}: {first[present]} and {name} of config.json are one field, "
+                f"got {values[present]!r} and {value!r}; remove the wrong one"
+            )
+        first.setdefault(present, name)
+    return values
 
 
 def _defaults(config_class: type[PreTrainedConfig]) -> Fields:

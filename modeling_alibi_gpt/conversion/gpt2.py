@@ -46,7 +46,7 @@ def rules(config: AlibiGPTConfig, fields: Fields) -> list[Rule]:
 
 
 def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
-    expected = {"scale_attn_by_inverse_layer_idx": [False], "add_cross_attention": [False]}
+    expected = {"scale_attn_by_inverse_layer_idx": [False], "n_special": [0]}
     refuse_other_values("this GPT-2 cannot be an AlibiGPT", fields, expected)
     return shared_fields(fields) | {
         "hidden_size": fields["n_embd"],
@@ -69,6 +69,8 @@ GPT2 = Family(
     architectures=("GPT2LMHeadModel", "GPT2Model"),
     to_alibi_gpt=to_alibi_gpt,
     rules=rules,
+    # Rows of the embedding beyond the vocabulary, before there was a transformers.
+    other_defaults={"n_special": 0},
     without_effect=("n_ctx", "gradient_checkpointing", "output_past", "predict_special_tokens"),
     # Causal masks, which old checkpoints hold as if they were weights.
     ignored_tensors=(r"h\.\d+\.attn\.(bias|masked_bias)",),

@@ -1,5 +1,9 @@
 """MPT: no biases at all, queries, keys and values one below the other. The format that other programs read."""
 
+import math
+from collections.abc import Collection
+from typing import Any
+
 from transformers import MptConfig, MptForCausalLM
 
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
@@ -26,8 +30,10 @@ MODULES = {
     "blocks.{}.ffn.down_proj": "layers.{}.mlp.down_proj",
     "norm_f": "norm",
 }
+# Layers of PyTorch, in the two ways in which llm-foundry says so.
+TORCH_LAYERS = ["torch", {"name": "torch"}]
 # Everything else would be another function; transformers ignores most of these without a word.
-REPRESENTABLE = {
+REPRESENTABLE: dict[str, Collection[Any]] = {
     "no_bias": [True],
     "logit_scale": [None],
     "norm_type": ["low_precision_layernorm", "layernorm"],
@@ -35,6 +41,24 @@ REPRESENTABLE = {
     "attn_config.attn_type": ["multihead_attention"],
     "attn_config.prefix_lm": [False],
     "attn_config.qk_ln": [False],
+}
+# The same, of what only llm-foundry knows; the first value is its default.
+REPRESENTABLE_IN_LLM_FOUNDRY: dict[str, Collection[Any]] = {
+    "attention_bias": [None, False],
+    "block_overrides": [None],
+    "fc_type": TORCH_LAYERS,
+    "final_logit_softcapping": [None],
+    "ffn_config.ffn_type": ["mptmlp"],
+    "ffn_config.fc_type": TORCH_LAYERS,
+    "attn_config.attn_logit_softcapping": [None],
+    "attn_config.flex_attn_mod_list": [[], None],
+    "attn_config.fused_qkv": [True],
+    "attn_config.kv_dim": [None],
+    "attn_config.kv_n_heads": [None],
+    "attn_config.qk_gn": [False],
+    "attn_config.reuse_kv_layer_idx": [None],
+    "attn_config.rope": [False],
+    "attn_config.sliding_window_size": [-1],
 }
 
 
@@ -48,7 +72,9 @@ def rules(config: AlibiGPTConfig, fields: Fields) -> list[Rule]:
 
 def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
     """``alibi_bias_max`` and ``expansion_ratio`` are honoured, as by the library that MPT was trained with."""
-    refuse_other_values("this MPT cannot be an AlibiGPT", fields, REPRESENTABLE)
+    expected = REPRESENTABLE | REPRESENTABLE_IN_LLM_FOUNDRY
+    expected["attn_config.kv_n_heads"] = [None, fields["n_heads"]]
+    refuse_other_values("this MPT cannot be an AlibiGPT", fields, expected)
     bias_max, expansion_ratio = fields["attn_config.alibi_bias_max"], fields["expansion_ratio"]
     if as_transformers:
         bias_max, expansion_ratio = BIAS_MAX_IN_TRANSFORMERS, EXPANSION_RATIO_IN_TRANSFORMERS
@@ -56,7 +82,7 @@ def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
         "hidden_size": fields["d_model"],
         "num_hidden_layers": fields["n_layers"],
         "num_attention_heads": fields["n_heads"],
-        "intermediate_size": int(expansion_ratio * fields["d_model"]),
+        "intermediate_size": math.floor(expansion_ratio * fields["d_model"]),
         "hidden_act": HIDDEN_ACT,
         "use_bias": False,
         "clip_qkv": fields["attn_config.clip_qkv"] or None,
@@ -107,9 +133,13 @@ MPT = Family(
     to_alibi_gpt=to_alibi_gpt,
     from_alibi_gpt=from_alibi_gpt,
     rules=rules,
+    other_names={"norm_eps": "layer_norm_epsilon"},
+    other_defaults={name: next(iter(allowed)) for name, allowed in REPRESENTABLE_IN_LLM_FOUNDRY.items()},
     without_effect=(
         *("init_config", "tokenizer_name", "verbose", "use_pad_tok_in_ffn"),
         # Gradients of embeddings, and a table of positions that llm-foundry drops where there is ALiBi.
         *("embedding_fraction", "learned_pos_emb"),
+        # How llm-foundry would rotate if it did.
+        *(f"attn_config.rope_{name}" for name in ("dail_config", "hf_config", "impl", "theta")),
     ),
 )

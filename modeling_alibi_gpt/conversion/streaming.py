@@ -106,6 +106,9 @@ def write_weights(
     """Carry out a plan: read the tensors of one step at a time, write a file as soon as it is full.
 
     One file is ``model.safetensors``; several are numbered, with the index that transformers reads.
+
+    Raises:
+        ValueError: A weight is too large for the dtype.
     """
     shards: list[list[Step]] = [[]]
     for step in plan.steps:
@@ -120,8 +123,8 @@ def write_weights(
                 name = name.replace(".safetensors", f"-{number:05d}-of-{len(shards):05d}.safetensors")
             tensors: dict[str, Tensor] = {}
             for step in steps:
-                made = (tensor.to(dtype or tensor.dtype) for tensor in step.run(source.read))
-                tensors.update(zip(step.targets, made, strict=True))
+                for target, tensor in zip(step.targets, step.run(source.read), strict=True):
+                    tensors[target] = tensor if dtype is None else _in_dtype(target, tensor, dtype)
                 progress.update()
             save_file(tensors, folder / name, metadata={"format": "pt"})
             index.update(dict.fromkeys(tensors, name))
@@ -130,6 +133,14 @@ def write_weights(
         content = {"metadata": {"total_size": total}, "weight_map": index}
         text = json.dumps(content, indent=2, sort_keys=True) + "\n"
         (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(text, encoding="utf-8")
+
+
+def _in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    made = tensor.to(dtype)
+    if tensor.isfinite().all() and not made.isfinite().all():
+        largest, expected = tensor.abs().max(), str(dtype).removeprefix("torch.")
+        raise ValueError(f"{name} has weights up to {largest:g}, expected finite ones in {expected}")
+    return made
 
 
 def _steps(rules: Iterable[Rule], target: PreTrainedModel, to_ours: bool) -> Iterator[Step]:

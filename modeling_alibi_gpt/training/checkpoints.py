@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 import zipfile
@@ -120,10 +121,18 @@ def full_disk_as_os_error(output_dir: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if getattr(error, "errno", None) not in _FULL_DISK_ERRNOS and not _is_disk_full(output_dir):
+        if _errno(error) not in _FULL_DISK_ERRNOS and not _is_disk_full(output_dir):
             raise
         remove_torn_checkpoints(output_dir)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(output_dir)) from error
+
+
+def _errno(error: Exception) -> int | None:
+    """The system's number of an error; safetensors has it in its words only, and may have made room again by then."""
+    if isinstance(error, OSError):
+        return error.errno
+    spelt_out = re.search(r"\(os error (\d+)\)", str(error))
+    return int(spelt_out[1]) if spelt_out else None
 
 
 def _is_disk_full(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conversion_cases import assert_same_weights, bloom, loaded, pickle_weights
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import BloomForSequenceClassification
 
@@ -176,9 +177,56 @@ def test_what_another_family_cannot_hold(script, source, capsys) -> None:
     assert "are for conversions to alibi_gpt, not to mpt" in line
 
 
-def test_a_full_disk_leaves_nothing(script, source, capsys, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        # What safetensors says, which has removed its file again by then, so that the disk is not full any more.
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_leaves_nothing(error, script, source, capsys, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr("modeling_alibi_gpt.conversion.streaming.save_file", full)
     assert "the disk is full" in refusal(script, source, capsys)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("num_attention_heads=4", "overrides must not change num_attention_heads, by which the weights are laid out"),
+        ("head_dim=24", "overrides must not change head_dim"),
+        ("hidden_act=nope", "hidden_act is 'nope', which transformers does not know"),
+    ],
+)
+def test_overrides_that_weights_or_transformers_do_not_allow(override, message, script, source, capsys) -> None:
+    """Four heads of a BLOOM with eight have the same shapes, but other rows."""
+    assert message in refusal(script, source, capsys, "--set", f"overrides.{override}")
+
+
+def test_a_weight_beyond_float16(script, source, capsys) -> None:
+    tensors = load_file(source / "model.safetensors")
+    tensors["transformer.ln_f.weight"][3] = 1e5
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    line = refusal(script, source, capsys, "--set", "dtype=float16")
+    assert "model.norm.weight has weights up to 100000, expected finite ones in float16" in line
+
+
+def test_an_output_folder_that_is_a_link_or_here(script, source, tmp_path, capsys, monkeypatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert script.main(["--model", str(source), "--output-dir", str(tmp_path / "link")]) == 0
+    assert loaded(tmp_path / "link").config.model_type == "alibi_gpt" and (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert script.main(["--model", str(source), "--output-dir", "."]) == 0
+    assert loaded(tmp_path / "here").config.model_type == "alibi_gpt"
+
+
+def test_a_refused_gguf_leaves_no_folders(script, source, tmp_path, capsys) -> None:
+    ours, out = tmp_path / "ours", tmp_path / "deep" / "out"
+    assert script.main(["--model", str(source), "--output-dir", str(ours)]) == 0
+    assert script.main(["--model", str(ours), "--output-dir", str(out), "--to", "gguf"]) == 2
+    assert not (tmp_path / "deep").exists()
