@@ -1,9 +1,6 @@
 """Conversion of whole checkpoint folders between AlibiGPT and other families."""
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.conversion.bloom import BLOOM
 from modeling_alibi_gpt.conversion.falcon import FALCON
 from modeling_alibi_gpt.conversion.families import Family, Fields
+from modeling_alibi_gpt.conversion.folders import appearing_whole, refuse_taken
 from modeling_alibi_gpt.conversion.gguf_export import GgufConfig, export_gguf
 from modeling_alibi_gpt.conversion.gpt2 import GPT2
 from modeling_alibi_gpt.conversion.hub_export import COMPANION_PATTERNS
@@ -26,7 +24,6 @@ from modeling_alibi_gpt.conversion.source_weights import SourceWeights
 from modeling_alibi_gpt.conversion.streaming import Plan, plan_conversion, write_weights
 from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.training.checkpoints import full_disk_as_os_error
 from modeling_alibi_gpt.training.experiment import read_mapping
 
 
@@ -99,8 +96,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         ValueError: The source is missing, damaged or cannot be represented exactly, or the output folder is taken.
     """
     target = Path(config.output_dir).resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{config.output_dir} is not empty; choose another output_dir")
+    refuse_taken(target)
     folder = find_folder(config.model, allow_pickle=config.allow_pickle)
     model_type = read_mapping(folder / "config.json").get("model_type")
     if config.to == GGUF:
@@ -111,7 +107,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     source, plan = translation.plan(folder, allow_pickle=config.allow_pickle, dtype=dtype)
     target_config = translation.target_config
     target_config.dtype = dtype or source.describe(plan.steps[0].sources[0]).dtype
-    with _appearing_whole(target) as beside:
+    with appearing_whole(target) as beside:
         write_weights(plan, source, beside, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
         target_config.save_pretrained(beside)
         for path in (path for pattern in COMPANION_PATTERNS for path in folder.glob(pattern) if path.is_file()):
@@ -128,7 +124,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
 def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:
     _refuse_ways_in(config)
     dtype = config.dtype or "float32"
-    with _appearing_whole(target) as beside:
+    with appearing_whole(target) as beside:
         file = str(beside / "model.gguf")
         limit = config.context_length_tokens
         export_gguf(GgufConfig(model=str(folder), output=file, dtype=dtype, context_length_tokens=limit))
@@ -218,22 +214,3 @@ def _translate_out(config: ConvertConfig, folder: Path, model_type: Any) -> _Tra
 def _refuse_ways_in(config: ConvertConfig) -> None:
     if config.overrides or config.as_transformers:
         raise ValueError(f"overrides and as_transformers are for conversions to {OURS}, not to {config.to}")
-
-
-@contextmanager
-def _appearing_whole(target: Path) -> Iterator[Path]:
-    """A folder beside ``target``, which takes its place at the end or vanishes."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    made = [parent for parent in target.parents if not parent.exists()]
-    beside.mkdir(parents=True)
-    try:
-        with full_disk_as_os_error(beside):
-            yield beside
-        if target.exists():
-            target.rmdir()
-        beside.rename(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-        for parent in made:
-            if not any(parent.iterdir()):
-                parent.rmdir()

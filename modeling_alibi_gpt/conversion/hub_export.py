@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import modeling_alibi_gpt
+from modeling_alibi_gpt.conversion.folders import appearing_whole
 from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
 
 
@@ -53,29 +53,19 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
     Raises:
         ValueError: The model folder holds no AlibiGPT with safetensors weights, or the output folder is taken.
     """
-    source, target = Path(config.model), Path(config.output_dir)
+    source, target = Path(config.model), Path(config.output_dir).resolve()
     model_config = load_model_config(source)
     if model_config.model_type != "alibi_gpt":
         raise ValueError(f"{source} holds a {model_config.model_type}, expected an alibi_gpt")
     if not list(source.glob("*.safetensors")):
         raise ValueError(f"{source}: no *.safetensors weights here; pickled weights are not exported")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} is not empty; choose another output_dir")
-
-    beside = target.with_name(f".{target.name}.{os.getpid()}")
-    beside.mkdir(parents=True)
-    try:
+    with appearing_whole(target) as partial:
         for path in _files_to_copy(source):
-            shutil.copyfile(path, beside / path.name)
+            shutil.copyfile(path, partial / path.name)
         fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
         fields["auto_map"] = AUTO_MAP
-        (beside / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if target.exists():
-            target.rmdir()
-        beside.rename(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return {"output_dir": str(target), "files": sorted(path.name for path in target.iterdir())}
+        (partial / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return {"output_dir": config.output_dir, "files": sorted(path.name for path in target.iterdir())}
 
 
 def _files_to_copy(source: Path) -> list[Path]:

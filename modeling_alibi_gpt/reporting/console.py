@@ -13,6 +13,7 @@ from modeling_alibi_gpt.reporting.launching import start_missing_processes
 
 
 USER_ERROR_EXIT_CODE = 2
+INTERRUPTED_EXIT_CODE = 130  # by the custom of shells
 
 
 def run_command(command: Callable[[], dict[str, Any]]) -> int:
@@ -20,7 +21,7 @@ def run_command(command: Callable[[], dict[str, Any]]) -> int:
 
     ``ValueError``, ``OSError`` and the errors of a config's own checks are what users cause (a misspelt key, a missing
     file, a full disk): they become one line on standard error and exit code 2. Anything else is a defect of ours and
-    keeps its traceback.
+    keeps its traceback. Ctrl-C ends with one word and exit code 130.
 
     Under a launcher only the process with rank 0 prints the result.
     """
@@ -30,6 +31,9 @@ def run_command(command: Callable[[], dict[str, Any]]) -> int:
     except (ValueError, OSError, StrictDataclassError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return USER_ERROR_EXIT_CODE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED_EXIT_CODE
     if os.environ.get("RANK", "0") == "0":
         sys.stdout.flush()
         print(json.dumps(result, allow_nan=False), flush=True)
@@ -38,5 +42,5 @@ def run_command(command: Callable[[], dict[str, Any]]) -> int:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-        return "the disk is full: free some space and run the same command again, it continues where it stopped"
+        return "the disk is full: free some space and run the same command again"
     return " ".join(str(error).split()) or type(error).__name__

@@ -51,6 +51,14 @@ def test_an_error_without_words_has_its_name(capsys: pytest.CaptureFixture[str])
     assert capsys.readouterr().err == "error: ValueError\n"
 
 
+def test_an_interrupt_is_one_word(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> dict[str, object]:
+        raise KeyboardInterrupt
+
+    assert run_command(command) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_defect_keeps_its_traceback() -> None:
     with pytest.raises(KeyError):
         fail_with(KeyError("missing"))
