@@ -73,17 +73,25 @@ def findings(records: Sequence[Record], start: str) -> list[str]:
     sentences = []
     for name, group in group_by([r for r in chosen if r["name"] != start], lambda record: record["name"]).items():
         near = [record for record in group if record["length_tokens"] == length]
-        reached = [record["num_train_tokens"] for record in near if record["perplexity"] <= goal]
-        when = f"after {format_count(reached[0])} tokens" if reached else "at none of its milestones"
         last = max(record["step"] for record in near)
         ends = {record["length_tokens"]: record["perplexity"] for record in group if record["step"] == last}
-        longest = max(ends)
+        at_lengths = " and ".join(
+            f"{format_perplexity(ends[reached])} at {format_count(reached)} tokens" for reached in sorted(ends)
+        )
+        before, num_tokens = format_perplexity(near[0]["perplexity"]), format_count(near[-1]["num_train_tokens"])
         sentences.append(
-            f"{name}: {format_perplexity(near[0]['perplexity'])} at {format_count(length)} tokens before fine-tuning; "
-            f"as good as {start} ({format_perplexity(goal)}) {when}; in the end {format_perplexity(ends[length])}, "
-            f"and {format_perplexity(ends[longest])} at {format_count(longest)} tokens."
+            f"{name}: {before} at {format_count(length)} tokens before fine-tuning"
+            f"{_when_as_good(near, start, goal)}; after {num_tokens} tokens {at_lengths}."
         )
     return sentences
+
+
+def _when_as_good(near: Sequence[Record], start: str, goal: float) -> str:
+    reached = [record["num_train_tokens"] for record in near if record["perplexity"] <= goal]
+    if reached[:1] == [0]:
+        return ""
+    when = f"after {format_count(reached[0])} tokens" if reached else "at none of its milestones"
+    return f"; as good as {start} ({format_perplexity(goal)}) {when}"
 
 
 @as_png
