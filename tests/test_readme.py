@@ -11,7 +11,12 @@ import torch
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.reporting.page import markdown_table
 from modeling_alibi_gpt.reporting.records import Record, read_records
-from modeling_alibi_gpt.reporting.speed import attention_speed_table, decode_speed_table, model_speed_table
+from modeling_alibi_gpt.reporting.speed import (
+    attention_speed_table,
+    conversion_speed_table,
+    decode_speed_table,
+    model_speed_table,
+)
 from modeling_alibi_gpt.reporting.tables import Table, beta_table, extrapolation_table, group_by
 from modeling_alibi_gpt.training.corpora import load_documents
 from modeling_alibi_gpt.training.tokenization import train_tokenizer
@@ -88,6 +93,18 @@ def test_speeds_are_those_of_the_records() -> None:
         ("decode_speed", decode_speed_table),
     ):
         assert markdown_table(table(by_kind[kind])) in README
+
+
+def test_gains_of_conversions_are_those_of_the_records() -> None:
+    assert markdown_table(conversion_speed_table(read_results("speed_converted"))) in README
+
+
+def test_llama_cpp_agrees_as_the_records_say() -> None:
+    records = read_results("gguf")
+    assert all(record["greedy_tokens_equal"] == record["num_new_tokens"] for record in records)
+    assert {record["length_tokens"] for record in records} >= {1, 700}
+    worst = max(record["max_log_prob_difference_nats"] for record in records)
+    assert f"differ by {worst:.4f} nats at most" in " ".join(README.split())
 
 
 def test_windows_of_the_trained_model_are_those_of_the_record() -> None:
