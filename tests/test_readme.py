@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.reporting.milestones import findings as retrofit_findings
 from modeling_alibi_gpt.reporting.page import markdown_table
 from modeling_alibi_gpt.reporting.records import Record, read_records
 from modeling_alibi_gpt.reporting.speed import (
@@ -105,6 +106,15 @@ def test_llama_cpp_agrees_as_the_records_say() -> None:
     assert {record["length_tokens"] for record in records} >= {1, 700}
     worst = max(record["max_log_prob_difference_nats"] for record in records)
     assert f"differ by {worst:.4f} nats at most" in " ".join(README.split())
+
+
+def test_a_retrofit_is_as_good_as_its_record_says() -> None:
+    first, *_ = retrofit_findings(records := read_results("retrofit"), "GPT-2")
+    assert "as good as GPT-2 (63.24) after 409,600 tokens" in first
+    assert "after 409,600 tokens of fine-tuning, a fifth of its training" in " ".join(README.split())
+    assert records[0]["num_train_tokens"] == 5 * 409_600
+    ends = [record for record in records if (record["name"], record["step"]) == ("GPT-2 with ALiBi", 400)]
+    assert all(long["perplexity"] < short["perplexity"] for short, long in (ends[:2], ends[2:]))
 
 
 def test_windows_of_the_trained_model_are_those_of_the_record() -> None:
