@@ -191,7 +191,7 @@ def test_a_record_of_a_known_kind_has_its_fields() -> None:
     check_record(whole)
     with pytest.raises(ValueError, match="a bias_matrix record lacks slopes, bias, provenance"):
         check_record({"kind": "bias_matrix", "name": "a"})
-    with pytest.raises(ValueError, match="kind 'biased'; expected one of training, perplexity"):
+    with pytest.raises(ValueError, match="kind 'biased'; expected one of training, milestone, perplexity"):
         check_record({"kind": "biased"})
     with pytest.raises(ValueError, match="kind None"):
         check_record({})
