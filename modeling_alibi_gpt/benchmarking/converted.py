@@ -105,5 +105,6 @@ def _generate(model: PreTrainedModel, tokens: Tensor, num_new_tokens: int) -> No
         max_new_tokens=num_new_tokens,
         min_new_tokens=num_new_tokens,
         do_sample=False,
+        use_cache=True,  # MPT's default is to do without
         pad_token_id=0,
     )

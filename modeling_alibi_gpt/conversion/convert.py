@@ -24,6 +24,7 @@ from modeling_alibi_gpt.conversion.source_weights import SourceWeights
 from modeling_alibi_gpt.conversion.streaming import Plan, plan_conversion, write_weights
 from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.reporting.records import write_json
 from modeling_alibi_gpt.training.experiment import read_mapping
 
 
@@ -112,6 +113,8 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         target_config.save_pretrained(beside)
         for path in (path for pattern in COMPANION_PATTERNS for path in folder.glob(pattern) if path.is_file()):
             shutil.copyfile(path, beside / path.name)
+        if config.to == OURS:
+            _let_generate_use_the_cache(beside / "generation_config.json")
     return {
         "output_dir": config.output_dir,
         "converted_from": model_type,
@@ -196,7 +199,8 @@ def _translate_in(config: ConvertConfig, folder: Path, model_type: Any) -> _Tran
         translated = family.to_alibi_gpt(fields, config.as_transformers)
     except (TypeError, AttributeError) as error:
         raise ValueError(f"{folder}: config.json holds a value of a wrong type ({error})") from error
-    ours = AlibiGPTConfig(**{**translated, **config.overrides})
+    # Published MPTs do without a cache, as their first code had to; results are the same, generating is not.
+    ours = AlibiGPTConfig(**{**translated, "use_cache": True, **config.overrides})
     if ours.hidden_act not in ACT2FN:
         raise ValueError(f"hidden_act is {ours.hidden_act!r}, which transformers does not know")
     return _Translation(family=family, fields=fields, ours=ours, target_config=ours)
@@ -209,6 +213,11 @@ def _translate_out(config: ConvertConfig, folder: Path, model_type: Any) -> _Tra
     family, ours = FAMILIES[config.to], load_model_config(folder)
     assert family.from_alibi_gpt is not None
     return _Translation(family=family, fields={}, ours=ours, target_config=family.from_alibi_gpt(ours))
+
+
+def _let_generate_use_the_cache(path: Path) -> None:
+    if path.is_file() and not read_mapping(path).get("use_cache", True):
+        write_json(path, read_mapping(path) | {"use_cache": True})
 
 
 def _refuse_ways_in(config: ConvertConfig) -> None:

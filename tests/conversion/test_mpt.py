@@ -102,3 +102,13 @@ def test_the_way_out_refuses_what_mpt_cannot_hold(field: str, value: object) -> 
     assert from_alibi_gpt(AlibiGPTConfig(**fields)).attn_config.alibi_bias_max == 4
     with pytest.raises(ValueError, match=f"cannot be an MPT: {field} is"):
         from_alibi_gpt(AlibiGPTConfig(**{**fields, field: value}))
+
+
+def test_a_model_that_did_without_a_cache_generates_with_one(tmp_path: Path) -> None:
+    """Published MPTs say ``use_cache: false``, in config.json and in generation_config.json."""
+    original = mpt(8, use_cache=False)
+    assert original.generation_config.use_cache is False
+    ours = converted(original, tmp_path)
+    assert ours.config.use_cache is True and ours.generation_config.use_cache is not False
+    written = json.loads((tmp_path / "converted" / "generation_config.json").read_text(encoding="utf-8"))
+    assert written["use_cache"] is True

@@ -124,7 +124,7 @@ PUBLISHED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "bloom-560m": (BLOOM_560M, {**OF_BLOOM, "train_context_length": 2048, "pad_token_id": 3}),
     "bloom by its old names": (BLOOM_BY_OLD_NAMES, {**OF_BLOOM, "train_context_length": 4096, "pad_token_id": None}),
     "bloom with every field": ({**ALL_OF_TRANSFORMERS_4, **BLOOM_560M}, OF_BLOOM),
-    "mpt-7b": (MPT_7B, {**OF_MPT, "clip_qkv": None, "use_cache": False, "layer_norm_epsilon": 1e-5}),
+    "mpt-7b": (MPT_7B, {**OF_MPT, "clip_qkv": None, "layer_norm_epsilon": 1e-5}),
     "mpt-7b-storywriter": (
         MPT_STORYWRITER,
         {**OF_MPT, "train_context_length": 65536, "alibi_bias_max": 16, "clip_qkv": 6},
