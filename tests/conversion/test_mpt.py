@@ -55,7 +55,9 @@ def test_the_range_of_slopes_is_the_configs_or_that_of_transformers(tmp_path: Pa
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_the_way_back_is_bit_exact(tied: bool, tmp_path: Path) -> None:
     attn_config = {"clip_qkv": 6.0, "softmax_scale": 0.2, "alibi_bias_max": 16}
-    original = mpt(6, tie_word_embeddings=tied, attn_config=attn_config, resid_pdrop=0.1, emb_pdrop=0.2)
+    original = mpt(
+        6, tie_word_embeddings=tied, attn_config=attn_config, resid_pdrop=0.1, emb_pdrop=0.2, use_cache=True
+    )
     converted(original, tmp_path)
     convert(ConvertConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "back"), to="mpt"))
     back = loaded(tmp_path / "back")
