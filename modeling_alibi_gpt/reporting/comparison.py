@@ -21,6 +21,7 @@ from modeling_alibi_gpt.reporting.figures import (
     training_figure,
 )
 from modeling_alibi_gpt.reporting.findings import (
+    best_beta,
     beta_curve,
     beta_findings,
     extrapolation_findings,
@@ -92,7 +93,7 @@ def beta_comparison_table(grid: Grid, protocol: str) -> Table:
     rows = []
     for beta in betas:
         cells = [format_perplexity(curve[beta]["perplexity"]) if beta in curve else NOTHING for curve in curves]
-        best = [beta == min(curve, key=lambda b, of=curve: of[b]["nats_per_token"]) for curve in curves]
+        best = [beta == best_beta(curve) for curve in curves]
         rows.append([format_ratio(beta), *(f"{c} *" if star else c for c, star in zip(cells, best, strict=True))])
     header = [f"{kind if not after else 'set after training'}, {format_count(n)}" for kind, n, after in columns]
     return Table([BETA, *header], rows)

@@ -1,7 +1,7 @@
 """What a comparison shows, in words: every sentence is made from the records, and says only what they hold."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 from modeling_alibi_gpt.reporting.grid import AS_TRAINED, NOISE_NATS, Grid, format_change, sign
 from modeling_alibi_gpt.reporting.records import Record
@@ -26,10 +26,10 @@ def extrapolation_findings(grid: Grid) -> list[str]:
     if {"nonoverlapping", "sliding"} <= set(grid.protocols):
         findings.append(_early_tokens(grid, far))
     for protocol in grid.protocols:
-        words = _sorted_by_sign(grid.variants, lambda variant, of=protocol: grid.change(variant, of, far))
+        words = _sorted_by_sign({variant: grid.change(variant, protocol, far) for variant in grid.variants})
         findings.append(f"{reach.capitalize()} with {_protocol(protocol)} windows: {words}.")
     for length in (near, far):
-        words = _sorted_by_sign(others, lambda variant, at=length: _difference(grid, variant, "sliding", at))
+        words = _sorted_by_sign({variant: _difference(grid, variant, "sliding", length) for variant in others})
         findings.append(f"Against {grid.reference} at {format_count(length)} tokens with sliding windows: {words}.")
     return findings
 
@@ -40,7 +40,7 @@ def scaling_findings(grid: Grid) -> list[str]:
     for variant in grid.variants:
         for length in grid.lengths[1:]:
             readings = [reading for reading in grid.readings(variant) if reading != AS_TRAINED]
-            words = _sorted_by_sign(readings, lambda reading, v=variant, at=length: _gain(grid, v, reading, at))
+            words = _sorted_by_sign({reading: _gain(grid, variant, reading, length) for reading in readings})
             if readings:
                 findings.append(
                     f"{variant} at {format_count(length)} tokens, sliding, against itself as trained: {words}."
@@ -55,7 +55,7 @@ def beta_findings(grid: Grid) -> list[str]:
         best_betas = []
         for length in grid.lengths:
             curve = beta_curve(grid, kind, "sliding", length)
-            best = min(curve, key=lambda beta: curve[beta]["nats_per_token"])
+            best = best_beta(curve)
             best_betas.append(best)
             level = [b for b in sorted(curve) if not sign(_paired(curve[b], curve[best]))]
             words = f"{kind} slopes at {format_count(length)} tokens, sliding: best {BETA} {format_ratio(best)}"
@@ -65,8 +65,8 @@ def beta_findings(grid: Grid) -> list[str]:
         moves = "does not move" if len(set(best_betas)) == 1 else "moves"
         findings.append(f"The best {BETA} of {kind} slopes {moves} with the length that is read.")
     for length in grid.lengths:
-        best = {kind: _best(beta_curve(grid, kind, "sliding", length)) for kind in ("geometric", "uniform")}
-        change = format_change(_paired(best["uniform"], best["geometric"]))
+        curves = [beta_curve(grid, kind, "sliding", length) for kind in ("uniform", "geometric")]
+        change = format_change(_paired(*(curve[best_beta(curve)] for curve in curves)))
         findings.append(
             f"At {format_count(length)} tokens the best uniform slope stands {change} nats to the best geometric ones."
         )
@@ -124,6 +124,11 @@ def beta_curve(
     return dict(sorted(curve.items()))
 
 
+def best_beta(curve: Mapping[float, Record]) -> float:
+    """The beta of the lowest loss."""
+    return min((record["nats_per_token"], beta) for beta, record in curve.items())[1]
+
+
 def _moved(record: Record) -> float:
     """The largest change of a bias up to the training length, against distance 0: the softmax sees no constant."""
     within = [d for d, distance in enumerate(record["distances_tokens"]) if distance < record["train_context_length"]]
@@ -135,10 +140,6 @@ def _moved(record: Record) -> float:
         for before, after in zip(heads_before, heads_after, strict=True)
         for d in within
     )
-
-
-def _best(curve: dict[float, Record]) -> Record:
-    return min(curve.values(), key=lambda record: record["nats_per_token"])
 
 
 def _paired(record: Record, other: Record) -> list[float]:
@@ -158,11 +159,10 @@ def _early_tokens(grid: Grid, far: int) -> str:
     )
 
 
-def _sorted_by_sign(names: Sequence[str], differences: Callable[[str], list[float] | None]) -> str:
+def _sorted_by_sign(differences: Mapping[str, Sequence[float] | None]) -> str:
     """``lower: a -0.1 (..); no different: b; higher: c +0.2 (..); cannot be read: d``."""
     groups: dict[str, list[str]] = {"lower": [], "no different": [], "higher": [], "cannot be read": []}
-    for name in names:
-        values = differences(name)
+    for name, values in differences.items():
         if values is None:
             groups["cannot be read"].append(name)
         else:

@@ -64,7 +64,7 @@ def conversion_speed_table(records: Sequence[Record]) -> Table:
         by_length = {record["length_tokens"]: record for record in group}
         found = [by_length.get(length) for length in lengths]
         times = [NOTHING if record is None else f"{record['times_reference']:.2f}" for record in found]
-        memory = [format_mebibytes(record and record["extra_bytes"]) for record in found]
+        memory = [format_mebibytes(None if record is None else record["extra_bytes"]) for record in found]
         mode = " ".join(str(part) for part in (group[0]["mode"], group[0]["num_new_tokens"]) if part is not None)
         worst = max(record["max_logit_difference"] for record in group)
         rows.append([group[0]["name"], mode, *times, *memory, f"{worst:.0e}"])
