@@ -11,7 +11,7 @@ import torch
 from modeling_alibi_gpt.benchmarking import benchmark, converted
 from modeling_alibi_gpt.benchmarking.attention import WAYS, AttentionCase, time_attention
 from modeling_alibi_gpt.benchmarking.benchmark import KINDS, BenchmarkConfig, check_attention, run_benchmark
-from modeling_alibi_gpt.benchmarking.converted import ConvertedCase, time_converted
+from modeling_alibi_gpt.benchmarking.converted import ConvertedCase, max_logit_difference, time_converted
 from modeling_alibi_gpt.benchmarking.models import MODELS, DecodeCase, ModelCase, time_decoding, time_models
 from modeling_alibi_gpt.benchmarking.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.reporting.records import read_records
@@ -92,10 +92,16 @@ def test_a_conversion_is_timed_beside_its_original(family: str, mode: str) -> No
 
 
 def test_a_conversion_with_other_logits_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(converted, "MAX_LOGIT_DIFFERENCE", 0.0)
+    monkeypatch.setattr(converted, "max_logit_difference", lambda length_tokens: 0.0)
     case = ConvertedCase(**SMALL, family="bloom", length_tokens=20, num_rounds=1)
     with pytest.raises(ValueError, match="logits of the conversion differ by"):
         next(time_converted(case, CPU))
+
+
+def test_the_recorded_conversions_compute_the_same() -> None:
+    (path,) = (ROOT / "results").glob("speed_converted_*.jsonl")
+    for record in read_records(path):
+        assert record["max_logit_difference"] <= max_logit_difference(record["length_tokens"])
 
 
 def test_decoding_is_timed_with_equal_logits() -> None:
