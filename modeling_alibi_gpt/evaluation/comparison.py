@@ -12,8 +12,9 @@ from filelock import FileLock, Timeout
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.checkpoints import load_causal_lm
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
-from modeling_alibi_gpt.evaluation.paired import AS_TRAINED, comparison_records
+from modeling_alibi_gpt.evaluation.paired import comparison_records
 from modeling_alibi_gpt.evaluation.processes import process_state
+from modeling_alibi_gpt.reporting.grid import AS_TRAINED
 from modeling_alibi_gpt.reporting.records import provenance, read_records, write_records
 from modeling_alibi_gpt.training.checkpoints import RECORD_FILE
 from modeling_alibi_gpt.training.corpora import describe_documents

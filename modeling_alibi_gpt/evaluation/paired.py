@@ -5,10 +5,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from modeling_alibi_gpt.reporting.grid import AS_TRAINED
 from modeling_alibi_gpt.reporting.records import provenance
-
-
-AS_TRAINED = "as trained"
 
 
 def comparison_records(records: Sequence[dict[str, Any]], *, reference: str) -> list[dict[str, Any]]:

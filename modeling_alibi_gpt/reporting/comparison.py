@@ -30,7 +30,7 @@ from modeling_alibi_gpt.reporting.findings import (
     published_findings,
     scaling_findings,
 )
-from modeling_alibi_gpt.reporting.grid import AS_TRAINED, Grid
+from modeling_alibi_gpt.reporting.grid import AS_TRAINED, Grid, with_minus
 from modeling_alibi_gpt.reporting.page import Picture, Section
 from modeling_alibi_gpt.reporting.records import Record
 from modeling_alibi_gpt.reporting.tables import (
@@ -44,6 +44,7 @@ from modeling_alibi_gpt.reporting.tables import (
     format_perplexity,
     format_ratio,
     group_by,
+    protocol_name,
     trained_beta_table,
     trained_slopes_table,
 )
@@ -188,7 +189,7 @@ def _beta_sections(name: str, grid: Grid, trained: Sequence[Record]) -> list[Sec
         f"A training for every {BETA}, for the paper's geometric slopes and for one slope in all heads; one trained "
         f"model given other values of {BETA} afterwards; and {BETA} or the slopes learned. The figure and the "
         f"findings are of sliding windows; a star marks the best of a column, the tables are of "
-        f"{' and of '.join('non-overlapping' if p == 'nonoverlapping' else p for p in grid.protocols)} windows."
+        f"{' and of '.join(map(protocol_name, grid.protocols))} windows."
     )
     sections = [Section(f"Perplexity against {BETA}", sentence, [picture], tables, beta_findings(grid))]
     if trained:
@@ -233,7 +234,7 @@ def _difference(record: Record) -> str:
     if record["error"] is not None:
         return NOTHING
     spread = "" if record["difference_nats_sd"] is None else f" \N{PLUS-MINUS SIGN} {record['difference_nats_sd']:.3f}"
-    return f"{record['difference_nats']:+.3f}{spread}".replace("-", "\N{MINUS SIGN}")
+    return with_minus(f"{record['difference_nats']:+.3f}{spread}")
 
 
 def _learned_bias_section(where: str, records: Sequence[Record]) -> list[Section]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from modeling_alibi_gpt.reporting.grid import AS_TRAINED, NOISE_NATS, Grid, format_change, sign
 from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.tables import BETA, format_count, format_ratio, group_by
+from modeling_alibi_gpt.reporting.tables import BETA, format_count, format_ratio, group_by, protocol_name
 
 
 def noise_rule(num_seeds: int) -> str:
@@ -21,13 +21,15 @@ def extrapolation_findings(grid: Grid) -> list[str]:
     near, far = grid.lengths[0], grid.lengths[-1]
     reach = f"from {format_count(near)} to {format_count(far)} tokens"
     others = [variant for variant in grid.variants if variant != grid.reference]
-    changes = [f"{_protocol(name)} {format_change(grid.change(grid.reference, name, far))}" for name in grid.protocols]
+    changes = [
+        f"{protocol_name(name)} {format_change(grid.change(grid.reference, name, far))}" for name in grid.protocols
+    ]
     findings = [f"{grid.reference} {reach}, in nats per token: {'; '.join(changes)}."]
     if {"nonoverlapping", "sliding"} <= set(grid.protocols):
         findings.append(_early_tokens(grid, far))
     for protocol in grid.protocols:
         words = _sorted_by_sign({variant: grid.change(variant, protocol, far) for variant in grid.variants})
-        findings.append(f"{reach.capitalize()} with {_protocol(protocol)} windows: {words}.")
+        findings.append(f"{reach.capitalize()} with {protocol_name(protocol)} windows: {words}.")
     for length in (near, far):
         words = _sorted_by_sign({variant: _difference(grid, variant, "sliding", length) for variant in others})
         findings.append(f"Against {grid.reference} at {format_count(length)} tokens with sliding windows: {words}.")
@@ -93,7 +95,7 @@ def published_findings(grid: Grid, published: Sequence[Record]) -> list[str]:
             continue
         same = sign([there]) == sign(here)
         findings.append(
-            f"{method}, {_protocol(far['protocol'])}: the paper {format_change([there])} nats from "
+            f"{method}, {protocol_name(far['protocol'])}: the paper {format_change([there])} nats from "
             f"{format_count(near['length_tokens'])} to {format_count(far['length_tokens'])} tokens, here "
             f"{format_change(here)} from {format_count(grid.lengths[0])} to {format_count(grid.lengths[-1])}: "
             f"{'the same direction' if same else 'another direction'}."
@@ -178,7 +180,3 @@ def _difference(grid: Grid, variant: str, protocol: str, length: int) -> list[fl
 def _gain(grid: Grid, variant: str, reading: str, length: int) -> list[float] | None:
     scaled, trained = (grid.cell(variant, "sliding", length, of) for of in (reading, AS_TRAINED))
     return None if scaled["error"] or trained["error"] else _paired(scaled, trained)
-
-
-def _protocol(name: str) -> str:
-    return "non-overlapping" if name == "nonoverlapping" else name

@@ -18,7 +18,6 @@ class Grid:
         reference: Name of the variant that the others are compared with.
         lengths: Window lengths in tokens, ascending.
         protocols: In the order of the records.
-        train_length: Training length in tokens, of the reference.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -26,7 +25,6 @@ class Grid:
         self.reference: str = self.records[0]["reference"]
         self.lengths: list[int] = sorted({record["length_tokens"] for record in self.records})
         self.protocols = list(dict.fromkeys(record["protocol"] for record in self.records))
-        self.train_length: int = self.records[0]["train_context_length"]
         self._cells = {
             (record["variant"], record["reading"], record["protocol"], record["length_tokens"]): record
             for record in self.records
@@ -49,10 +47,10 @@ class Grid:
     def cell(self, variant: str, protocol: str, length: int, reading: str = AS_TRAINED) -> Record:
         return self._cells[variant, reading, protocol, length]
 
-    def change(self, variant: str, protocol: str, length: int, reading: str = AS_TRAINED) -> list[float] | None:
-        """Nats by seed from the shortest length, as trained, to ``length``; None where the variant fails at either."""
+    def change(self, variant: str, protocol: str, length: int) -> list[float] | None:
+        """Nats by seed from the shortest length to ``length``, as trained; None where the variant fails at either."""
         near = self.cell(variant, protocol, self.lengths[0])["nats_per_token_by_seed"]
-        far = self.cell(variant, protocol, length, reading)["nats_per_token_by_seed"]
+        far = self.cell(variant, protocol, length)["nats_per_token_by_seed"]
         return [there - here for there, here in zip(far, near, strict=True)] if near and far else None
 
 
@@ -70,4 +68,9 @@ def format_change(differences: Sequence[float] | None) -> str:
         return "\N{EN DASH}"
     mean = f"{sum(differences) / len(differences):+.3f}"
     seeds = ", ".join(f"{difference:+.3f}" for difference in differences)
-    return (f"{mean} ({seeds})" if len(differences) > 1 else mean).replace("-", "\N{MINUS SIGN}")
+    return with_minus(f"{mean} ({seeds})" if len(differences) > 1 else mean)
+
+
+def with_minus(number: str) -> str:
+    """A number whose hyphens are minus signs."""
+    return number.replace("-", "\N{MINUS SIGN}")

@@ -212,10 +212,15 @@ def _gather(sources: Sequence[Record], key: str) -> str:
     return ", ".join(map(str, sorted(values))) or NOTHING
 
 
+def protocol_name(protocol: str) -> str:
+    """A protocol for people, without its strides."""
+    return "non-overlapping" if protocol == "nonoverlapping" else protocol
+
+
 def describe_protocol(records: Sequence[Record]) -> str:
     """The protocol that ``records`` share, with their strides in tokens, for people."""
-    if records[0]["protocol"] == "nonoverlapping":
-        return "non-overlapping"
+    if records[0]["protocol"] != "sliding":
+        return protocol_name(records[0]["protocol"])
     strides = [record["stride_tokens"] for record in records]
     ends = dict.fromkeys((format_count(min(strides)), format_count(max(strides))))
     return f"sliding, stride {' to '.join(ends)}"
