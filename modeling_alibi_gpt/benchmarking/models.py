@@ -185,7 +185,8 @@ def _make_method(method: str, shape: Shape, length_tokens: int) -> PreTrainedMod
     return AlibiGPTForCausalLM(_alibi_config(shape, position_method=method, train_context_length=length_tokens))
 
 
-def _make_bloom(shape: Shape, length_tokens: int) -> PreTrainedModel:
+def make_bloom(shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
+    """Of a shape, for texts of so many tokens, with other fields of its config."""
     return BloomForCausalLM(
         BloomConfig(
             vocab_size=shape.vocab_size,
@@ -194,11 +195,13 @@ def _make_bloom(shape: Shape, length_tokens: int) -> PreTrainedModel:
             n_head=shape.num_heads,
             hidden_dropout=0.0,
             attention_dropout=0.0,
+            **fields,
         )
     )
 
 
-def _make_mpt(shape: Shape, length_tokens: int) -> PreTrainedModel:
+def make_mpt(shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
+    """Of a shape, for texts of so many tokens, with other fields of its config."""
     return MptForCausalLM(
         MptConfig(
             vocab_size=shape.vocab_size,
@@ -206,11 +209,13 @@ def _make_mpt(shape: Shape, length_tokens: int) -> PreTrainedModel:
             n_layers=shape.num_layers,
             n_heads=shape.num_heads,
             max_seq_len=length_tokens,
+            **fields,
         )
     )
 
 
-def _make_falcon(shape: Shape, length_tokens: int) -> PreTrainedModel:
+def make_falcon(shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
+    """Of a shape, for texts of so many tokens, with other fields of its config."""
     return FalconForCausalLM(
         FalconConfig(
             vocab_size=shape.vocab_size,
@@ -223,6 +228,7 @@ def _make_falcon(shape: Shape, length_tokens: int) -> PreTrainedModel:
             bias=True,
             hidden_dropout=0.0,
             attention_dropout=0.0,
+            **fields,
         )
     )
 
@@ -246,8 +252,8 @@ MODELS: dict[str, Callable[[Shape, int], PreTrainedModel]] = {
     "alibi_gpt sdpa": lambda shape, length: _make_alibi_gpt(shape, length, "sdpa"),
     "alibi_gpt alibi_banded": lambda shape, length: _make_alibi_gpt(shape, length, "alibi_banded"),
     "gpt2": _make_gpt2,
-    "bloom": _make_bloom,
-    "mpt": _make_mpt,
-    "falcon": _make_falcon,
+    "bloom": make_bloom,
+    "mpt": make_mpt,
+    "falcon": make_falcon,
     **{f"{method} positions": partial(_make_method, method) for method in POSITION_METHODS},
 }

@@ -3,22 +3,15 @@
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    BloomConfig,
-    BloomForCausalLM,
-    FalconConfig,
-    FalconForCausalLM,
-    MptConfig,
-    MptForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from modeling_alibi_gpt.benchmarking.models import Shape, make_bloom, make_falcon, make_mpt
 from modeling_alibi_gpt.conversion.convert import ConvertConfig, convert
 from modeling_alibi_gpt.reporting.records import Record, check_record, provenance
 
@@ -65,48 +58,11 @@ class Comparison:
     lengths_tokens: Sequence[int] = field(default=(512, 2048))
 
 
-def _falcon(length_tokens: int) -> PreTrainedModel:
-    return FalconForCausalLM(
-        FalconConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=HIDDEN_SIZE,
-            num_hidden_layers=NUM_LAYERS,
-            num_attention_heads=NUM_HEADS,
-            alibi=True,
-            parallel_attn=False,
-            multi_query=False,
-            bias=True,
-            tie_word_embeddings=False,
-        )
-    )
-
-
-def _mpt(length_tokens: int) -> PreTrainedModel:
-    return MptForCausalLM(
-        MptConfig(
-            vocab_size=VOCAB_SIZE,
-            d_model=HIDDEN_SIZE,
-            n_layers=NUM_LAYERS,
-            n_heads=NUM_HEADS,
-            max_seq_len=length_tokens,
-            tie_word_embeddings=False,
-            attn_config={"alibi_bias_max": 16},
-        )
-    )
-
-
-def _bloom(length_tokens: int) -> PreTrainedModel:
-    return BloomForCausalLM(
-        BloomConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=HIDDEN_SIZE,
-            n_layer=NUM_LAYERS,
-            n_head=NUM_HEADS,
-            tie_word_embeddings=False,
-        )
-    )
-
-
+SHAPE = Shape(num_layers=NUM_LAYERS, hidden_size=HIDDEN_SIZE, num_heads=NUM_HEADS, vocab_size=VOCAB_SIZE)
+# Untied, so that logits are not those of a model that repeats its input.
+_falcon = partial(make_falcon, SHAPE, tie_word_embeddings=False)
+_mpt = partial(make_mpt, SHAPE, tie_word_embeddings=False, attn_config={"alibi_bias_max": 16})
+_bloom = partial(make_bloom, SHAPE, tie_word_embeddings=False)
 ALIBI = Reading("float64", {})
 MPT_IN_TRANSFORMERS = {"as_transformers": True}
 COMPARISONS = (
