@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from modeling_alibi_gpt.reporting.claims import claims_section
 from modeling_alibi_gpt.reporting.drawing import (
     Line,
     as_png,
@@ -51,21 +52,21 @@ from modeling_alibi_gpt.reporting.tables import (
 
 
 def comparison_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
-    """For each comparison: its setting, and then the sections that its variants call for."""
-    sections = []
-    for name, records in group_by(by_kind.get("comparison", []), lambda record: record["comparison"]).items():
-        grid = Grid(records)
+    """What holds; for each comparison its setting and the sections that its variants call for; what a paper found."""
+    groups = group_by(by_kind.get("comparison", []), lambda record: record["comparison"])
+    grids = [Grid(records) for records in groups.values()]
+    sections = claims_section(grids, by_kind.get("training", []))
+    for grid in grids:
         of_comparison = {
-            kind: [record for record in group if record.get("comparison") == name] for kind, group in by_kind.items()
+            kind: [record for record in group if record.get("comparison") == grid.name]
+            for kind, group in by_kind.items()
         }
-        sections.append(_setting_section(name, grid, of_comparison))
-        is_sweep = any("alibi_beta" in record["fields"] for record in records)
-        if is_sweep:
-            sections += _beta_sections(name, grid, of_comparison.get("trained_beta", []))
+        sections.append(_setting_section(grid, of_comparison))
+        if grid.is_sweep:
+            sections += _beta_sections(grid, of_comparison.get("trained_beta", []))
         else:
-            sections += _method_sections(name, grid, of_comparison)
-            sections += _published_sections(name, grid, by_kind.get("published", []))
-    return sections
+            sections += _method_sections(grid, of_comparison)
+    return sections + _published_sections([grid for grid in grids if not grid.is_sweep], by_kind.get("published", []))
 
 
 def differences_table(grid: Grid, records: Sequence[Record]) -> Table:
@@ -119,7 +120,7 @@ def beta_comparison_figure(grid: Grid, protocol: str) -> Figure:
     return figure
 
 
-def _setting_section(name: str, grid: Grid, by_kind: dict[str, list[Record]]) -> Section:
+def _setting_section(grid: Grid, by_kind: dict[str, list[Record]]) -> Section:
     training, rows = by_kind["training"], by_kind["extrapolation"]
     parameters = sorted({record["num_parameters"] for record in training})
     first = training[0]
@@ -135,13 +136,15 @@ def _setting_section(name: str, grid: Grid, by_kind: dict[str, list[Record]]) ->
         f"{corpus['num_bytes'] / 1e6:.1f} MB: {', '.join(map(_title, corpus['documents']))}."
     )
     drawn = [record for record in training if record["seed"] == first["seed"]]
-    alt = f"Training loss against step of {name}, first seed"
-    return Section(_capital(name), sentence, [Picture(f"{_stem(name)}_training.png", training_figure(drawn), alt)])
+    alt = f"Training loss against step of {grid.name}, first seed"
+    return Section(
+        _capital(grid.name), sentence, [Picture(f"{_stem(grid.name)}_training.png", training_figure(drawn), alt)]
+    )
 
 
-def _method_sections(name: str, grid: Grid, by_kind: dict[str, list[Record]]) -> list[Section]:
-    stem, where = _stem(name), name.split(" on ")[-1]
-    figure = Picture(f"{stem}.png", extrapolation_figure(grid.as_trained), f"Perplexity against length, {name}")
+def _method_sections(grid: Grid, by_kind: dict[str, list[Record]]) -> list[Section]:
+    stem, where = _stem(grid.name), grid.corpus
+    figure = Picture(f"{stem}.png", extrapolation_figure(grid.as_trained), f"Perplexity against length, {grid.name}")
     positions = _positions_picture(stem, grid, by_kind["extrapolation"])
     sections = [
         Section(
@@ -178,8 +181,8 @@ def _method_sections(name: str, grid: Grid, by_kind: dict[str, list[Record]]) ->
     return sections
 
 
-def _beta_sections(name: str, grid: Grid, trained: Sequence[Record]) -> list[Section]:
-    picture = Picture(f"{_stem(name)}.png", beta_comparison_figure(grid, "sliding"), f"Perplexity against {BETA}")
+def _beta_sections(grid: Grid, trained: Sequence[Record]) -> list[Section]:
+    picture = Picture(f"{_stem(grid.name)}.png", beta_comparison_figure(grid, "sliding"), f"Perplexity against {BETA}")
     learned = [record for record in grid.as_trained if "alibi_trainable" in record["fields"]]
     tables = [
         *(beta_comparison_table(grid, protocol) for protocol in grid.protocols),
@@ -202,20 +205,16 @@ def _beta_sections(name: str, grid: Grid, trained: Sequence[Record]) -> list[Sec
     return sections
 
 
-def _published_sections(name: str, grid: Grid, published: Sequence[Record]) -> list[Section]:
-    if not published:
+def _published_sections(grids: Sequence[Grid], published: Sequence[Record]) -> list[Section]:
+    if not published or not grids:
         return []
-    source = published[0]["provenance"]["source"]
     sentence = (
-        f"What {source} found on WikiText-103, with 247 million parameters and 205 epochs at 512 tokens, beside the "
-        f"far smaller models of {name}. Perplexities do not compare, directions do."
+        f"What {published[0]['provenance']['source']} found on WikiText-103, with 247 million parameters and 205 "
+        f"epochs at 512 tokens, beside the far smaller models of {' and '.join(grid.name for grid in grids)}. "
+        "Perplexities do not compare, directions do."
     )
-    findings = published_findings(grid, published)
-    return [
-        Section(
-            f"Beside the paper, {name.split(' on ')[-1]}", sentence, [], [extrapolation_table(published)], findings
-        )
-    ]
+    findings = published_findings(grids, published)
+    return [Section("Beside the paper", sentence, [], [extrapolation_table(published)], findings)]
 
 
 def _positions_picture(stem: str, grid: Grid, rows: Sequence[Record]) -> Picture:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from modeling_alibi_gpt.reporting.grid import AS_TRAINED, NOISE_NATS, Grid, format_change, sign
+from modeling_alibi_gpt.reporting.grid import AS_TRAINED, NOISE_NATS, Grid, format_change, paired, sign
 from modeling_alibi_gpt.reporting.records import Record
 from modeling_alibi_gpt.reporting.tables import BETA, format_count, format_ratio, group_by, protocol_name
 
@@ -51,55 +51,55 @@ def scaling_findings(grid: Grid) -> list[str]:
 
 
 def beta_findings(grid: Grid) -> list[str]:
-    """Where the best beta lies, for each kind of slopes and each length, and what tuning it is worth."""
-    findings = []
-    for kind in ("geometric", "uniform"):
-        best_betas = []
-        for length in grid.lengths:
-            curve = beta_curve(grid, kind, "sliding", length)
-            best = best_beta(curve)
-            best_betas.append(best)
-            level = [b for b in sorted(curve) if not sign(_paired(curve[b], curve[best]))]
-            words = f"{kind} slopes at {format_count(length)} tokens, sliding: best {BETA} {format_ratio(best)}"
-            if 1.0 in curve:
-                words += f"; {BETA} 1 costs {format_change(_paired(curve[1.0], curve[best]))} nats against it"
-            findings.append(f"{words}; no different from it: {', '.join(map(format_ratio, level))}.")
-        moves = "does not move" if len(set(best_betas)) == 1 else "moves"
-        findings.append(f"The best {BETA} of {kind} slopes {moves} with the length that is read.")
+    """Where the best beta lies, for each kind of slopes and each length, and what tuning or learning it is worth."""
+    findings = _curve_findings(grid, "geometric") + _curve_findings(grid, "uniform")
     for length in grid.lengths:
-        curves = [beta_curve(grid, kind, "sliding", length) for kind in ("uniform", "geometric")]
-        change = format_change(_paired(*(curve[best_beta(curve)] for curve in curves)))
+        uniform, geometric = (beta_curve(grid, kind, "sliding", length) for kind in ("uniform", "geometric"))
+        change = format_change(paired(uniform[best_beta(uniform)], geometric[best_beta(geometric)]))
         findings.append(
-            f"At {format_count(length)} tokens the best uniform slope stands {change} nats to the best geometric ones."
+            f"At {format_count(length)} tokens the best uniform slope is {change} above the best geometric."
+        )
+    for length in grid.lengths:
+        curve = beta_curve(grid, "geometric", "sliding", length, after_training=True)
+        changes = _sorted_by_sign(
+            {format_ratio(beta): paired(curve[beta], curve[1.0]) for beta in curve if beta != 1.0}
+        )
+        findings.append(
+            f"Trained with {BETA} 1, read at {format_count(length)} tokens with another {BETA}: {changes}."
         )
     learned = [record["variant"] for record in grid.as_trained if "alibi_trainable" in record["fields"]]
     for variant in dict.fromkeys(learned):
-        cells = [grid.cell(variant, "sliding", length) for length in grid.lengths]
-        changes = [
-            f"{format_change(cell['difference_nats_by_seed'])} at {format_count(cell['length_tokens'])} tokens"
-            for cell in cells
-        ]
-        findings.append(f"{variant} against {grid.reference}, sliding: {', '.join(changes)}.")
+        changes = ", ".join(
+            f"{format_change(grid.cell(variant, 'sliding', length)['difference_nats_by_seed'])} at "
+            f"{format_count(length)} tokens"
+            for length in grid.lengths
+        )
+        findings.append(f"{variant} against {grid.reference}, sliding: {changes}.")
     return findings
 
 
-def published_findings(grid: Grid, published: Sequence[Record]) -> list[str]:
+def published_findings(grids: Sequence[Grid], published: Sequence[Record]) -> list[str]:
     """What a paper measured for each method, in nats from its training length on, and what was measured here."""
     findings = []
     for method, records in group_by(published, lambda record: record["position_method"]).items():
         measured = [record for record in records if record["error"] is None]
         near, far = measured[0], measured[-1]
         there = math.log(far["perplexity"] / near["perplexity"])
-        here = grid.change(method, far["protocol"], grid.lengths[-1]) if method in grid.variants else None
-        if here is None:
-            continue
-        same = sign([there]) == sign(here)
-        findings.append(
-            f"{method}, {protocol_name(far['protocol'])}: the paper {format_change([there])} nats from "
-            f"{format_count(near['length_tokens'])} to {format_count(far['length_tokens'])} tokens, here "
-            f"{format_change(here)} from {format_count(grid.lengths[0])} to {format_count(grid.lengths[-1])}: "
-            f"{'the same direction' if same else 'another direction'}."
-        )
+        here = []
+        for grid in grids:
+            change = grid.change(method, far["protocol"], grid.lengths[-1]) if method in grid.variants else None
+            if change is not None:
+                same = "the same direction" if sign([there]) == sign(change) else "another direction"
+                here.append(
+                    f"{format_change(change)} on {grid.corpus} from {format_count(grid.lengths[0])} to "
+                    f"{format_count(grid.lengths[-1])}, {same}"
+                )
+        if here:
+            findings.append(
+                f"{method}, {protocol_name(far['protocol'])}: the paper {format_change([there])} nats from "
+                f"{format_count(near['length_tokens'])} to {format_count(far['length_tokens'])} tokens; here "
+                f"{'; '.join(here)}."
+            )
     return findings
 
 
@@ -131,6 +131,36 @@ def best_beta(curve: Mapping[float, Record]) -> float:
     return min((record["nats_per_token"], beta) for beta, record in curve.items())[1]
 
 
+def name_best(curve: Mapping[float, Record]) -> str:
+    """The best beta, and whether the true one may lie beyond what was tried."""
+    best = best_beta(curve)
+    edges = {min(curve): "the smallest tried", max(curve): "the largest tried"}
+    return f"{BETA} {format_ratio(best)}" + (f" ({edges[best]})" if best in edges else "")
+
+
+def beta_moves(curves: Sequence[Mapping[float, Record]]) -> bool:
+    """Whether the best beta of one curve is worse than the best of another curve on that other curve."""
+    return any(
+        best_beta(one) in other and sign(paired(other[best_beta(one)], other[best_beta(other)])) > 0
+        for one in curves
+        for other in curves
+    )
+
+
+def _curve_findings(grid: Grid, kind: str) -> list[str]:
+    curves = [beta_curve(grid, kind, "sliding", length) for length in grid.lengths]
+    findings = []
+    for length, curve in zip(grid.lengths, curves, strict=True):
+        best = curve[best_beta(curve)]
+        level = [beta for beta in curve if not sign(paired(curve[beta], best))]
+        words = f"{kind} slopes at {format_count(length)} tokens, sliding: best is {name_best(curve)}"
+        if 1.0 in curve:
+            words += f"; {BETA} 1 costs {format_change(paired(curve[1.0], best))} nats against it"
+        findings.append(f"{words}; no different from it: {', '.join(map(format_ratio, level))}.")
+    moves = "moves" if beta_moves(curves) else "does not move"
+    return [*findings, f"The best {BETA} of {kind} slopes {moves} with the length that is read."]
+
+
 def _moved(record: Record) -> float:
     """The largest change of a bias up to the training length, against distance 0: the softmax sees no constant."""
     within = [d for d, distance in enumerate(record["distances_tokens"]) if distance < record["train_context_length"]]
@@ -142,11 +172,6 @@ def _moved(record: Record) -> float:
         for before, after in zip(heads_before, heads_after, strict=True)
         for d in within
     )
-
-
-def _paired(record: Record, other: Record) -> list[float]:
-    pairs = zip(record["nats_per_token_by_seed"], other["nats_per_token_by_seed"], strict=True)
-    return [one - two for one, two in pairs]
 
 
 def _early_tokens(grid: Grid, far: int) -> str:
@@ -179,4 +204,4 @@ def _difference(grid: Grid, variant: str, protocol: str, length: int) -> list[fl
 
 def _gain(grid: Grid, variant: str, reading: str, length: int) -> list[float] | None:
     scaled, trained = (grid.cell(variant, "sliding", length, of) for of in (reading, AS_TRAINED))
-    return None if scaled["error"] or trained["error"] else _paired(scaled, trained)
+    return None if scaled["error"] or trained["error"] else paired(scaled, trained)

@@ -15,6 +15,7 @@ class Grid:
 
     Attributes:
         records: Its ``comparison`` records.
+        name: Of the comparison, ``what on corpus``.
         reference: Name of the variant that the others are compared with.
         lengths: Window lengths in tokens, ascending.
         protocols: In the order of the records.
@@ -22,6 +23,7 @@ class Grid:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = list(records)
+        self.name: str = self.records[0]["comparison"]
         self.reference: str = self.records[0]["reference"]
         self.lengths: list[int] = sorted({record["length_tokens"] for record in self.records})
         self.protocols = list(dict.fromkeys(record["protocol"] for record in self.records))
@@ -29,6 +31,16 @@ class Grid:
             (record["variant"], record["reading"], record["protocol"], record["length_tokens"]): record
             for record in self.records
         }
+
+    @property
+    def corpus(self) -> str:
+        """What follows ``on`` in the name."""
+        return self.name.split(" on ")[-1]
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether its variants differ in beta rather than in the position method."""
+        return any("alibi_beta" in record["fields"] for record in self.records)
 
     @property
     def as_trained(self) -> list[Record]:
@@ -62,13 +74,23 @@ def sign(differences: Sequence[float]) -> int:
     return 1 if mean > 0 else -1
 
 
+def paired(record: Record, other: Record) -> list[float]:
+    """Nats of one cell above another, by seed."""
+    pairs = zip(record["nats_per_token_by_seed"], other["nats_per_token_by_seed"], strict=True)
+    return [one - two for one, two in pairs]
+
+
+def format_mean(differences: Sequence[float]) -> str:
+    """``+0.031``: the mean in nats."""
+    return with_minus(f"{sum(differences) / len(differences):+.3f}")
+
+
 def format_change(differences: Sequence[float] | None) -> str:
     """``+0.031 (+0.028, +0.034)``: the mean in nats, and each seed's where there are several; a dash for None."""
     if differences is None:
         return "\N{EN DASH}"
-    mean = f"{sum(differences) / len(differences):+.3f}"
     seeds = ", ".join(f"{difference:+.3f}" for difference in differences)
-    return with_minus(f"{mean} ({seeds})" if len(differences) > 1 else mean)
+    return format_mean(differences) + (with_minus(f" ({seeds})") if len(differences) > 1 else "")
 
 
 def with_minus(number: str) -> str:

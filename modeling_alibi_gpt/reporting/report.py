@@ -95,6 +95,7 @@ def build_report(
     compared = group_by([record for record in records if "comparison" in record], _kind)
     by_kind = group_by([record for record in records if "comparison" not in record], _kind)
     sections = comparison_sections(compared) + [section for build in SECTION_BUILDERS for section in build(by_kind)]
+    sections.append(_provenance_section(records))
     output_dir = Path(output_dir)
     texts = {output_dir / f"{page}.md": render_markdown(title, sections, figures_folder=figures_folder)}
     if html:
@@ -233,13 +234,12 @@ def _perplexity_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
     return [Section("Perplexity", sentence, tables=[perplexity_table(distinct_names(records))])]
 
 
-def _provenance_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
+def _provenance_section(records: Sequence[Record]) -> Section:
     sentence = "The source, the machine and the data behind every number above."
-    records = [record for group in by_kind.values() for record in group]
-    return [Section("Provenance", sentence, tables=[provenance_table(records)])]
+    return Section("Provenance", sentence, tables=[provenance_table(records)])
 
 
-# In the order of the page.
+# In the order of the page, for kinds of records that are not part of a comparison.
 SECTION_BUILDERS: tuple[Callable[[dict[str, list[Record]]], list[Section]], ...] = (
     _extrapolation_sections,
     _beta_sections,
@@ -250,5 +250,4 @@ SECTION_BUILDERS: tuple[Callable[[dict[str, list[Record]]], list[Section]], ...]
     _training_sections,
     _perplexity_sections,
     speed_sections,
-    _provenance_sections,
 )

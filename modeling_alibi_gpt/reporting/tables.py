@@ -179,10 +179,11 @@ def trained_slopes_table(records: Sequence[Record]) -> Table | None:
 
 
 def provenance_table(records: Sequence[Record]) -> Table:
-    """One column per combination of source, versions and hardware; times, seeds and data are gathered in it."""
+    """One column per combination of versions and hardware; commits, times, seeds and data are gathered in it."""
     sources = [record["provenance"] for record in records]
-    same = ("git_commit", "git_dirty", "versions", "hardware")
-    columns = list(group_by(sources, lambda source: str([source.get(key) for key in same])).values())
+    columns = list(
+        group_by(sources, lambda source: str([source.get(key) for key in ("versions", "hardware")])).values()
+    )
     described = [_describe_sources(column) for column in columns]
     labels = dict.fromkeys(label for column in described for label in column)
     rows = [[label, *(column.get(label, NOTHING) for column in described)] for label in labels]
@@ -194,17 +195,27 @@ def _describe_sources(sources: Sequence[Record]) -> dict[str, str]:
     first, hardware = sources[0], sources[0].get("hardware") or {}
     times = sorted(source["time_utc"] for source in sources if source.get("time_utc"))
     memory_bytes = hardware.get("memory_bytes")
-    return {
-        "commit": f"{(first.get('git_commit') or NOTHING)[:12]}{' with changes' if first.get('git_dirty') else ''}",
+    commits = group_by(sources, lambda source: (source.get("git_commit") or NOTHING)[:12])
+    published = {"published in": _gather(sources, "source")} if "source" in first else {}
+    return published | {
+        "commit": ", ".join(f"{commit}{_changes(group)}" for commit, group in commits.items()),
         "time (UTC)": " to ".join(dict.fromkeys((times[0], times[-1]))) if times else NOTHING,
         "seeds": _gather(sources, "seed"),
         "data": _gather(sources, "data_fingerprint"),
         "processor": str(hardware.get("cpu") or NOTHING),
         "cores": format_count(hardware.get("num_cores")),
         "memory": f"{memory_bytes / 2**30:.1f} GiB" if memory_bytes else NOTHING,
-        "GPUs": ", ".join(hardware.get("gpus") or ["none"]),
+        "GPUs": ", ".join(hardware.get("gpus") or ["none"]) if hardware else NOTHING,
         **{name: version or NOTHING for name, version in (first.get("versions") or {}).items()},
     }
+
+
+def _changes(sources: Sequence[Record]) -> str:
+    """How many of a commit's records were made with files that differ from it."""
+    num_changed = sum(bool(source.get("git_dirty")) for source in sources)
+    if num_changed == len(sources):
+        return " with changes"
+    return f" ({num_changed} of {len(sources)} records with changes)" if num_changed else ""
 
 
 def _gather(sources: Sequence[Record], key: str) -> str:

@@ -168,16 +168,17 @@ def test_training_and_perplexity_tables_equal_the_records(demo: dict[str, Any]) 
     assert alibi[4:] == ["93.42", "4.5371", f"{perplexity_record('alibi')['bits_per_byte']:.4f}", "65,536", "203,161"]
 
 
-def test_provenance_table_gathers_what_differs_only_in_seed_or_time(tmp_path: Path) -> None:
+def test_provenance_table_gathers_what_was_made_with_the_same_versions_and_hardware(tmp_path: Path) -> None:
     first, second, other = (training_record("alibi", seed) for seed in range(3))
-    second["provenance"] |= {"time_utc": "2025-11-22T08:00:00+00:00"}
-    other["provenance"] |= {"git_dirty": True, "hardware": None}
+    second["provenance"] |= {"time_utc": "2025-11-22T08:00:00+00:00", "git_dirty": True}
+    other["provenance"] |= {"git_dirty": True, "hardware": None, "git_commit": "5" * 40, "source": "a paper"}
     ((header, *rows),) = tables_of(build_markdown([first, second, other], tmp_path), "Provenance")
     cells = {row[0]: row[1:] for row in rows}
     assert header[1:] == ["2 records", "1 record"]
     assert cells["seeds"] == ["0, 1", "2"]
     assert cells["time (UTC)"][0] == "2025-11-21T13:30:00+00:00 to 2025-11-22T08:00:00+00:00"
-    assert cells["commit"] == ["0f3c9a1d7be2", "0f3c9a1d7be2 with changes"]
+    assert cells["commit"] == ["0f3c9a1d7be2 (1 of 2 records with changes)", "555555555555 with changes"]
+    assert cells["published in"] == ["\N{EN DASH}", "a paper"]
     assert cells["memory"][0] == "25.0 GiB" and cells["torch"][0] == "2.13.0+cpu"
 
 
