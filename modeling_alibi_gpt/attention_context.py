@@ -119,24 +119,16 @@ def attention_context(
         may_skip_mask: Whether plain causal attention may go without a mask.
         kwargs: What else the model was called with; continuous batching speaks there.
     """
-    num_rows, q_len, device = *inputs_embeds.shape[:2], inputs_embeds.device
+    num_rows, q_len = inputs_embeds.shape[:2]
     if _masks_nothing(attention_mask):
         attention_mask = None
     if _is_empty(past_key_values, q_len):
         past_key_values = None
 
-    q_offset, kv_offset = 0, 0
-    kv_len = q_len if attention_mask is None else attention_mask.shape[-1]
-    if past_key_values is not None:
-        q_offset = past_key_values.get_query_offset()
-        kv_len, kv_offset = past_key_values.get_mask_sizes(q_len, 0)
-    # A static cache counts in a tensor that it changes in place; adding makes a new one.
-    query_slots = torch.arange(q_len, device=device) + q_offset
-    key_slots = torch.arange(kv_len, device=device) + kv_offset
+    query_slots, key_slots, is_aligned = _slots(q_len, attention_mask, past_key_values, inputs_embeds.device)
     is_padded = attention_mask is not None and attention_mask.ndim == 2
-    is_causal = getattr(config, "is_causal", True) and (attention_mask is None or is_padded)
-    # A cache of fixed size, or one that dropped its first tokens, keeps its keys elsewhere than at the end.
-    is_aligned = isinstance(q_offset, int) and (kv_offset, kv_len) == (0, q_offset + q_len)
+    has_own_mask = attention_mask is not None and not is_padded
+    is_causal = getattr(config, "is_causal", True) and not has_own_mask
     has_ids = position_ids is not None and attention_mask is None and past_key_values is None
     documents = document_numbers(position_ids.expand(num_rows, -1)) if has_ids else None
     is_whole = is_causal and is_aligned and attention_mask is None and not has_ids
@@ -175,9 +167,7 @@ def attention_context(
         make_spans=make_spans,
         is_causal=is_causal,
         is_whole=is_whole,
-        slots=Slots(query_slots, key_slots, attention_mask, documents)
-        if attention_mask is None or is_padded
-        else None,
+        slots=None if has_own_mask else Slots(query_slots, key_slots, attention_mask, documents),
         keeps_windows=getattr(past_key_values, "keeps_windows", False),
     )
 
@@ -194,6 +184,23 @@ def _is_empty(past_key_values: Cache | None, q_len: int) -> bool:
     if past_key_values is None or past_key_values.is_compileable:
         return False
     return past_key_values.get_mask_sizes(q_len, 0) == (q_len, 0)
+
+
+def _slots(
+    q_len: int, attention_mask: Tensor | None, past_key_values: Cache | None, device: torch.device
+) -> tuple[Tensor, Tensor, bool]:
+    """Slots ``(Q,)`` and ``(K,)`` in the cache, and whether the keys are all slots up to the last query's."""
+    q_offset, kv_offset = 0, 0
+    kv_len = q_len if attention_mask is None else attention_mask.shape[-1]
+    if past_key_values is not None:
+        q_offset = past_key_values.get_query_offset()
+        kv_len, kv_offset = past_key_values.get_mask_sizes(q_len, 0)
+    # A static cache counts in a tensor that it changes in place; adding makes a new one.
+    query_slots = torch.arange(q_len, device=device) + q_offset
+    key_slots = torch.arange(kv_len, device=device) + kv_offset
+    # A cache of fixed size, or one that dropped its first tokens, keeps its keys elsewhere than at the end.
+    is_aligned = isinstance(q_offset, int) and (kv_offset, kv_len) == (0, q_offset + q_len)
+    return query_slots, key_slots, is_aligned
 
 
 def _visible_positions(attention_mask: Tensor, query_slots: Tensor, key_slots: Tensor) -> tuple[Tensor, Tensor]:

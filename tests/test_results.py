@@ -22,6 +22,7 @@ def test_the_page_is_that_of_its_records(tmp_path: Path) -> None:
         html=config.html,
     )
     assert Path(paths["markdown"]).read_text(encoding="utf-8") == (ROOT / "RESULTS.md").read_text(encoding="utf-8")
+    assert len(set(paths["figures"])) == len(paths["figures"])
     figures = {Path(path).relative_to(tmp_path) for path in paths["figures"]}
     assert figures and all((ROOT / figure).is_file() for figure in figures)
     assert {path.name for path in (ROOT / config.figures_folder).iterdir()} == {figure.name for figure in figures}

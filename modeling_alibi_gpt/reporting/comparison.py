@@ -161,7 +161,7 @@ def _method_sections(grid: Grid, by_kind: dict[str, list[Record]]) -> list[Secti
             [positions],
         ),
     ]
-    sections += _learned_bias_section(where, by_kind.get("bias_by_distance", []))
+    sections += _learned_bias_section(grid, by_kind.get("bias_by_distance", []))
     scaled = [variant for variant in grid.variants if len(grid.readings(variant)) > 1]
     if scaled:
         records = [record for record in grid.records if record["variant"] in scaled]
@@ -236,7 +236,7 @@ def _difference(record: Record) -> str:
     return with_minus(f"{record['difference_nats']:+.3f}{spread}")
 
 
-def _learned_bias_section(where: str, records: Sequence[Record]) -> list[Section]:
+def _learned_bias_section(grid: Grid, records: Sequence[Record]) -> list[Section]:
     """The first seed's bias by distance of every method that learns one."""
     first_seed = min((record["seed"] for record in records), default=None)
     drawn = [
@@ -246,7 +246,7 @@ def _learned_bias_section(where: str, records: Sequence[Record]) -> list[Section
         return []
     pictures = [
         Picture(
-            f"bias_{_stem(record['variant'])}.png",
+            f"{_stem(grid.name)}_bias_{_stem(record['variant'])}.png",
             bias_by_distance_figure(record),
             f"Bias by distance of each head of {record['variant']}",
         )
@@ -257,7 +257,9 @@ def _learned_bias_section(where: str, records: Sequence[Record]) -> list[Section
         "layer that has its own, dashed before training. Right of the dotted line nothing was learned."
     )
     return [
-        Section(f"What was learned of distance, {where}", sentence, pictures, findings=learned_bias_findings(drawn))
+        Section(
+            f"What was learned of distance, {grid.corpus}", sentence, pictures, findings=learned_bias_findings(drawn)
+        )
     ]
 
 
