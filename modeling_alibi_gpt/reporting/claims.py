@@ -136,7 +136,7 @@ def _best_beta_moves(grid: Grid) -> Verdict:
 
 
 def _heads_should_differ(grid: Grid) -> Verdict:
-    if not grid.is_sweep:
+    if not (grid.is_sweep and beta_curve(grid, "uniform", PROTOCOL, grid.lengths[0])):
         return None
     differences = {}
     for length in grid.lengths:

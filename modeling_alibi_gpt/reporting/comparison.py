@@ -1,20 +1,9 @@
 """The sections of a report about comparisons: what was run, curves, differences with their spread, and findings."""
 
-import re
 from collections.abc import Sequence
 
-from matplotlib.figure import Figure
-
+from modeling_alibi_gpt.reporting.beta_comparison import beta_sections
 from modeling_alibi_gpt.reporting.claims import claims_section
-from modeling_alibi_gpt.reporting.drawing import (
-    Line,
-    as_png,
-    draw_lines,
-    log2_axis,
-    name_lines,
-    new_axes,
-    perplexity_axis,
-)
 from modeling_alibi_gpt.reporting.figures import (
     bias_by_distance_figure,
     extrapolation_figure,
@@ -22,32 +11,20 @@ from modeling_alibi_gpt.reporting.figures import (
     training_figure,
 )
 from modeling_alibi_gpt.reporting.findings import (
-    best_beta,
-    beta_curve,
-    beta_findings,
     extrapolation_findings,
     learned_bias_findings,
     noise_rule,
     published_findings,
     scaling_findings,
 )
-from modeling_alibi_gpt.reporting.grid import AS_TRAINED, Grid, with_minus
-from modeling_alibi_gpt.reporting.page import Picture, Section
+from modeling_alibi_gpt.reporting.grid import AS_TRAINED, Grid
+from modeling_alibi_gpt.reporting.page import Picture, Section, file_stem
 from modeling_alibi_gpt.reporting.records import Record
 from modeling_alibi_gpt.reporting.tables import (
-    BETA,
-    NOTHING,
-    Table,
-    alibi_first,
-    describe_protocol,
+    differences_table,
     extrapolation_table,
     format_count,
-    format_perplexity,
-    format_ratio,
     group_by,
-    protocol_name,
-    trained_beta_table,
-    trained_slopes_table,
 )
 
 
@@ -63,61 +40,10 @@ def comparison_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
         }
         sections.append(_setting_section(grid, of_comparison))
         if grid.is_sweep:
-            sections += _beta_sections(grid, of_comparison.get("trained_beta", []))
+            sections += beta_sections(grid, of_comparison.get("trained_beta", []))
         else:
             sections += _method_sections(grid, of_comparison)
     return sections + _published_sections([grid for grid in grids if not grid.is_sweep], by_kind.get("published", []))
-
-
-def differences_table(grid: Grid, records: Sequence[Record]) -> Table:
-    """Nats above the reference as trained, one row a name and protocol, one column a length.
-
-    A cell holds the mean over seeds and the standard deviation of the seeds' differences.
-    """
-    rows = []
-    others = [record for record in alibi_first(records) if record["name"] != grid.reference]
-    for group in group_by(others, lambda record: (record["name"], record["protocol"])).values():
-        by_length = {record["length_tokens"]: record for record in group}
-        cells = [_difference(by_length[length]) for length in grid.lengths]
-        rows.append([group[0]["name"], describe_protocol(group), *cells])
-    return Table(["nats above " + grid.reference, "protocol", *map(format_count, grid.lengths)], rows, 2)
-
-
-def beta_comparison_table(grid: Grid, protocol: str) -> Table:
-    """One row a beta; perplexity of each kind of slopes at each length, the best of a column marked with a star."""
-    columns = [
-        (kind, length, after)
-        for kind, after in (("geometric", False), ("uniform", False), ("geometric", True))
-        for length in grid.lengths
-    ]
-    curves = [beta_curve(grid, kind, protocol, length, after_training=after) for kind, length, after in columns]
-    betas = sorted({beta for curve in curves for beta in curve})
-    rows = []
-    for beta in betas:
-        cells = [format_perplexity(curve[beta]["perplexity"]) if beta in curve else NOTHING for curve in curves]
-        best = [beta == best_beta(curve) for curve in curves]
-        rows.append([format_ratio(beta), *(f"{c} *" if star else c for c, star in zip(cells, best, strict=True))])
-    header = [f"{kind if not after else 'set after training'}, {format_count(n)}" for kind, n, after in columns]
-    return Table([BETA, *header], rows)
-
-
-@as_png
-def beta_comparison_figure(grid: Grid, protocol: str) -> Figure:
-    """Perplexity against beta at the shortest (solid) and the longest length (dashed) of each kind of slopes."""
-    figure, axes = new_axes(4.4)
-    kinds = (("geometric", False, "alibi"), ("uniform", False, "sinusoidal"), ("geometric", True, "none"))
-    lines = []
-    for kind, after, colour in kinds:
-        for length in (grid.lengths[0], grid.lengths[-1]):
-            curve = beta_curve(grid, kind, protocol, length, after_training=after)
-            name = f"{'set after training' if after else kind}, read at {format_count(length)} tokens"
-            lines.append(Line(name, colour, list(curve), [record["perplexity"] for record in curve.values()]))
-    log2_axis(axes, [x for line in lines for x in line.xs], format_ratio)
-    perplexity_axis(axes, [y for line in lines for y in line.ys])
-    axes.set_xlabel(f"{BETA} (log scale)")
-    draw_lines(axes, lines)
-    name_lines(axes, lines)
-    return figure
 
 
 def _setting_section(grid: Grid, by_kind: dict[str, list[Record]]) -> Section:
@@ -135,15 +61,16 @@ def _setting_section(grid: Grid, by_kind: dict[str, list[Record]]) -> Section:
         f"{noise_rule(len(grid.records[0]['seeds']))} Learned from {corpus['num_documents']} documents, "
         f"{corpus['num_bytes'] / 1e6:.1f} MB: {', '.join(map(_title, corpus['documents']))}."
     )
-    drawn = [record for record in training if record["seed"] == first["seed"]]
-    alt = f"Training loss against step of {grid.name}, first seed"
-    return Section(
-        _capital(grid.name), sentence, [Picture(f"{_stem(grid.name)}_training.png", training_figure(drawn), alt)]
-    )
+    pictures = []
+    if not grid.is_sweep:  # whose curves lie one upon another
+        drawn = [record for record in training if record["seed"] == first["seed"]]
+        alt = f"Training loss against step of {grid.name}, first seed"
+        pictures.append(Picture(f"{file_stem(grid.name)}_training.png", training_figure(drawn), alt))
+    return Section(_capital(grid.name), sentence, pictures)
 
 
 def _method_sections(grid: Grid, by_kind: dict[str, list[Record]]) -> list[Section]:
-    stem, where = _stem(grid.name), grid.corpus
+    stem, where = file_stem(grid.name), grid.corpus
     figure = Picture(f"{stem}.png", extrapolation_figure(grid.as_trained), f"Perplexity against length, {grid.name}")
     positions = _positions_picture(stem, grid, by_kind["extrapolation"])
     sections = [
@@ -181,30 +108,6 @@ def _method_sections(grid: Grid, by_kind: dict[str, list[Record]]) -> list[Secti
     return sections
 
 
-def _beta_sections(grid: Grid, trained: Sequence[Record]) -> list[Section]:
-    picture = Picture(f"{_stem(grid.name)}.png", beta_comparison_figure(grid, "sliding"), f"Perplexity against {BETA}")
-    learned = [record for record in grid.as_trained if "alibi_trainable" in record["fields"]]
-    tables = [
-        *(beta_comparison_table(grid, protocol) for protocol in grid.protocols),
-        differences_table(grid, learned),
-    ]
-    sentence = (
-        f"A training for every {BETA}, for the paper's geometric slopes and for one slope in all heads; one trained "
-        f"model given other values of {BETA} afterwards; and {BETA} or the slopes learned. The figure and the "
-        f"findings are of sliding windows; a star marks the best of a column, the tables are of "
-        f"{' and of '.join(map(protocol_name, grid.protocols))} windows."
-    )
-    sections = [Section(f"Perplexity against {BETA}", sentence, [picture], tables, beta_findings(grid))]
-    if trained:
-        tables = [table for table in (trained_beta_table(trained), trained_slopes_table(trained)) if table]
-        sentence = (
-            "What each layer ended with where it was learned, and the perplexity on the validation text of training. "
-            f"The {BETA} of layers starts at 1, slopes start at those of {BETA} 1."
-        )
-        sections.append(Section(f"Learned {BETA} and slopes", sentence, tables=tables))
-    return sections
-
-
 def _published_sections(grids: Sequence[Grid], published: Sequence[Record]) -> list[Section]:
     if not published or not grids:
         return []
@@ -229,13 +132,6 @@ def _positions_picture(stem: str, grid: Grid, rows: Sequence[Record]) -> Picture
     return Picture(f"{stem}_positions.png", position_figure(longest), "Nats per token against position, by method")
 
 
-def _difference(record: Record) -> str:
-    if record["error"] is not None:
-        return NOTHING
-    spread = "" if record["difference_nats_sd"] is None else f" \N{PLUS-MINUS SIGN} {record['difference_nats_sd']:.3f}"
-    return with_minus(f"{record['difference_nats']:+.3f}{spread}")
-
-
 def _learned_bias_section(grid: Grid, records: Sequence[Record]) -> list[Section]:
     """The first seed's bias by distance of every method that learns one."""
     first_seed = min((record["seed"] for record in records), default=None)
@@ -246,7 +142,7 @@ def _learned_bias_section(grid: Grid, records: Sequence[Record]) -> list[Section
         return []
     pictures = [
         Picture(
-            f"{_stem(grid.name)}_bias_{_stem(record['variant'])}.png",
+            f"{file_stem(grid.name)}_bias_{file_stem(record['variant'])}.png",
             bias_by_distance_figure(record),
             f"Bias by distance of each head of {record['variant']}",
         )
@@ -261,10 +157,6 @@ def _learned_bias_section(grid: Grid, records: Sequence[Record]) -> list[Section
             f"What was learned of distance, {grid.corpus}", sentence, pictures, findings=learned_bias_findings(drawn)
         )
     ]
-
-
-def _stem(name: str) -> str:
-    return re.sub(r"\W+", "_", name.lower()).strip("_")
 
 
 def _title(document: str) -> str:

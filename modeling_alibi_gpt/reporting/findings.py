@@ -55,12 +55,15 @@ def beta_findings(grid: Grid) -> list[str]:
     findings = _curve_findings(grid, "geometric") + _curve_findings(grid, "uniform")
     for length in grid.lengths:
         uniform, geometric = (beta_curve(grid, kind, "sliding", length) for kind in ("uniform", "geometric"))
-        change = format_change(paired(uniform[best_beta(uniform)], geometric[best_beta(geometric)]))
-        findings.append(
-            f"At {format_count(length)} tokens the best uniform slope is {change} above the best geometric."
-        )
+        if uniform:
+            change = format_change(paired(uniform[best_beta(uniform)], geometric[best_beta(geometric)]))
+            findings.append(
+                f"At {format_count(length)} tokens the best uniform slope is {change} above the best geometric."
+            )
     for length in grid.lengths:
         curve = beta_curve(grid, "geometric", "sliding", length, after_training=True)
+        if len(curve) == 1:
+            continue
         changes = _sorted_by_sign(
             {format_ratio(beta): paired(curve[beta], curve[1.0]) for beta in curve if beta != 1.0}
         )
@@ -149,6 +152,8 @@ def beta_moves(curves: Sequence[Mapping[float, Record]]) -> bool:
 
 def _curve_findings(grid: Grid, kind: str) -> list[str]:
     curves = [beta_curve(grid, kind, "sliding", length) for length in grid.lengths]
+    if not all(curves):
+        return []
     findings = []
     for length, curve in zip(grid.lengths, curves, strict=True):
         best = curve[best_beta(curve)]

@@ -141,6 +141,11 @@ def render_markdown(title: str, sections: Sequence[Section], *, figures_folder: 
     return "\n\n".join(parts) + "\n"
 
 
+def file_stem(name: str) -> str:
+    """The name of a file for ``name``: lower case, one underscore between its words."""
+    return re.sub(r"\W+", "_", name.lower()).strip("_")
+
+
 def _word_class(table: Table, column: int) -> Markup:
     return Markup(' class="word"' if column < table.num_text_columns else "")
 

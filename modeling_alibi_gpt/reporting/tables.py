@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from modeling_alibi_gpt.reporting.grid import Grid, with_minus
 from modeling_alibi_gpt.reporting.records import Record
 
 
@@ -103,6 +104,20 @@ def extrapolation_table(records: Sequence[Record]) -> Table:
         rows.append([name, describe_protocol(group), *cells, format_count(group[0]["train_context_length"])])
     header = ["model", "protocol", *map(format_count, lengths), "trained at"]
     return Table(header, rows, num_text_columns=2, footnotes=footnotes)
+
+
+def differences_table(grid: Grid, records: Sequence[Record]) -> Table:
+    """Nats above the reference as trained, one row a name and protocol, one column a length.
+
+    A cell holds the mean over seeds and the standard deviation of the seeds' differences.
+    """
+    rows = []
+    others = [record for record in alibi_first(records) if record["name"] != grid.reference]
+    for group in group_by(others, lambda record: (record["name"], record["protocol"])).values():
+        by_length = {record["length_tokens"]: record for record in group}
+        cells = [_difference(by_length[length]) for length in grid.lengths]
+        rows.append([group[0]["name"], describe_protocol(group), *cells])
+    return Table(["nats above " + grid.reference, "protocol", *map(format_count, grid.lengths)], rows, 2)
 
 
 def perplexity_table(records: Sequence[Record]) -> Table:
@@ -254,3 +269,10 @@ def _perplexity_or_footnote(record: Record | None, footnotes: list[str]) -> str:
     if text not in footnotes:
         footnotes.append(text)
     return f"failed ({footnotes.index(text) + 1})"
+
+
+def _difference(record: Record) -> str:
+    if record["error"] is not None:
+        return NOTHING
+    spread = "" if record["difference_nats_sd"] is None else f" \N{PLUS-MINUS SIGN} {record['difference_nats_sd']:.3f}"
+    return with_minus(f"{record['difference_nats']:+.3f}{spread}")

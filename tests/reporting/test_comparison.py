@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from modeling_alibi_gpt.reporting.comparison import beta_comparison_table, comparison_sections, differences_table
+from modeling_alibi_gpt.reporting.beta_comparison import beta_comparison_table
+from modeling_alibi_gpt.reporting.comparison import comparison_sections
 from modeling_alibi_gpt.reporting.findings import (
     beta_curve,
     beta_findings,
@@ -13,8 +14,8 @@ from modeling_alibi_gpt.reporting.findings import (
 from modeling_alibi_gpt.reporting.grid import format_change, sign
 from modeling_alibi_gpt.reporting.records import read_records
 from modeling_alibi_gpt.reporting.report import build_report
-from modeling_alibi_gpt.reporting.tables import group_by
-from tests.comparison_cases import beta_sweep, grid_of, methods
+from modeling_alibi_gpt.reporting.tables import differences_table, group_by
+from tests.comparison_cases import beta_sweep, comparison, grid_of, methods
 
 
 def test_a_difference_counts_where_seeds_agree_beyond_the_noise() -> None:
@@ -89,3 +90,13 @@ def test_comparisons_keep_out_of_other_sections() -> None:
         "Loss by position, test",
         "Scaling at inference, test",
     ]
+
+
+def test_a_sweep_of_geometric_slopes_alone_says_nothing_of_others() -> None:
+    records = comparison({"geometric 1": {}, "geometric 2": {"alibi_beta": 2.0}})
+    assert [record["kind"] for record in records].count("training") == 4
+    titles = [section.title for section in comparison_sections(group_by(records, lambda record: record["kind"]))]
+    assert titles == ["What holds", "Test", "Perplexity against \N{GREEK SMALL LETTER BETA}, test"]
+    assert len(beta_findings(grid_of(records))) == 3
+    table = beta_comparison_table(grid_of(records), "sliding")
+    assert [cell.split(",")[0] for cell in table.header[1:]] == ["geometric", "geometric"]

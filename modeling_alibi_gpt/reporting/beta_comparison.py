@@ -1,0 +1,112 @@
+"""The sections of a report about comparisons whose variants differ in beta."""
+
+from collections.abc import Sequence
+
+from matplotlib.figure import Figure
+
+from modeling_alibi_gpt.reporting.drawing import (
+    Line,
+    as_png,
+    draw_lines,
+    log2_axis,
+    name_lines,
+    new_axes,
+    perplexity_axis,
+)
+from modeling_alibi_gpt.reporting.findings import best_beta, beta_curve, beta_findings
+from modeling_alibi_gpt.reporting.grid import Grid
+from modeling_alibi_gpt.reporting.page import Picture, Section, file_stem
+from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.reporting.tables import (
+    BETA,
+    NOTHING,
+    Table,
+    differences_table,
+    format_count,
+    format_perplexity,
+    format_ratio,
+    protocol_name,
+    trained_beta_table,
+    trained_slopes_table,
+)
+
+
+AFTER_TRAINING = "set after training"
+
+
+def beta_sections(grid: Grid, trained: Sequence[Record]) -> list[Section]:
+    """Perplexity against beta, and what was learned where beta or the slopes were.
+
+    Args:
+        grid: Of the comparison.
+        trained: Its ``trained_beta`` records.
+    """
+    picture = Picture(
+        f"{file_stem(grid.name)}.png",
+        beta_comparison_figure(grid, "sliding"),
+        f"Perplexity against {BETA}, {grid.corpus}",
+    )
+    learned = [record for record in grid.as_trained if "alibi_trainable" in record["fields"]]
+    tables = [beta_comparison_table(grid, protocol) for protocol in grid.protocols]
+    tables += [differences_table(grid, learned)] if learned else []
+    sentence = (
+        f"A training for every {BETA}. Geometric slopes are the paper's, uniform is one slope in every head, and "
+        f"{AFTER_TRAINING} is one trained model that is given another {BETA}. The figure and the findings are of "
+        f"sliding windows; a star marks the best of a column, the tables are of "
+        f"{' and of '.join(map(protocol_name, grid.protocols))} windows."
+    )
+    sections = [Section(f"Perplexity against {BETA}, {grid.corpus}", sentence, [picture], tables, beta_findings(grid))]
+    if trained:
+        tables = [table for table in (trained_beta_table(trained), trained_slopes_table(trained)) if table]
+        sentence = (
+            "What each layer ended with where it was learned, and the perplexity on the validation text of training. "
+            f"The {BETA} of layers starts at 1, slopes start at those of {BETA} 1."
+        )
+        sections.append(Section(f"Learned {BETA} and slopes, {grid.corpus}", sentence, tables=tables))
+    return sections
+
+
+def beta_comparison_table(grid: Grid, protocol: str) -> Table:
+    """One row a beta; perplexity of each kind of slopes at each length, the best of a column marked with a star."""
+    by_column = _beta_curves(grid, protocol)
+    curves = list(by_column.values())
+    betas = sorted({beta for curve in curves for beta in curve})
+    rows = []
+    for beta in betas:
+        cells = [format_perplexity(curve[beta]["perplexity"]) if beta in curve else NOTHING for curve in curves]
+        best = [beta == best_beta(curve) for curve in curves]
+        rows.append([format_ratio(beta), *(f"{c} *" if star else c for c, star in zip(cells, best, strict=True))])
+    return Table([BETA, *(f"{kind}, {format_count(length)}" for kind, length in by_column)], rows)
+
+
+@as_png
+def beta_comparison_figure(grid: Grid, protocol: str) -> Figure:
+    """Perplexity against beta at the shortest (solid) and the longest length (dashed) of each kind of slopes."""
+    figure, axes = new_axes(4.4)
+    colours = {"geometric": "alibi", "uniform": "sinusoidal", AFTER_TRAINING: "none"}
+    lines = [
+        Line(
+            f"{kind}, read at {format_count(length)} tokens",
+            colours[kind],
+            list(curve),
+            [record["perplexity"] for record in curve.values()],
+        )
+        for (kind, length), curve in _beta_curves(grid, protocol).items()
+        if length in (grid.lengths[0], grid.lengths[-1])
+    ]
+    log2_axis(axes, [x for line in lines for x in line.xs], format_ratio)
+    perplexity_axis(axes, [y for line in lines for y in line.ys])
+    axes.set_xlabel(f"{BETA} (log scale)")
+    draw_lines(axes, lines)
+    name_lines(axes, lines)
+    return figure
+
+
+def _beta_curves(grid: Grid, protocol: str) -> dict[tuple[str, int], dict[float, Record]]:
+    """By kind of slopes and length, those that were measured."""
+    curves = {
+        (AFTER_TRAINING if after else kind, length): beta_curve(grid, kind, protocol, length, after_training=after)
+        for kind, after in (("geometric", False), ("uniform", False), ("geometric", True))
+        for length in grid.lengths
+    }
+    return {key: curve for key, curve in curves.items() if len(curve) > 1}
