@@ -1,13 +1,16 @@
 """The sections of a report about comparisons whose variants differ in beta."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from modeling_alibi_gpt.reporting.drawing import (
+    ALIBI_COLOUR,
+    GREY,
+    SECOND_COLOUR,
     Line,
     as_png,
-    draw_lines,
     log2_axis,
     name_lines,
     new_axes,
@@ -32,6 +35,9 @@ from modeling_alibi_gpt.reporting.tables import (
 
 
 AFTER_TRAINING = "set after training"
+COLOURS = {"geometric": ALIBI_COLOUR, "uniform": SECOND_COLOUR, AFTER_TRAINING: GREY}
+# Around a point that lies in the same place they can still be seen.
+RINGS: Any = {"linestyle": "none", "marker": "o", "markersize": 8, "fillstyle": "none"}
 
 
 def beta_sections(grid: Grid, trained: Sequence[Record]) -> list[Section]:
@@ -81,23 +87,21 @@ def beta_comparison_table(grid: Grid, protocol: str) -> Table:
 
 @as_png
 def beta_comparison_figure(grid: Grid, protocol: str) -> Figure:
-    """Perplexity against beta at the shortest (solid) and the longest length (dashed) of each kind of slopes."""
+    """Perplexity against beta for each kind of slopes: a line at the shortest length, rings at the longest."""
     figure, axes = new_axes(4.4)
-    colours = {"geometric": "alibi", "uniform": "sinusoidal", AFTER_TRAINING: "none"}
-    lines = [
-        Line(
-            f"{kind}, read at {format_count(length)} tokens",
-            colours[kind],
-            list(curve),
-            [record["perplexity"] for record in curve.values()],
-        )
-        for (kind, length), curve in _beta_curves(grid, protocol).items()
-        if length in (grid.lengths[0], grid.lengths[-1])
-    ]
-    log2_axis(axes, [x for line in lines for x in line.xs], format_ratio)
-    perplexity_axis(axes, [y for line in lines for y in line.ys])
+    curves = _beta_curves(grid, protocol)
+    log2_axis(axes, [beta for curve in curves.values() for beta in curve], format_ratio)
+    perplexity_axis(axes, [record["perplexity"] for curve in curves.values() for record in curve.values()])
     axes.set_xlabel(f"{BETA} (log scale)")
-    draw_lines(axes, lines)
+    lines = []
+    for (kind, length), curve in curves.items():
+        if length not in (grid.lengths[0], grid.lengths[-1]):
+            continue
+        name = f"{kind}, read at {format_count(length)} tokens"
+        line = Line(name, kind, list(curve), [record["perplexity"] for record in curve.values()])
+        style = {"marker": "o", "markersize": 3.5} if length == grid.lengths[0] else RINGS
+        axes.plot(line.xs, line.ys, color=COLOURS[kind], **style)
+        lines.append(line)
     name_lines(axes, lines)
     return figure
 

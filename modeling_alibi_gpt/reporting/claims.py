@@ -3,14 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from modeling_alibi_gpt.reporting.findings import best_beta, beta_curve, beta_moves, name_best
-from modeling_alibi_gpt.reporting.grid import AS_TRAINED, Grid, format_mean, paired, sign
+from modeling_alibi_gpt.reporting.grid import Grid, format_mean, paired, sign
 from modeling_alibi_gpt.reporting.page import Section
 from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.tables import BETA, Table, format_count, format_ratio
+from modeling_alibi_gpt.reporting.tables import BETA, Table, format_count, format_range, format_ratio, protocol_name
 
 
-# Whether a claim holds on a comparison and the numbers that say so, or None where they were not measured.
-Verdict = tuple[bool, str] | None
+# 1 where a claim holds on a comparison, -1 where it does not, 0 where the rule of differences cannot tell, and the
+# numbers that say so; None where they were not measured.
+Verdict = tuple[int, str] | None
+WORDS = {1: "holds", 0: "not shown", -1: "does not hold"}
 # With sliding windows every scored token has most of a window behind it.
 PROTOCOL = "sliding"
 RIVALS = ("sinusoidal", "rope", "t5")
@@ -23,21 +25,22 @@ def claims_section(grids: Sequence[Grid], trainings: Sequence[Record]) -> list[S
         verdicts = {grid.corpus: verdict for grid in grids if (verdict := test(grid)) is not None}
         if verdicts:
             evidence = "; ".join(f"{corpus}: {numbers}" for corpus, (_, numbers) in verdicts.items())
-            rows.append([text, _in_words({corpus: holds for corpus, (holds, _) in verdicts.items()}), evidence])
+            rows.append([text, _in_words({corpus: verdict for corpus, (verdict, _) in verdicts.items()}), evidence])
     if not rows:
         return []
     spread = max(
         max(record["nats_per_token_by_seed"]) - min(record["nats_per_token_by_seed"])
         for grid in grids
         for record in grid.as_trained
-        if record["error"] is None
+        if record["error"] is None and record["length_tokens"] == grid.lengths[0]
     )
     sentence = (
-        f"For models of {_range(record['num_parameters'] / 1e6 for record in trainings)} million parameters after "
-        f"{_range(record['num_train_tokens'] / 1e6 for record in trainings)} million tokens of training. Numbers are "
-        "nats per token, means over seeds, with sliding windows unless said otherwise; which differences count is "
-        f"said below. Trainings of one variant with other seeds lie up to {spread:.2f} nats apart. What larger models "
-        "and longer trainings do was not measured."
+        f"For models of {format_range(record['num_parameters'] / 1e6 for record in trainings)} million parameters "
+        f"after {format_range(record['num_train_tokens'] / 1e6 for record in trainings)} million tokens of training, "
+        "with settings that are the same for all. Numbers are nats per token, means over seeds, with sliding windows "
+        "unless said otherwise; which differences count is said below. Trainings of one variant lie up to "
+        f"{spread:.2f} nats apart at the training length; differences are taken within a seed. What larger models and "
+        "longer trainings do, and how much depends on the text that was read, was not measured."
     )
     return [Section("What holds", sentence, tables=[Table(["claim", "", "measured"], rows, num_text_columns=3)])]
 
@@ -46,18 +49,20 @@ def _reads_on(grid: Grid) -> Verdict:
     if grid.is_sweep:
         return None
     change = _change(grid, grid.reference)
-    return sign(change) <= 0, f"{format_mean(change)} {_reach(grid)}"
+    return _no_worse([change]), f"{format_mean(change)} {grid.reach} tokens"
 
 
 def _uses_distant_text(grid: Grid) -> Verdict:
     if grid.is_sweep or "nonoverlapping" not in grid.protocols:
         return None
-    sliding, whole = (
-        grid.change(grid.reference, protocol, grid.lengths[-1]) for protocol in (PROTOCOL, "nonoverlapping")
+    whole = grid.change(grid.reference, "nonoverlapping", grid.lengths[-1])
+    assert whole is not None
+    change = _change(grid, grid.reference)
+    numbers = (
+        f"{format_mean(change)} {grid.reach} tokens; non-overlapping {format_mean(whole)}, where fewer tokens stand "
+        "near the start of a window"
     )
-    assert sliding is not None and whole is not None
-    numbers = f"non-overlapping {format_mean(whole)}, sliding {format_mean(sliding)} {_reach(grid)}"
-    return sign(sliding) < 0, numbers
+    return (1 if sign(change) < 0 else -1), numbers
 
 
 def _no_worse_where_trained(grid: Grid) -> Verdict:
@@ -65,14 +70,24 @@ def _no_worse_where_trained(grid: Grid) -> Verdict:
     if not differences:
         return None
     numbers = f"{_listed(differences)} against it at {format_count(grid.lengths[0])} tokens"
-    return all(sign(values) >= 0 for values in differences.values()), numbers
+    return (-1 if any(sign(values) < 0 for values in differences.values()) else 1), numbers
 
 
 def _rivals_fail(grid: Grid) -> Verdict:
     changes = {variant: _change(grid, variant) for variant in RIVALS if variant in grid.variants}
     if not changes:
         return None
-    return all(sign(values) > 0 for values in changes.values()), f"{_listed(changes)} {_reach(grid)}"
+    return _worse(changes.values()), f"{_listed(changes)} {grid.reach} tokens"
+
+
+def _alone_stays_level(grid: Grid) -> Verdict:
+    if grid.is_sweep:
+        return None
+    changes = {variant: grid.change(variant, PROTOCOL, grid.lengths[-1]) for variant in grid.variants}
+    level = {variant: values for variant, values in changes.items() if values is not None and sign(values) <= 0}
+    others = {variant: values for variant, values in level.items() if variant != grid.reference}
+    numbers = f"{_listed(others)} {grid.reach} tokens" if others else "all others read worse"
+    return (1 if list(level) == [grid.reference] else -1), numbers
 
 
 def _nothing_is_better(grid: Grid) -> Verdict:
@@ -82,7 +97,7 @@ def _nothing_is_better(grid: Grid) -> Verdict:
     differences = _differences(grid, others, grid.lengths[-1])
     lowest = dict(sorted(differences.items(), key=lambda item: sum(item[1]))[:3])
     numbers = f"lowest are {_listed(lowest)} against it at {format_count(grid.lengths[-1])} tokens"
-    return all(sign(values) >= 0 for values in differences.values()), numbers
+    return (-1 if any(sign(values) < 0 for values in differences.values()) else 1), numbers
 
 
 def _flatter_slopes_help(grid: Grid) -> Verdict:
@@ -97,31 +112,33 @@ def _flatter_slopes_help(grid: Grid) -> Verdict:
         for length in grid.lengths[1:]
     }
     best, gain = min(gains.items(), key=lambda item: sum(item[1]))
-    return any(sign(values) < 0 for values in gains.values()), f"at best {format_mean(gain)}, {best}"
+    return (1 if any(sign(values) < 0 for values in gains.values()) else -1), f"at best {format_mean(gain)}, {best}"
 
 
 def _rope_is_extended(grid: Grid) -> Verdict:
-    readings = grid.readings("rope")[1:]
-    if not readings:
+    """Each extension at the length that its factor is for, dynamic ones at the longest."""
+    near, changes = grid.lengths[0], {}
+    for reading in grid.readings("rope")[1:]:
+        cells = {length: grid.cell("rope", PROTOCOL, length, reading) for length in grid.lengths}
+        factor = cells[near]["reading_fields"]["rope_extension"].get("factor")
+        length = max(n for n in grid.lengths if factor is None or n <= factor * near)
+        name = f"{reading} {{}} at {format_count(length)} tokens"
+        changes[name] = paired(cells[length], grid.cell("rope", PROTOCOL, near)), _change(grid, "rope", length)
+    if not changes:
         return None
-    near = grid.cell("rope", PROTOCOL, grid.lengths[0])
-    changes = {
-        reading: paired(grid.cell("rope", PROTOCOL, grid.lengths[-1], reading), near)
-        for reading in (AS_TRAINED, *readings)
-    }
-    best = min(readings, key=lambda reading: sum(changes[reading]))
-    numbers = f"at best {_listed({best: changes[best]})} {_reach(grid)}, {_listed({AS_TRAINED: changes[AS_TRAINED]})}"
-    return any(sign(changes[reading]) <= 0 for reading in readings), numbers
+    name, (change, unextended) = min(changes.items(), key=lambda item: sum(item[1][0]))
+    numbers = f"at best {name.format(format_mean(change))}, where RoPE as trained stands {format_mean(unextended)}"
+    return (1 if any(sign(values) <= 0 for values, _ in changes.values()) else -1), numbers
 
 
-def _one_is_the_best_beta(grid: Grid) -> Verdict:
+def _another_beta_is_better(grid: Grid) -> Verdict:
     if not grid.is_sweep:
         return None
-    costs = {}
+    gains = {}
     for length in grid.lengths:
         curve = beta_curve(grid, "geometric", PROTOCOL, length)
-        costs[f"{name_best(curve)} at {format_count(length)} tokens"] = paired(curve[best_beta(curve)], curve[1.0])
-    return all(sign(values) >= 0 for values in costs.values()), f"{_listed(costs)} against {BETA} 1"
+        gains[f"{name_best(curve)} at {format_count(length)} tokens"] = paired(curve[best_beta(curve)], curve[1.0])
+    return _better(gains.values()), f"{_listed(gains)} against {BETA} 1"
 
 
 def _best_beta_moves(grid: Grid) -> Verdict:
@@ -132,30 +149,33 @@ def _best_beta_moves(grid: Grid) -> Verdict:
         f"{name_best(curve)} at {format_count(length)} tokens"
         for length, curve in zip(grid.lengths, curves, strict=True)
     ]
-    return beta_moves(curves), ", ".join(places)
+    return int(beta_moves(curves)), ", ".join(places)
 
 
 def _heads_should_differ(grid: Grid) -> Verdict:
+    """With either protocol, for what tips the balance here is small."""
     if not (grid.is_sweep and beta_curve(grid, "uniform", PROTOCOL, grid.lengths[0])):
         return None
     differences = {}
-    for length in grid.lengths:
-        geometric, uniform = (beta_curve(grid, kind, PROTOCOL, length) for kind in ("geometric", "uniform"))
-        name = f"{name_best(uniform)} at {format_count(length)} tokens"
-        differences[name] = paired(uniform[best_beta(uniform)], geometric[best_beta(geometric)])
-    numbers = f"one slope of {_listed(differences)} against the best geometric slopes"
-    return all(sign(values) > 0 for values in differences.values()), numbers
+    for protocol in grid.protocols:
+        for length in grid.lengths:
+            geometric, uniform = (beta_curve(grid, kind, protocol, length) for kind in ("geometric", "uniform"))
+            one, many = uniform[best_beta(uniform)], geometric[best_beta(geometric)]
+            differences[f"{protocol_name(protocol)} at {format_count(length)} tokens"] = paired(one, many)
+    numbers = f"the best one slope against the best geometric slopes {_listed(differences)}"
+    return _worse(differences.values()), numbers
 
 
-def _learning_helps(variant: str) -> Callable[[Grid], Verdict]:
+def _learning_finds_the_best(variant: str) -> Callable[[Grid], Verdict]:
     def test(grid: Grid) -> Verdict:
         if variant not in grid.variants:
             return None
-        differences = {
-            f"at {format_count(length)} tokens": grid.cell(variant, PROTOCOL, length)["difference_nats_by_seed"]
-            for length in grid.lengths
-        }
-        return all(sign(values) < 0 for values in differences.values()), f"{_listed(differences)} against {BETA} 1"
+        length = grid.lengths[0]
+        curve, learned = beta_curve(grid, "geometric", PROTOCOL, length), grid.cell(variant, PROTOCOL, length)
+        best = curve[best_beta(curve)]
+        against_one = {"learned": paired(learned, curve[1.0]), name_best(curve): paired(best, curve[1.0])}
+        numbers = f"{_listed(against_one)} against {BETA} 1 at {format_count(length)} tokens"
+        return _no_worse([paired(learned, best)]), numbers
 
     return test
 
@@ -168,29 +188,45 @@ def _another_beta_reads_better(grid: Grid) -> Verdict:
         curve = beta_curve(grid, "geometric", PROTOCOL, length, after_training=True)
         best = min((beta for beta in curve if beta != 1.0), key=lambda beta: curve[beta]["nats_per_token"])
         gains[f"{BETA} {format_ratio(best)} at {format_count(length)} tokens"] = paired(curve[best], curve[1.0])
-    return any(sign(values) < 0 for values in gains.values()), f"at best {_listed(gains)}"
+    return _better(gains.values()), f"at best {_listed(gains)} against the {BETA} of training"
 
 
-# Press, Smith and Lewis 2022 is the paper of ALiBi, arXiv:2108.12409.
+# Its paper is Press, Smith and Lewis 2022, arXiv:2108.12409.
 CLAIMS: tuple[tuple[str, Callable[[Grid], Verdict]], ...] = (
     ("Trained on short text, ALiBi reads far longer text no worse (its paper, section 4)", _reads_on),
-    ("It reads better the more text it is given", _uses_distant_text),
-    ("Where it was trained it is no worse than sinusoidal, RoPE and T5", _no_worse_where_trained),
+    ("It makes use of text beyond the training length", _uses_distant_text),
+    ("Where all were trained it is no worse than sinusoidal, RoPE and T5", _no_worse_where_trained),
     ("Sinusoidal, RoPE and T5 read far longer text worse", _rivals_fail),
+    ("ALiBi alone stays level", _alone_stays_level),
     ("No other method reads better than ALiBi far out", _nothing_is_better),
     ("Slopes made flatter at inference help it beyond the training length", _flatter_slopes_help),
-    ("NTK or YaRN let RoPE read far out as well as where it was trained", _rope_is_extended),
-    (f"No {BETA} is better to train with than the paper's 1", _one_is_the_best_beta),
-    (f"The best {BETA} moves with the length that is read", _best_beta_moves),
-    ("Slopes should differ by head", _heads_should_differ),
-    (f"A {BETA} that each layer learns is better than 1", _learning_helps("learned beta")),
-    ("Slopes that each head learns are better than the paper's", _learning_helps("learned slopes")),
-    (f"A trained model reads better with another {BETA}", _another_beta_reads_better),
+    ("NTK or YaRN, without fine-tuning, let RoPE read as far as they are set for no worse", _rope_is_extended),
+    (f"Another {BETA} than the paper's 1 is better to train with", _another_beta_is_better),
+    (f"The best {BETA} is another where longer text is read", _best_beta_moves),
+    ("Slopes that differ by head are better than one for all heads", _heads_should_differ),
+    (f"A {BETA} that each layer learns is as good as the best fixed one", _learning_finds_the_best("learned beta")),
+    ("Slopes that each head learns are as good as those", _learning_finds_the_best("learned slopes")),
+    (f"A trained model reads better with another {BETA} than its own", _another_beta_reads_better),
 )
 
 
-def _change(grid: Grid, variant: str) -> list[float]:
-    change = grid.change(variant, PROTOCOL, grid.lengths[-1])
+def _better(differences: Iterable[Sequence[float]]) -> int:
+    """1 where all are below zero beyond the noise, -1 where one is above, else 0."""
+    return _worse([-value for value in values] for values in differences)
+
+
+def _worse(differences: Iterable[Sequence[float]]) -> int:
+    """1 where all are above zero beyond the noise, -1 where one is below, else 0."""
+    return min(sign(values) for values in differences)
+
+
+def _no_worse(differences: Iterable[Sequence[float]]) -> int:
+    """1 where none is above zero beyond the noise, else -1."""
+    return -1 if any(sign(values) > 0 for values in differences) else 1
+
+
+def _change(grid: Grid, variant: str, length: int | None = None) -> list[float]:
+    change = grid.change(variant, PROTOCOL, length or grid.lengths[-1])
     assert change is not None
     return change
 
@@ -201,21 +237,13 @@ def _differences(grid: Grid, variants: Iterable[str], length: int) -> dict[str, 
     return {variant: cell["difference_nats_by_seed"] for variant, cell in cells.items() if cell["error"] is None}
 
 
-def _reach(grid: Grid) -> str:
-    return f"from {format_count(grid.lengths[0])} to {format_count(grid.lengths[-1])} tokens"
-
-
 def _listed(differences: dict[str, list[float]]) -> str:
     return ", ".join(f"{name} {format_mean(values)}" for name, values in differences.items())
 
 
-def _in_words(holds: dict[str, bool]) -> str:
-    where = [corpus for corpus, held in holds.items() if held]
-    if not where:
-        return "does not hold"
-    return "holds" if len(where) == len(holds) else f"holds on {' and '.join(where)} only"
-
-
-def _range(values: Iterable[float]) -> str:
-    ends = sorted(values)
-    return " to ".join(dict.fromkeys((f"{ends[0]:.2f}", f"{ends[-1]:.2f}")))
+def _in_words(verdicts: dict[str, int]) -> str:
+    corpora = {WORDS[value]: [corpus for corpus in verdicts if verdicts[corpus] == value] for value in WORDS}
+    found = {word: where for word, where in corpora.items() if where}
+    if len(found) == 1:
+        return next(iter(found))
+    return "; ".join(f"{word} on {' and '.join(where)}" for word, where in found.items())

@@ -1,5 +1,6 @@
 """The sections of a report about comparisons: what was run, curves, differences with their spread, and findings."""
 
+import math
 from collections.abc import Sequence
 
 from modeling_alibi_gpt.reporting.beta_comparison import beta_sections
@@ -24,6 +25,7 @@ from modeling_alibi_gpt.reporting.tables import (
     differences_table,
     extrapolation_table,
     format_count,
+    format_range,
     group_by,
 )
 
@@ -48,18 +50,20 @@ def comparison_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
 
 def _setting_section(grid: Grid, by_kind: dict[str, list[Record]]) -> Section:
     training, rows = by_kind["training"], by_kind["extrapolation"]
-    parameters = sorted({record["num_parameters"] for record in training})
     first = training[0]
     (num_tokens,) = {row["num_tokens"] for row in rows if row["num_tokens"]}
     corpus = by_kind["corpus"][0]
+    num_seeds, longest = len(grid.records[0]["seeds"]), grid.lengths[-1]
     sentence = (
-        f"{len(grid.variants)} variants, {len(grid.records[0]['seeds'])} seeds each: {parameters[0] / 1e6:.2f} to "
-        f"{parameters[-1] / 1e6:.2f} million parameters, {first['num_train_tokens'] / 1e6:.2f} million tokens of "
-        f"training at {format_count(first['train_length_tokens'])} tokens a sequence in "
-        f"{'bfloat16' if first['bf16'] else 'float32'}, read over the same {format_count(num_tokens)} tokens of "
-        f"validation text at every length. Runs with one seed saw the same text in the same order. "
-        f"{noise_rule(len(grid.records[0]['seeds']))} Learned from {corpus['num_documents']} documents, "
-        f"{corpus['num_bytes'] / 1e6:.1f} MB: {', '.join(map(_title, corpus['documents']))}."
+        f"{len(grid.variants)} variants, {num_seeds} seeds each: "
+        f"{format_range(record['num_parameters'] / 1e6 for record in training)} million parameters, "
+        f"{first['num_train_tokens'] / 1e6:.2f} million tokens of training at "
+        f"{format_count(first['train_length_tokens'])} tokens a sequence in "
+        f"{'bfloat16' if first['bf16'] else 'float32'}. Every length is read over the same {format_count(num_tokens)} "
+        f"tokens of validation text, {math.ceil(num_tokens / longest)} windows of {format_count(longest)}. Runs with "
+        f"one seed saw the same text in the same order. {noise_rule(num_seeds)} Learned from "
+        f"{corpus['num_documents']} documents, {corpus['num_bytes'] / 1e6:.1f} MB: "
+        f"{', '.join(map(_title, corpus['documents']))}."
     )
     pictures = []
     if not grid.is_sweep:  # whose curves lie one upon another
@@ -84,7 +88,8 @@ def _method_sections(grid: Grid, by_kind: dict[str, list[Record]]) -> list[Secti
         ),
         Section(
             f"Loss by position, {where}",
-            "How well a token is predicted that stands this far into a window of the longest length, first seed.",
+            "How well a token is predicted that stands this far into a window of the longest length, first seed; a "
+            "point covers the positions since the point before it, and points of few tokens are left out.",
             [positions],
         ),
     ]
@@ -95,7 +100,7 @@ def _method_sections(grid: Grid, by_kind: dict[str, list[Record]]) -> list[Secti
         pictures = [
             Picture(
                 f"{stem}_{variant}_scaling.png",
-                extrapolation_figure([record for record in records if record["variant"] == variant]),
+                extrapolation_figure([r | {"name": r["reading"]} for r in records if r["variant"] == variant]),
                 f"Perplexity against length of {variant}, as trained and scaled at inference",
             )
             for variant in scaled
@@ -122,14 +127,13 @@ def _published_sections(grids: Sequence[Grid], published: Sequence[Record]) -> l
 
 def _positions_picture(stem: str, grid: Grid, rows: Sequence[Record]) -> Picture:
     seed = grid.records[0]["seeds"][0]
-    chosen = [
+    drawn = [
         row
         for row in rows
-        if row["seed"] == seed and row["reading"] == AS_TRAINED and row["protocol"] == "nonoverlapping"
-        if row["error"] is None
+        if (row["seed"], row["reading"], row["protocol"]) == (seed, AS_TRAINED, "nonoverlapping")
+        if row["length_tokens"] == grid.lengths[-1] and row["error"] is None
     ]
-    longest = list({row["name"]: row for row in sorted(chosen, key=lambda row: row["length_tokens"])}.values())
-    return Picture(f"{stem}_positions.png", position_figure(longest), "Nats per token against position, by method")
+    return Picture(f"{stem}_positions.png", position_figure(drawn), "Nats per token against position, by method")
 
 
 def _learned_bias_section(grid: Grid, records: Sequence[Record]) -> list[Section]:
@@ -149,8 +153,9 @@ def _learned_bias_section(grid: Grid, records: Sequence[Record]) -> list[Section
         for record in drawn
     ]
     sentence = (
-        f"The bias of {', '.join(record['variant'] for record in drawn)}, in this order, by head: a line for each "
-        "layer that has its own, dashed before training. Right of the dotted line nothing was learned."
+        f"What {', '.join(record['variant'] for record in drawn)}, in this order, add to the attention score, by "
+        "head, first seed: a line for each layer that has its own, dashed before training, shifted to 0 at the query "
+        "itself. Keys right of the dotted line were further away than any in training."
     )
     return [
         Section(

@@ -34,8 +34,10 @@ METHOD_COLOURS = {
     "kerple": "#999933",
     "fire": "#117733",
     "shared_offset": "#882255",
-    "sandwich": "#b8a046",
+    "sandwich": "#4477aa",
 }
+# For curves of one method: its own colour, then these.
+VARIANT_COLOURS = ("#332288", "#44aa99", "#117733", "#aa4499", "#5fb3d9", "#882255")
 MARKERS, DASHES = "osD^vP", ("-", "--", ":", "-.")
 STYLE: Any = {
     "font.size": 10,
@@ -108,7 +110,8 @@ def perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
     if max(values) > MAX_LINEAR_SPAN * min(values):
         axes.set_yscale("log")
         axes.set_ylabel("perplexity (log scale)")
-        axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+        subs = (1, 2, 5) if max(values) > 10 * min(values) else (1, 1.5, 2, 3, 5, 7)
+        axes.yaxis.set(major_locator=LogLocator(subs=subs), minor_locator=NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:,.6g}"))
 
 
@@ -144,16 +147,16 @@ def write_below(figure: Figure, text: str) -> None:
 
 
 def draw_lines(axes: Axes, lines: Sequence[Line], *, markers: bool = True) -> None:
-    """Curves in the colours of their position methods, ALiBi the strongest."""
+    """Curves in the colours of their position methods, or each in its own where all share one method."""
     num_drawn: dict[str, int] = {}
-    for line in lines:
+    for line, colour in zip(lines, _colours(lines), strict=True):
         index = num_drawn.setdefault(line.position_method, 0)
         num_drawn[line.position_method] += 1
         is_alibi = line.position_method == "alibi"
         axes.plot(
             line.xs,
             line.ys,
-            color=_colour(line),
+            color=colour,
             linestyle=DASHES[index % len(DASHES)],
             linewidth=2.6 if is_alibi and index == 0 else 1.5,
             marker=MARKERS[index % len(MARKERS)] if markers else None,
@@ -189,15 +192,16 @@ def _name_below(axes: Axes, lines: Sequence[Line]) -> None:
 def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
     """Names right of the axes at the height of their curves' ends; a curve that ends early has its own beside it."""
     last_x = max(line.xs[-1] for line in lines)
+    styles = {line.name: _name_style(line, colour) for line, colour in zip(lines, _colours(lines), strict=True)}
     for line in lines:
         if line.xs[-1] < last_x:
-            end = (line.xs[-1], line.ys[-1])
-            axes.annotate(line.name, end, xytext=(7, 0), textcoords="offset points", va="center", **_name_style(line))
+            end, style = (line.xs[-1], line.ys[-1]), styles[line.name]
+            axes.annotate(line.name, end, xytext=(7, 0), textcoords="offset points", va="center", **style)
     ending = sorted((line for line in lines if line.xs[-1] == last_x), key=lambda line: line.ys[-1])
     heights = [_axes_fraction(axes, line.xs[-1], line.ys[-1])[1] for line in ending]
     gap = LABEL_INCHES / (axes.get_position().height * _figure(axes).get_figheight())
     for line, height in zip(ending, _spread(heights, gap), strict=True):
-        axes.text(1.015, height, line.name, transform=axes.transAxes, va="center", **_name_style(line))
+        axes.text(1.015, height, line.name, transform=axes.transAxes, va="center", **styles[line.name])
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
@@ -223,10 +227,15 @@ def _figure(axes: Axes) -> Figure:
     return figure
 
 
-def _name_style(line: Line) -> dict[str, Any]:
-    weight = "bold" if line.position_method == "alibi" else "normal"
-    return {"color": _colour(line), "fontweight": weight, "fontsize": 9.5}
+def _name_style(line: Line, colour: str) -> dict[str, Any]:
+    weight = "bold" if colour == ALIBI_COLOUR else "normal"
+    return {"color": colour, "fontweight": weight, "fontsize": 9.5}
 
 
-def _colour(line: Line) -> str:
-    return METHOD_COLOURS.get(line.position_method, GREY)
+def _colours(lines: Sequence[Line]) -> list[str]:
+    methods = [line.position_method for line in lines]
+    if len(set(methods)) == 1:
+        own = METHOD_COLOURS.get(methods[0], GREY)
+        others = [colour for colour in VARIANT_COLOURS if colour != own]
+        return [own, *(others[index % len(others)] for index in range(len(lines) - 1))]
+    return [METHOD_COLOURS.get(method, GREY) for method in methods]

@@ -47,6 +47,9 @@ from modeling_alibi_gpt.reporting.tables import (
 # Ink is what a head still sees: full strength on the diagonal, paler with distance, never as white as a future key.
 BIAS_COLOURS = LinearSegmentedColormap.from_list("bias", ["#a83606", "#dd6a35", "#f2b391", "#fbe9de"])
 
+# Fewer tokens say more of themselves than of their position.
+MIN_POINT_TOKENS = 100
+
 
 @as_png
 def bias_figure(record: Record) -> Figure:
@@ -163,13 +166,18 @@ def extrapolation_figure(records: Sequence[Record]) -> Figure:
 
 @as_png
 def position_figure(records: Sequence[Record]) -> Figure:
-    """Nats per token against position, one line per record; a point stands for the positions since the one before."""
+    """Nats per token against position, one line per record; a point stands for the positions since the one before.
+
+    Points of fewer than ``MIN_POINT_TOKENS`` tokens are left out, unless a record has no others.
+    """
     figure, axes = new_axes()
     lines = []
     for record in alibi_first(records):
         bins = record["nats_by_position"]
-        points = zip(bins["edges_tokens"][1:], bins["nats_per_token"], strict=True)
-        xs, ys = zip(*((edge, nats) for edge, nats in points if nats is not None), strict=True)
+        points = list(zip(bins["edges_tokens"][1:], bins["nats_per_token"], bins["num_tokens"], strict=True))
+        least = min(MIN_POINT_TOKENS, max(bins["num_tokens"]))
+        drawn = ((edge, nats) for edge, nats, num_tokens in points if nats is not None and num_tokens >= least)
+        xs, ys = zip(*drawn, strict=True)
         lines.append(Line(record["name"], record["position_method"], xs, ys))
     log2_axis(axes, [x for line in lines for x in line.xs], format_count)
     axes.set(xlabel="position in the sequence in tokens (log scale)", ylabel="nats per token")

@@ -12,24 +12,24 @@ def noise_rule(num_seeds: int) -> str:
     """How the words of findings are chosen."""
     return (
         f"A difference counts where all {num_seeds} seeds agree on its sign and their mean is above {NOISE_NATS} "
-        "nats; anything else is called no different. Numbers in brackets are the seeds."
+        "nats; anything else is called no different. This is a screen, not a test: of noise alone, one in "
+        f"{2 ** (num_seeds - 1)} would agree on its sign. Numbers in brackets are the seeds."
     )
 
 
 def extrapolation_findings(grid: Grid) -> list[str]:
     """What happens to each method from the training length to the longest one."""
     near, far = grid.lengths[0], grid.lengths[-1]
-    reach = f"from {format_count(near)} to {format_count(far)} tokens"
     others = [variant for variant in grid.variants if variant != grid.reference]
     changes = [
         f"{protocol_name(name)} {format_change(grid.change(grid.reference, name, far))}" for name in grid.protocols
     ]
-    findings = [f"{grid.reference} {reach}, in nats per token: {'; '.join(changes)}."]
+    findings = [f"{grid.reference} {grid.reach} tokens, in nats per token: {'; '.join(changes)}."]
     if {"nonoverlapping", "sliding"} <= set(grid.protocols):
         findings.append(_early_tokens(grid, far))
     for protocol in grid.protocols:
         words = _sorted_by_sign({variant: grid.change(variant, protocol, far) for variant in grid.variants})
-        findings.append(f"{reach.capitalize()} with {protocol_name(protocol)} windows: {words}.")
+        findings.append(f"{grid.reach.capitalize()} tokens with {protocol_name(protocol)} windows: {words}.")
     for length in (near, far):
         words = _sorted_by_sign({variant: _difference(grid, variant, "sliding", length) for variant in others})
         findings.append(f"Against {grid.reference} at {format_count(length)} tokens with sliding windows: {words}.")
@@ -84,31 +84,34 @@ def beta_findings(grid: Grid) -> list[str]:
 def published_findings(grids: Sequence[Grid], published: Sequence[Record]) -> list[str]:
     """What a paper measured for each method, in nats from its training length on, and what was measured here."""
     findings = []
-    for method, records in group_by(published, lambda record: record["position_method"]).items():
-        measured = [record for record in records if record["error"] is None]
-        near, far = measured[0], measured[-1]
-        there = math.log(far["perplexity"] / near["perplexity"])
-        here = []
-        for grid in grids:
-            change = grid.change(method, far["protocol"], grid.lengths[-1]) if method in grid.variants else None
-            if change is not None:
-                same = "the same direction" if sign([there]) == sign(change) else "another direction"
-                here.append(
-                    f"{format_change(change)} on {grid.corpus} from {format_count(grid.lengths[0])} to "
-                    f"{format_count(grid.lengths[-1])}, {same}"
-                )
-        if here:
-            findings.append(
-                f"{method}, {protocol_name(far['protocol'])}: the paper {format_change([there])} nats from "
-                f"{format_count(near['length_tokens'])} to {format_count(far['length_tokens'])} tokens; here "
-                f"{'; '.join(here)}."
-            )
+    by_method = group_by([r for r in published if r["error"] is None], lambda record: record["position_method"])
+    for method, records in by_method.items():
+        there = math.log(records[-1]["perplexity"] / records[0]["perplexity"])
+        beside = math.log(records[0]["perplexity"] / by_method["alibi"][0]["perplexity"])
+        protocol = records[-1]["protocol"]
+        read_on, trained = [], []
+        for grid in (grid for grid in grids if method in grid.variants):
+            change = grid.change(method, protocol, grid.lengths[-1])
+            assert change is not None
+            same = "the same direction" if sign([there]) == sign(change) else "another direction"
+            read_on.append(f"{format_change(change)} {grid.reach} on {grid.corpus}, {same}")
+            cell = grid.cell(method, protocol, grid.lengths[0])
+            trained.append(f"{format_change(cell['difference_nats_by_seed'])} on {grid.corpus}")
+        reach = f"{format_count(records[0]['length_tokens'])} to {format_count(records[-1]['length_tokens'])} tokens"
+        words = f"{method}: the paper {format_change([there])} nats from {reach}; here {'; '.join(read_on)}."
+        if method != "alibi":
+            words += f" Where trained, against alibi: the paper {format_change([beside])}; here {'; '.join(trained)}."
+        findings += [words] if read_on else []
     return findings
 
 
 def learned_bias_findings(records: Sequence[Record]) -> list[str]:
-    """How far training moved each learned bias, in nats and within the training length."""
-    return [f"{record['variant']}: no bias moved further than {_moved(record):.2f} nats." for record in records]
+    """How far training moved each learned bias within the training length."""
+    return [
+        f"{record['variant']}: within the training length no bias moved further than {_moved(record):.2f}, against "
+        "that of distance 0."
+        for record in records
+    ]
 
 
 def beta_curve(
@@ -186,8 +189,8 @@ def _early_tokens(grid: Grid, far: int) -> str:
     words = {0: "no different", 1: "higher", -1: "lower"}
     return (
         f"Read further, {grid.reference} is {words[sign(whole)]} with non-overlapping windows and "
-        f"{words[sign(sliding)]} with sliding ones, where every scored token has most of a window behind it; what the "
-        "two differ by is the price of tokens near the start of a window, not the use of distant text."
+        f"{words[sign(sliding)]} with sliding ones, where every scored token has most of a window behind it. That the "
+        "two differ is no use of distant text: longer windows that do not overlap have fewer tokens near their start."
     )
 
 

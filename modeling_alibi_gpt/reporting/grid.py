@@ -38,6 +38,11 @@ class Grid:
         return self.name.split(" on ")[-1]
 
     @property
+    def reach(self) -> str:
+        """``from 128 to 4,096``, in tokens."""
+        return f"from {self.lengths[0]:,} to {self.lengths[-1]:,}"
+
+    @property
     def is_sweep(self) -> bool:
         """Whether its variants differ in beta rather than in the position method."""
         return any("alibi_beta" in record["fields"] for record in self.records)

@@ -22,6 +22,7 @@ from modeling_alibi_gpt.reporting.tables import (
     format_count,
     format_perplexity,
     group_by,
+    protocol_name,
 )
 
 
@@ -35,8 +36,9 @@ def milestone_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
         return []
     start = records[0]["name"]
     sentence = (
-        f"Perplexity along each training, with non-overlapping windows at the lengths of the columns. {start} is "
-        "where the others started from."
+        f"Perplexity along each training, with non-overlapping windows at the lengths of the columns. {start} is the "
+        f"architecture, trained here on {format_count(records[0]['num_train_tokens'])} tokens, and where the others "
+        "started from. Each was run once."
     )
     drawable = [record for record in records if record["name"] != start and record["error"] is None]
     alt = "Perplexity against tokens of fine-tuning, by length"
@@ -67,23 +69,34 @@ def milestone_table(records: Sequence[Record]) -> Table:
 
 def findings(records: Sequence[Record], start: str) -> list[str]:
     """When each training is as good as the start at its own length, and what it is worth beyond it."""
-    chosen = [record for record in records if record["protocol"] == PROTOCOL and record["error"] is None]
+    measured = [record for record in records if record["error"] is None]
     length = records[0]["train_length_tokens"]
-    (goal,) = (r["perplexity"] for r in chosen if r["name"] == start and r["length_tokens"] == length)
+    (goal,) = (
+        record["perplexity"]
+        for record in measured
+        if (record["name"], record["length_tokens"], record["protocol"]) == (start, length, PROTOCOL)
+    )
     sentences = []
-    for name, group in group_by([r for r in chosen if r["name"] != start], lambda record: record["name"]).items():
-        near = [record for record in group if record["length_tokens"] == length]
-        last = max(record["step"] for record in near)
-        ends = {record["length_tokens"]: record["perplexity"] for record in group if record["step"] == last}
-        at_lengths = " and ".join(
-            f"{format_perplexity(ends[reached])} at {format_count(reached)} tokens" for reached in sorted(ends)
-        )
+    for name, group in group_by([r for r in measured if r["name"] != start], lambda record: record["name"]).items():
+        near = [record for record in group if (record["length_tokens"], record["protocol"]) == (length, PROTOCOL)]
         before, num_tokens = format_perplexity(near[0]["perplexity"]), format_count(near[-1]["num_train_tokens"])
+        last = [record for record in group if record["step"] == near[-1]["step"]]
+        ends = [
+            f"{_at_lengths(rows)} with {protocol_name(protocol)} windows"
+            for protocol, rows in group_by(last, lambda record: record["protocol"]).items()
+        ]
         sentences.append(
             f"{name}: {before} at {format_count(length)} tokens before fine-tuning"
-            f"{_when_as_good(near, start, goal)}; after {num_tokens} tokens {at_lengths}."
+            f"{_when_as_good(near, start, goal)}; after {num_tokens} tokens {'; '.join(ends)}."
         )
     return sentences
+
+
+def _at_lengths(rows: Sequence[Record]) -> str:
+    return " and ".join(
+        f"{format_perplexity(row['perplexity'])} at {format_count(row['length_tokens'])} tokens"
+        for row in sorted(rows, key=lambda row: row["length_tokens"])
+    )
 
 
 def _when_as_good(near: Sequence[Record], start: str, goal: float) -> str:

@@ -123,7 +123,10 @@ def speed_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
         pictures = [Picture("attention_speed.png", attention_speed_figure(attention), alt)] if drawable else []
         sections.append(Section("Speed of attention", sentence, pictures, [attention_speed_table(attention)]))
     if models := by_kind.get("model_speed", []):
-        sentence = "Models of one shape with random weights."
+        sentence = (
+            "Models of one shape with random weights, timed in turn. Seconds are medians over rounds, and so are the "
+            "ratios, each taken within a round: one is not the quotient of the other."
+        )
         sections.append(Section("Speed of models", sentence, [], [model_speed_table(models)]))
     if converted := by_kind.get("conversion_speed", []):
         sentence = "Models of other families beside what they convert to, with the same random weights."

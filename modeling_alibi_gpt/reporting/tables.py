@@ -52,6 +52,12 @@ def format_ratio(value: float | None, num_digits: int = 4) -> str:
     return f"{value:.{num_digits}g}"
 
 
+def format_range(values: Iterable[float]) -> str:
+    """``1.02 to 2.05``, or one number where both ends are the same to two decimals."""
+    ends = sorted(values)
+    return " to ".join(dict.fromkeys((f"{ends[0]:.2f}", f"{ends[-1]:.2f}")))
+
+
 def format_seconds(value: float) -> str:
     minutes, seconds = divmod(round(value), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"

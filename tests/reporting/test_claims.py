@@ -20,15 +20,19 @@ def verdict(claim: str, *grids: Grid) -> tuple[str, str]:
 def test_methods_are_judged_by_sliding_windows() -> None:
     grid = grid_of(methods())
     assert verdict("far longer text no worse", grid) == ("holds", "test: +0.000 from 128 to 1,024 tokens")
-    assert verdict("the more text", grid)[0] == "does not hold"  # although windows that do not overlap gain 0.05
-    assert verdict("Where it was trained", grid) == (
+    assert (
+        verdict("text beyond the training length", grid)[0] == "does not hold"
+    )  # although windows that do not overlap gain 0.05
+    assert verdict("Where all were trained", grid) == (
         "does not hold",
         "test: rope \N{MINUS SIGN}0.050 against it at 128 tokens",
     )
     assert verdict("read far longer text worse", grid)[0] == "holds"
     assert verdict("No other method", grid)[0] == "holds"
-    held, measured = verdict("RoPE read far out", grid)
-    assert held == "does not hold" and "at best ntk +0.300 from 128 to 1,024 tokens, as trained +0.600" in measured
+    assert verdict("alone stays level", grid) == ("does not hold", "test: none +0.003 from 128 to 1,024 tokens")
+    held, measured = verdict("RoPE read", grid)
+    assert held == "does not hold"
+    assert "at best ntk +0.300 at 1,024 tokens, where RoPE as trained stands +0.600" in measured
 
 
 def test_a_reading_of_alibi_that_helps_is_found() -> None:
@@ -41,12 +45,12 @@ def test_a_reading_of_alibi_that_helps_is_found() -> None:
 
 def test_betas_are_judged_at_every_length() -> None:
     grid = grid_of(beta_sweep())
-    assert verdict("is better to train with", grid)[0] == "does not hold"
-    assert "\N{GREEK SMALL LETTER BETA} 2 at 128 tokens \N{MINUS SIGN}0.030" in verdict("is better to train", grid)[1]
-    assert verdict("moves with the length", grid)[0] == "does not hold"
-    assert verdict("Slopes should differ by head", grid)[0] == "does not hold"
+    held, measured = verdict("is better to train with", grid)
+    assert held == "holds" and "\N{GREEK SMALL LETTER BETA} 2 at 128 tokens \N{MINUS SIGN}0.030" in measured
+    assert verdict("where longer text is read", grid)[0] == "not shown"
+    assert verdict("Slopes that differ by head", grid)[0] == "not shown"
     assert verdict("each layer learns", grid)[0] == "does not hold"
-    assert verdict("with another", grid)[0] == "does not hold"
+    assert verdict("reads better with another", grid)[0] == "does not hold"
     assert not any("ALiBi reads" in claim for claim in verdicts(grid))
 
 
@@ -57,7 +61,7 @@ def test_the_best_beta_moves_where_the_best_of_one_length_is_worse_at_another() 
         if far and record["fields"] == {"alibi_beta": 0.5}:
             record["nats_per_token"] -= 0.5
     rows = [record for record in records if record["kind"] != "comparison"]
-    held, measured = verdict("moves with the length", grid_of(comparison_records(rows, reference="geometric 1")))
+    held, measured = verdict("where longer text is read", grid_of(comparison_records(rows, reference="geometric 1")))
     assert held == "holds" and "1/2 (the smallest tried) at 1,024 tokens" in measured
 
 
@@ -70,4 +74,6 @@ def test_corpora_that_disagree_are_named() -> None:
     rows = [record for record in records if record["kind"] != "comparison"]
     other = grid_of(comparison_records(rows, reference="alibi"))
     held, measured = verdict("far longer text no worse", one, other)
-    assert held == "holds on test only" and measured.endswith("Mars: +0.200 from 128 to 1,024 tokens")
+    assert held == "holds on test; does not hold on Mars" and measured.endswith(
+        "Mars: +0.200 from 128 to 1,024 tokens"
+    )

@@ -65,7 +65,9 @@ def test_the_best_beta_is_found_for_each_kind_of_slopes() -> None:
 def test_a_learned_bias_is_said_to_have_moved_within_the_training_length() -> None:
     record = {"variant": "t5", "distances_tokens": [0, 1, 128], "train_context_length": 128}
     moved = record | {"bias_before": [[[0.0, 0.5, 0.0]]], "bias_after": [[[1.0, 0.25, 9.0]]]}
-    assert learned_bias_findings([moved]) == ["t5: no bias moved further than 1.25 nats."]
+    assert learned_bias_findings([moved]) == [
+        "t5: within the training length no bias moved further than 1.25, against that of distance 0."
+    ]
 
 
 def test_a_page_is_built_with_the_paper_beside(tmp_path: Path) -> None:
@@ -75,8 +77,8 @@ def test_a_page_is_built_with_the_paper_beside(tmp_path: Path) -> None:
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["RESULTS.md", "pictures"]
     text = Path(paths["markdown"]).read_text(encoding="utf-8")
-    assert "rope, non-overlapping: the paper +1.373 nats from 512 to 15,512 tokens; here +0.550" in text
-    assert "alibi, non-overlapping: the paper \N{MINUS SIGN}0.075" in text and "the same direction" in text
+    assert "rope: the paper +1.373 nats from 512 to 15,512 tokens; here +0.550" in text
+    assert "alibi: the paper \N{MINUS SIGN}0.075" in text and "the same direction" in text
     assert "emma" in text and all(Path(path).stat().st_size > 10_000 for path in paths["figures"])
     assert all(f"(pictures/{Path(path).name})" in text for path in paths["figures"])
 

@@ -61,8 +61,9 @@ def test_position_draws_a_point_at_the_end_of_each_bin() -> None:
     record["nats_by_position"]["nats_per_token"][3] = None
     axes = position_figure.__wrapped__([record]).axes[0]
     drawn = curve(axes, METHOD_COLOURS["alibi"])
-    assert [x for x, _ in drawn] == [1, 2, 4, 16, 32, 64, 128, 256, 512]
-    assert [y for _, y in drawn] == [nats for nats in record["nats_by_position"]["nats_per_token"] if nats is not None]
+    assert [x for x, _ in drawn] == [4, 16, 32, 64, 128, 256, 512]  # 4 is the first of 100 tokens
+    nats = record["nats_by_position"]["nats_per_token"]
+    assert [y for _, y in drawn] == [nats[2], *nats[4:]]
 
 
 def test_beta_names_the_best_and_the_trained() -> None:

@@ -32,12 +32,13 @@ RECORDS = [
 def test_the_first_milestone_that_is_as_good_is_named() -> None:
     assert findings(RECORDS, "GPT-2") == [
         "fine-tuned: 400.00 at 128 tokens before fine-tuning; as good as GPT-2 (60.00) after 204,800 tokens; "
-        "after 409,600 tokens 55.00 at 128 tokens and 54.00 at 512 tokens."
+        "after 409,600 tokens 55.00 at 128 tokens and 54.00 at 512 tokens with non-overlapping windows."
     ]
     assert "at none of its milestones" in findings(RECORDS[:6], "GPT-2")[0]
     control = [milestone("control", step, 128, perplexity) for step, perplexity in ((0, 60.0), (200, 58.0))]
     assert findings([*RECORDS[:2], *control], "GPT-2") == [
-        "control: 60.00 at 128 tokens before fine-tuning; after 409,600 tokens 58.00 at 128 tokens."
+        "control: 60.00 at 128 tokens before fine-tuning; after 409,600 tokens 58.00 at 128 tokens with "
+        "non-overlapping windows."
     ]
 
 
