@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.reporting.claims import claims_section
+from modeling_alibi_gpt.reporting.grid import Grid
+from modeling_alibi_gpt.reporting.milestones import PROTOCOL
 from modeling_alibi_gpt.reporting.milestones import findings as retrofit_findings
 from modeling_alibi_gpt.reporting.page import markdown_table
 from modeling_alibi_gpt.reporting.records import Record, read_records
+from modeling_alibi_gpt.reporting.report import ReportConfig
 from modeling_alibi_gpt.reporting.speed import (
     attention_speed_table,
     conversion_speed_table,
@@ -20,6 +24,7 @@ from modeling_alibi_gpt.reporting.speed import (
 )
 from modeling_alibi_gpt.reporting.tables import Table, beta_table, extrapolation_table, group_by
 from modeling_alibi_gpt.training.corpora import load_documents
+from modeling_alibi_gpt.training.experiment import load_config
 from modeling_alibi_gpt.training.tokenization import train_tokenizer
 
 
@@ -117,6 +122,21 @@ def test_a_retrofit_is_as_good_as_its_record_says() -> None:
     whole_near, whole_far, sliding_near, sliding_far = (f"{record['perplexity']:.2f}" for record in ends)
     assert f"perplexity {whole_far} against {whole_near} with windows that do not overlap" in " ".join(README.split())
     assert f"{sliding_far} against {sliding_near} with sliding ones" in " ".join(README.split())
+    (control,) = [r for r in records if (r["name"], r["step"], r["protocol"]) == ("GPT-2 as it was", 400, PROTOCOL)]
+    assert f"Fine-tuned as long with its table, the GPT-2 reached {control['perplexity']:.2f}" in " ".join(
+        README.split()
+    )
+
+
+def test_claims_are_judged_as_the_records_say() -> None:
+    config = load_config(ReportConfig, str(ROOT / "configs" / "report" / "results.yaml"))
+    records = [record for path in config.records for record in read_records(ROOT / path) if "comparison" in record]
+    grids = group_by([r for r in records if r["kind"] == "comparison"], lambda record: record["comparison"])
+    (section,) = claims_section(
+        [Grid(group) for group in grids.values()], [r for r in records if r["kind"] == "training"]
+    )
+    verdicts = Table(["said", "found"], [row[:2] for row in section.tables[0].rows], num_text_columns=2)
+    assert markdown_table(verdicts) in README
 
 
 def test_windows_of_the_trained_model_are_those_of_the_record() -> None:

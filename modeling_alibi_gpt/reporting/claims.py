@@ -205,7 +205,7 @@ CLAIMS: tuple[tuple[str, Callable[[Grid], Verdict]], ...] = (
     (f"The best {BETA} is another where longer text is read", _best_beta_moves),
     ("Slopes that differ by head are better than one for all heads", _heads_should_differ),
     (f"A {BETA} that each layer learns is as good as the best fixed one", _learning_finds_the_best("learned beta")),
-    ("Slopes that each head learns are as good as those", _learning_finds_the_best("learned slopes")),
+    ("Slopes that each head learns are as good as the best fixed ones", _learning_finds_the_best("learned slopes")),
     (f"A trained model reads better with another {BETA} than its own", _another_beta_reads_better),
 )
 
