@@ -62,8 +62,7 @@ def _setting_section(grid: Grid, by_kind: dict[str, list[Record]]) -> Section:
         f"{'bfloat16' if first['bf16'] else 'float32'}. Every length is read over the same {format_count(num_tokens)} "
         f"tokens of validation text, {math.ceil(num_tokens / longest)} windows of {format_count(longest)}. Runs with "
         f"one seed saw the same text in the same order. {noise_rule(num_seeds)} Learned from "
-        f"{corpus['num_documents']} document{'s' if corpus['num_documents'] > 1 else ''}, {corpus['num_bytes'] / 1e6:.1f} MB: "
-        f"{', '.join(map(_title, corpus['documents']))}."
+        f"{corpus['num_bytes'] / 1e6:.1f} MB of text: {', '.join(map(_title, corpus['documents']))}."
     )
     pictures = []
     if not grid.is_sweep:  # whose curves lie one upon another

@@ -105,6 +105,7 @@ def bias_by_distance_figure(record: Record) -> Figure:
         axes.set_xscale("log", base=2)
         axes.xaxis.set(major_locator=LogLocator(base=16), minor_locator=NullLocator())
         axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: format_count(int(tick))))
+        axes.tick_params(labelbottom=head + num_columns >= num_heads)  # the row below may end before this column
     figure.supxlabel("distance in tokens (log scale)", fontsize=10)
     figure.supylabel("bias, 0 at the query", fontsize=10)
     return figure
