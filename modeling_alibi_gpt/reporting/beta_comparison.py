@@ -35,6 +35,11 @@ from modeling_alibi_gpt.reporting.tables import (
 
 
 AFTER_TRAINING = "set after training"
+KINDS = {
+    "geometric": "geometric slopes are the paper's",
+    "uniform": "uniform is one slope in every head",
+    AFTER_TRAINING: f"{AFTER_TRAINING} is one trained model that is given another {BETA}",
+}
 COLOURS = {"geometric": ALIBI_COLOUR, "uniform": SECOND_COLOUR, AFTER_TRAINING: GREY}
 # Around a point that lies in the same place they can still be seen.
 RINGS: Any = {"linestyle": "none", "marker": "o", "markersize": 8, "fillstyle": "none"}
@@ -55,9 +60,9 @@ def beta_sections(grid: Grid, trained: Sequence[Record]) -> list[Section]:
     learned = [record for record in grid.as_trained if "alibi_trainable" in record["fields"]]
     tables = [beta_comparison_table(grid, protocol) for protocol in grid.protocols]
     tables += [differences_table(grid, learned)] if learned else []
+    kinds = dict.fromkeys(kind for kind, _ in _beta_curves(grid, "sliding"))
     sentence = (
-        f"A training for every {BETA}. Geometric slopes are the paper's, uniform is one slope in every head, and "
-        f"{AFTER_TRAINING} is one trained model that is given another {BETA}. The figure and the findings are of "
+        f"A training for every {BETA}: {', '.join(KINDS[kind] for kind in kinds)}. The figure and the findings are of "
         f"sliding windows; a star marks the best of a column, the tables are of "
         f"{' and of '.join(map(protocol_name, grid.protocols))} windows."
     )
