@@ -122,13 +122,15 @@ def _rope_is_extended(grid: Grid) -> Verdict:
         cells = {length: grid.cell("rope", PROTOCOL, length, reading) for length in grid.lengths}
         factor = cells[near]["reading_fields"]["rope_extension"].get("factor")
         length = max(n for n in grid.lengths if factor is None or n <= factor * near)
-        name = f"{reading} {{}} at {format_count(length)} tokens"
-        changes[name] = paired(cells[length], grid.cell("rope", PROTOCOL, near)), _change(grid, "rope", length)
+        changes[reading, length] = paired(cells[length], grid.cell("rope", PROTOCOL, near))
     if not changes:
         return None
-    name, (change, unextended) = min(changes.items(), key=lambda item: sum(item[1][0]))
-    numbers = f"at best {name.format(format_mean(change))}, where RoPE as trained stands {format_mean(unextended)}"
-    return (1 if any(sign(values) <= 0 for values, _ in changes.values()) else -1), numbers
+    (best, length), change = min(changes.items(), key=lambda item: sum(item[1]))
+    numbers = (
+        f"at best {best} {format_mean(change)} at {format_count(length)} tokens, where RoPE as trained stands "
+        f"{format_mean(_change(grid, 'rope', length))}"
+    )
+    return (1 if any(sign(values) <= 0 for values in changes.values()) else -1), numbers
 
 
 def _another_beta_is_better(grid: Grid) -> Verdict:

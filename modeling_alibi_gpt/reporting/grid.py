@@ -66,9 +66,8 @@ class Grid:
 
     def change(self, variant: str, protocol: str, length: int) -> list[float] | None:
         """Nats by seed from the shortest length to ``length``, as trained; None where the variant fails at either."""
-        near = self.cell(variant, protocol, self.lengths[0])["nats_per_token_by_seed"]
-        far = self.cell(variant, protocol, length)["nats_per_token_by_seed"]
-        return [there - here for there, here in zip(far, near, strict=True)] if near and far else None
+        near, far = self.cell(variant, protocol, self.lengths[0]), self.cell(variant, protocol, length)
+        return None if near["error"] or far["error"] else paired(far, near)
 
 
 def sign(differences: Sequence[float]) -> int:
