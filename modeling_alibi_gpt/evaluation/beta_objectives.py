@@ -22,7 +22,12 @@ from modeling_alibi_gpt.evaluation.checkpoints import (
     load_model_tokenizer,
     train_context_length,
 )
-from modeling_alibi_gpt.evaluation.measurement import load_text, measurement_provenance, perplexity_figures
+from modeling_alibi_gpt.evaluation.measurement import (
+    block_nats,
+    load_text,
+    measurement_provenance,
+    perplexity_figures,
+)
 from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import resolve_stride
@@ -191,6 +196,7 @@ class PosthocObjective:
         )
         nats = perplexity_figures(scores, self.text.stream.num_bytes)["nats_per_token"]
         trial.set_user_attr("nats_per_token_by_seed", [nats])
+        trial.set_user_attr("nats_per_token_by_block", block_nats(scores))
         trial.set_user_attr("provenance", measurement_provenance(self.sweep, self.text, self.model_fingerprint))
         return nats
 

@@ -128,6 +128,7 @@ def _trial_record(config: SweepConfig, trial: FrozenTrial) -> dict[str, Any]:
         "seeds": config.seeds if config.mode == "retrain" else [],
         "nats_per_token": trial.value if is_complete else None,
         "nats_per_token_by_seed": trial.user_attrs.get("nats_per_token_by_seed", []),
+        "nats_per_token_by_block": trial.user_attrs.get("nats_per_token_by_block"),
         "perplexity": math.exp(trial.value) if is_complete else None,
         "provenance": trial.user_attrs["provenance"],
     }

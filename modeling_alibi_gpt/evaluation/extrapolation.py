@@ -22,6 +22,7 @@ from modeling_alibi_gpt.evaluation.checkpoints import (
 from modeling_alibi_gpt.evaluation.measurement import (
     EvaluationText,
     MeasurementConfig,
+    block_nats,
     load_text,
     measurement_provenance,
     perplexity_figures,
@@ -216,6 +217,7 @@ def _blank_rows(config: ExtrapolationConfig, subject: Subject, lengths: Sequence
             "train_context_length": train_context_length(subject.model_config),
             "error": None,
             "nats_by_position": None,
+            "nats_per_token_by_block": None,
             "provenance": subject.provenance,
         }
         for protocol in config.protocols
@@ -235,7 +237,11 @@ def _measure(model: PreTrainedModel, text: EvaluationText, row: dict[str, Any], 
             batch_tokens=batch_tokens,
             device=process_state().device,
         )
-        return {**perplexity_figures(scores, text.stream.num_bytes), "nats_by_position": position_bins(scores)}
+        return {
+            **perplexity_figures(scores, text.stream.num_bytes),
+            "nats_by_position": position_bins(scores),
+            "nats_per_token_by_block": block_nats(scores),
+        }
     except ValueError as error:
         return {"error": str(error)}
 

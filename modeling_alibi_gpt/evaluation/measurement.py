@@ -16,6 +16,10 @@ from modeling_alibi_gpt.training.corpora import describe_documents, load_documen
 from modeling_alibi_gpt.training.tokenization import TokenStream, token_stream
 
 
+# Enough for a standard error, and each long enough that its neighbours say little of it.
+NUM_BLOCKS = 16
+
+
 @dataclass(frozen=True, kw_only=True)
 class MeasurementConfig:
     """Settings that a measurement has whatever it measures.
@@ -109,6 +113,16 @@ def perplexity_figures(scores: WindowScores, num_bytes: Tensor | np.ndarray) -> 
         num_tokens=scores.window_num_tokens,
         num_bytes=[predicted_bytes[window.scored].sum() for window in scores.windows],
     )
+
+
+def block_nats(scores: WindowScores) -> list[float]:
+    """Nats per token of each of ``NUM_BLOCKS`` equal blocks of the text, in its order; fewer where it is shorter.
+
+    Blocks depend on the text alone. Two readings of one text therefore pair block by block, whatever their windows,
+    and the spread of the pairs says how much a difference depends on the text that was read.
+    """
+    num_blocks = min(NUM_BLOCKS, len(scores.token_nats))
+    return [float(block.mean()) for block in np.array_split(scores.token_nats, num_blocks)]
 
 
 def measurement_provenance(config: MeasurementConfig, text: EvaluationText, model_fingerprint: str) -> dict[str, Any]:
