@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         result = run_sweep(load_config(SweepConfig, args.config, args.set))
         _print_trials(result["trials"])
-        print(f"best beta {result['best_beta']:g}, validation perplexity {result['perplexity']:.2f}")
+        print(result["choice"])
         if result["best_model"] is None:
             print("its model lies on the machine that trained it: run the command there to get best_model")
         return result

@@ -30,6 +30,8 @@ from modeling_alibi_gpt.evaluation.beta_study import (
 )
 from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.reporting.records import write_json, write_records
+from modeling_alibi_gpt.reporting.statistics import choose_trial
+from modeling_alibi_gpt.reporting.tables import describe_choice
 
 
 POLL_SECONDS = 2
@@ -45,8 +47,9 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
     have come to their end.
 
     Returns:
-        Best beta, its loss, the number of trials, and the paths written; ``best_model`` is None where the model of
-        the best beta lies on another machine.
+        The beta that is taken as best (the nearest to 1 of those that are not told apart from the lowest loss), its
+        loss, what it was chosen from, the number of trials, and the paths written; ``best_model`` is None where the
+        model of that beta lies on another machine.
 
     Raises:
         ValueError: A setting cannot be used, or the study belongs to another objective.
@@ -93,12 +96,14 @@ def _run_trials(config: SweepConfig, objective: Objective, studies: Sequence[opt
 def _write_results(config: SweepConfig, objective: Objective, studies: Sequence[optuna.Study]) -> dict[str, Any]:
     output_dir = Path(config.output_dir)
     trials, *trained_trials = map(finished_trials, studies)
-    records = [_trial_record(config, trial) for trial in trials]
-    records += [_trained_record(trial) for of_study in trained_trials for trial in of_study]
+    of_trials = [_trial_record(config, trial) for trial in trials]
+    records = list(of_trials)
+    records += [_trained_record(config, trial) for of_study in trained_trials for trial in of_study]
     write_records(output_dir / "trials.jsonl", records)
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    best = min(complete, key=lambda trial: trial.value)
-    beta = best.params[BETA]
+    chosen = choose_trial(of_trials)
+    assert chosen is not None  # only a finished sweep comes here, and its first trial is never pruned
+    best, choice = chosen
+    beta = best["beta"]
     write_json(output_dir / "best.json", objective.best_experiment(beta))
     model_dir = output_dir / "best_model"
     has_model = objective.save_best_model(beta, model_dir)
@@ -106,9 +111,12 @@ def _write_results(config: SweepConfig, objective: Objective, studies: Sequence[
         shutil.rmtree(model_dir, ignore_errors=True)  # that of an earlier best
     return {
         "best_beta": beta,
-        "nats_per_token": best.value,
-        "perplexity": math.exp(best.value),
-        "num_trials": len(complete),
+        "nats_per_token": best["nats_per_token"],
+        "perplexity": best["perplexity"],
+        "lowest_beta": choice.lowest,
+        "level_betas": list(choice.level),
+        "choice": describe_choice(of_trials),
+        "num_trials": sum(record["state"] == "COMPLETE" for record in of_trials),
         "num_records": len(records),
         "trials": str(output_dir / "trials.jsonl"),
         "best_config": str(output_dir / "best.json"),
@@ -134,9 +142,10 @@ def _trial_record(config: SweepConfig, trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def _trained_record(trial: FrozenTrial) -> dict[str, Any]:
+def _trained_record(config: SweepConfig, trial: FrozenTrial) -> dict[str, Any]:
     return {
         "kind": "trained_beta",
+        "study": config.study_name,
         **trial.params,
         **{key: trial.user_attrs[key] for key in ("slopes_by_layer", "beta_by_layer")},
         "nats_per_token": trial.value,

@@ -32,10 +32,10 @@ from modeling_alibi_gpt.reporting.drawing import (
     write_below,
 )
 from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.reporting.statistics import BetaChoice, choose_trial
 from modeling_alibi_gpt.reporting.tables import (
     BETA,
     alibi_first,
-    best_trial,
     describe_protocol,
     format_count,
     format_perplexity,
@@ -113,9 +113,14 @@ def bias_by_distance_figure(record: Record) -> Figure:
 
 @as_png
 def beta_figure(trials: Sequence[Record], trained: Sequence[Record]) -> Figure:
-    """Perplexity against beta: seeds as faint points, their mean as a line, the best named, the trained beta beside.
+    """Perplexity against beta: seeds as faint points, their mean as a line, the taken beta named.
 
-    Trials that were pruned or failed are crosses at the bottom. At least one trial is complete.
+    White points are betas that are not told apart from the lowest. Trials that were pruned or failed are crosses at
+    the bottom. At least one trial is complete.
+
+    Args:
+        trials: Of one study.
+        trained: Runs of the same study in which beta was learned; they are drawn beside.
     """
     figure, axes = new_axes()
     complete = sorted((trial for trial in trials if trial["state"] == "COMPLETE"), key=lambda trial: trial["beta"])
@@ -133,9 +138,9 @@ def beta_figure(trials: Sequence[Record], trained: Sequence[Record]) -> Figure:
     axes.set_xlabel(f"{BETA} (log scale)")
     if trained:
         _mark_trained_beta(axes, trained, trained_betas)
-    best = best_trial(complete)
-    assert best is not None
-    _name_optimum(axes, best)
+    chosen = choose_trial(complete)
+    assert chosen is not None
+    _name_taken(axes, complete, *chosen)
     return figure
 
 
@@ -219,11 +224,17 @@ def _mark_trained_beta(axes: Axes, trained: Sequence[Record], betas: Sequence[fl
     name_above(axes, fmean(betas), f"trained {BETA} {fmean(betas):.3g} ({layers})", SECOND_COLOUR)
 
 
-def _name_optimum(axes: Axes, best: Record) -> None:
-    beta, perplexity = best["beta"], best["perplexity"]
-    axes.plot(beta, perplexity, "o", markersize=10, markerfacecolor="white", markeredgecolor=ALIBI_COLOUR, mew=2.4)
+def _name_taken(axes: Axes, trials: Sequence[Record], taken: Record, choice: BetaChoice) -> None:
+    """A white point at each beta that is not told apart from the lowest, the largest at the one that is taken."""
+    beta, perplexity = taken["beta"], taken["perplexity"]
+    points: dict[str, Any] = {"linestyle": "none", "marker": "o", "mfc": "white", "mec": ALIBI_COLOUR}
+    level = [trial for trial in trials if trial["beta"] in choice.level]
+    xs, ys = [trial["beta"] for trial in level], [trial["perplexity"] for trial in level]
+    axes.plot(xs, ys, markersize=6, mew=1.6, **points)
+    axes.plot([beta], [perplexity], markersize=10, mew=2.4, **points)
     axes.margins(y=0.15)
-    text = f"best: {BETA} = {format_ratio(beta)}, perplexity {format_perplexity(perplexity)}"
+    named = f"{BETA} = {format_ratio(beta)}, perplexity {format_perplexity(perplexity)}"
+    text = f"best: {named}" if len(choice.level) == 1 else f"{named}; white: not told apart"
     style: dict[str, Any] = {"color": ALIBI_COLOUR, "fontweight": "bold", "ha": inward(axes, beta), "va": "top"}
     veil = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
     axes.annotate(text, (beta, perplexity), xytext=(0, -10), textcoords="offset points", bbox=veil, **style)

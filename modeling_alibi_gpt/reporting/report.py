@@ -20,12 +20,10 @@ from modeling_alibi_gpt.reporting.records import Record, check_record, write_byt
 from modeling_alibi_gpt.reporting.speed import speed_sections
 from modeling_alibi_gpt.reporting.tables import (
     BETA,
-    best_trial,
     beta_table,
+    describe_choice,
     distinct_names,
     extrapolation_table,
-    format_perplexity,
-    format_ratio,
     group_by,
     perplexity_table,
     provenance_table,
@@ -149,7 +147,6 @@ def _position_sections(records: Sequence[Record]) -> list[Section]:
 
 
 def _beta_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
-    trained = by_kind.get("trained_beta", [])
     sections = []
     for mode, of_mode in group_by(by_kind.get("beta_trial", []), lambda trial: trial["mode"]).items():
         if mode not in MODES:
@@ -157,21 +154,32 @@ def _beta_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
         studies = group_by(of_mode, lambda trial: trial["study"])
         for number, (study, trials) in enumerate(studies.items(), start=1):
             file_name = f"beta_{mode}.png" if number == 1 else f"beta_{mode}_{number}.png"
+            trained = _trained_beside(mode, study, list(studies), by_kind.get("trained_beta", []))
             sections.append(_beta_section(mode, study, trials, trained, file_name))
     return sections
 
 
+def _trained_beside(mode: str, study: str, studies: Sequence[str], trained: Sequence[Record]) -> list[Record]:
+    """The runs in which beta was learned by the trainings of just this study: those of others say nothing of it.
+
+    Records of old do not name their study, and belong to the only one there is.
+    """
+    if mode != "retrain":
+        return []
+    only = studies[0] if len(studies) == 1 else None
+    return [record for record in trained if record.get("study", only) == study]
+
+
 def _beta_section(mode: str, study: str, trials: list[Record], trained: list[Record], file_name: str) -> Section:
-    best = best_trial(trials)
     (title, sentence), pictures = MODES[mode], []
-    if best is None:
+    if not any(trial["state"] == "COMPLETE" for trial in trials):
         sentence += " No trial is complete yet."
     else:
-        where = f"{format_perplexity(best['perplexity'])} at {BETA} = {format_ratio(best['beta'])}"
-        sentence += f" The lowest mean perplexity is {where}."
+        choice = describe_choice(trials)
+        sentence += f" {choice}"
         if any(trial["state"] != "COMPLETE" for trial in trials):
             sentence += " Crosses at the bottom are trials that were pruned or failed."
-        pictures.append(Picture(file_name, beta_figure(trials, trained), f"Perplexity against {BETA}: lowest {where}"))
+        pictures.append(Picture(file_name, beta_figure(trials, trained), f"Perplexity against {BETA}. {choice}"))
     return Section(f"{title} ({study})", sentence, pictures, [beta_table(trials)])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from modeling_alibi_gpt.reporting.grid import Grid, with_minus
 from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.reporting.statistics import BLOCK_ERROR_NATS, NOISE_NATS, choose_trial
 
 
 BETA = "\N{GREEK SMALL LETTER BETA}"
@@ -93,10 +94,37 @@ def distinct_names(records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def best_trial(trials: Sequence[Record]) -> Record | None:
-    """The complete trial of the lowest loss, if any is complete."""
-    complete = [trial for trial in trials if trial["state"] == "COMPLETE"]
-    return min(complete, key=lambda trial: trial["nats_per_token"], default=None)
+def describe_choice(trials: Sequence[Record]) -> str:
+    """Where the loss of a sweep is lowest, which betas are not told apart from it, by what rule, and which is taken.
+
+    Args:
+        trials: ``beta_trial`` records of one study, at least one of them complete.
+    """
+    chosen = choose_trial(trials)
+    assert chosen is not None
+    trial, choice = chosen
+    lowest = next(other for other in trials if other["beta"] == choice.lowest and other["state"] == "COMPLETE")
+    words = f"The lowest mean perplexity is {format_perplexity(lowest['perplexity'])} at {BETA} "
+    words += f"{format_ratio(choice.lowest)}. "
+    level = ", ".join(map(format_ratio, choice.level))
+    if len(choice.level) == 1:
+        return f"{words}All others are told apart from it ({noise_of(trial)}); {BETA} {level} is taken."
+    return (
+        f"{words}Not told apart ({noise_of(trial)}): {BETA} {level}. Of these {format_ratio(choice.taken)} is taken, "
+        f"the nearest to 1, with perplexity {format_perplexity(trial['perplexity'])}."
+    )
+
+
+def noise_of(trial: Record) -> str:
+    """What a difference from the lowest loss of its study must exceed to count, for a ``beta_trial`` record."""
+    if trial["mode"] == "posthoc":
+        error = "two standard errors over blocks of the text"
+        if trial.get("nats_per_token_by_block") is None:
+            error += f", here unknown and taken as {BLOCK_ERROR_NATS} nats each"
+        return f"beyond {error}"
+    if len(trial["nats_per_token_by_seed"]) == 1:
+        return f"beyond {NOISE_NATS} nats, for one seed has no spread"
+    return f"beyond {NOISE_NATS} nats and two standard errors over seeds"
 
 
 def extrapolation_table(records: Sequence[Record]) -> Table:
@@ -157,7 +185,7 @@ def training_table(records: Sequence[Record]) -> Table:
 
 
 def beta_table(trials: Sequence[Record]) -> Table:
-    """One row per trial, sorted by beta, best in bold; one column of nats per token for each seed."""
+    """One row per trial, sorted by beta, the taken one in bold; a column of nats per token for each seed."""
     trials = sorted(trials, key=lambda trial: (trial["beta"], trial["trial"]))
     seeds = sorted({seed for trial in trials for seed in trial["seeds"]})
     rows = []
@@ -166,8 +194,8 @@ def beta_table(trials: Sequence[Record]) -> Table:
         numbers = [format_perplexity(trial["perplexity"]), format_nats(trial["nats_per_token"])]
         cells = [format_nats(by_seed.get(seed)) for seed in seeds]
         rows.append([format_ratio(trial["beta"]), *numbers, *cells, trial["state"].lower()])
-    best = best_trial(trials)
-    bold_rows = [trials.index(best)] if best else []
+    chosen = choose_trial(trials)
+    bold_rows = [trials.index(chosen[0])] if chosen else []
     header = [BETA, "perplexity", "nats per token", *(f"seed {seed}" for seed in seeds), "state"]
     return Table(header, rows, bold_rows=bold_rows)
 

@@ -22,6 +22,7 @@ from modeling_alibi_gpt.evaluation.beta_study import open_study
 from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig, run_sweep
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.reporting.records import RECORD_FIELDS, check_record, read_records
+from modeling_alibi_gpt.reporting.statistics import choose_trial
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
 
 
@@ -124,13 +125,14 @@ def test_what_was_learned_stands_beside(finished: SweepConfig):
 def test_records_are_what_reports_read(finished: SweepConfig):
     for record in read_records(f"{finished.output_dir}/trials.jsonl"):
         check_record(record)
-        assert set(record) == {*RECORD_FIELDS[record["kind"]], "kind", "provenance"}
+        of_sweep = {"beta_trial": "nats_per_token_by_block", "trained_beta": "study"}[record["kind"]]
+        assert set(record) == {*RECORD_FIELDS[record["kind"]], "kind", "provenance", of_sweep}
         assert record["provenance"]["data_fingerprint"]
 
 
 def test_best_config_is_a_whole_experiment_that_repeats_the_best_trial(finished: SweepConfig, tmp_path: Path, capsys):
     train = load_script("train")
-    best = min(records_of(finished, "beta_trial"), key=lambda trial: trial["nats_per_token"])
+    best, _ = choose_trial(records_of(finished, "beta_trial"))
     path = f"{finished.output_dir}/best.json"
     assert load_config(ExperimentConfig, path).model.overrides["alibi_beta"] == best["beta"]
     assert train.main(["--config", path]) == 0
@@ -144,7 +146,7 @@ def test_best_config_is_a_whole_experiment_that_repeats_the_best_trial(finished:
 
 
 def test_best_model_is_that_of_the_best_trial(finished: SweepConfig):
-    best = min(records_of(finished, "beta_trial"), key=lambda trial: trial["nats_per_token"])
+    best, _ = choose_trial(records_of(finished, "beta_trial"))
     folder = f"{finished.output_dir}/best_model"
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert (model.config.alibi_beta, model.config.alibi_trainable) == (best["beta"], "none")
@@ -152,6 +154,29 @@ def test_best_model_is_that_of_the_best_trial(finished: SweepConfig):
     measured = evaluate_perplexity(PerplexityConfig(model=folder, source=source, split="validation"))
     assert measured["nats_per_token"] == best["nats_per_token_by_seed"][0]
     assert not list(Path(folder).glob(".*")) + list(Path(folder).glob("checkpoint-*"))
+
+
+def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_not_told_apart(
+    finished: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The losses are made up: beta 8 is lowest, by less than the two seeds of beta 2 lie apart."""
+    nats = {1.0: (5.8, 5.8), 2.0: (5.65, 5.57), 8.0: (5.6, 5.6)}
+
+    def train(experiment: ExperimentConfig, **kwargs: Any) -> dict[str, Any]:
+        loss = nats[experiment.model.overrides["alibi_beta"]][experiment.training["seed"]]
+        folder = Path(experiment.training["output_dir"])
+        folder.mkdir(parents=True)
+        (folder / "training.jsonl").write_text("")
+        (folder / "beta").write_text(str(experiment.model.overrides["alibi_beta"]))
+        return {"validation_nats_per_token": loss}
+
+    monkeypatch.setattr(beta_objectives, "train", train)
+    result = run_sweep(dataclasses.replace(finished, output_dir=str(tmp_path / "level"), betas=[1, 2, 8], trained=[]))
+    assert (result["best_beta"], result["lowest_beta"], result["level_betas"]) == (2.0, 8.0, [2.0, 8.0])
+    assert result["nats_per_token"] == pytest.approx(5.61)
+    assert load_config(ExperimentConfig, result["best_config"]).model.overrides["alibi_beta"] == 2.0
+    assert Path(result["best_model"], "beta").read_text() == "2.0"
+    assert "at \u03b2 8. Not told apart" in result["choice"] and "Of these 2 is taken" in result["choice"]
 
 
 def test_a_finished_sweep_only_writes_its_results_again(copied: SweepConfig, trainings: list[str]):
@@ -342,7 +367,7 @@ def test_script_prints_the_trials_and_ends_with_the_result(finished: SweepConfig
     assert "optuna" not in captured.err.lower()
     *_, best, last = captured.out.splitlines()
     result = json.loads(last)
-    assert best == f"best beta {result['best_beta']:g}, validation perplexity {result['perplexity']:.2f}"
+    assert best == result["choice"] and f"{result['best_beta']:g} is taken" in best
     assert sum("complete" in line for line in captured.out.splitlines()) == 2
     assert result == run_sweep(finished)
 

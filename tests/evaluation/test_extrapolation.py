@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FIELDS = [
     *("kind", "name", "model", "position_method", "overrides", "protocol", "length_tokens", "stride_tokens"),
     *("nats_per_token", "perplexity", "bits_per_byte", "num_tokens", "num_bytes"),
-    *("train_context_length", "error", "nats_by_position", "provenance"),
+    *("train_context_length", "error", "nats_by_position", "nats_per_token_by_block", "provenance"),
 ]
 FIGURES = FIELDS[8:13]
 
@@ -84,6 +84,8 @@ def test_grid_has_a_row_for_every_model_protocol_and_length(config: Extrapolatio
     measured = [row for row in rows if row["error"] is None]
     assert len({(row["num_tokens"], row["num_bytes"]) for row in measured}) == 1
     for row in measured:
+        assert len(row["nats_per_token_by_block"]) == 16
+        assert np.mean(row["nats_per_token_by_block"]) == pytest.approx(row["nats_per_token"], rel=0.01)
         bins = row["nats_by_position"]
         assert sum(bins["num_tokens"]) == row["num_tokens"]
         assert np.dot(bins["nats_per_token"], bins["num_tokens"]) == pytest.approx(
@@ -107,7 +109,7 @@ def test_models_that_end_are_rows_that_say_why(config: ExtrapolationConfig):
         assert "learned positions end at train_context_length = 16" in learned["error"]
         assert "must match" in mpt["error"]
         for row in (learned, mpt):
-            assert [row[key] for key in [*FIGURES, "nats_by_position"]] == [None] * 6
+            assert [row[key] for key in [*FIGURES, "nats_by_position", "nats_per_token_by_block"]] == [None] * 7
         for name in ("alibi", "learned", "mpt"):
             assert rows[name, protocol, 8]["error"] is None
     table = format_grid(list(rows.values()))

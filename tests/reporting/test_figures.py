@@ -66,21 +66,30 @@ def test_position_draws_a_point_at_the_end_of_each_bin() -> None:
     assert [y for _, y in drawn] == [nats[2], *nats[4:]]
 
 
-def test_beta_names_the_best_and_the_trained() -> None:
+def test_beta_names_the_taken_and_the_trained() -> None:
     trials = [beta_record("retrain", n, beta) for n, beta in enumerate((2, 0.25, 0.5, 1))]
     trials.append(beta_record("retrain", 4, 1 / 16, "PRUNED"))
     figure = beta_figure.__wrapped__(trials, [trained_beta_record("beta", 0), trained_beta_record("slopes", 1)])
-    best = next(trial for trial in trials if trial["beta"] == 0.5)
+    taken = next(trial for trial in trials if trial["beta"] == 1)
     mean = np.mean(trained_beta_record("beta", 0)["beta_by_layer"])
     assert texts(figure) == [
         f"trained \u03b2 {mean:.3g} (layers 0.41 to 1.31)",
-        f"best: \u03b2 = 1/2, perplexity {best['perplexity']:.2f}",
+        f"\u03b2 = 1, perplexity {taken['perplexity']:.2f}; white: not told apart",
     ]
     axes = figure.axes[0]
+    white = [line for line in axes.lines if line.get_markerfacecolor() == "white"]
+    assert [list(line.get_xdata()) for line in white] == [[0.5, 1], [1]]
     points = next(line for line in axes.lines if line.get_alpha() == 0.3)
     assert len(points.get_xdata()) == 12  # three seeds of four complete trials
     assert list(points.get_ydata()[:3]) == [math.exp(nats) for nats in trials[1]["nats_per_token_by_seed"]]
     assert tick_labels(axes) == ["1/16", "1/8", "1/4", "1/2", "1", "2"]
+
+
+def test_a_beta_that_is_told_apart_from_all_others_is_the_best() -> None:
+    trials = [beta_record("posthoc", n, beta) for n, beta in enumerate((0.5, 1, 2))]
+    assert texts(beta_figure.__wrapped__(trials, [])) == [
+        f"best: \u03b2 = 1, perplexity {trials[1]['perplexity']:.2f}"
+    ]
 
 
 @pytest.mark.parametrize("num_heads", [1, 6, 12])

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from modeling_alibi_gpt.reporting import report
 from modeling_alibi_gpt.reporting.records import write_records
 from modeling_alibi_gpt.reporting.report import build_report
 from tests.example_records import (
@@ -138,7 +139,7 @@ def test_extrapolation_table_equals_the_records(demo: dict[str, Any]) -> None:
     assert "\n1. learned: the learned table ends at 128 positions\n" in demo["markdown"]
 
 
-def test_beta_table_is_sorted_and_its_best_is_bold(demo: dict[str, Any]) -> None:
+def test_beta_table_is_sorted_and_the_taken_one_is_bold(demo: dict[str, Any]) -> None:
     ((header, *rows),) = tables_of(demo["markdown"], "\N{GREEK SMALL LETTER BETA}, trained anew (demo)")
     assert header[1:] == ["perplexity", "nats per token", "seed 0", "seed 1", "seed 2", "state"]
     assert [row[0] for row in rows] == ["1/32", "1/16", "1/8", "1/4", "1/2", "1", "2", "4", "8", "16"]
@@ -146,7 +147,8 @@ def test_beta_table_is_sorted_and_its_best_is_bold(demo: dict[str, Any]) -> None
     half = beta_record("retrain", 3, 0.5)
     numbers = [half["nats_per_token"], *half["nats_per_token_by_seed"]]
     assert rows[4][1:-1] == [f"{half['perplexity']:.2f}", *(f"{number:.4f}" for number in numbers)]
-    assert re.findall(r"^\| \*\*(.+?)\*\*", demo["markdown"], flags=re.MULTILINE) == ["1/2", "1"]
+    assert re.findall(r"^\| \*\*(.+?)\*\*", demo["markdown"], flags=re.MULTILINE) == ["1", "1"]
+    assert f"The lowest mean perplexity is {half['perplexity']:.2f} at \u03b2 1/2. Not told apart" in demo["markdown"]
 
 
 def test_trained_beta_tables_equal_the_records(demo: dict[str, Any]) -> None:
@@ -232,6 +234,27 @@ def test_each_study_has_its_own_section_and_figure(tmp_path: Path) -> None:
     records = [beta_record("retrain", n, beta) | {"study": study} for study in "ab" for n, beta in enumerate((0.5, 1))]
     figures = build_report(records, tmp_path, title="T")["figures"]
     assert [Path(path).name for path in figures] == ["beta_retrain.png", "beta_retrain_2.png"]
+
+
+def test_a_learned_beta_stands_beside_the_study_that_it_was_learned_in_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside: dict[str, list[dict[str, Any]]] = {}
+    draw = report.beta_figure
+
+    def watch(trials: list[dict[str, Any]], trained: list[dict[str, Any]]) -> bytes:
+        beside[trials[0]["mode"] + " " + trials[0]["study"]] = trained
+        return draw(trials, trained)
+
+    monkeypatch.setattr(report, "beta_figure", watch)
+    learned = trained_beta_record("beta", 0)
+    build_report([beta_record("retrain", 0, 1.0), beta_record("posthoc", 0, 1.0), learned], tmp_path, title="T")
+    assert beside == {"retrain demo": [learned], "posthoc demo": []}
+    beside.clear()
+    records = [beta_record("retrain", 0, 1.0) | {"study": study} for study in "ab"]
+    of_b = learned | {"study": "b"}
+    build_report([*records, learned, of_b], tmp_path, title="T")
+    assert beside == {"retrain a": [], "retrain b": [of_b]}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,150 @@
+"""Which differences count: a rule between trainings, a rule within one model, and what follows for a claim."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from modeling_alibi_gpt.reporting.records import Record
+
+
+# Differences between trainings of this size that are smaller say nothing.
+NOISE_NATS = 0.02
+# How far a change of one model depends on the text: the standard error over blocks of 16 thousand tokens, for records
+# that do not hold their blocks.
+BLOCK_ERROR_NATS = 0.002
+# What is shown to rise by less than this, one per cent of perplexity, stays level.
+LEVEL_NATS = 0.01
+NUM_STANDARD_ERRORS = 2
+
+
+class Verdict(Enum):
+    """What records say of a claim."""
+
+    HOLDS = "holds"
+    DOES_NOT_HOLD = "does not hold"
+    NOT_SHOWN = "not shown"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Nats of one measurement above another.
+
+    Attributes:
+        by_seed: One number for each seed that both have.
+        noise: What their mean must exceed to count, in nats.
+    """
+
+    by_seed: tuple[float, ...]
+    noise: float
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.by_seed)
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where every seed lies on that side and the mean is beyond the noise, else 0: undetected."""
+        if abs(self.mean) <= self.noise or min(self.by_seed) < 0 < max(self.by_seed):
+            return 0
+        return 1 if self.mean > 0 else -1
+
+    @property
+    def is_level(self) -> bool:
+        """Whether it is shown, not merely undetected, that no seed rises by more than ``LEVEL_NATS``."""
+        return self.sign <= 0 and max(self.by_seed) + self.noise <= LEVEL_NATS
+
+
+def between_trainings(by_seed: Iterable[float]) -> Difference:
+    """A difference of models trained apart: noise is ``NOISE_NATS``, or two standard errors over seeds if more."""
+    differences = tuple(by_seed)
+    return Difference(differences, max(NOISE_NATS, NUM_STANDARD_ERRORS * _standard_error(differences)))
+
+
+def within_a_model(
+    by_seed: Iterable[float], blocks: Sequence[float] | None, other_blocks: Sequence[float] | None
+) -> Difference:
+    """A difference of two readings of one text by one model: noise is two standard errors over blocks of the text.
+
+    Args:
+        by_seed: Nats per token of the one reading above the other.
+        blocks: Nats per token of the one reading in each block of the text; None where the record holds none.
+        other_blocks: Those of the other reading.
+    """
+    error = BLOCK_ERROR_NATS
+    if blocks is not None and other_blocks is not None:
+        error = _standard_error([one - other for one, other in zip(blocks, other_blocks, strict=True)])
+    return Difference(tuple(by_seed), NUM_STANDARD_ERRORS * error)
+
+
+def judge(signs: Iterable[int], claimed: int) -> Verdict:
+    """What detected signs say of the claim that each is ``claimed``; what is undetected refutes and proves nothing."""
+    found = list(signs)
+    if -claimed in found:
+        return Verdict.DOES_NOT_HOLD
+    return Verdict.HOLDS if found and all(sign == claimed for sign in found) else Verdict.NOT_SHOWN
+
+
+def judge_any(signs: Iterable[int], claimed: int) -> Verdict:
+    """What detected signs say of the claim that at least one is ``claimed``."""
+    found = list(signs)
+    if claimed in found:
+        return Verdict.HOLDS
+    return Verdict.DOES_NOT_HOLD if found and all(sign == -claimed for sign in found) else Verdict.NOT_SHOWN
+
+
+@dataclass(frozen=True)
+class BetaChoice:
+    """Which beta a sweep takes, and between which it cannot tell.
+
+    Attributes:
+        lowest: That of the lowest loss.
+        level: Those whose loss is not told apart from the lowest, ascending; the lowest is among them.
+    """
+
+    lowest: float
+    level: tuple[float, ...]
+
+    @property
+    def taken(self) -> float:
+        """Of those that are level the one nearest 1, the paper's, on a log scale; of two as near the lower loss's."""
+        return min(self.level, key=lambda beta: (round(abs(math.log(beta)), 12), beta != self.lowest))
+
+
+def choose_beta(above_lowest: Mapping[float, Difference], lowest: float) -> BetaChoice:
+    """The choice among betas, from the difference of each from that of the lowest loss."""
+    level = sorted(beta for beta, difference in above_lowest.items() if beta == lowest or not difference.sign)
+    return BetaChoice(lowest, tuple(level))
+
+
+def choose_trial(trials: Sequence[Record]) -> tuple[Record, BetaChoice] | None:
+    """The trial that a sweep takes, and how it was chosen; None where none is complete.
+
+    Args:
+        trials: ``beta_trial`` records of one study.
+    """
+    complete = [trial for trial in trials if trial["state"] == "COMPLETE"]
+    if not complete:
+        return None
+    lowest = min(complete, key=lambda trial: trial["nats_per_token"])
+    by_beta = {trial["beta"]: trial for trial in reversed(complete)}
+    by_beta[lowest["beta"]] = lowest
+    choice = choose_beta({beta: _trial_difference(trial, lowest) for beta, trial in by_beta.items()}, lowest["beta"])
+    return by_beta[choice.taken], choice
+
+
+def _trial_difference(trial: Record, lowest: Record) -> Difference:
+    by_seed = [trial["nats_per_token"] - lowest["nats_per_token"]]
+    if trial["mode"] == "retrain":
+        one, other = (
+            dict(zip(record["seeds"], record["nats_per_token_by_seed"], strict=True)) for record in (trial, lowest)
+        )
+        return between_trainings([one[seed] - other[seed] for seed in one if seed in other] or by_seed)
+    blocks = [record.get("nats_per_token_by_block") for record in (trial, lowest)]
+    return within_a_model(by_seed, *blocks)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    """Of their mean; 0 for fewer than two, which have no spread."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -1,0 +1,112 @@
+"""The rules by which differences count, on numbers whose verdict is known."""
+
+import math
+from typing import Any
+
+import pytest
+
+from modeling_alibi_gpt.reporting.statistics import (
+    Verdict,
+    between_trainings,
+    choose_trial,
+    judge,
+    judge_any,
+    within_a_model,
+)
+from modeling_alibi_gpt.reporting.tables import describe_choice
+from tests.example_records import beta_record
+
+
+def test_trainings_differ_beyond_the_floor_and_beyond_their_spread() -> None:
+    assert between_trainings([0.03, 0.05]).sign == 1 and between_trainings([-0.03, -0.05]).sign == -1
+    assert between_trainings([0.01, 0.02]).sign == 0 and between_trainings([0.0, 0.0]).sign == 0
+    assert between_trainings([-0.01, 0.11]).sign == 0
+    assert between_trainings([0.01, 0.09]).sign == 0  # 0.05 with a standard error of 0.04
+    assert between_trainings([0.021]).sign == 1 and between_trainings([0.019]).sign == 0
+
+
+def test_one_model_changes_beyond_two_standard_errors_of_the_blocks() -> None:
+    before = [4.0, 5.0, 6.0, 5.0]
+    even, uneven = [4.01, 5.01, 6.01, 5.01], [4.03, 4.99, 6.03, 4.99]
+    assert within_a_model([0.01], even, before).sign == 1
+    assert within_a_model([0.01], uneven, before).sign == 0  # the standard error is 0.02 / sqrt(3)
+    assert within_a_model([0.01], uneven, before).noise == pytest.approx(2 * 0.02 / math.sqrt(3))
+    assert within_a_model([0.005], None, before).sign == 1 and within_a_model([0.003], None, before).sign == 0
+    assert within_a_model([0.03, -0.01], even, before).sign == 0, "seeds disagree"
+
+
+def test_level_is_shown_and_not_only_undetected() -> None:
+    assert within_a_model([0.001], None, None).is_level
+    assert within_a_model([-0.3], None, None).is_level, "a fall is no rise"
+    assert not within_a_model([0.007], None, None).is_level
+    assert not within_a_model([0.0], [4.2, 5.0], [4.0, 5.2]).is_level, "too noisy to tell"
+    assert not between_trainings([0.0, 0.0]).is_level
+
+
+@pytest.mark.parametrize(
+    ("signs", "each", "any_"),
+    [
+        ([1, 1], Verdict.HOLDS, Verdict.HOLDS),
+        ([1, 0], Verdict.NOT_SHOWN, Verdict.HOLDS),
+        ([0, 0], Verdict.NOT_SHOWN, Verdict.NOT_SHOWN),
+        ([1, -1], Verdict.DOES_NOT_HOLD, Verdict.HOLDS),
+        ([0, -1], Verdict.DOES_NOT_HOLD, Verdict.NOT_SHOWN),
+        ([-1, -1], Verdict.DOES_NOT_HOLD, Verdict.DOES_NOT_HOLD),
+        ([], Verdict.NOT_SHOWN, Verdict.NOT_SHOWN),
+    ],
+)
+def test_what_is_undetected_is_not_shown(signs: list[int], each: Verdict, any_: Verdict) -> None:
+    assert judge(signs, 1) is each and judge([-sign for sign in signs], -1) is each
+    assert judge_any(signs, 1) is any_ and judge_any([-sign for sign in signs], -1) is any_
+
+
+def trial(beta: float, *by_seed: float, mode: str = "retrain", **fields: Any) -> dict[str, Any]:
+    nats = sum(by_seed) / len(by_seed)
+    record = beta_record(mode, 0, beta) | {"seeds": list(range(len(by_seed))) if mode == "retrain" else []}
+    numbers = {"nats_per_token": nats, "nats_per_token_by_seed": list(by_seed), "perplexity": math.exp(nats)}
+    return record | numbers | fields
+
+
+def chosen(*trials: dict[str, Any]) -> tuple[float, float, tuple[float, ...]]:
+    found = choose_trial(trials)
+    assert found is not None and found[0]["beta"] == found[1].taken
+    return found[1].taken, found[1].lowest, found[1].level
+
+
+def test_of_betas_that_are_not_told_apart_the_nearest_to_1_is_taken() -> None:
+    curve = [trial(1, 5.80, 5.79), trial(8, 5.62, 5.58), trial(16, 5.61, 5.60), trial(64, 5.63, 5.55)]
+    assert chosen(*curve) == (8, 64, (8, 16, 64))
+    assert chosen(trial(0.25, 5.0), trial(2, 5.01), trial(8, 5.1)) == (2, 0.25, (0.25, 2))
+    assert chosen(trial(0.5, 5.01), trial(2, 5.0)) == (2, 2, (0.5, 2)), "as near: the lower loss"
+    assert chosen(trial(0.5, 5.0), trial(2, 5.01)) == (0.5, 0.5, (0.5, 2))
+    assert chosen(trial(1, 5.1), trial(2, 5.0)) == (2, 2, (2,))
+    pruned = trial(1, 5.0) | {"state": "PRUNED", "nats_per_token": None}
+    assert chosen(pruned, trial(4, 5.0), trial(8, 4.99)) == (4, 8, (4, 8))
+    assert choose_trial([pruned]) is None
+
+
+def test_seeds_that_only_some_trials_have_do_not_count() -> None:
+    assert chosen(trial(1, 5.00, 7.0), trial(4, 4.99)) == (1, 4, (1, 4))
+
+
+def test_one_checkpoint_at_several_betas_is_judged_by_blocks() -> None:
+    lowest = trial(2, 5.0, mode="posthoc", nats_per_token_by_block=[4.0, 6.0])
+    sure = trial(1, 5.01, mode="posthoc", nats_per_token_by_block=[4.01, 6.01])
+    unsure = trial(1, 5.01, mode="posthoc", nats_per_token_by_block=[4.03, 5.99])
+    assert chosen(sure, lowest) == (2, 2, (2,)) and chosen(unsure, lowest) == (1, 2, (1, 2))
+    assert chosen(trial(1, 5.003, mode="posthoc"), trial(2, 5.0, mode="posthoc")) == (1, 2, (1, 2))
+    assert chosen(trial(1, 5.005, mode="posthoc"), trial(2, 5.0, mode="posthoc")) == (2, 2, (2,))
+
+
+def test_words_say_what_cannot_be_told_apart_and_by_what_rule() -> None:
+    words = describe_choice([trial(1, 5.80), trial(8, 5.61), trial(64, 5.60)])
+    assert words == (
+        f"The lowest mean perplexity is {math.exp(5.6):.2f} at \u03b2 64. Not told apart (beyond 0.02 nats, for one "
+        f"seed has no spread): \u03b2 8, 64. Of these 8 is taken, the nearest to 1, with perplexity "
+        f"{math.exp(5.61):.2f}."
+    )
+    assert "two standard errors over seeds" in describe_choice([trial(1, 5.8, 5.7), trial(8, 5.6, 5.5)])
+    blocks = {"mode": "posthoc", "nats_per_token_by_block": [4.0, 6.0]}
+    alone = describe_choice([trial(1, 5.0, **blocks)])
+    assert alone.endswith("(beyond two standard errors over blocks of the text); \u03b2 1 is taken.")
+    assert "here unknown and taken as 0.002" in describe_choice([trial(1, 5.0, mode="posthoc")])
