@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         named = {"records": args.records, "output_dir": args.output_dir, "title": args.title}
         config = load_config(ReportConfig, args.config, args.set, **named)
         records = [record for path in config.records for record in read_records(path)]
-        page = {name: getattr(config, name) for name in ("title", "page", "figures_folder", "html")}
+        page = {name: getattr(config, name) for name in ("title", "page", "figures_folder", "html", "claims")}
         paths = build_report(records, config.output_dir, **page)
         print(f"{len(records)} records, {len(paths['figures'])} figures: open {paths['html'] or paths['markdown']}")
         return paths

@@ -86,5 +86,19 @@ def beta_sweep() -> list[dict[str, Any]]:
     return comparison(variants, [row for rows in read for row in rows])
 
 
+def mixed() -> list[dict[str, Any]]:
+    """One comparison of betas and of methods: ALiBi, beta 2 and 4, a learned beta, RoPE as trained and with YaRN."""
+    variants: dict[str, dict[str, Any]] = {"alibi": {}, "beta 2": {"alibi_beta": 2.0}, "beta 4": {"alibi_beta": 4.0}}
+    variants |= {"learned": {"alibi_trainable": "beta"}, "rope": {"position_method": "rope"}}
+    read = [
+        row
+        for seed in (0, 1)
+        for row in read_otherwise(
+            rows_of("rope", seed, position_method="rope"), "yarn", 0.1, rope_extension={"type": "yarn", "factor": 8}
+        )
+    ]
+    return comparison(variants, read)
+
+
 def grid_of(records: Sequence[dict[str, Any]]) -> Grid:
     return Grid([record for record in records if record["kind"] == "comparison"])

@@ -4,15 +4,14 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
-from statistics import fmean
 
 import pytest
 import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.reporting.claims import claims_section
-from modeling_alibi_gpt.reporting.findings import best_beta, beta_curve
-from modeling_alibi_gpt.reporting.grid import Grid, paired, sign
+from modeling_alibi_gpt.reporting.findings import beta_curve, choose_of_curve
+from modeling_alibi_gpt.reporting.grid import Grid, paired
 from modeling_alibi_gpt.reporting.milestones import PROTOCOL
 from modeling_alibi_gpt.reporting.milestones import findings as retrofit_findings
 from modeling_alibi_gpt.reporting.page import markdown_table
@@ -142,9 +141,9 @@ def test_claims_are_judged_as_the_records_say() -> None:
     short, long = (Grid(group) for name, group in grids.items() if name.startswith("beta on Gutenberg"))
     for grid, betas, words in ((short, (8, 16, 32, 64), "{:.2f} nats after one"), (long, (16,), "{:.2f} after two")):
         curve = beta_curve(grid, "geometric", "sliding", 128)
-        best = curve[best_beta(curve)]
-        assert [beta for beta in curve if not sign(paired(curve[beta], best))] == list(betas)
-        assert words.format(-fmean(paired(best, curve[1.0]))) in " ".join(README.split())
+        choice = choose_of_curve(curve)
+        assert choice.level == betas
+        assert words.format(-paired(curve[choice.taken], curve[1.0]).mean) in " ".join(README.split())
 
 
 def test_windows_of_the_trained_model_are_those_of_the_record() -> None:

@@ -20,6 +20,7 @@ def test_the_page_is_that_of_its_records(tmp_path: Path) -> None:
         page=config.page,
         figures_folder=config.figures_folder,
         html=config.html,
+        claims=config.claims,
     )
     assert Path(paths["markdown"]).read_text(encoding="utf-8") == (ROOT / "RESULTS.md").read_text(encoding="utf-8")
     assert len(set(paths["figures"])) == len(paths["figures"])

@@ -29,9 +29,9 @@ from modeling_alibi_gpt.evaluation.beta_study import (
     running_trials,
 )
 from modeling_alibi_gpt.evaluation.processes import process_state
+from modeling_alibi_gpt.reporting.beta_choice import describe_choice
 from modeling_alibi_gpt.reporting.records import write_json, write_records
 from modeling_alibi_gpt.reporting.statistics import choose_trial
-from modeling_alibi_gpt.reporting.tables import describe_choice
 
 
 POLL_SECONDS = 2

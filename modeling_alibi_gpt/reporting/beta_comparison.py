@@ -16,9 +16,9 @@ from modeling_alibi_gpt.reporting.drawing import (
     new_axes,
     perplexity_axis,
 )
-from modeling_alibi_gpt.reporting.findings import best_beta, beta_curve, beta_findings
+from modeling_alibi_gpt.reporting.findings import beta_curve, beta_findings, choose_of_curve, learned_variants
 from modeling_alibi_gpt.reporting.grid import Grid
-from modeling_alibi_gpt.reporting.page import Picture, Section, file_stem
+from modeling_alibi_gpt.reporting.page import Picture, Section
 from modeling_alibi_gpt.reporting.records import Record
 from modeling_alibi_gpt.reporting.tables import (
     BETA,
@@ -45,28 +45,28 @@ COLOURS = {"geometric": ALIBI_COLOUR, "uniform": SECOND_COLOUR, AFTER_TRAINING: 
 RINGS: Any = {"linestyle": "none", "marker": "o", "markersize": 8, "fillstyle": "none"}
 
 
-def beta_sections(grid: Grid, trained: Sequence[Record]) -> list[Section]:
+def beta_sections(grid: Grid, trained: Sequence[Record], figure: str) -> list[Section]:
     """Perplexity against beta, and what was learned where beta or the slopes were.
 
     Args:
         grid: Of the comparison.
         trained: Its ``trained_beta`` records.
+        figure: Name of the figure's file, without suffix.
     """
-    picture = Picture(
-        f"{file_stem(grid.name)}.png",
-        beta_comparison_figure(grid, "sliding"),
-        f"Perplexity against {BETA}, {grid.corpus}",
-    )
-    learned = [record for record in grid.as_trained if "alibi_trainable" in record["fields"]]
+    protocol = grid.main_protocol
+    alt = f"Perplexity against {BETA}, {grid.corpus}"
+    pictures = []
+    if kinds := dict.fromkeys(kind for kind, _ in _beta_curves(grid, protocol)):
+        pictures.append(Picture(f"{figure}.png", beta_comparison_figure(grid, protocol), alt))
+    learned = [record for record in grid.as_trained if record["variant"] in learned_variants(grid)]
     tables = [beta_comparison_table(grid, protocol) for protocol in grid.protocols]
     tables += [differences_table(grid, learned)] if learned else []
-    kinds = dict.fromkeys(kind for kind, _ in _beta_curves(grid, "sliding"))
     sentence = (
         f"A training for every {BETA}: {', '.join(KINDS[kind] for kind in kinds)}. The figure and the findings are of "
-        f"sliding windows; a star marks the best of a column, the tables are of "
-        f"{' and of '.join(map(protocol_name, grid.protocols))} windows."
+        f"{protocol_name(protocol)} windows; stars mark what is not told apart from the lowest of its column, the "
+        f"tables are of {' and of '.join(map(protocol_name, grid.protocols))} windows."
     )
-    sections = [Section(f"Perplexity against {BETA}, {grid.corpus}", sentence, [picture], tables, beta_findings(grid))]
+    sections = [Section(f"Perplexity against {BETA}, {grid.corpus}", sentence, pictures, tables, beta_findings(grid))]
     if trained:
         tables = [table for table in (trained_beta_table(trained), trained_slopes_table(trained)) if table]
         sentence = (
@@ -78,15 +78,15 @@ def beta_sections(grid: Grid, trained: Sequence[Record]) -> list[Section]:
 
 
 def beta_comparison_table(grid: Grid, protocol: str) -> Table:
-    """One row a beta; perplexity of each kind of slopes at each length, the best of a column marked with a star."""
+    """One row a beta; perplexity of each kind of slopes at each length; stars mark what is level with the lowest."""
     by_column = _beta_curves(grid, protocol)
     curves = list(by_column.values())
     betas = sorted({beta for curve in curves for beta in curve})
     rows = []
     for beta in betas:
         cells = [format_perplexity(curve[beta]["perplexity"]) if beta in curve else NOTHING for curve in curves]
-        best = [beta == best_beta(curve) for curve in curves]
-        rows.append([format_ratio(beta), *(f"{c} *" if star else c for c, star in zip(cells, best, strict=True))])
+        level = [beta in choose_of_curve(curve).level for curve in curves]
+        rows.append([format_ratio(beta), *(f"{c} *" if star else c for c, star in zip(cells, level, strict=True))])
     return Table([BETA, *(f"{kind}, {format_count(length)}" for kind, length in by_column)], rows)
 
 

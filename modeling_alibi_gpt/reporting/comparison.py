@@ -30,25 +30,34 @@ from modeling_alibi_gpt.reporting.tables import (
 )
 
 
-def comparison_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
-    """What holds; for each comparison its setting and the sections that its variants call for; what a paper found."""
+def comparison_sections(by_kind: dict[str, list[Record]], *, claims: bool = False) -> list[Section]:
+    """For each comparison its setting and the sections that its variants call for; what a paper found.
+
+    Args:
+        by_kind: Records of comparisons, by kind.
+        claims: Whether a table of verdicts on what is said of ALiBi comes first.
+    """
     groups = group_by(by_kind.get("comparison", []), lambda record: record["comparison"])
     grids = [Grid(records) for records in groups.values()]
-    sections = claims_section(grids, by_kind.get("training", []))
+    sections = claims_section(grids, by_kind.get("training", [])) if claims else []
+    of_methods = []
     for grid in grids:
         of_comparison = {
             kind: [record for record in group if record.get("comparison") == grid.name]
             for kind, group in by_kind.items()
         }
-        sections.append(_setting_section(grid, of_comparison))
-        if grid.is_sweep:
-            sections += beta_sections(grid, of_comparison.get("trained_beta", []))
-        else:
-            sections += _method_sections(grid, of_comparison)
-    return sections + _published_sections([grid for grid in grids if not grid.is_sweep], by_kind.get("published", []))
+        methods, betas = grid.split()
+        sections.append(_setting_section(grid, methods, of_comparison))
+        if methods is not None:
+            of_methods.append(methods)
+            sections += _method_sections(methods, of_comparison)
+        if betas is not None:
+            figure = file_stem(grid.name) + ("_beta" if methods is not None else "")
+            sections += beta_sections(betas, of_comparison.get("trained_beta", []), figure)
+    return sections + _published_sections(of_methods, by_kind.get("published", []))
 
 
-def _setting_section(grid: Grid, by_kind: dict[str, list[Record]]) -> Section:
+def _setting_section(grid: Grid, methods: Grid | None, by_kind: dict[str, list[Record]]) -> Section:
     training, rows = by_kind["training"], by_kind["extrapolation"]
     first = training[0]
     (num_tokens,) = {row["num_tokens"] for row in rows if row["num_tokens"]}
@@ -61,12 +70,13 @@ def _setting_section(grid: Grid, by_kind: dict[str, list[Record]]) -> Section:
         f"{format_count(first['train_length_tokens'])} tokens a sequence in "
         f"{'bfloat16' if first['bf16'] else 'float32'}. Every length is read over the same {format_count(num_tokens)} "
         f"tokens of validation text, {math.ceil(num_tokens / longest)} windows of {format_count(longest)}. Runs with "
-        f"one seed saw the same text in the same order. {noise_rule(num_seeds)} Learned from "
+        f"one seed saw the same text in the same order. {noise_rule(grid)} Learned from "
         f"{corpus['num_bytes'] / 1e6:.1f} MB of text: {', '.join(map(_title, corpus['documents']))}."
     )
     pictures = []
-    if not grid.is_sweep:  # whose curves lie one upon another
-        drawn = [record for record in training if record["seed"] == first["seed"]]
+    if methods is not None:  # the curves of betas lie one upon another
+        ran = [record for record in training if record["variant"] in methods.variants]
+        drawn = [record for record in ran if record["seed"] == first["seed"]]
         alt = f"Training loss against step of {grid.name}, first seed"
         pictures.append(Picture(f"{file_stem(grid.name)}_training.png", training_figure(drawn), alt))
     return Section(_capital(grid.name), sentence, pictures)
@@ -130,7 +140,7 @@ def _positions_picture(stem: str, grid: Grid, rows: Sequence[Record]) -> Picture
         row
         for row in rows
         if (row["seed"], row["reading"], row["protocol"]) == (seed, AS_TRAINED, "nonoverlapping")
-        if row["length_tokens"] == grid.lengths[-1] and row["error"] is None
+        if row["length_tokens"] == grid.lengths[-1] and row["error"] is None and row["variant"] in grid.variants
     ]
     return Picture(f"{stem}_positions.png", position_figure(drawn), "Nats per token against position, by method")
 

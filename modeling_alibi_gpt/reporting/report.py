@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from modeling_alibi_gpt.reporting.beta_choice import describe_choice
 from modeling_alibi_gpt.reporting.comparison import comparison_sections
 from modeling_alibi_gpt.reporting.figures import (
     beta_figure,
@@ -21,7 +22,6 @@ from modeling_alibi_gpt.reporting.speed import speed_sections
 from modeling_alibi_gpt.reporting.tables import (
     BETA,
     beta_table,
-    describe_choice,
     distinct_names,
     extrapolation_table,
     group_by,
@@ -51,6 +51,7 @@ class ReportConfig:
         page: Its file name without suffix.
         figures_folder: Where its pictures go, within ``output_dir``.
         html: Whether the page is written as HTML too.
+        claims: Whether what is said of ALiBi is judged by the comparisons, in a table of verdicts.
     """
 
     records: list[str]
@@ -59,6 +60,7 @@ class ReportConfig:
     page: str = "report"
     figures_folder: str = "figures"
     html: bool = True
+    claims: bool = False
 
 
 def build_report(
@@ -69,6 +71,7 @@ def build_report(
     page: str = "report",
     figures_folder: str = "figures",
     html: bool = True,
+    claims: bool = False,
 ) -> dict[str, Any]:
     """Write a page and its figures; everything is drawn before anything is written.
 
@@ -79,6 +82,7 @@ def build_report(
         page: Its file name without suffix.
         figures_folder: Where its pictures go, within ``output_dir``.
         html: Whether the page is written as HTML too.
+        claims: Whether what is said of ALiBi is judged by the comparisons, in a table of verdicts.
 
     Returns:
         The paths written: ``html`` (null without), ``markdown`` and the list ``figures``.
@@ -92,7 +96,8 @@ def build_report(
         check_record(record)
     compared = group_by([record for record in records if "comparison" in record], _kind)
     by_kind = group_by([record for record in records if "comparison" not in record], _kind)
-    sections = comparison_sections(compared) + [section for build in SECTION_BUILDERS for section in build(by_kind)]
+    sections = comparison_sections(compared, claims=claims)
+    sections += [section for build in SECTION_BUILDERS for section in build(by_kind)]
     sections.append(_provenance_section(records))
     output_dir = Path(output_dir)
     texts = {output_dir / f"{page}.md": render_markdown(title, sections, figures_folder=figures_folder)}

@@ -28,6 +28,15 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
+class Finding:
+    """A claim that names only what ran, what the records say of it, and the numbers that say so."""
+
+    claim: str
+    verdict: Verdict
+    numbers: str
+
+
+@dataclass(frozen=True)
 class Difference:
     """Nats of one measurement above another.
 

@@ -1,13 +1,14 @@
 """The tables of a report, one function each, and how its numbers are written."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from modeling_alibi_gpt.reporting.grid import Grid, with_minus
 from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.statistics import BLOCK_ERROR_NATS, NOISE_NATS, choose_trial
+from modeling_alibi_gpt.reporting.statistics import choose_trial
 
 
 BETA = "\N{GREEK SMALL LETTER BETA}"
@@ -94,39 +95,6 @@ def distinct_names(records: Sequence[Record]) -> list[Record]:
     ]
 
 
-def describe_choice(trials: Sequence[Record]) -> str:
-    """Where the loss of a sweep is lowest, which betas are not told apart from it, by what rule, and which is taken.
-
-    Args:
-        trials: ``beta_trial`` records of one study, at least one of them complete.
-    """
-    chosen = choose_trial(trials)
-    assert chosen is not None
-    trial, choice = chosen
-    lowest = next(other for other in trials if other["beta"] == choice.lowest and other["state"] == "COMPLETE")
-    words = f"The lowest mean perplexity is {format_perplexity(lowest['perplexity'])} at {BETA} "
-    words += f"{format_ratio(choice.lowest)}. "
-    level = ", ".join(map(format_ratio, choice.level))
-    if len(choice.level) == 1:
-        return f"{words}All others are told apart from it ({noise_of(trial)}); {BETA} {level} is taken."
-    return (
-        f"{words}Not told apart ({noise_of(trial)}): {BETA} {level}. Of these {format_ratio(choice.taken)} is taken, "
-        f"the nearest to 1, with perplexity {format_perplexity(trial['perplexity'])}."
-    )
-
-
-def noise_of(trial: Record) -> str:
-    """What a difference from the lowest loss of its study must exceed to count, for a ``beta_trial`` record."""
-    if trial["mode"] == "posthoc":
-        error = "two standard errors over blocks of the text"
-        if trial.get("nats_per_token_by_block") is None:
-            error += f", here unknown and taken as {BLOCK_ERROR_NATS} nats each"
-        return f"beyond {error}"
-    if len(trial["nats_per_token_by_seed"]) == 1:
-        return f"beyond {NOISE_NATS} nats, for one seed has no spread"
-    return f"beyond {NOISE_NATS} nats and two standard errors over seeds"
-
-
 def extrapolation_table(records: Sequence[Record]) -> Table:
     """One row per model and protocol, one column per length, perplexities; errors become footnotes."""
     lengths = sorted({record["length_tokens"] for record in records})
@@ -149,7 +117,7 @@ def differences_table(grid: Grid, records: Sequence[Record]) -> Table:
     others = [record for record in alibi_first(records) if record["name"] != grid.reference]
     for group in group_by(others, lambda record: (record["name"], record["protocol"])).values():
         by_length = {record["length_tokens"]: record for record in group}
-        cells = [_difference(by_length[length]) for length in grid.lengths]
+        cells = [_difference(grid, by_length[length]) for length in grid.lengths]
         rows.append([group[0]["name"], describe_protocol(group), *cells])
     return Table(["nats above " + grid.reference, "protocol", *map(format_count, grid.lengths)], rows, 2)
 
@@ -305,8 +273,10 @@ def _perplexity_or_footnote(record: Record | None, footnotes: list[str]) -> str:
     return f"failed ({footnotes.index(text) + 1})"
 
 
-def _difference(record: Record) -> str:
-    if record["error"] is not None:
+def _difference(grid: Grid, record: Record) -> str:
+    difference = grid.difference(record["variant"], record["protocol"], record["length_tokens"], record["reading"])
+    if difference is None:
         return NOTHING
-    spread = "" if record["difference_nats_sd"] is None else f" \N{PLUS-MINUS SIGN} {record['difference_nats_sd']:.3f}"
-    return with_minus(f"{record['difference_nats']:+.3f}{spread}")
+    seeds = difference.by_seed
+    spread = f" \N{PLUS-MINUS SIGN} {statistics.stdev(seeds):.3f}" if len(seeds) > 1 else ""
+    return with_minus(f"{difference.mean:+.3f}{spread}")

@@ -1,6 +1,7 @@
 """Pages of comparisons: what the tables and the findings say is what the records hold."""
 
 from pathlib import Path
+from typing import Any
 
 from modeling_alibi_gpt.reporting.beta_comparison import beta_comparison_table
 from modeling_alibi_gpt.reporting.comparison import comparison_sections
@@ -11,18 +12,22 @@ from modeling_alibi_gpt.reporting.findings import (
     learned_bias_findings,
     scaling_findings,
 )
-from modeling_alibi_gpt.reporting.grid import format_change, sign
+from modeling_alibi_gpt.reporting.grid import format_change
 from modeling_alibi_gpt.reporting.records import read_records
 from modeling_alibi_gpt.reporting.report import build_report
+from modeling_alibi_gpt.reporting.statistics import between_trainings
 from modeling_alibi_gpt.reporting.tables import differences_table, group_by
-from tests.comparison_cases import beta_sweep, comparison, grid_of, methods
+from tests.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed
 
 
-def test_a_difference_counts_where_seeds_agree_beyond_the_noise() -> None:
-    assert sign([0.03, 0.05]) == 1 and sign([-0.03, -0.05]) == -1
-    assert sign([0.01, 0.02]) == 0 and sign([-0.01, 0.11]) == 0 and sign([0.0, 0.0]) == 0
-    assert format_change([0.03, 0.05]) == "+0.040 (+0.030, +0.050)"
-    assert format_change([-0.5]) == "\N{MINUS SIGN}0.500" and format_change(None) == "\N{EN DASH}"
+def titles_of(records: list[dict[str, Any]], **options: Any) -> list[str]:
+    by_kind = group_by(records, lambda record: record["kind"])
+    return [section.title for section in comparison_sections(by_kind, **options)]
+
+
+def test_a_change_is_written_with_its_seeds() -> None:
+    assert format_change(between_trainings([0.03, 0.05])) == "+0.040 (+0.030, +0.050)"
+    assert format_change(between_trainings([-0.5])) == "\N{MINUS SIGN}0.500" and format_change(None) == "\N{EN DASH}"
 
 
 def test_findings_sort_the_methods() -> None:
@@ -30,7 +35,7 @@ def test_findings_sort_the_methods() -> None:
     assert alone.startswith("alibi from 128 to 1,024 tokens") and "sliding +0.000" in alone
     assert "lower with non-overlapping windows and no different with sliding ones" in early
     assert "lower: alibi" in whole and "higher: rope +0.550" in whole
-    assert "no different: alibi +0.000 (+0.000, +0.000), none" in sliding and "higher: rope +0.600" in sliding
+    assert "no different: alibi +0.000 (+0.000, +0.000), none +0.003" in sliding and "higher: rope +0.600" in sliding
     assert "lower: rope" in near and "higher: none +0.300" in near
     assert "higher: rope +0.550" in far and "none" in far
 
@@ -53,8 +58,8 @@ def test_the_best_beta_is_found_for_each_kind_of_slopes() -> None:
     betas = [0.5, 1.0, 2.0, 4.0]
     assert list(beta_curve(grid, "uniform", "sliding", 128)) == betas
     near, far, moves, *_, level, posthoc, _, learned = beta_findings(grid)
-    assert "best is \N{GREEK SMALL LETTER BETA} 2;" in near and "costs +0.030 (+0.030, +0.030)" in near
-    assert "no different from it: 2." in near and "1,024 tokens" in far and "does not move" in moves
+    assert "lowest at \N{GREEK SMALL LETTER BETA} 2," in near and "costs +0.030 (+0.030, +0.030)" in near
+    assert "all others are told apart from it." in near and "1,024 tokens" in far and "not seen to move" in moves
     assert "the best uniform slope is +0.000 (+0.000, +0.000) above the best geometric" in level
     assert posthoc.endswith("with another \N{GREEK SMALL LETTER BETA}: higher: 4 +0.040 (+0.040, +0.040).")
     assert learned.startswith("learned beta against geometric 1, sliding: +0.000")
@@ -84,9 +89,7 @@ def test_a_page_is_built_with_the_paper_beside(tmp_path: Path) -> None:
 
 
 def test_comparisons_keep_out_of_other_sections() -> None:
-    titles = [section.title for section in comparison_sections(group_by(methods(), lambda record: record["kind"]))]
-    assert titles == [
-        "What holds",
+    assert titles_of(methods()) == [
         "Test",
         "Length extrapolation, test",
         "Loss by position, test",
@@ -94,11 +97,52 @@ def test_comparisons_keep_out_of_other_sections() -> None:
     ]
 
 
+def test_verdicts_are_for_those_who_ask_for_them(tmp_path: Path) -> None:
+    assert titles_of(methods(), claims=True)[0] == "What holds" and "What holds" not in titles_of(methods())
+    text = {}
+    for claims in (True, False):
+        paths = build_report(methods(), tmp_path / str(claims), title="T", claims=claims)
+        text[claims] = Path(paths["markdown"]).read_text(encoding="utf-8")
+    assert "## What holds" in text[True] and "## What holds" not in text[False]
+
+
+def test_a_comparison_of_betas_and_methods_has_the_sections_of_both(tmp_path: Path) -> None:
+    beta = "\N{GREEK SMALL LETTER BETA}"
+    assert titles_of(mixed()) == [
+        "Test",
+        "Length extrapolation, test",
+        "Loss by position, test",
+        "Scaling at inference, test",
+        f"Perplexity against {beta}, test",
+    ]
+    methods_part, betas_part = grid_of(mixed()).split()
+    assert methods_part is not None and methods_part.variants == ["alibi", "rope"]
+    assert betas_part is not None and betas_part.variants == ["alibi", "beta 2", "beta 4", "learned"]
+    paths = build_report(mixed(), tmp_path, title="T")
+    text = Path(paths["markdown"]).read_text(encoding="utf-8")
+    assert "| rope | sliding" in text and "| rope, yarn | sliding" in text and "| learned | sliding" in text
+    names = [Path(path).name for path in paths["figures"]]
+    assert names == ["test_training.png", "test.png", "test_positions.png", "test_rope_scaling.png", "test_beta.png"]
+
+
+def test_a_reference_of_another_method_is_no_beta() -> None:
+    variants = {"rope": {"position_method": "rope"}, "alibi": {}, "beta 2": {"alibi_beta": 2.0}}
+    methods_part, betas_part = grid_of(comparison(variants)).split()
+    assert methods_part is not None and (methods_part.reference, methods_part.alibi) == ("rope", "alibi")
+    assert betas_part is not None and betas_part.reference == "alibi"
+    assert list(beta_curve(betas_part, "geometric", "sliding", 128)) == [1.0, 2.0]
+    assert [finding for finding in beta_findings(betas_part) if "rope" in finding] == []
+
+
+def test_a_comparison_without_sliding_windows_is_read_by_those_it_has() -> None:
+    records = [record for record in mixed() if record.get("protocol") != "sliding"]
+    assert len(titles_of(records, claims=True)) == 6
+
+
 def test_a_sweep_of_geometric_slopes_alone_says_nothing_of_others() -> None:
     records = comparison({"geometric 1": {}, "geometric 2": {"alibi_beta": 2.0}})
     assert [record["kind"] for record in records].count("training") == 4
-    titles = [section.title for section in comparison_sections(group_by(records, lambda record: record["kind"]))]
-    assert titles == ["What holds", "Test", "Perplexity against \N{GREEK SMALL LETTER BETA}, test"]
+    assert titles_of(records) == ["Test", "Perplexity against \N{GREEK SMALL LETTER BETA}, test"]
     assert len(beta_findings(grid_of(records))) == 3
     table = beta_comparison_table(grid_of(records), "sliding")
     assert [cell.split(",")[0] for cell in table.header[1:]] == ["geometric", "geometric"]

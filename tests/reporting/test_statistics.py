@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from modeling_alibi_gpt.reporting.beta_choice import describe_choice
 from modeling_alibi_gpt.reporting.statistics import (
     Verdict,
     between_trainings,
@@ -13,7 +14,6 @@ from modeling_alibi_gpt.reporting.statistics import (
     judge_any,
     within_a_model,
 )
-from modeling_alibi_gpt.reporting.tables import describe_choice
 from tests.example_records import beta_record
 
 
