@@ -9,7 +9,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from .alibi import alibi_slopes
+from .alibi import SLOPE_KINDS, alibi_slopes
 from .position_methods import POSITION_METHODS
 
 
@@ -245,14 +245,33 @@ class AlibiGPTConfig(PreTrainedConfig):
         POSITION_METHODS[self.position_method].check_config(self)
 
     def validate_alibi(self):
-        """The fields of ALiBi are in range, and its slopes can be built."""
-        self.base_alibi_slopes()
+        """The fields of ALiBi are in range, its slopes can be built, and another method leaves them at their defaults."""
+        for name in ("alibi_beta", "alibi_bias_max"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)!r}")
+        if self.alibi_slope_kind not in SLOPE_KINDS:
+            raise ValueError(
+                f"alibi_slope_kind must be one of {', '.join(SLOPE_KINDS)}, got {self.alibi_slope_kind!r}"
+            )
+        if (self.alibi_slopes is not None) != (self.alibi_slope_kind == "custom"):
+            raise ValueError(
+                f"alibi_slopes go with alibi_slope_kind custom, got {self.alibi_slopes} and {self.alibi_slope_kind!r}"
+            )
+        try:
+            self.base_alibi_slopes()
+        except ValueError as error:
+            raise ValueError(f"alibi_slopes: {error}") from error
         if self.alibi_trainable not in ALIBI_TRAINABLE:
             raise ValueError(
                 f"alibi_trainable must be one of {', '.join(ALIBI_TRAINABLE)}, got {self.alibi_trainable!r}"
             )
         if not 0 < self.alibi_tolerance < 1:
             raise ValueError(f"alibi_tolerance must lie between 0 and 1, got {self.alibi_tolerance}")
+        if unread := self._unread_alibi_fields(vars(self), self.position_method):
+            raise ValueError(
+                f"{', '.join(unread)} would change nothing: position_method {self.position_method!r} does not read "
+                f"the fields of ALiBi; leave them out, or set position_method to 'alibi'"
+            )
 
     def validate_alibi_scaling(self):
         """``alibi_scaling`` is None or one of the four types with just its keys."""
@@ -286,16 +305,39 @@ class AlibiGPTConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """Read a saved config, in which other programs may have left keys: they are kept and reported.
 
-        Keys that would mean something to a reader, such as `alibi_betta` or `n_head`, are refused here too.
+        Keys that would mean something to a reader, such as `alibi_betta` or `n_head`, are refused here too. Fields of
+        ALiBi that a saved config holds beside another position method, or that it keeps when `kwargs` choose another
+        one, are reported and left out.
         """
         foreign = {key: value for key, value in config_dict.items() if cls._is_unknown(key)}
         foreign = {key: foreign[key] for key in foreign if not key.startswith("alibi_") and key not in _FOREIGN_NAMES}
         known = {key: value for key, value in config_dict.items() if key not in foreign}
+        method = kwargs.get("position_method", known.get("position_method", cls.position_method))
+        for key in cls._unread_alibi_fields(known, method):
+            logger.warning_once(f"the config holds '{key}', which position_method '{method}' does not read")
+            del known[key]
+        known["position_method"] = method  # the other fields are checked beside it
         config, unused = super().from_dict(known, **{**kwargs, "return_unused_kwargs": True})
         for key, value in foreign.items():
             logger.warning_once(f"the config holds '{key}', which AlibiGPT does not read")
             setattr(config, key, value)
+        was_trained = known.get("alibi_trainable", "none") == config.alibi_trainable
+        config._learns_from_here = config.alibi_trainable != "none" and not was_trained
+        config.validate()  # what kwargs hold is set field by field, which checks types only
         return (config, unused) if kwargs.get("return_unused_kwargs", False) else config
+
+    def _remove_keys_not_serialized(self, d: dict[str, Any]) -> None:
+        super()._remove_keys_not_serialized(d)
+        d.pop("_learns_from_here", None)
+
+    @classmethod
+    def _unread_alibi_fields(cls, values: dict[str, Any], position_method: str) -> list[str]:
+        """The fields of ALiBi that ``values`` take from their defaults although the position method reads none."""
+        method = POSITION_METHODS.get(position_method)
+        if method is None or method.reads_alibi_fields:
+            return []
+        fields = (field for field in dataclasses.fields(cls) if field.name.startswith("alibi_"))
+        return [field.name for field in fields if values.get(field.name, field.default) != field.default]
 
     @classmethod
     def _refuse_unknown_keys(cls, kwargs: dict[str, Any]) -> None:

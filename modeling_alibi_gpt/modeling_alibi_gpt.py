@@ -226,6 +226,12 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
         elif isinstance(module, PositionMethod):
             module.init_weights()
 
+    def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
+        """Slopes that start to learn here start from the config and are not missing: no report asks to train them."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        if getattr(self.config, "_learns_from_here", False):
+            loading_info.missing_keys = {name for name in loading_info.missing_keys if ".bias_log_" not in name}
+
 
 @auto_docstring(custom_intro="The decoder without a head: tokens to hidden states.")
 class AlibiGPTModel(AlibiGPTPreTrainedModel):

@@ -15,12 +15,14 @@ class PositionMethod(nn.Module):
     """No position information, and the contract of those that have some.
 
     Attributes:
+        reads_alibi_fields: Whether the ``alibi_*`` fields of the config decide anything.
         has_bias: Whether ``bias`` returns a tensor.
         bias_differs_by_layer: Whether every layer needs a bias of its own.
         bias_is_of_distance: Whether a bias depends on how far a key lies behind its query and on nothing else.
         head_mesh: Under tensor parallelism, the ranks over which heads are split.
     """
 
+    reads_alibi_fields: ClassVar[bool] = False
     has_bias: ClassVar[bool] = False
     bias_is_of_distance: ClassVar[bool] = False
     bias_differs_by_layer: bool = False

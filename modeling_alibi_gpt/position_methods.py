@@ -35,6 +35,7 @@ class AlibiPositions(Float32Positions):
     parameters hold the word ``bias``, by which Trainer spares them from weight decay, a pull towards beta = 1.
     """
 
+    reads_alibi_fields = True
     has_bias = True
 
     def __init__(self, config: Any) -> None:

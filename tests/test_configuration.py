@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedConfig
+from transformers.utils import logging
 
 from modeling_alibi_gpt import AlibiGPTConfig
 from tests.exact_cases import POSITION_CASES, SMALL
@@ -25,12 +26,20 @@ def test_derived_values() -> None:
         ({"n_head": 4}, "did you mean 'num_attention_heads'"),
         ({"max_position_embeddings": 2048}, "did you mean 'train_context_length'"),
         ({"frobnicate": 1}, "see AlibiGPTConfig for the fields"),
-        ({"alibi_beta": 0.0}, "beta must be a finite number above 0"),
-        ({"alibi_beta": -0.5}, "beta must be a finite number above 0"),
-        ({"alibi_beta": float("nan")}, "beta must be a finite number above 0"),
+        ({"alibi_beta": 0.0}, "alibi_beta must be a finite number above 0, got 0.0"),
+        ({"alibi_beta": -0.5}, "alibi_beta must be a finite number above 0"),
+        ({"alibi_beta": float("nan")}, "alibi_beta must be a finite number above 0"),
+        ({"alibi_beta": float("inf")}, "alibi_beta must be a finite number above 0"),
+        ({"alibi_bias_max": 0}, "alibi_bias_max must be a finite number above 0"),
+        ({"alibi_slopes": [1.0] * 12}, "alibi_slopes go with alibi_slope_kind custom, got .* and 'geometric'"),
+        ({"alibi_slope_kind": "custom"}, "alibi_slopes go with alibi_slope_kind custom, got None"),
+        ({"alibi_slope_kind": "custom", "alibi_slopes": [0.0] * 12}, "alibi_slopes: every custom slope must be"),
         ({"alibi_beta": [1.0, 2.0]}, "alibi_beta"),
         ({"alibi_slope_kind": "custom", "alibi_slopes": [1.0] * 3}, "expected 12 values, one per head, got 3"),
-        ({"alibi_slope_kind": "linear"}, "kind of slopes must be one of"),
+        ({"alibi_slope_kind": "linear"}, "alibi_slope_kind must be one of geometric, uniform, custom, got 'linear'"),
+        ({"position_method": "rope", "alibi_beta": 2}, "alibi_beta would change nothing: position_method 'rope'"),
+        ({"position_method": "none", "alibi_trainable": "beta"}, "alibi_trainable would change nothing"),
+        ({"position_method": "t5", "alibi_scaling": {"type": "dynamic_ntk"}}, "alibi_scaling would change nothing"),
         ({"alibi_trainable": "all"}, "alibi_trainable must be one of none, beta, slopes"),
         ({"alibi_tolerance": 0.0}, "alibi_tolerance must lie between 0 and 1"),
         ({"alibi_scaling": {"type": "yarn"}}, "alibi_scaling type must be one of"),
@@ -128,3 +137,35 @@ def test_a_saved_key_that_reads_like_ours_is_refused(key: str, tmp_path) -> None
     saved.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=f"unknown field '{key}'.*did you mean"):
         AlibiGPTConfig.from_pretrained(tmp_path)
+
+
+def test_fields_at_their_defaults_go_with_every_method() -> None:
+    config = AlibiGPTConfig(position_method="rope", alibi_beta=1, alibi_bias_max=8, alibi_trainable="none")
+    assert AlibiGPTConfig(**config.to_dict()).position_method == "rope"
+
+
+def test_a_saved_field_that_the_method_does_not_read_is_reported_and_left_out(tmp_path, caplog) -> None:
+    """Folders of before it was refused still load."""
+    AlibiGPTConfig(alibi_beta=2.0).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace('"position_method": "alibi"', '"position_method": "rope"'))
+    logging.get_logger("transformers").addHandler(caplog.handler)
+    loaded = AlibiGPTConfig.from_pretrained(tmp_path)
+    logging.get_logger("transformers").removeHandler(caplog.handler)
+    assert (loaded.position_method, loaded.alibi_beta) == ("rope", 1.0)
+    assert "holds 'alibi_beta', which position_method 'rope' does not read" in caplog.text
+    assert AlibiGPTConfig.from_pretrained(tmp_path, position_method="alibi").alibi_beta == 2.0
+    with pytest.raises((ValueError, StrictDataclassError), match="alibi_beta would change nothing"):
+        AlibiGPTConfig.from_pretrained(tmp_path, alibi_beta=4.0)
+
+
+def test_another_method_chosen_while_loading_leaves_the_fields_of_alibi_behind(tmp_path) -> None:
+    AlibiGPTConfig(alibi_slope_kind="uniform", alibi_trainable="slopes").save_pretrained(tmp_path)
+    loaded = AlibiGPTConfig.from_pretrained(tmp_path, position_method="none")
+    assert (loaded.alibi_slope_kind, loaded.alibi_trainable) == ("geometric", "none")
+
+
+def test_what_is_overridden_while_loading_is_checked(tmp_path) -> None:
+    AlibiGPTConfig().save_pretrained(tmp_path)
+    with pytest.raises((ValueError, StrictDataclassError), match="alibi_beta must be a finite number"):
+        AlibiGPTConfig.from_pretrained(tmp_path, alibi_beta=-1.0)

@@ -25,7 +25,7 @@ from modeling_alibi_gpt.training.experiment import (
     build_config,
     load_config,
 )
-from modeling_alibi_gpt.training.model_setup import model_config
+from modeling_alibi_gpt.training.model_setup import laid_over, model_config
 from modeling_alibi_gpt.training.trainer import train, training_documents
 
 
@@ -153,7 +153,7 @@ def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, se
 
 
 def _with_fields(section: ModelSection, fields: dict[str, Any]) -> ModelSection:
-    return dataclasses.replace(section, overrides={**section.overrides, **fields})
+    return dataclasses.replace(section, overrides=laid_over(section.overrides, fields))
 
 
 def _run_if_free(run: Run) -> bool:

@@ -1,6 +1,7 @@
 """The model of an experiment, new or from a checkpoint, fitted to its tokenizer and its training length."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,6 +25,13 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
         ValueError: The configuration cannot be read or is not valid.
     """
     return _new_config(section, {}) if section.checkpoint is None else _checkpoint_config(section)
+
+
+def laid_over(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Config fields with ``overrides`` laid over them, less the fields of ALiBi where these choose another method."""
+    replaced = overrides.get("position_method", "alibi") != "alibi"
+    kept = {key: value for key, value in fields.items() if not (replaced and key.startswith("alibi_"))}
+    return {**kept, **overrides}
 
 
 def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -58,7 +66,7 @@ def _new_config(section: ModelSection, derived: dict[str, Any]) -> AlibiGPTConfi
     if model_type != "alibi_gpt":
         raise ValueError(f"model.config is of type {model_type!r}, expected alibi_gpt")
     try:
-        return AlibiGPTConfig(**{**fields, **section.overrides, **derived})
+        return AlibiGPTConfig(**{**laid_over(fields, section.overrides), **derived})
     except StrictDataclassError as error:
         raise ValueError(f"model.config: {error}") from error
 

@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from modeling_alibi_gpt.evaluation import comparison
-from modeling_alibi_gpt.evaluation.comparison import ComparisonConfig, run_comparison
+from modeling_alibi_gpt.evaluation.comparison import ComparisonConfig, _runs, run_comparison
 from modeling_alibi_gpt.evaluation.paired import comparison_records
 from modeling_alibi_gpt.reporting.records import check_record, read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
@@ -49,6 +49,16 @@ def settings(source: str, tmp_path: Path) -> dict[str, Any]:
         "evaluation": {"source": source, "max_tokens": 100, "lengths_tokens": [8, 32]},
         "output_dir": str(tmp_path / "out"),
     }
+
+
+def test_variants_of_other_methods_leave_the_fields_of_alibi_behind(settings: dict[str, Any]) -> None:
+    settings["experiment"]["model"].setdefault("overrides", {})["alibi_beta"] = 2.0
+    runs = {run.variant: run for run in _runs(ComparisonConfig(**settings))}
+    assert runs["alibi"].experiment.model.overrides == {"alibi_beta": 2.0}
+    assert runs["table"].experiment.model.overrides == {"position_method": "learned"}
+    settings["variants"]["table"]["alibi_beta"] = 2.0
+    with pytest.raises(ValueError, match="alibi_beta would change nothing"):
+        _runs(ComparisonConfig(**settings))
 
 
 def test_every_variant_is_trained_and_read_with_every_seed(settings: dict[str, Any], tmp_path: Path) -> None:

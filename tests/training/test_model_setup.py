@@ -1,5 +1,6 @@
 """Fine-tuning starts from the checkpoint's weights, and a model that cannot be what was asked for is refused."""
 
+import dataclasses
 import functools
 import shutil
 from collections.abc import Callable
@@ -8,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import MptConfig, MptForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM
+from transformers.utils import logging
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.reporting.records import read_records
-from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
-from modeling_alibi_gpt.training.model_setup import build_model
+from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSection, load_config
+from modeling_alibi_gpt.training.model_setup import build_model, laid_over, model_config
 from modeling_alibi_gpt.training.tokenization import load_tokenizer
 from modeling_alibi_gpt.training.trainer import train
 
@@ -103,7 +106,8 @@ def test_other_architectures_are_fine_tuned_too(
     ("settings", "message"),
     [
         (["data.train_length_tokens=33"], "cannot read data.train_length_tokens = 33: learned positions end at"),
-        (["model.overrides.alibi_beta=0"], "beta must be a finite number above 0, got 0"),
+        (["model.overrides.position_method=alibi", "model.overrides.alibi_beta=0"], "alibi_beta must be a finite"),
+        (["model.overrides.alibi_beta=2"], "alibi_beta would change nothing: position_method 'learned'"),
         (["model.overrides.alibi_beat=1"], "unknown key 'model.overrides.alibi_beat'; did you mean .*alibi_beta'?"),
         (["model.overrides.num_hidden_layers=3"], "lacks weights, among them model.layers.2"),
         (
@@ -122,6 +126,40 @@ def test_a_checkpoint_that_cannot_be_what_was_asked_for_is_refused(
     with pytest.raises(ValueError, match=message):
         train(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_slopes_that_start_to_learn_are_not_reported_as_missing(checkpoint: str, caplog) -> None:
+    """The report of transformers would advise to train a model that computes just what it did before."""
+    logging.get_logger("transformers").addHandler(caplog.handler)
+    for kind in ("beta", "slopes"):
+        AutoModelForCausalLM.from_pretrained(checkpoint, alibi_trainable=kind)
+    assert "bias_log" not in caplog.text
+    AutoModelForCausalLM.from_pretrained(checkpoint, position_method="t5")  # such weights are news
+    logging.get_logger("transformers").removeHandler(caplog.handler)
+    assert "position_method" in caplog.text
+
+
+def test_slopes_that_a_checkpoint_says_it_learned_are_missed(pretrain: Callable[..., str], tmp_path: Path) -> None:
+    folder = tmp_path / "torn"
+    shutil.copytree(pretrain("model.overrides.alibi_trainable=beta"), folder)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.position_method.bias_log_beta"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    assert loading["missing_keys"] == {"model.position_method.bias_log_beta"}
+
+
+def test_variants_that_choose_another_method_do_not_inherit_the_fields_of_alibi() -> None:
+    base = ModelSection(config={"alibi_beta": 4.0, "num_attention_heads": 4, "hidden_size": 32}, overrides={})
+    assert model_config(base).alibi_beta == 4.0
+    other = model_config(dataclasses.replace(base, overrides={"position_method": "rope"}))
+    assert (other.position_method, other.alibi_beta) == ("rope", 1.0)
+    with pytest.raises(ValueError, match="alibi_beta would change nothing"):
+        model_config(dataclasses.replace(base, overrides={"position_method": "rope", "alibi_beta": 2.0}))
+    assert laid_over({"alibi_beta": 4.0, "use_bias": True}, {"position_method": "none"}) == {
+        "use_bias": True,
+        "position_method": "none",
+    }
 
 
 def test_an_override_that_trained_slopes_would_ignore_is_refused(
