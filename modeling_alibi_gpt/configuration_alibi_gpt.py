@@ -245,18 +245,15 @@ class AlibiGPTConfig(PreTrainedConfig):
         POSITION_METHODS[self.position_method].check_config(self)
 
     def validate_alibi(self):
-        """The fields of ALiBi are in range, its slopes can be built, and another method leaves them at their defaults."""
+        """The fields of ALiBi are in range, and another method leaves them at their defaults."""
         for name in ("alibi_beta", "alibi_bias_max"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)!r}")
-        if self.alibi_slope_kind not in SLOPE_KINDS:
-            raise ValueError(
-                f"alibi_slope_kind must be one of {', '.join(SLOPE_KINDS)}, got {self.alibi_slope_kind!r}"
-            )
-        if (self.alibi_slopes is not None) != (self.alibi_slope_kind == "custom"):
-            raise ValueError(
-                f"alibi_slopes go with alibi_slope_kind custom, got {self.alibi_slopes} and {self.alibi_slope_kind!r}"
-            )
+        kind = self.alibi_slope_kind
+        if kind not in SLOPE_KINDS:
+            raise ValueError(f"alibi_slope_kind must be one of {', '.join(SLOPE_KINDS)}, got {kind!r}")
+        if (self.alibi_slopes is not None) != (kind == "custom"):
+            raise ValueError(f"alibi_slopes go with alibi_slope_kind custom, got {self.alibi_slopes} and {kind!r}")
         try:
             self.base_alibi_slopes()
         except ValueError as error:
