@@ -27,13 +27,13 @@ install: $(VENV)/.installed-dev ## make .venv with everything that tests need
 
 demo: $(VENV)/.installed ## train, sweep beta, extrapolate and report, in minutes on two cores
 	$(RUN) scripts/train.py --config configs/experiment/demo.yaml
-	$(RUN) scripts/train.py --config configs/experiment/demo.yaml --set name=sinusoidal \
-		--set model.overrides.position_method=sinusoidal --set training.output_dir=runs/demo/sinusoidal
+	$(RUN) scripts/train.py --config configs/experiment/demo.yaml --set name=rope \
+		--set model.overrides.position_method=rope --set training.output_dir=runs/demo/rope
 	$(RUN) scripts/sweep_beta.py --config configs/sweep/demo.yaml
 	$(RUN) scripts/sweep_beta.py --config configs/sweep/demo_posthoc.yaml
 	$(RUN) scripts/extrapolate.py --config configs/evaluation/demo.yaml
 	$(RUN) scripts/report.py --output-dir runs/demo --title 'AlibiGPT demo' --records \
-		runs/demo/alibi/training.jsonl runs/demo/sinusoidal/training.jsonl \
+		runs/demo/alibi/training.jsonl runs/demo/rope/training.jsonl \
 		runs/demo/sweep/trials.jsonl runs/demo/posthoc/trials.jsonl runs/demo/extrapolation.jsonl
 
 bench: $(VENV)/.installed-dev ## time attention, models and decoding, in some ten minutes

@@ -1,6 +1,6 @@
 """Perplexity of several models over a grid of lengths, under both protocols; run it again and it goes on.
 
-python scripts/extrapolate.py --models runs/demo/alibi runs/demo/sinusoidal --lengths 128 256 512 1024 2048
+python scripts/extrapolate.py --models runs/demo/alibi runs/demo/rope --lengths 128 256 512 1024 2048
 
 accelerate launch --num_processes 2 scripts/extrapolate.py ... shares the windows out.
 """
