@@ -66,7 +66,7 @@ format: $(VENV)/.installed-dev ## mend style
 types: $(VENV)/.installed-dev ## check the types of the pure files
 	$(RUN) -m mypy
 
-check: lint types test ## all of the above
+check: lint types test conformance ## style, types, tests and conformance, which is what CI runs
 
 clean: ## remove what make made
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -3,12 +3,15 @@
 import importlib.util
 import re
 import shlex
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.evaluation.beta_config import SweepConfig
 from modeling_alibi_gpt.reporting.claims import claims_section
 from modeling_alibi_gpt.reporting.findings import beta_curve, choose_of_curve
 from modeling_alibi_gpt.reporting.grid import Grid, paired
@@ -68,6 +71,25 @@ def test_make_targets_exist() -> None:
     targets = {line.split()[1] for line in COMMANDS if line.startswith("make ")}
     assert targets >= {"demo", "test"}
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def test_make_check_is_what_ci_runs() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (needed,) = re.findall(r"^check: (.*) ##", makefile, flags=re.MULTILINE)
+    assert needed.split() == re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), flags=re.MULTILINE)
+
+
+def test_the_dashboard_is_pointed_at_the_study_of_the_sweep_beside_it() -> None:
+    (path,) = set(re.findall(r"scripts/sweep_beta.py --config (\S+) --set storage", README))
+    config = load_config(SweepConfig, str(ROOT / path))
+    assert f"`optuna-dashboard {config.storage_url}`" in README
+
+
+def test_what_a_command_needs_beyond_the_package_is_said_and_exists() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    assert set(re.findall(r"-e '\.\[(\w+)\]'", README)) >= {"dashboard", "gguf", "neighbours"}
+    assert set(re.findall(r"-e '\.\[(\w+)\]'", README)) <= extras.keys()
+    assert "serving" in metadata.metadata("transformers").get_all("Provides-Extra")
 
 
 def test_linked_files_exist() -> None:
