@@ -3,9 +3,14 @@
 import ast
 import re
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
 
 
 ROOT = Path(__file__).parent.parent
@@ -92,3 +97,29 @@ def test_position_methods_are_chosen_by_their_table_alone() -> None:
         hits = comparison.findall(path.read_text(encoding="utf-8"))
         # A sweep of beta refuses what has no beta; a figure gives ALiBi its colour.
         assert not hits or path.name == "beta_objectives.py" or path.parent.name == "reporting", path
+
+
+def _declared() -> dict[str, SpecifierSet]:
+    """The ranges in pyproject by name, those of extras included."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]
+    return {canonicalize_name(r.name): r.specifier for r in map(Requirement, lines)}
+
+
+def test_what_is_imported_is_declared() -> None:
+    distributions = {"xllamacpp": ["xllamacpp"], **metadata.packages_distributions()}  # which few machines have
+    ours = {"modeling_alibi_gpt", "_typeshed", *sys.stdlib_module_names}  # _typeshed is of type checkers
+    files = [*MODULES.values(), *(ROOT / "scripts").glob("*.py")]
+    imported = {name.split(".")[0] for path in files for name in _imports(path)} - ours
+    undeclared = [name for name in imported if not {*map(canonicalize_name, distributions[name])} & _declared().keys()]
+    assert undeclared == [] and {"torch", "sqlalchemy", "typer"} <= imported
+
+
+def test_the_versions_that_are_tested_lie_within_the_ranges() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    pinned = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    for name, specifier in _declared().items():
+        assert pinned.get(name) is None or pinned[name] in specifier, name
