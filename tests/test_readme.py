@@ -28,7 +28,7 @@ from modeling_alibi_gpt.reporting.speed import (
 )
 from modeling_alibi_gpt.reporting.tables import Table, beta_table, extrapolation_table, group_by
 from modeling_alibi_gpt.training.corpora import load_documents
-from modeling_alibi_gpt.training.experiment import load_config
+from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
 from modeling_alibi_gpt.training.tokenization import train_tokenizer
 
 
@@ -105,6 +105,45 @@ def test_tables_are_those_of_the_records() -> None:
     assert markdown_table(extrapolation_table(by_kind["extrapolation"])) in README
     for trials in group_by(by_kind["beta_trial"], lambda record: record["mode"]).values():
         assert markdown_table(beta_table(trials)) in README
+
+
+def test_the_demo_gives_the_same_numbers_again() -> None:
+    """A second run to the last bit, one thread in place of two to the digits that the README says."""
+    first, records = read_results("demo"), read_results("demo_again")
+    again, with_one_thread = (
+        [record for record in records if ("num_threads" in record) is one] for one in (False, True)
+    )
+    unequal = ("provenance", "train_seconds")
+    for record, other in zip(first, again, strict=True):
+        assert all(record[field] == other[field] for field in record if field not in unequal)
+    trained = {record["name"]: record["validation_perplexity"] for record in first if record["kind"] == "training"}
+    assert [record["name"] for record in with_one_thread] == list(trained) == ["alibi", "rope"]
+    worst = max(abs(record["validation_perplexity"] / trained[record["name"]] - 1) for record in with_one_thread)
+    assert f"moved perplexities by {worst:.4%} at most" in " ".join(README.split())
+
+
+def test_the_demo_is_what_the_readme_says() -> None:
+    text = " ".join(README.split())
+    by_kind = group_by(read_results("demo"), lambda record: record["kind"])
+    alibi, rope = (f"{record['validation_perplexity']:.2f}" for record in by_kind["training"])
+    assert f"perplexities of {alibi} and {rope} on the whole validation text" in text
+    assert all(record["num_train_tokens"] == 589_824 and not record["bf16"] for record in by_kind["training"])
+    ends = {
+        (record["name"], record["length_tokens"]): record["perplexity"]
+        for record in by_kind["extrapolation"]
+        if record["protocol"] == "sliding"
+    }
+    assert abs(ends["alibi", 2048] / ends["alibi", 128] - 1) < 0.01
+    assert round(ends["rope", 2048] / ends["rope", 128], 1) == 1.5
+    install, demo = (record["seconds"] / 60 for record in read_results("demo_seconds"))
+    assert f"took {demo:.1f} minutes on two cores of an AMD EPYC, and {install:.1f} before that to install" in text
+    assert install + demo < 10
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_short"])
+def test_the_demo_has_one_precision_on_every_machine(name: str) -> None:
+    config = load_config(ExperimentConfig, str(ROOT / "configs" / "experiment" / f"{name}.yaml"))
+    assert config.precision == "float32"
 
 
 def read_results(kind: str) -> list[Record]:

@@ -11,8 +11,8 @@ from modeling_alibi_gpt.reporting.records import Record
 
 # Differences between trainings of this size that are smaller say nothing.
 NOISE_NATS = 0.02
-# How far a change of one model depends on the text: the standard error over blocks of 16 thousand tokens, for records
-# that do not hold their blocks.
+# How far a change of one model depends on the text, for records that do not hold their blocks: the standard error over
+# blocks of 16 thousand tokens, which was 0.0007 to 0.0021 in eight changes of ALiBi with length (the demo's records).
 BLOCK_ERROR_NATS = 0.002
 # What is shown to rise by less than this, one per cent of perplexity, stays level.
 LEVEL_NATS = 0.01
