@@ -8,9 +8,9 @@ gradients of the slopes come with those of the queries.
 
 What is exact on paper must stay so in the kernel's number format:
 
-* bfloat16 and float16 hold 8 and 11 bits. Slopes are split into three pieces of the format, distances into digits of
-  base 256; every product of a piece and a digit is exact in the float32 in which kernels add. Each chunk of queries
-  has its own c, for a sum near 16,000 nats would round a score to 0.001.
+* bfloat16 and float16 hold 8 and 11 bits. Slopes are split into three pieces of the format, distances into digits
+  from -256 to 255, two of them up to 131,072 tokens; every product of a piece and a digit is exact in the float32 in
+  which kernels add. Each chunk of queries has its own c, for a sum near 16,000 nats would round a score to 0.001.
 * float32 and float64 hold every position. There ``-s * i`` is added, and the new dimensions come first: in a kernel
   that adds in order, the two large numbers have cancelled before ``q . k`` is added.
 
@@ -21,13 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
+from transformers.utils import is_tracing
 
 from .attention_context import AttentionContext
 
 
 _NUM_PIECES = 3
-_BASE = 256
-_NUM_DIGITS = 3
+_BASE = 512
+# What digits are multiplied by, 1, 512 and 512 squared, is shared out so that neither side leaves float16's range.
+_DIGIT_FACTORS = ((1, 1), (16, 32), (2048, 128))
+# Two digits reach so far, for 256 is the largest of the integers that bfloat16 holds without a gap.
+_TWO_DIGITS_TOKENS = _BASE * _BASE // 2
 # Kernels prefer head sizes of a multiple of eight.
 _MULTIPLE = 8
 _CHUNK_TOKENS = 2048
@@ -145,14 +149,17 @@ def _distance_digits(
 ) -> tuple[Tensor, Tensor]:
     """``(B, H, Q, n)`` and ``(B, 1, K, n)`` of a short format, whose products add up to ``s * (j - c)``.
 
-    c is the last query's position. Factors are shared out so that neither side leaves the range of float16.
+    c is the last query's position.
     """
-    distance = (query_positions.amax(-1, keepdim=True) - key_positions).clamp(min=0)
+    # No query sees a key further away, whatever stands at masked positions.
+    distance = (query_positions.amax(-1, keepdim=True) - key_positions).clamp(min=0, max=key_positions.shape[-1])
+    # One graph serves all lengths.
+    num_digits = 2 if not is_tracing(distance) and distance.shape[-1] <= _TWO_DIGITS_TOKENS else 3
     from_query, from_key = [], []
     for piece in _pieces(-slopes.transpose(1, 2), dtype):
-        for power, digit in enumerate(_digits(distance)):
-            from_query.append((piece * _BASE ** min(power, 1)).to(dtype))
-            from_key.append((digit * _BASE ** max(power - 1, 0)).to(dtype))
+        for digit, (query_factor, key_factor) in zip(_digits(distance, num_digits), _DIGIT_FACTORS, strict=False):
+            from_query.append((piece * query_factor).to(dtype))
+            from_key.append((digit * key_factor).to(dtype))
     more_query = torch.stack(from_query, dim=-1)
     return more_query.expand(-1, -1, query_positions.shape[-1], -1), torch.stack(from_key, dim=-1)[:, None]
 
@@ -168,9 +175,13 @@ def _pieces(slopes: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return pieces
 
 
-def _digits(distance: Tensor) -> list[Tensor]:
-    """Three digits of base 256, the lowest first: exact to 16 million tokens."""
-    return [distance // _BASE**power % _BASE for power in range(_NUM_DIGITS)]
+def _digits(distance: Tensor, num_digits: int) -> list[Tensor]:
+    """Digits of base 512 from -256 to 255, the lowest first; two are exact to 131,072 tokens, three to 67 million."""
+    digits, rest = [], distance
+    for _ in range(num_digits - 1):
+        digits.append((rest + _BASE // 2) % _BASE - _BASE // 2)
+        rest = (rest - digits[-1]) // _BASE
+    return [*digits, rest]
 
 
 def _extend(more: Tensor, states: Tensor, padding: int) -> Tensor:
