@@ -42,7 +42,7 @@ class FlexAttention:
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor | None = None, bias: Tensor | None = None) -> None:
-        if context.slots is None:
+        if context.slots is None and context.spans() is None:
             raise ValueError(
                 "attention back end 'flex_attention' reads masks of two dimensions, got one of four, which sdpa and "
                 "eager take"

@@ -182,8 +182,7 @@ def test_forward_and_gradients(back_end: str, dtype: torch.dtype, head_dim: int,
     check(draw(layout, dtype, 8, 8, head_dim, LENGTH), back_end)
 
 
-@pytest.mark.parametrize("length", [1, 2, 63, 65, 200])
-@pytest.mark.parametrize("num_heads", [1, 3, 8, 12])
+@pytest.mark.parametrize(("num_heads", "length"), [(1, 1), (12, 2), (3, 63), (8, 65), (1, 200), (12, 200)])
 @pytest.mark.parametrize("back_end", ["sdpa", "flex_attention", "alibi_banded"])
 def test_awkward_lengths_and_heads(back_end: str, num_heads: int, length: int) -> None:
     check(draw("whole", torch.float32, num_heads, num_heads, 32, length), back_end)
