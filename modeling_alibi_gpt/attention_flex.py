@@ -118,10 +118,15 @@ def flex(
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Tensor]:
     """Whole graphs only: what torch could not compile it would compute by definition, a matrix for every head."""
-    options: dict[str, Any] = {"fullgraph": True}
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        options["recompile_limit"] = _MAX_GRAPHS
-    return torch.compile(flex_attention, **options)
+        return torch.compile(flex_attention, fullgraph=True, recompile_limit=_MAX_GRAPHS)
+    compiled = torch.compile(flex_attention, fullgraph=True)
+
+    def run(*states: Tensor, **options: Any) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS):
+            return compiled(*states, **options)
+
+    return run
 
 
 @torch.compiler.disable(reason="flex attention does not compile on a CPU: sdpa and eager do")
