@@ -23,7 +23,7 @@ from modeling_alibi_gpt.reporting.records import append_record, provenance
 ROOT = Path(__file__).resolve().parents[1]
 EVIDENCE_CONFIG = "configs/comparison/methods_gutenberg_gpu.yaml"
 NUM_TEST_WORKERS = 14
-NUM_EVIDENCE_WORKERS = 3
+NUM_EVIDENCE_WORKERS = 4
 
 
 class Part(NamedTuple):

@@ -41,9 +41,9 @@ def make_groups() -> list[list[AttentionCase]]:
         for head_dim in (64, 128):
             fields = {"mode": mode, "head_dim": head_dim}
             group = [case(16_384, 15, **fields), case(2048, 30, **fields), case(8192, 15, [*WAYS, "dense"], **fields)]
-            group.append(case(65_536, 5, **fields))
+            group.append(case(65_536, 3, **fields))
             if (mode, head_dim) == ("forward", 64):
-                group.append(case(131_072, 3, **fields))
+                group.append(case(131_072, 2, **fields))
             groups.append(group)
     return groups
 

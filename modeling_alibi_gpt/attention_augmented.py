@@ -17,6 +17,8 @@ What is exact on paper must stay so in the kernel's number format:
 Shapes: B batch (or 1), H heads, Q queries, K keys, d head size.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,10 +51,30 @@ class AugmentedAttention:
         self.tensors = slopes, context.query_positions, context.key_positions
         is_square = context.is_whole and context.q_len == context.kv_len
         self.mask = None if is_square else context.mask()
+        self._parts: dict[torch.device, list[_Part]] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        tensors = (tensor.to(query.device) for tensor in self.tensors)
-        return augmented_attention(query, key, value, *tensors, self.mask, scaling, dropout)
+        # Layers that share slopes and a scale share what is made of them.
+        if query.device not in self._parts:
+            tensors = (tensor.to(query.device) for tensor in self.tensors)
+            self._parts[query.device] = _make_parts(*tensors, query.dtype, scaling)
+        return _attend_parts(query, key, value, self._parts[query.device], self.mask, scaling, dropout)
+
+
+class _Part(NamedTuple):
+    """Queries that share an origin, the keys they read, and what both get for more dimensions.
+
+    Attributes:
+        queries: Queries.
+        keys: Keys, from the first.
+        more_query: ``(B, H, Q, n)``.
+        more_key: ``(B, 1, K, n)``.
+    """
+
+    queries: slice
+    keys: slice
+    more_query: Tensor
+    more_key: Tensor
 
 
 def augmented_attention(
@@ -82,23 +104,40 @@ def augmented_attention(
     Returns:
         ``(B, H, Q, d)``.
     """
-    is_half = query.dtype.itemsize < 4
+    parts = _make_parts(slopes, query_positions, key_positions, query.dtype, scaling)
+    return _attend_parts(query, key, value, parts, mask, scaling, dropout)
+
+
+def _make_parts(
+    slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype, scaling: float
+) -> list[_Part]:
+    q_len, kv_len = query_positions.shape[-1], key_positions.shape[-1]
+    slopes = slopes / scaling
     # What torch compiles stays one call, so that one graph serves all lengths.
-    if not is_half or query.shape[2] <= _CHUNK_TOKENS or torch.compiler.is_compiling():
-        more = (_distance_digits if is_half else _distance_parts)(
-            slopes / scaling, query_positions, key_positions, query.dtype
-        )
+    if dtype.itemsize >= 4 or q_len <= _CHUNK_TOKENS or torch.compiler.is_compiling():
+        make = _distance_parts if dtype.itemsize >= 4 else _distance_digits
+        more = make(slopes, query_positions, key_positions, dtype)
+        return [_Part(slice(0, q_len), slice(0, kv_len), *more)]
+    parts = []
+    for start in range(0, q_len, _CHUNK_TOKENS):
+        queries = slice(start, min(start + _CHUNK_TOKENS, q_len))
+        keys = slice(0, queries.stop + kv_len - q_len)
+        chunk_slopes = slopes if slopes.shape[1] == 1 else slopes[:, queries]
+        more = _distance_digits(chunk_slopes, query_positions[:, queries], key_positions[:, keys], dtype)
+        parts.append(_Part(queries, keys, *more))
+    return parts
+
+
+def _attend_parts(
+    query: Tensor, key: Tensor, value: Tensor, parts: list[_Part], mask: Tensor | None, scaling: float, dropout: float
+) -> Tensor:
+    if len(parts) == 1:
+        more = parts[0].more_query, parts[0].more_key
         return _attend(query, key, value, *more, mask, mask is None, scaling, dropout)
     outputs = []
-    offset = key.shape[2] - query.shape[2]
-    for start in range(0, query.shape[2], _CHUNK_TOKENS):
-        queries = slice(start, min(start + _CHUNK_TOKENS, query.shape[2]))
-        keys = slice(0, queries.stop + offset)
-        chunk_slopes = slopes if slopes.shape[1] == 1 else slopes[:, queries]
-        more = _distance_digits(
-            chunk_slopes / scaling, query_positions[:, queries], key_positions[:, keys], query.dtype
-        )
-        chunk_mask = causal_lower_right(queries.stop - start, keys.stop) if mask is None else mask[:, :, queries, keys]
+    for queries, keys, *more in parts:
+        num_queries, num_keys = queries.stop - queries.start, keys.stop
+        chunk_mask = causal_lower_right(num_queries, num_keys) if mask is None else mask[:, :, queries, keys]
         states = query[:, :, queries], key[:, :, keys], value[:, :, keys]
         outputs.append(_attend(*states, *more, chunk_mask, False, scaling, dropout))
     return torch.cat(outputs, dim=2)

@@ -33,10 +33,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
 from .alibi import alibi_windows
-from .attention_blocks import first_blocks_that_matter, run_blocks
+from .attention_blocks import band_blocks
 from .attention_context import AttentionContext
 from .attention_flex import distance_score_mod, flex, visible_blocks
 from .attention_spans import Span
@@ -100,26 +99,9 @@ class BandedAttention:
         if self.context.kv_len < MIN_BANDED_TOKENS:
             blocks = visible_blocks(self.context, query.device)
         else:
-            blocks = band_blocks(query, key, slopes, self.context.first_keys(), scaling, self.tolerance)
+            blocks = band_blocks(query, key, slopes, scaling, self.tolerance, self.context.first_keys())
         score_mod = distance_score_mod(slopes, key.shape[2] - query.shape[2])
         return flex(query, key, value, score_mod, blocks, scaling)
-
-
-def band_blocks(
-    query: Tensor, key: Tensor, slopes: Tensor, first_keys: Tensor | None, scaling: float, tolerance: float
-) -> BlockMask:
-    """The blocks of keys that can matter to each block of queries.
-
-    Args:
-        query: ``(B, H, Q, d)``, the last Q of K tokens.
-        key: ``(B, H, K, d)``.
-        slopes: ``(H,)``, nats per token.
-        first_keys: ``(1 or B, Q)`` int64: the first key that a query sees; None for the first of all.
-        scaling: What multiplies ``q . k``.
-        tolerance: Largest weight that a query may lose.
-    """
-    first_blocks = first_blocks_that_matter(query, key, slopes.detach().float(), scaling, tolerance, first_keys)
-    return run_blocks(query.shape[2], key.shape[2], query.device, first_keys, first_blocks)
 
 
 def banded_tiles(

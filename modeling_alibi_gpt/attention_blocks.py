@@ -24,9 +24,7 @@ BLOCK_TOKENS = 128
 _ROUNDING = 2**-14
 
 
-def run_blocks(
-    q_len: int, kv_len: int, device: torch.device, first_keys: Tensor | None = None, first_blocks: Tensor | None = None
-) -> BlockMask:
+def run_blocks(q_len: int, kv_len: int, device: torch.device, first_keys: Tensor | None = None) -> BlockMask:
     """The blocks of queries that see one run of keys each, which ends with their own.
 
     Args:
@@ -34,10 +32,63 @@ def run_blocks(
         kv_len: K.
         device: Of the attention.
         first_keys: ``(B, Q)`` int64: the first key that a query sees; None for the first of all.
-        first_blocks: ``(B, H, M)`` int64: blocks of keys before these are left out, though queries see them.
+    """
+    return _block_mask(_run_lists(q_len, kv_len, device, first_keys), q_len, kv_len, device, first_keys)
+
+
+def band_blocks(
+    query: Tensor, key: Tensor, slopes: Tensor, scaling: float, tolerance: float, first_keys: Tensor | None = None
+) -> BlockMask:
+    """The same without the blocks of keys that cannot matter to a block of queries.
+
+    Args:
+        query: ``(B, H, Q, d)``.
+        key: ``(B, H, K, d)``.
+        slopes: ``(H,)``, nats per token.
+        scaling: What multiplies ``q . k``.
+        tolerance: Largest weight that a query may lose.
+        first_keys: ``(1 or B, Q)`` int64: the first key that a query sees; None for the first of all.
+    """
+    lists = _band_lists if query.device.type == "cpu" or torch.compiler.is_compiling() else _compiled_band_lists()
+    with torch.no_grad():
+        found = lists(query.detach(), key.detach(), slopes.detach().float(), scaling, tolerance, first_keys)
+    return _block_mask(found, query.shape[2], key.shape[2], query.device, first_keys)
+
+
+@functools.cache
+def _compiled_band_lists() -> Callable[..., list[Tensor]]:
+    """Uncompiled, it would write several copies of all queries and keys, by some hundred kernels."""
+    return torch.compile(_band_lists, fullgraph=True)
+
+
+def _band_lists(
+    query: Tensor, key: Tensor, slopes: Tensor, scaling: float, tolerance: float, first_keys: Tensor | None
+) -> list[Tensor]:
+    first_blocks = first_blocks_that_matter(query, key, slopes, scaling, tolerance, first_keys)
+    return _run_lists(query.shape[2], key.shape[2], query.device, first_keys, first_blocks)
+
+
+def _block_mask(
+    lists: list[Tensor], q_len: int, kv_len: int, device: torch.device, first_keys: Tensor | None
+) -> BlockMask:
+    fields = [f"{name}_{part}" for name in ("kv", "full_kv", "q", "full_q") for part in ("num_blocks", "indices")]
+    return BlockMask(
+        seq_lengths=(q_len, kv_len),
+        **dict(zip(fields, lists, strict=True)),
+        BLOCK_SIZE=(BLOCK_TOKENS, BLOCK_TOKENS),
+        mask_mod=_run_mask_mod(kv_len - q_len, device, first_keys),
+    )
+
+
+def _run_lists(
+    q_len: int, kv_len: int, device: torch.device, first_keys: Tensor | None, first_blocks: Tensor | None = None
+) -> list[Tensor]:
+    """Numbers and lists of partial and full blocks of keys ``(B, H, M)`` and ``(B, H, M, N)``, and of queries.
+
+    Blocks of keys before ``first_blocks`` ``(B, H, M)`` are left out.
     """
     offset = kv_len - q_len
-    num_query_blocks, num_key_blocks = -(-q_len // BLOCK_TOKENS), -(-kv_len // BLOCK_TOKENS)
+    num_query_blocks, num_key_blocks = _num_blocks(q_len), _num_blocks(kv_len)
     first_own = offset + BLOCK_TOKENS * torch.arange(num_query_blocks, device=device)[:, None]  # (M, 1)
     last_own = (first_own + BLOCK_TOKENS - 1).clamp(max=kv_len - 1)
     number = torch.arange(num_key_blocks, device=device)
@@ -55,18 +106,8 @@ def run_blocks(
         is_read = is_read & (number >= first_blocks[..., None])
     is_full = is_full & is_read
     is_partial = is_read & ~is_full
-
-    lists = [_listed(part) for part in (is_partial, is_full, is_partial.mT, is_full.mT)]
-    names = ("kv", "full_kv", "q", "full_q")
-    counts = {f"{name}_num_blocks": count for name, (count, _) in zip(names, lists, strict=True)}
-    indices = {f"{name}_indices": index for name, (_, index) in zip(names, lists, strict=True)}
-    return BlockMask(
-        seq_lengths=(q_len, kv_len),
-        **counts,
-        **indices,
-        BLOCK_SIZE=(BLOCK_TOKENS, BLOCK_TOKENS),
-        mask_mod=_run_mask_mod(offset, device, first_keys),
-    )
+    parts = (is_partial, is_full, is_partial.mT, is_full.mT)
+    return [tensor for part in parts for tensor in _listed(part)]
 
 
 def _run_mask_mod(
@@ -111,27 +152,19 @@ def first_blocks_that_matter(
         tolerance: Largest weight that a query may lose.
         first_keys: ``(1 or B, Q)`` int64: the first key that a query sees; None for the first of all.
     """
-    bounds = _block_bounds if query.device.type == "cpu" else _compiled_block_bounds()
-    with torch.no_grad():
-        longest_query, known, longest_key = bounds(query, key, slopes, scaling, first_keys)
-        offset = key.shape[2] - query.shape[2]
-        first_query = offset + BLOCK_TOKENS * torch.arange(longest_query.shape[-1], device=query.device)[:, None]
-        last_key = BLOCK_TOKENS * torch.arange(1, longest_key.shape[-1] + 1, device=query.device) - 1
-        distance = first_query - last_key  # (M, N)
-        # The keys of a block add up to no more than as many of its nearest, nor than all that lie beyond it.
-        most_keys = (-torch.log(-torch.expm1(-slopes))).clamp(max=math.log(BLOCK_TOKENS))[:, None, None]
-        log_weight = longest_query[..., None] * longest_key[:, :, None] - slopes[:, None, None] * distance
-        log_weight = log_weight - known[..., None] + most_keys
-        left_out = log_weight.masked_fill(distance <= 0, torch.inf).exp().cumsum(-1)
-        # The sum only grows, so that the blocks which may be left out are those before the first that may not.
-        rounding = left_out.shape[-1] * torch.finfo(left_out.dtype).eps
-        return (left_out <= tolerance * (1 - rounding)).sum(-1)
-
-
-@functools.cache
-def _compiled_block_bounds() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-    """Uncompiled, it would write several copies of all queries and keys in float32."""
-    return torch.compile(_block_bounds, fullgraph=True)
+    longest_query, known, longest_key = _block_bounds(query, key, slopes, scaling, first_keys)
+    offset = key.shape[2] - query.shape[2]
+    first_query = offset + BLOCK_TOKENS * torch.arange(longest_query.shape[-1], device=query.device)[:, None]
+    last_key = BLOCK_TOKENS * torch.arange(1, longest_key.shape[-1] + 1, device=query.device) - 1
+    distance = first_query - last_key  # (M, N)
+    # The keys of a block add up to no more than as many of its nearest, nor than all that lie beyond it.
+    most_keys = (-torch.log(-torch.expm1(-slopes))).clamp(max=math.log(BLOCK_TOKENS))[:, None, None]
+    log_weight = longest_query[..., None] * longest_key[:, :, None] - slopes[:, None, None] * distance
+    log_weight = log_weight - known[..., None] + most_keys
+    left_out = log_weight.masked_fill(distance <= 0, torch.inf).exp().cumsum(-1)
+    # The sum only grows, so that the blocks which may be left out are those before the first that may not.
+    rounding = left_out.shape[-1] * torch.finfo(left_out.dtype).eps
+    return (left_out <= tolerance * (1 - rounding)).sum(-1)
 
 
 def _block_bounds(
@@ -166,13 +199,13 @@ def _means_before(key: Tensor, slopes: Tensor, q_len: int, first_keys: Tensor | 
     """
     offset, device = key.shape[2] - q_len, key.device
     sums = F.pad(_blocks(key).sum(3).double().cumsum(2), (0, 0, 1, 0))  # (B, H, N + 1, d): of all keys before a block
-    first_query = offset + BLOCK_TOKENS * torch.arange(-(-q_len // BLOCK_TOKENS), device=device)  # (M,)
+    first_query = offset + BLOCK_TOKENS * torch.arange(_num_blocks(q_len), device=device)  # (M,)
     stops = first_query // BLOCK_TOKENS
     starts = stops - (2 / slopes / BLOCK_TOKENS).round().clamp(min=1).long()[:, None]  # (H, M)
     starts = starts.clamp(min=0)[None]
     if first_keys is not None:
         last_first = _blocks(first_keys[:, None, :, None])[..., 0].amax(-1)  # (B, 1, M)
-        starts = torch.maximum(starts, -(-last_first // BLOCK_TOKENS))
+        starts = torch.maximum(starts, (last_first + BLOCK_TOKENS - 1) // BLOCK_TOKENS)
     starts = torch.minimum(starts, stops).expand(key.shape[0], key.shape[1], -1)
     num_keys = BLOCK_TOKENS * (stops - starts).float()
     sums_at_start = sums.gather(2, starts[..., None].expand(-1, -1, -1, key.shape[-1]))
@@ -184,4 +217,10 @@ def _means_before(key: Tensor, slopes: Tensor, q_len: int, first_keys: Tensor | 
 
 def _blocks(states: Tensor) -> Tensor:
     """Cut the tokens of ``(B, H, T, n)`` into ``(B, H, M, 128, n)``, filled up with zeros."""
-    return F.pad(states, (0, 0, 0, -states.shape[2] % BLOCK_TOKENS)).unflatten(2, (-1, BLOCK_TOKENS))
+    num_blocks = _num_blocks(states.shape[2])
+    missing = BLOCK_TOKENS * num_blocks - states.shape[2]
+    return F.pad(states, (0, 0, 0, missing)).unflatten(2, (num_blocks, BLOCK_TOKENS))
+
+
+def _num_blocks(num_tokens: int) -> int:
+    return (num_tokens + BLOCK_TOKENS - 1) // BLOCK_TOKENS

@@ -152,7 +152,8 @@ def distance_score_mod(slopes: Tensor, offset: int) -> ScoreMod:
     shift = tokens_before(offset, slopes.device)
 
     def score_mod(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score + slopes[head] * (key - (query + shift))
+        # Made floats before a block's queries meet its keys: conversions are slow, and few then.
+        return score + slopes[head] * (key.float() - (query + shift).float())
 
     return score_mod
 
@@ -162,9 +163,10 @@ def slope_score_mod(slopes: Tensor, query_positions: Tensor, key_positions: Tens
 
     Args:
         slopes: ``(H,)``, nats per token.
-        query_positions: ``(B, Q)`` int64, tokens.
-        key_positions: ``(B, K)`` int64, tokens.
+        query_positions: ``(B, Q)`` int64, tokens, below 2**24.
+        key_positions: ``(B, K)`` int64, tokens, below 2**24.
     """
+    query_positions, key_positions = query_positions.float(), key_positions.float()
 
     def score_mod(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + slopes[head] * (key_positions[row, key] - query_positions[row, query])

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 from torch import Tensor
 from torch.nn.attention import flex_attention as torch_flex
 
 from modeling_alibi_gpt import attention_blocks, attention_flex
 from modeling_alibi_gpt.alibi import alibi_slopes
-from modeling_alibi_gpt.attention_banded import band_blocks
-from modeling_alibi_gpt.attention_blocks import BLOCK_TOKENS, first_blocks_that_matter, run_blocks
+from modeling_alibi_gpt.attention_blocks import BLOCK_TOKENS, band_blocks, first_blocks_that_matter, run_blocks
 from modeling_alibi_gpt.attention_flex import distance_score_mod, slope_score_mod
 from modeling_alibi_gpt.attention_spans import Span
 from tests.attention_cases import ADVERSARIES, SCALING, TOLERANCE, adversarial, draw, reference
@@ -82,7 +82,7 @@ def weight_left_out(
     """Of every query ``(B, H, Q)``, by the float64 definition; and the share of visible pairs that are read."""
     (num_rows, num_heads, q_len), kv_len = query.shape[:3], key.shape[2]
     read = pairs_read(
-        band_blocks(query, key, slopes, first_keys, SCALING, tolerance), num_rows, num_heads, q_len, kv_len
+        band_blocks(query, key, slopes, SCALING, tolerance, first_keys), num_rows, num_heads, q_len, kv_len
     )
     distance = (torch.arange(kv_len - q_len, kv_len)[:, None] - torch.arange(kv_len)).double()
     scores = torch.matmul(query.double(), key.double().mT) * SCALING - slopes.double()[:, None, None] * distance
@@ -132,12 +132,20 @@ def test_blocks_leave_out_what_is_far() -> None:
     assert tighter < 0.25
 
 
-def test_compiled_bounds_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    query, key, _ = (tensor.detach() for tensor in draw(3, 300, 700))
-    expected = attention_blocks._block_bounds(query, key, alibi_slopes(3), SCALING, None)
-    found = torch.compile(attention_blocks._block_bounds, fullgraph=True)(query, key, alibi_slopes(3), SCALING, None)
-    for bound, expected_bound in zip(found, expected, strict=True):
-        torch.testing.assert_close(bound, expected_bound, atol=1e-5, rtol=1e-5)
+def test_compiled_bands_are_the_same() -> None:
+    """In one graph for any length; a bound that is rounded otherwise may move a band by a block, and no further."""
+    torch._dynamo.reset()
+    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    compiled = torch.compile(attention_blocks._band_lists, fullgraph=True, backend=counter)
+    slopes = alibi_slopes(3, beta=8.0)
+    for length in (700, 900, 1300):
+        query, key, _ = (tensor.detach() for tensor in draw(3, length, length + 100))
+        found = compiled(query, key, slopes, SCALING, TOLERANCE, None)
+        expected = attention_blocks._band_lists(query, key, slopes, SCALING, TOLERANCE, None)
+        assert [tensor.shape for tensor in found] == [tensor.shape for tensor in expected]
+        for counts, expected_counts in zip(found[::2], expected[::2], strict=True):
+            assert (counts - expected_counts).abs().max() <= 1
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("by_position", [False, True])
