@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench results test test-slow test-neighbours conformance lint format types check clean
+.PHONY: help install demo bench gpu results test test-slow test-neighbours conformance lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ demo: $(VENV)/.installed ## train, sweep beta, extrapolate and report, in minute
 
 bench: $(VENV)/.installed-dev ## time attention, models and decoding, in some ten minutes
 	$(RUN) scripts/benchmark.py --config configs/benchmark/cpu.yaml
+
+gpu: $(VENV)/.installed-dev ## test, time and compare on one CUDA GPU, in ten minutes
+	$(RUN) -m benchmarks.gpu --output-dir runs/gpu
 
 results: $(VENV)/.installed ## write RESULTS.md from the records under results/
 	$(RUN) scripts/report.py --config configs/report/results.yaml

@@ -89,7 +89,8 @@ def folded_or_linear(context: AttentionContext, bias: PositionBias | None) -> La
     Other biases of distance than ALiBi's go by strips too, where they do not learn. Slopes that learn, or differ by
     query, go by augmented keys, and so does what torch compiles: there one graph serves all lengths. Exceptions keep
     the folded mask: an exported graph, for every runtime knows it; and slopes that learn in bfloat16 or float16, whose
-    gradient by augmented keys would be a difference of large numbers.
+    gradient by augmented keys would be a difference of large numbers. In float32, kernels of GPUs add in an order of
+    their own, in which augmented keys lose digits: strips and folded masks take their place.
     """
     slopes = None
     if bias is not None and context.is_causal:
@@ -106,9 +107,10 @@ def folded_or_linear(context: AttentionContext, bias: PositionBias | None) -> La
     if not _is_long(context):
         return folded_mask(context, bias)
     is_fixed = slopes.shape[:2] == (1, 1) and not slopes.requires_grad
-    if is_fixed and slopes.device.type == "cpu" and context.spans() is not None:
+    is_cpu, is_half = slopes.device.type == "cpu", context.dtype.itemsize < 4
+    if is_fixed and (is_cpu or not is_half) and context.spans() is not None:
         return StripAttention(context, slopes[0, 0])
-    return AugmentedAttention(context, slopes)
+    return AugmentedAttention(context, slopes) if is_cpu or is_half else folded_mask(context, bias)
 
 
 def _is_long(context: AttentionContext) -> bool:

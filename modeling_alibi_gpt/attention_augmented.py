@@ -8,26 +8,32 @@ gradients of the slopes come with those of the queries.
 
 What is exact on paper must stay so in the kernel's number format:
 
-* bfloat16 and float16 hold 8 and 11 bits. Slopes are split into three pieces of the format, distances into digits of
-  base 256; every product of a piece and a digit is exact in the float32 in which kernels add. Each chunk of queries
-  has its own c, for a sum near 16,000 nats would round a score to 0.001.
+* bfloat16 and float16 hold 8 and 11 bits. Slopes are split into three pieces of the format, distances into digits
+  from -256 to 255, two of them up to 131,072 tokens; every product of a piece and a digit is exact in the float32 in
+  which kernels add. Each chunk of queries has its own c, for a sum near 16,000 nats would round a score to 0.001.
 * float32 and float64 hold every position. There ``-s * i`` is added, and the new dimensions come first: in a kernel
   that adds in order, the two large numbers have cancelled before ``q . k`` is added.
 
 Shapes: B batch (or 1), H heads, Q queries, K keys, d head size.
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
+from transformers.utils import is_tracing
 
 from .attention_context import AttentionContext
 
 
 _NUM_PIECES = 3
-_BASE = 256
-_NUM_DIGITS = 3
+_BASE = 512
+# What digits are multiplied by, 1, 512 and 512 squared, is shared out so that neither side leaves float16's range.
+_DIGIT_FACTORS = ((1, 1), (16, 32), (2048, 128))
+# Two digits reach so far, for 256 is the largest of the integers that bfloat16 holds without a gap.
+_TWO_DIGITS_TOKENS = _BASE * _BASE // 2
 # Kernels prefer head sizes of a multiple of eight.
 _MULTIPLE = 8
 _CHUNK_TOKENS = 2048
@@ -45,10 +51,30 @@ class AugmentedAttention:
         self.tensors = slopes, context.query_positions, context.key_positions
         is_square = context.is_whole and context.q_len == context.kv_len
         self.mask = None if is_square else context.mask()
+        self._parts: dict[torch.device, list[_Part]] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        tensors = (tensor.to(query.device) for tensor in self.tensors)
-        return augmented_attention(query, key, value, *tensors, self.mask, scaling, dropout)
+        # Layers that share slopes and a scale share what is made of them.
+        if query.device not in self._parts:
+            tensors = (tensor.to(query.device) for tensor in self.tensors)
+            self._parts[query.device] = _make_parts(*tensors, query.dtype, scaling)
+        return _attend_parts(query, key, value, self._parts[query.device], self.mask, scaling, dropout)
+
+
+class _Part(NamedTuple):
+    """Queries that share an origin, the keys they read, and what both get for more dimensions.
+
+    Attributes:
+        queries: Queries.
+        keys: Keys, from the first.
+        more_query: ``(B, H, Q, n)``.
+        more_key: ``(B, 1, K, n)``.
+    """
+
+    queries: slice
+    keys: slice
+    more_query: Tensor
+    more_key: Tensor
 
 
 def augmented_attention(
@@ -78,23 +104,40 @@ def augmented_attention(
     Returns:
         ``(B, H, Q, d)``.
     """
-    is_half = query.dtype.itemsize < 4
+    parts = _make_parts(slopes, query_positions, key_positions, query.dtype, scaling)
+    return _attend_parts(query, key, value, parts, mask, scaling, dropout)
+
+
+def _make_parts(
+    slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype, scaling: float
+) -> list[_Part]:
+    q_len, kv_len = query_positions.shape[-1], key_positions.shape[-1]
+    slopes = slopes / scaling
     # What torch compiles stays one call, so that one graph serves all lengths.
-    if not is_half or query.shape[2] <= _CHUNK_TOKENS or torch.compiler.is_compiling():
-        more = (_distance_digits if is_half else _distance_parts)(
-            slopes / scaling, query_positions, key_positions, query.dtype
-        )
+    if dtype.itemsize >= 4 or q_len <= _CHUNK_TOKENS or torch.compiler.is_compiling():
+        make = _distance_parts if dtype.itemsize >= 4 else _distance_digits
+        more = make(slopes, query_positions, key_positions, dtype)
+        return [_Part(slice(0, q_len), slice(0, kv_len), *more)]
+    parts = []
+    for start in range(0, q_len, _CHUNK_TOKENS):
+        queries = slice(start, min(start + _CHUNK_TOKENS, q_len))
+        keys = slice(0, queries.stop + kv_len - q_len)
+        chunk_slopes = slopes if slopes.shape[1] == 1 else slopes[:, queries]
+        more = _distance_digits(chunk_slopes, query_positions[:, queries], key_positions[:, keys], dtype)
+        parts.append(_Part(queries, keys, *more))
+    return parts
+
+
+def _attend_parts(
+    query: Tensor, key: Tensor, value: Tensor, parts: list[_Part], mask: Tensor | None, scaling: float, dropout: float
+) -> Tensor:
+    if len(parts) == 1:
+        more = parts[0].more_query, parts[0].more_key
         return _attend(query, key, value, *more, mask, mask is None, scaling, dropout)
     outputs = []
-    offset = key.shape[2] - query.shape[2]
-    for start in range(0, query.shape[2], _CHUNK_TOKENS):
-        queries = slice(start, min(start + _CHUNK_TOKENS, query.shape[2]))
-        keys = slice(0, queries.stop + offset)
-        chunk_slopes = slopes if slopes.shape[1] == 1 else slopes[:, queries]
-        more = _distance_digits(
-            chunk_slopes / scaling, query_positions[:, queries], key_positions[:, keys], query.dtype
-        )
-        chunk_mask = causal_lower_right(queries.stop - start, keys.stop) if mask is None else mask[:, :, queries, keys]
+    for queries, keys, *more in parts:
+        num_queries, num_keys = queries.stop - queries.start, keys.stop
+        chunk_mask = causal_lower_right(num_queries, num_keys) if mask is None else mask[:, :, queries, keys]
         states = query[:, :, queries], key[:, :, keys], value[:, :, keys]
         outputs.append(_attend(*states, *more, chunk_mask, False, scaling, dropout))
     return torch.cat(outputs, dim=2)
@@ -145,14 +188,17 @@ def _distance_digits(
 ) -> tuple[Tensor, Tensor]:
     """``(B, H, Q, n)`` and ``(B, 1, K, n)`` of a short format, whose products add up to ``s * (j - c)``.
 
-    c is the last query's position. Factors are shared out so that neither side leaves the range of float16.
+    c is the last query's position.
     """
-    distance = (query_positions.amax(-1, keepdim=True) - key_positions).clamp(min=0)
+    # No query sees a key further away, whatever stands at masked positions.
+    distance = (query_positions.amax(-1, keepdim=True) - key_positions).clamp(min=0, max=key_positions.shape[-1])
+    # One graph serves all lengths.
+    num_digits = 2 if not is_tracing(distance) and distance.shape[-1] <= _TWO_DIGITS_TOKENS else 3
     from_query, from_key = [], []
     for piece in _pieces(-slopes.transpose(1, 2), dtype):
-        for power, digit in enumerate(_digits(distance)):
-            from_query.append((piece * _BASE ** min(power, 1)).to(dtype))
-            from_key.append((digit * _BASE ** max(power - 1, 0)).to(dtype))
+        for digit, (query_factor, key_factor) in zip(_digits(distance, num_digits), _DIGIT_FACTORS, strict=False):
+            from_query.append((piece * query_factor).to(dtype))
+            from_key.append((digit * key_factor).to(dtype))
     more_query = torch.stack(from_query, dim=-1)
     return more_query.expand(-1, -1, query_positions.shape[-1], -1), torch.stack(from_key, dim=-1)[:, None]
 
@@ -168,9 +214,13 @@ def _pieces(slopes: Tensor, dtype: torch.dtype) -> list[Tensor]:
     return pieces
 
 
-def _digits(distance: Tensor) -> list[Tensor]:
-    """Three digits of base 256, the lowest first: exact to 16 million tokens."""
-    return [distance // _BASE**power % _BASE for power in range(_NUM_DIGITS)]
+def _digits(distance: Tensor, num_digits: int) -> list[Tensor]:
+    """Digits of base 512 from -256 to 255, the lowest first; two are exact to 131,072 tokens, three to 67 million."""
+    digits, rest = [], distance
+    for _ in range(num_digits - 1):
+        digits.append((rest + _BASE // 2) % _BASE - _BASE // 2)
+        rest = (rest - digits[-1]) // _BASE
+    return [*digits, rest]
 
 
 def _extend(more: Tensor, states: Tensor, padding: int) -> Tensor:

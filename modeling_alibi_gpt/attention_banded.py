@@ -35,8 +35,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .alibi import alibi_windows
+from .attention_blocks import band_blocks
 from .attention_context import AttentionContext
-from .attention_flex import flex, run_blocks, slope_score_mod
+from .attention_flex import distance_score_mod, flex, visible_blocks
 from .attention_spans import Span
 from .attention_strips import Tile, chunks, see_themselves, strip_attention, whole_tiles
 from .attention_windows import WindowedStates, attend_windows
@@ -75,7 +76,6 @@ class BandedAttention:
 
     def __init__(self, context: AttentionContext, slopes: Tensor, tolerance: float) -> None:
         self.context, self.slopes, self.tolerance = context, slopes, tolerance
-        self.slope_values = slopes.tolist()  # once a forward, for it makes the host wait for a GPU
         self.spans = context.spans()
         self.lost_queries = context.lost_queries()
         if context.keeps_windows and not context.is_whole:
@@ -85,15 +85,23 @@ class BandedAttention:
         slopes = self.slopes.to(query.device)
         if isinstance(key, WindowedStates):
             return attend_windows(self.context, slopes, query, key, value, scaling, dropout)
-        if query.device.type == "cuda" and dropout == 0.0:
-            first_keys = banded_first_keys(query, key, self.slope_values, self.spans, scaling, self.tolerance)
-            return flex_bands(query, key, value, slopes, first_keys, scaling)
+        if query.device.type != "cpu" and dropout == 0.0:
+            return self._attend_blocks(query, key, value, slopes, scaling)
         if self.context.kv_len < MIN_BANDED_TOKENS:
             tiles = whole_tiles(self.spans, slopes.shape[0], self.context.kv_len - self.context.q_len)
         else:
             tiles = banded_tiles(query, key, slopes.detach(), self.spans, scaling, self.tolerance)
         output = strip_attention(query, key, value, slopes, tiles, scaling, dropout)
         return see_themselves(output, value, self.lost_queries)
+
+    def _attend_blocks(self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, scaling: float) -> Tensor:
+        """By flex attention, whose kernels skip whole blocks of keys."""
+        if self.context.kv_len < MIN_BANDED_TOKENS:
+            blocks = visible_blocks(self.context, query.device)
+        else:
+            blocks = band_blocks(query, key, slopes, scaling, self.tolerance, self.context.first_keys())
+        score_mod = distance_score_mod(slopes, key.shape[2] - query.shape[2])
+        return flex(query, key, value, score_mod, blocks, scaling)
 
 
 def banded_tiles(
@@ -130,48 +138,6 @@ def banded_tiles(
                     Tile(span.rows, heads, chunk, slice(max(span.first_key, min(first_keys)), chunk.stop + offset))
                 )
     return tiles
-
-
-def banded_first_keys(
-    query: Tensor, key: Tensor, slopes: Sequence[float], spans: Sequence[Span], scaling: float, tolerance: float
-) -> Tensor:
-    """The same as the first key that each query reads, found without waiting for the device.
-
-    Args:
-        query: ``(B, H, Q, d)``, the last Q of K tokens.
-        key: ``(B, H, K, d)``.
-        slopes: H numbers, nats per token.
-        spans: Who sees whom.
-        scaling: What multiplies ``q . k``.
-        tolerance: Largest weight that a query may lose.
-
-    Returns:
-        ``(B, H, Q)`` int64; its own key for a query in no span. One row where all rows agree.
-    """
-    num_rows, num_heads, q_len, _ = query.shape
-    offset = key.shape[2] - q_len
-    own_keys = torch.arange(offset, key.shape[2], device=query.device)
-    agree = all(span.rows == slice(0, num_rows) for span in spans)
-    first_keys = own_keys.repeat(1 if agree else num_rows, num_heads, 1)
-    for span in spans:
-        queries, own = span.queries, own_keys[span.queries]
-        keys = slice(span.first_key, queries.stop + offset)
-        for head, slope in enumerate(slopes):
-            windows = _windows(query[span.rows, head, queries], key[span.rows, head, keys], slope, scaling, tolerance)
-            first = own[::BLOCK_TOKENS] + 1 - windows
-            first = first.repeat_interleave(BLOCK_TOKENS)[: own.shape[0]].clamp(min=span.first_key)
-            first_keys[span.rows, head, queries] = torch.minimum(first, own)
-    return first_keys
-
-
-def flex_bands(
-    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, first_keys: Tensor, scaling: float
-) -> Tensor:
-    """Attention ``(B, H, Q, d)`` with ALiBi, from the first key of each query ``(1 or B, H, Q)`` to its own."""
-    kv_len = key.shape[2]
-    slots = torch.arange(kv_len, device=query.device).expand(query.shape[0], -1)
-    score_mod = slope_score_mod(slopes, slots[:, kv_len - query.shape[2] :], slots)
-    return flex(query, key, value, score_mod, run_blocks(first_keys, kv_len), scaling)
 
 
 def similar_heads(windows: Sequence[int]) -> list[slice]:

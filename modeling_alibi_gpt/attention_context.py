@@ -87,13 +87,35 @@ class AttentionContext:
             self._spans = (self._make_spans(),)
         return self._spans[0]
 
+    def first_keys(self) -> Tensor | None:
+        """``(1 or B, Q)`` int64: the first key that a query sees, from spans; None where that is the first of all.
+
+        Queries in no span see their own key.
+        """
+        spans = self.spans()
+        if self.is_whole:
+            return None
+        own_keys = torch.arange(self.kv_len - self.q_len, self.kv_len, device=self.query_positions.device)
+        rows_agree = all(span.rows == slice(0, self.num_rows) for span in spans)
+        first_keys = own_keys.repeat(1 if rows_agree else self.num_rows, 1)
+        for span in spans:
+            first_keys[span.rows, span.queries] = span.first_key
+        return first_keys
+
     def lost_queries(self) -> Tensor | None:
         """``(B, 1, Q, 1)`` bool, True for queries in no span; None if all are in one."""
         spans = self.spans()
+        num_in_spans = sum(_length(span.rows) * _length(span.queries) for span in spans)
+        if num_in_spans == self.num_rows * self.q_len:
+            return None
         is_lost = torch.ones(self.num_rows, 1, self.q_len, 1, dtype=torch.bool, device=self.query_positions.device)
         for span in spans:
             is_lost[span.rows, :, span.queries] = False
-        return is_lost if is_lost.any() else None
+        return is_lost
+
+
+def _length(run: slice) -> int:
+    return run.stop - run.start
 
 
 def attention_context(

@@ -8,18 +8,22 @@ Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys, d head
 """
 
 import functools
+import inspect
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers.integrations.flex_attention import compile_friendly_flex_attention
 
+from .attention_blocks import run_blocks, tokens_before
 from .attention_context import AttentionContext
 
 
-BLOCK_TOKENS = 128
+# Graphs of flex attention that one process may need: for training, prefill and single queries, each with one row and
+# with several, with padding and without, in two dtypes. Torch's own limit of eight is soon met.
+_MAX_GRAPHS = 64
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -38,7 +42,7 @@ class FlexAttention:
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor | None = None, bias: Tensor | None = None) -> None:
-        if context.slots is None:
+        if context.slots is None and context.spans() is None:
             raise ValueError(
                 "attention back end 'flex_attention' reads masks of two dimensions, got one of four, which sdpa and "
                 "eager take"
@@ -63,7 +67,10 @@ class FlexAttention:
             for positions in (self.context.query_positions, self.context.key_positions)
         )
         if self.slopes.shape[:2] == (1, 1):
-            return slope_score_mod(self.slopes[0, 0].to(device), query_positions, key_positions)
+            slopes = self.slopes[0, 0].to(device)
+            if self.context.spans() is not None:
+                return distance_score_mod(slopes, self.context.kv_len - self.context.q_len)
+            return slope_score_mod(slopes, query_positions, key_positions)
         slopes = self.slopes.to(device).expand(num_rows, self.context.q_len, -1)
 
         def score_mod(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
@@ -103,10 +110,23 @@ def flex(
             f"flex attention has no dropout, got attention_dropout={dropout}: set it to 0 or train on sdpa or eager"
         )
     if query.device.type != "cpu":
-        return compile_friendly_flex_attention(
-            query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling
-        )
+        run = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
+        return run(query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling)
     return _flex_on_cpu(query, key, value, score_mod, block_mask, scaling)
+
+
+@functools.cache
+def _compiled_flex_attention() -> Callable[..., Tensor]:
+    """Whole graphs only: what torch could not compile it would compute by definition, a matrix for every head."""
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return torch.compile(flex_attention, fullgraph=True, recompile_limit=_MAX_GRAPHS)
+    compiled = torch.compile(flex_attention, fullgraph=True)
+
+    def run(*states: Tensor, **options: Any) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS):
+            return compiled(*states, **options)
+
+    return run
 
 
 @torch.compiler.disable(reason="flex attention does not compile on a CPU: sdpa and eager do")
@@ -122,14 +142,31 @@ def _flex_on_cpu(
     return flex_attention(query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling)
 
 
+def distance_score_mod(slopes: Tensor, offset: int) -> ScoreMod:
+    """ALiBi where a key lies as many tokens behind its query as slots, by numbers that the kernel has at hand.
+
+    Args:
+        slopes: ``(H,)``, nats per token.
+        offset: Keys before the first query: K - Q.
+    """
+    shift = tokens_before(offset, slopes.device)
+
+    def score_mod(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        # Made floats before a block's queries meet its keys: conversions are slow, and few then.
+        return score + slopes[head] * (key.float() - (query + shift).float())
+
+    return score_mod
+
+
 def slope_score_mod(slopes: Tensor, query_positions: Tensor, key_positions: Tensor) -> ScoreMod:
     """ALiBi by distance; a difference of positions is exact where positions times slopes would not be.
 
     Args:
         slopes: ``(H,)``, nats per token.
-        query_positions: ``(B, Q)`` int64, tokens.
-        key_positions: ``(B, K)`` int64, tokens.
+        query_positions: ``(B, Q)`` int64, tokens, below 2**24.
+        key_positions: ``(B, K)`` int64, tokens, below 2**24.
     """
+    query_positions, key_positions = query_positions.float(), key_positions.float()
 
     def score_mod(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return score + slopes[head] * (key_positions[row, key] - query_positions[row, query])
@@ -139,6 +176,8 @@ def slope_score_mod(slopes: Tensor, query_positions: Tensor, key_positions: Tens
 
 def visible_blocks(context: AttentionContext, device: torch.device) -> BlockMask:
     """Which blocks of queries and keys see each other, and which pairs within: the same that the dense mask says."""
+    if context.spans() is not None:
+        return run_blocks(context.q_len, context.kv_len, device, context.first_keys())
     make = create_block_mask
     if device.type != "cpu" and not torch.compiler.is_compiling():
         make = _compiled_create_block_mask()
@@ -174,44 +213,3 @@ def _mask_mod(context: AttentionContext, device: torch.device) -> MaskMod:
         return is_seen
 
     return mask_mod
-
-
-def run_blocks(first_keys: Tensor, kv_len: int) -> BlockMask:
-    """The blocks of queries that read one run of keys each, counted head by head without a matrix of pairs.
-
-    Args:
-        first_keys: ``(B, H, Q)`` int64: the first key that a query reads. The last is its own, the last query's the
-            last of all.
-        kv_len: K.
-    """
-    num_rows, _, q_len = first_keys.shape
-    first_keys = first_keys.to(torch.int32)
-    offset = kv_len - q_len
-    num_query_blocks, num_key_blocks = -(-q_len // BLOCK_TOKENS), -(-kv_len // BLOCK_TOKENS)
-    # A block that is cut short has no full blocks of keys, as if its missing queries saw nothing.
-    by_block = F.pad(first_keys, (0, num_query_blocks * BLOCK_TOKENS - q_len), value=kv_len)
-    by_block = by_block.unflatten(-1, (num_query_blocks, BLOCK_TOKENS))
-    first_own = offset + BLOCK_TOKENS * torch.arange(num_query_blocks, device=first_keys.device)
-    last_own = (first_own + BLOCK_TOKENS - 1).clamp(max=kv_len - 1)
-
-    # A block of queries reads blocks of keys from start to stop; all of it reads all of full_start to full_stop.
-    start, stop = by_block.amin(-1) // BLOCK_TOKENS, last_own // BLOCK_TOKENS + 1
-    full_start = (-(-by_block.amax(-1) // BLOCK_TOKENS)).clamp(max=stop)
-    full_stop = torch.maximum((first_own + 1) // BLOCK_TOKENS, full_start)
-    number = torch.arange(num_key_blocks, device=first_keys.device)
-    num_before = (full_start - start)[..., None]
-    partial = torch.where(number < num_before, start[..., None] + number, full_stop[..., None] + number - num_before)
-    full = full_start[..., None] + number
-
-    def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return (key >= first_keys[row % num_rows, head, query]) & (key <= query + offset)
-
-    return BlockMask.from_kv_blocks(
-        (num_before[..., 0] + stop - full_stop).int(),
-        partial.clamp(max=num_key_blocks - 1).int(),
-        (full_stop - full_start).int(),
-        full.clamp(max=num_key_blocks - 1).int(),
-        BLOCK_TOKENS,
-        mask_mod,
-        (q_len, kv_len),
-    )

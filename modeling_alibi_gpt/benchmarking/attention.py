@@ -14,6 +14,7 @@ from torch import Tensor
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
 from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
+from modeling_alibi_gpt.attention_flex import FlexAttention
 from modeling_alibi_gpt.attention_strips import StripAttention
 from modeling_alibi_gpt.benchmarking.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.evaluation.precision import exact_attention, last_queries_context
@@ -76,10 +77,10 @@ def _time_length(
     case: AttentionCase, dtype: str, length_tokens: int, device: torch.device, seed: int
 ) -> Iterator[Record]:
     slopes = alibi_slopes(case.num_heads).to(device)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     shape = (1, case.num_heads, length_tokens, case.head_dim)
     learns = case.mode == "forward_backward"
-    q, k, v, direction = (torch.randn(shape, generator=generator).to(device, DTYPES[dtype]) for _ in range(4))
+    q, k, v, direction = (torch.randn(shape, generator=generator, device=device).to(DTYPES[dtype]) for _ in range(4))
     inputs = [tensor.requires_grad_(learns) for tensor in (q, k, v)]
 
     def run(way: Way) -> Tensor:
@@ -143,6 +144,13 @@ def _augmented(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
     return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
 
 
+def _flex(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+    attention = FlexAttention(
+        last_queries_context(length_tokens, length_tokens, dtype, slopes.device), slopes[None, None]
+    )
+    return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
+
+
 def _banded(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
     attention = BandedAttention(
         last_queries_context(length_tokens, length_tokens, dtype, slopes.device), slopes, tolerance=1e-6
@@ -157,6 +165,7 @@ WAYS: dict[str, Callable[[int, torch.dtype, Tensor], Way]] = {
     "eager": _eager,
     "strips": _strips,
     "augmented": _augmented,
+    "flex": _flex,
     "banded": _banded,
 }
 

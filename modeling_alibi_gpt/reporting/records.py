@@ -53,6 +53,7 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
         *("nats_per_token_sd", "perplexity", "difference_nats_by_seed", "difference_nats", "difference_nats_sd"),
         "error",
     ),
+    "gpu_tests": ("passed", "failed", "skipped", "seconds", "failures"),
     "conformance": ("model", "suite", "transformers", "passed", "failed", "skipped", "seconds", "skipped_by_reason"),
     "precision": (
         *("dtype", "num_heads", "length_tokens", "head_dim", "num_queries"),
@@ -233,7 +234,12 @@ def _repair_tail(file: BinaryIO) -> None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that tracks this very file: an installed copy inside another project has none."""
+    """The commit of the checkout that tracks this very file: an installed copy inside another project has none.
+
+    Where clean sources were copied to a machine without git, ``ALIBI_GPT_COMMIT`` says which they are.
+    """
+    if "ALIBI_GPT_COMMIT" in os.environ:
+        return os.environ["ALIBI_GPT_COMMIT"]
     if _git("ls-files", "--error-unmatch", _SOURCE_FILE.name) is None:
         return None
     return _git("rev-parse", "HEAD")

@@ -1,0 +1,112 @@
+"""Time attention with ALiBi on a GPU beside plain causal attention: flash kernels, flex, bands, by length.
+
+Kernels of flex attention take long to compile: processes, one for each head size and direction, compile side by side
+and then take turns at the clock.
+"""
+
+import argparse
+import multiprocessing
+import sys
+import threading
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from modeling_alibi_gpt.benchmarking.attention import AttentionCase, time_attention
+from modeling_alibi_gpt.reporting.records import Record, append_record, check_record, provenance
+
+
+COMPILE_SECONDS = 150
+WAYS = ["augmented", "flex", "banded"]
+
+
+def make_groups() -> list[list[AttentionCase]]:
+    """Cases by process. The first length of each gets a graph of its own, the others share one for any length."""
+
+    def case(length_tokens: int, num_rounds: int, ways: list[str] = WAYS, **fields: Any) -> AttentionCase:
+        return AttentionCase(
+            lengths_tokens=[length_tokens],
+            num_rounds=num_rounds,
+            ways=ways,
+            num_heads=32,
+            dtypes=["bfloat16"],
+            **fields,
+        )
+
+    groups = []
+    for mode in ("forward", "forward_backward"):
+        for head_dim in (64, 128):
+            fields = {"mode": mode, "head_dim": head_dim}
+            group = [case(16_384, 15, **fields), case(2048, 30, **fields), case(8192, 15, [*WAYS, "dense"], **fields)]
+            group.append(case(65_536, 3, **fields))
+            if (mode, head_dim) == ("forward", 64):
+                group.append(case(131_072, 2, **fields))
+            groups.append(group)
+    return groups
+
+
+def make_tiny_groups() -> list[list[AttentionCase]]:
+    shape = {"lengths_tokens": [64, 130], "num_heads": 2, "head_dim": 16, "num_rounds": 1}
+    forward = AttentionCase(ways=WAYS, **shape)
+    return [[forward], [AttentionCase(ways=["augmented"], mode="forward_backward", **shape)]]
+
+
+def time_group(group: Sequence[AttentionCase], output: str, everybody: Any, clock: Any) -> None:
+    """Compile what a group needs, wait for the other groups, then time it while nobody else does."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # Twice, for torch makes a graph for any length when it meets a second one.
+        for case in group[:2]:
+            for _ in time_attention(replace(case, num_rounds=1), device):
+                pass
+    except Exception:
+        traceback.print_exc()
+    try:
+        everybody.wait(COMPILE_SECONDS)
+    except threading.BrokenBarrierError:
+        print("not everybody compiled in time", flush=True)
+    failed = False
+    for case in group:
+        with clock:
+            try:
+                for figures in time_attention(case, device):
+                    record = {**figures, "num_threads": torch.get_num_threads(), "provenance": provenance(seed=0)}
+                    check_record(record)
+                    append_record(output, record)
+                    print(describe(record), flush=True)
+            except Exception:
+                failed = True
+                traceback.print_exc()  # the other lengths are worth having
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    sys.exit(int(failed))
+
+
+def describe(record: Record) -> str:
+    return (
+        f"{record['mode']:16} {record['head_dim']:3d} {record['length_tokens']:7,d} {record['name']:10} "
+        f"{record['seconds'] * 1e3:9.3f} ms {record['times_reference']:7.3f}x"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="records are added to it")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes")
+    args = parser.parse_args(argv)
+    groups = make_tiny_groups() if args.tiny else make_groups()
+    context = multiprocessing.get_context("spawn")
+    everybody, clock = context.Barrier(len(groups)), context.Lock()
+    processes = [context.Process(target=time_group, args=(group, args.output, everybody, clock)) for group in groups]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return next((1 for process in processes if process.exitcode), 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""Time whole models in bfloat16: training beside GPT-2 and Llama of transformers, decoding after long texts."""
+
+import argparse
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, AlibiWindowCache
+from modeling_alibi_gpt.benchmarking.timing import extra_bytes, summarize, take_turns
+from modeling_alibi_gpt.reporting.records import Record, append_record, check_record, provenance
+
+
+# Dense bfloat16, without sparsity, from NVIDIA's datasheets of the SXM parts.
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+
+
+class Shape(NamedTuple):
+    """Of a decoder; its MLP is four times as wide as its residual stream, or Llama's of as many weights."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    vocab_size: int = 50_304
+
+
+SHAPES = {"125M": Shape(12, 768, 12), "1.3B": Shape(24, 2048, 32), "tiny": Shape(1, 32, 2, 300)}
+# Shape, tokens, rows, rounds, back ends of AlibiGPT.
+TRAINING = [
+    ("125M", 2048, 16, 8, ("sdpa", "flex_attention")),
+    ("125M", 16_384, 2, 8, ("sdpa", "flex_attention", "alibi_banded")),
+    ("1.3B", 2048, 4, 5, ("sdpa", "flex_attention")),
+]
+# Shape, tokens before, rounds.
+DECODING = [("125M", 1024, 30), ("125M", 16_384, 30), ("125M", 65_536, 20)]
+
+
+def make_model(name: str, shape: Shape, length_tokens: int, device: torch.device, **fields: Any) -> PreTrainedModel:
+    """``gpt2``, ``llama`` or a back end of AlibiGPT, in bfloat16 with random weights, made on the device."""
+    with device:
+        if name == "gpt2":
+            model: PreTrainedModel = GPT2LMHeadModel(
+                GPT2Config(
+                    vocab_size=shape.vocab_size,
+                    n_embd=shape.hidden_size,
+                    n_layer=shape.num_layers,
+                    n_head=shape.num_heads,
+                    n_positions=length_tokens,
+                    resid_pdrop=0.0,
+                    embd_pdrop=0.0,
+                    attn_pdrop=0.0,
+                )
+            )
+        elif name == "llama":
+            model = LlamaForCausalLM(
+                LlamaConfig(
+                    vocab_size=shape.vocab_size,
+                    hidden_size=shape.hidden_size,
+                    intermediate_size=shape.hidden_size * 8 // 3 // 64 * 64 or 64,
+                    num_hidden_layers=shape.num_layers,
+                    num_attention_heads=shape.num_heads,
+                    tie_word_embeddings=True,
+                )
+            )
+        else:
+            model = AlibiGPTForCausalLM(
+                AlibiGPTConfig(
+                    vocab_size=shape.vocab_size,
+                    hidden_size=shape.hidden_size,
+                    num_hidden_layers=shape.num_layers,
+                    num_attention_heads=shape.num_heads,
+                    attn_implementation=name,
+                    **fields,
+                )
+            )
+    return model.to(torch.bfloat16)
+
+
+def time_training(
+    shape_name: str, length_tokens: int, num_rows: int, num_rounds: int, back_ends: Sequence[str]
+) -> Iterator[Record]:
+    """Forward, backward and a step of fused AdamW."""
+    shape, device = SHAPES[shape_name], _device()
+    names = ["gpt2", "llama", *back_ends]
+    models = {name: make_model(name, shape, length_tokens, device).train() for name in names}
+    tokens = torch.randint(shape.vocab_size, (num_rows, length_tokens), device=device)
+    candidates = {name: partial(_step, model, _optimizer(model), tokens) for name, model in models.items()}
+    candidates = {name: run for name, run in candidates.items() if _runs(name, run)}
+    memory = {name: extra_bytes(run) for name, run in candidates.items()}
+    for name, figures in summarize(take_turns(candidates, num_rounds), "gpt2").items():
+        num_parameters = models[name].num_parameters()
+        tokens_per_second = num_rows * length_tokens / figures["seconds"]
+        # Chowdhery et al. 2022 (PaLM), appendix B: attention is counted in full, causal or not.
+        flops = 6 * num_parameters + 12 * shape.num_layers * shape.hidden_size * length_tokens
+        peak = _peak_flops()
+        yield _record(
+            "model_speed",
+            name if name in ("gpt2", "llama") else f"alibi_gpt {name}",
+            shape,
+            figures,
+            mode="optimizer_step",
+            length_tokens=length_tokens,
+            num_rows=num_rows,
+            num_parameters=num_parameters,
+            extra_bytes=memory[name],
+            tokens_per_second=tokens_per_second,
+            model_flops_utilization=flops * tokens_per_second / peak if peak else None,
+        )
+
+
+def _step(model: PreTrainedModel, optimizer: torch.optim.Optimizer, tokens: torch.Tensor) -> None:
+    model(tokens, labels=tokens, use_cache=False).loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def _optimizer(model: PreTrainedModel) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+
+
+@torch.no_grad()
+def time_decoding(shape_name: str, context_tokens: int, num_rounds: int) -> Iterator[Record]:
+    """One token after a long text, greedy, one row: AlibiGPT with each cache beside Llama."""
+    shape, device = SHAPES[shape_name], _device()
+    prompt = torch.randint(shape.vocab_size, (1, context_tokens), device=device)
+    models = {
+        "llama": make_model("llama", shape, context_tokens, device),
+        "sdpa": make_model("sdpa", shape, context_tokens, device, qk_norm=True),
+        "alibi_banded": make_model("alibi_banded", shape, context_tokens, device, qk_norm=True),
+    }
+    models["alibi_banded"].load_state_dict(models["sdpa"].state_dict())
+    caches, logits = {}, {}
+    for name, model in models.items():
+        cache = DynamicCache(config=model.config)
+        caches[name] = AlibiWindowCache.from_qk_norm(model.eval()) if name == "alibi_banded" else cache
+        model(prompt, past_key_values=caches[name], logits_to_keep=1)
+
+    def decode(name: str) -> None:
+        logits[name] = models[name](prompt[:, -1:], past_key_values=caches[name]).logits
+
+    candidates = {name: partial(decode, name) for name in models}
+    for name, figures in summarize(take_turns(candidates, num_rounds), "sdpa").items():
+        cache = caches[name]
+        num_bytes = getattr(cache, "num_bytes", None)
+        if num_bytes is None:
+            num_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+        difference = (logits[name] - logits["sdpa"]).abs().max().item() if name != "llama" else None
+        yield _record(
+            "decode_speed",
+            name if name == "llama" else f"alibi_gpt {name}",
+            shape,
+            figures,
+            context_tokens=context_tokens,
+            cache_bytes=num_bytes,
+            max_difference=difference,
+            tokens_per_second=1 / figures["seconds"],
+        )
+
+
+def _record(kind: str, name: str, shape: Shape, figures: Record, **fields: Any) -> Record:
+    described = {"num_layers": shape.num_layers, "hidden_size": shape.hidden_size, "num_heads": shape.num_heads}
+    record = {"kind": kind, "name": name, "dtype": "bfloat16", **described, "vocab_size": shape.vocab_size}
+    return {**record, **figures, **fields, "provenance": provenance(seed=0)}
+
+
+def _runs(name: str, run: Callable[[], None]) -> bool:
+    """Whether a candidate runs at all; the others are worth timing if one does not."""
+    try:
+        run()
+    except Exception:
+        print(f"{name} does not run:", flush=True)
+        traceback.print_exc()
+        return False
+    return True
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _peak_flops() -> float | None:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="records are added to it")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes")
+    args = parser.parse_args(argv)
+    training = [("tiny", 32, 2, 1, ("sdpa", "alibi_banded"))] if args.tiny else TRAINING
+    decoding = [("tiny", 40, 1)] if args.tiny else DECODING
+    status = 0
+    for run, cases in ((time_training, training), (time_decoding, decoding)):
+        for case in cases:
+            try:
+                for record in run(*case):
+                    check_record(record)
+                    append_record(args.output, record)
+                    print(case, record["name"], f"{record['tokens_per_second']:,.0f} tokens/s,",
+                          f"{record['times_reference']:.3f}x {record['reference']}", flush=True)  # fmt: skip
+            except Exception:
+                traceback.print_exc()
+                status = 1
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
