@@ -1,6 +1,6 @@
 """Claims on position methods, a function each: what one comparison says of it, or nothing where it cannot speak."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from modeling_alibi_gpt.reporting.grid import Grid, format_mean, listed, paired
 from modeling_alibi_gpt.reporting.statistics import Difference, Finding, judge, judge_any
@@ -8,6 +8,7 @@ from modeling_alibi_gpt.reporting.tables import format_count
 
 
 RIVALS = {"sinusoidal": "sinusoidal", "rope": "RoPE", "t5": "T5"}
+MAX_NAMES = 3
 EXTENSIONS = {"linear": "linear interpolation", "ntk": "NTK", "dynamic_ntk": "dynamic NTK", "yarn": "YaRN"}
 
 
@@ -58,7 +59,7 @@ def _alone_stays_level(grid: Grid) -> list[Finding]:
     closest = dict(sorted(others.items(), key=lambda item: item[1].mean)[:3])
     signs = [-_rise(own), *map(_rise, others.values())]
     numbers = f"{format_mean(own)}, lowest of the others {listed(closest)} {grid.reach} tokens"
-    return [Finding("ALiBi alone stays level", judge(signs, 1), numbers)]
+    return [Finding(f"Of {_ran(others)}, ALiBi alone stays level", judge(signs, 1), numbers)]
 
 
 def _nothing_is_better(grid: Grid) -> list[Finding]:
@@ -68,7 +69,8 @@ def _nothing_is_better(grid: Grid) -> list[Finding]:
     lowest = dict(sorted(differences.items(), key=lambda item: item[1].mean)[:3])
     numbers = f"lowest {listed(lowest)} against it at {format_count(grid.lengths[-1])} tokens"
     verdict = judge([difference.sign for difference in differences.values()], 1)
-    return [Finding("No other method reads better than ALiBi far out", verdict, numbers)]
+    claim = f"Of {_ran(differences)}, none reads better than ALiBi far out"
+    return [Finding(claim, verdict, numbers)]
 
 
 def _flatter_slopes_help(grid: Grid) -> list[Finding]:
@@ -156,6 +158,11 @@ def _readings(grid: Grid, variant: str, field: str) -> list[str]:
     """The readings of a variant that set ``field``."""
     found = [r["reading"] for r in grid.records if r["variant"] == variant and field in r["reading_fields"]]
     return list(dict.fromkeys(found))
+
+
+def _ran(others: Mapping[str, Difference]) -> str:
+    """ALiBi and what it is judged with: by name where they are few."""
+    return _joined(["ALiBi", *others], "and") if len(others) <= MAX_NAMES else f"{len(others) + 1} methods"
 
 
 def _rivals(grid: Grid, variants: Iterable[str]) -> str:
