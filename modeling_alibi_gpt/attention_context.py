@@ -155,7 +155,8 @@ def attention_context(
     documents = document_numbers(position_ids.expand(num_rows, -1)) if has_ids else None
     is_whole = is_causal and is_aligned and attention_mask is None and not has_ids
 
-    def make_mask() -> Tensor | None:
+    # Neither says what it returns: in a compiled model, torch 2.8 cannot make a union of types.
+    def make_mask():
         mask = create_causal_mask(
             config=config,
             inputs_embeds=inputs_embeds,
@@ -166,7 +167,7 @@ def attention_context(
         )
         return _let_lost_queries_see_themselves(mask, query_slots, key_slots) if is_padded else mask
 
-    def make_spans() -> list[Span] | None:
+    def make_spans():
         if is_whole:
             return [Span(slice(0, num_rows), slice(0, q_len), 0)]
         if not (is_causal and is_aligned) or is_tracing(inputs_embeds):

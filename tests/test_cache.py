@@ -132,7 +132,7 @@ def test_what_cannot_be_is_refused() -> None:
         AlibiWindowCache.from_qk_norm(make_model(qk_norm=False))
     with pytest.raises(ValueError, match="safety_factor must be at least 1, got 0.5"):
         AlibiWindowCache.from_text(make_model(), draw_tokens(1, 8), 0.5)
-    for fields in ({"position_method": "none"}, {"alibi_scaling": {"type": "dynamic_linear"}}):
+    for fields in ({"position_method": "none", "alibi_beta": 1.0}, {"alibi_scaling": {"type": "dynamic_linear"}}):
         with pytest.raises(ValueError, match="one slope a head"):
             AlibiWindowCache.from_qk_norm(make_model("sdpa", **fields))
     for back_end in ("sdpa", "eager"):
