@@ -31,6 +31,7 @@ from modeling_alibi_gpt.training.experiment import read_mapping
 FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gpt2": GPT2}
 OURS = AlibiGPTConfig.model_type
 GGUF = "gguf"
+READERS = ("transformers", "llama.cpp", "vllm")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What tells how the weights are laid out, so that another value would read other weights out of them.
 _LAYOUT_FIELDS = (
@@ -56,6 +57,8 @@ class ConvertConfig:
         dtype: ``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor.
         allow_pickle: Read pickled weights, with ``weights_only=True``, where there are no others.
         max_shard_bytes: Size from which on weights are spread over several files.
+        reader: For ``mpt``: the program that is to compute the same, ``transformers``, or ``llama.cpp`` or ``vllm``,
+            which honour ``alibi_bias_max``.
         context_length_tokens: For ``gguf``: what readers take for the longest text; null is the training length.
     """
 
@@ -67,6 +70,7 @@ class ConvertConfig:
     dtype: str | None = None
     allow_pickle: bool = False
     max_shard_bytes: int = 5 * 10**9
+    reader: str = READERS[0]
     context_length_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -79,6 +83,10 @@ class ConvertConfig:
         ways_out = [name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None]
         if self.to not in (OURS, *ways_out, GGUF):
             raise ValueError(f"to must be one of {', '.join([OURS, *ways_out, GGUF])}, got {self.to!r}")
+        if self.reader not in READERS:
+            raise ValueError(f"reader must be one of {', '.join(READERS)}, got {self.reader!r}")
+        if self.to != "mpt" and self.reader != READERS[0]:
+            raise ValueError(f"reader is for conversions to mpt, not to {self.to}")
         if self.to != GGUF and self.context_length_tokens is not None:
             raise ValueError(f"context_length_tokens is for conversions to {GGUF}, not to {self.to}")
 
@@ -212,7 +220,8 @@ def _translate_out(config: ConvertConfig, folder: Path, model_type: Any) -> _Tra
     _refuse_ways_in(config)
     family, ours = FAMILIES[config.to], load_model_config(folder)
     assert family.from_alibi_gpt is not None
-    return _Translation(family=family, fields={}, ours=ours, target_config=family.from_alibi_gpt(ours))
+    target_config = family.from_alibi_gpt(ours, config.reader == READERS[0])
+    return _Translation(family=family, fields={}, ours=ours, target_config=target_config)
 
 
 def _let_generate_use_the_cache(path: Path) -> None:
