@@ -13,12 +13,12 @@ from transformers.activations import ACT2FN
 
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.conversion.bloom import BLOOM
+from modeling_alibi_gpt.conversion.companions import COMPANION_FILES, LICENCE_FILES, companion_files
 from modeling_alibi_gpt.conversion.falcon import FALCON
 from modeling_alibi_gpt.conversion.families import Family, Fields
 from modeling_alibi_gpt.conversion.folders import appearing_whole, refuse_taken
 from modeling_alibi_gpt.conversion.gguf_export import GgufConfig, export_gguf
 from modeling_alibi_gpt.conversion.gpt2 import GPT2
-from modeling_alibi_gpt.conversion.hub_export import COMPANION_PATTERNS
 from modeling_alibi_gpt.conversion.mpt import MPT
 from modeling_alibi_gpt.conversion.source_weights import SourceWeights
 from modeling_alibi_gpt.conversion.streaming import Plan, plan_conversion, write_weights
@@ -92,7 +92,7 @@ class ConvertConfig:
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
-    """Write a checkpoint as another family's: weights, config, and tokenizer files as they are.
+    """Write a checkpoint as another family's: weights, config, and tokenizer, model card and licence as they are.
 
     Tensors are read one by one and written file by file, so that a checkpoint may be larger than memory. Everything
     that can be refused is refused before anything is written.
@@ -116,10 +116,11 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     source, plan = translation.plan(folder, allow_pickle=config.allow_pickle, dtype=dtype)
     target_config = translation.target_config
     target_config.dtype = dtype or source.describe(plan.steps[0].sources[0]).dtype
+    companions = companion_files(folder)
     with appearing_whole(target) as beside:
         write_weights(plan, source, beside, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
         target_config.save_pretrained(beside)
-        for path in (path for pattern in COMPANION_PATTERNS for path in folder.glob(pattern) if path.is_file()):
+        for path in companions:
             shutil.copyfile(path, beside / path.name)
         if config.to == OURS:
             _let_generate_use_the_cache(beside / "generation_config.json")
@@ -134,13 +135,14 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
 
 def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:
     _refuse_ways_in(config)
-    dtype = config.dtype or "float32"
+    licences = companion_files(folder, LICENCE_FILES)
     with appearing_whole(target) as beside:
-        file = str(beside / "model.gguf")
-        limit = config.context_length_tokens
-        export_gguf(GgufConfig(model=str(folder), output=file, dtype=dtype, context_length_tokens=limit))
+        options = {"dtype": config.dtype or "float32", "context_length_tokens": config.context_length_tokens}
+        export_gguf(GgufConfig(model=str(folder), output=str(beside / "model.gguf"), **options))
+        for path in licences:
+            shutil.copyfile(path, beside / path.name)
     named = {"output_dir": config.output_dir, "converted_from": OURS, "model_type": GGUF}
-    return {**named, "files": ["model.gguf"], "left_out": []}
+    return {**named, "files": sorted(path.name for path in target.iterdir()), "left_out": []}
 
 
 def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
@@ -153,7 +155,7 @@ def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
     if not folder.is_dir():
         weights = _WEIGHT_PATTERNS + (_PICKLE_PATTERNS if allow_pickle else ())
         try:
-            folder = Path(snapshot_download(model, allow_patterns=["config.json", *COMPANION_PATTERNS, *weights]))
+            folder = Path(snapshot_download(model, allow_patterns=["config.json", *COMPANION_FILES, *weights]))
         except (HFValidationError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{model}: no such folder, and it cannot be had from the Hub ({reason})") from error
