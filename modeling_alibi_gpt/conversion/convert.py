@@ -137,8 +137,16 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
     _refuse_ways_in(config)
     licences = companion_files(folder, LICENCE_FILES)
     with appearing_whole(target) as beside:
-        options = {"dtype": config.dtype or "float32", "context_length_tokens": config.context_length_tokens}
-        export_gguf(GgufConfig(model=str(folder), output=str(beside / "model.gguf"), **options))
+        export_gguf(
+            GgufConfig(
+                model=str(folder),
+                output=str(beside / "model.gguf"),
+                # A snapshot of the Hub lies in a folder that is named for its commit.
+                name=None if Path(config.model).is_dir() else config.model.rpartition("/")[2],
+                dtype=config.dtype or "float32",
+                context_length_tokens=config.context_length_tokens,
+            )
+        )
         for path in licences:
             shutil.copyfile(path, beside / path.name)
     named = {"output_dir": config.output_dir, "converted_from": OURS, "model_type": GGUF}
