@@ -81,14 +81,23 @@ def describe_documents(documents: Iterable[dict[str, str]]) -> dict[str, Any]:
     return {"num_documents": num_documents, "num_bytes": num_bytes, "fingerprint": digest.hexdigest()[:16]}
 
 
-def cached_dataset(generate: Callable[[], Iterator[dict[str, Any]]], features: Features, fingerprint: str) -> Dataset:
+def cached_dataset(
+    generate: Callable[[], Iterator[dict[str, Any]]],
+    features: Features,
+    fingerprint: str,
+    rows_per_write: int | None = None,
+) -> Dataset:
     """Rows of a generator, kept on disk by ``datasets`` under ``fingerprint`` and generated only once.
+
+    ``rows_per_write`` rows are held in memory until they are written, None is the library's thousand.
 
     Raises:
         OSError: The rows could not be written, for instance to a full disk.
     """
     with _os_errors_in_the_open():
-        return Dataset.from_generator(generate, features=features, fingerprint=fingerprint)
+        return Dataset.from_generator(
+            generate, features=features, fingerprint=fingerprint, writer_batch_size=rows_per_write
+        )
 
 
 @contextmanager

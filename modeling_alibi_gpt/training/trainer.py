@@ -148,7 +148,7 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
         tokenizer.pad_token = tokenizer.eos_token
 
     packed = [
-        _pack(config, tokenize_documents(documents, tokenizer), max_tokens, split)
+        _pack(config, tokenize_documents(documents, tokenizer, max_tokens), max_tokens, split)
         for documents, max_tokens, split in (
             (train_documents, data.max_train_tokens, "training"),
             (validation_documents, data.max_validation_tokens, "validation"),

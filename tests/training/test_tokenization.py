@@ -210,9 +210,9 @@ def test_no_warning_beyond_the_length_of_the_tokenizer(trained, tmp_path, caplog
 
 def test_pieces_of_a_long_text_have_the_tokens_of_the_whole(tokenizer, monkeypatch):
     text = "".join(f"def function_{number}(x):\n    return x\n\n\nname = 'it'\n" for number in range(200))
-    [(whole_ids, whole_ends)] = tokenization._encode([text], tokenizer)
+    ((whole_ids, whole_ends),) = tokenization._encode([text], tokenizer)
     monkeypatch.setattr(tokenization, "PIECE_CHARACTERS", 100)
-    assert len(tokenization._pieces(text)) > 2 * tokenization.PIECES_PER_CALL
+    assert len(list(tokenization._pieces(text))) > 2 * tokenization.PIECES_PER_CALL
     (ids, ends), (short_ids, _) = tokenization._encode([text, "short"], tokenizer)
     assert ids.tolist() == whole_ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ends.tolist() == whole_ends.tolist()
