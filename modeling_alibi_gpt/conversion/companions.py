@@ -16,6 +16,8 @@ COMPANION_FILES = (
     *("tokenizer.json", _TOKENIZER_CONFIG, "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
+# Not one of them, but what they accompany.
+WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def companion_files(folder: Path, names: Sequence[str] = COMPANION_FILES) -> list[Path]:

@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.conversion.bloom import BLOOM
-from modeling_alibi_gpt.conversion.companions import COMPANION_FILES, LICENCE_FILES, companion_files
+from modeling_alibi_gpt.conversion.companions import COMPANION_FILES, LICENCE_FILES, WEIGHT_PATTERNS, companion_files
 from modeling_alibi_gpt.conversion.falcon import FALCON
 from modeling_alibi_gpt.conversion.families import Family, Fields
 from modeling_alibi_gpt.conversion.folders import appearing_whole, refuse_taken
@@ -38,7 +38,6 @@ _LAYOUT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     "intermediate_size",
 )
-_WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 _PICKLE_PATTERNS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -161,7 +160,7 @@ def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
     """
     folder = Path(model)
     if not folder.is_dir():
-        weights = _WEIGHT_PATTERNS + (_PICKLE_PATTERNS if allow_pickle else ())
+        weights = WEIGHT_PATTERNS + (_PICKLE_PATTERNS if allow_pickle else ())
         try:
             folder = Path(snapshot_download(model, allow_patterns=["config.json", *COMPANION_FILES, *weights]))
         except (HFValidationError, OSError) as error:

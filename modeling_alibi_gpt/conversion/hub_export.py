@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import modeling_alibi_gpt
-from modeling_alibi_gpt.conversion.companions import companion_files, refuse_link
+from modeling_alibi_gpt.conversion.companions import WEIGHT_PATTERNS, companion_files, refuse_link
 from modeling_alibi_gpt.conversion.folders import appearing_whole
 from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
 
@@ -21,7 +21,6 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_alibi_gpt.AlibiGPTForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_alibi_gpt.AlibiGPTForTokenClassification",
 }
-_WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
 
 
 def _files_to_copy(source: Path) -> list[Path]:
-    weights = [path for pattern in _WEIGHT_PATTERNS for path in source.glob(pattern) if path.is_file()]
+    weights = [path for pattern in WEIGHT_PATTERNS for path in source.glob(pattern) if path.is_file()]
     for path in weights:
         refuse_link(path)
     # The rule of the house: flat files of the package travel; its folders, __init__.py and __main__.py stay home.

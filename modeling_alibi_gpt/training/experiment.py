@@ -149,6 +149,11 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16", "auto"):
             raise ValueError(f"precision must be float32, bfloat16 or auto, got {self.precision!r}")
+        if self.training.get("hub_token") is not None:
+            raise ValueError(
+                "training.hub_token is a secret, and an experiment is written to files that people publish: leave it "
+                "out and set HF_TOKEN in the environment, or log in with 'hf auth login'"
+            )
         if not self.training.get("output_dir"):
             raise ValueError("training.output_dir is missing: say where the run is written")
 
