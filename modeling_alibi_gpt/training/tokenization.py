@@ -95,8 +95,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
     pads with its end-of-text token, as GPT-2's users do.
 
     Raises:
-        ValueError: There is no tokenizer, it is slow (it cannot say which bytes a token stands for) or it has no
-            end-of-text token.
+        ValueError: There is no tokenizer, it is code (which is never run), it is slow (it cannot say which bytes a
+            token stands for) or it has no end-of-text token.
     """
     name = str(name_or_path)
     try:
@@ -119,7 +119,7 @@ def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
     files = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
     if {file for file in files if os.path.exists(os.path.join(name, file))} == {"vocab.json", "merges.txt"}:
         return GPT2Tokenizer.from_pretrained(name)  # AutoTokenizer cannot tell whose files these are
-    return AutoTokenizer.from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 def tokenize_documents(

@@ -1,5 +1,6 @@
 """Tokenizers that lose nothing, and token streams whose bytes add up to the text."""
 
+import json
 import logging
 
 import datasets
@@ -173,6 +174,20 @@ def test_tokenizer_that_cannot_serve_is_refused(trained, tmp_path, monkeypatch):
     PreTrainedTokenizerFast(tokenizer_object=trained.backend_tokenizer).save_pretrained(tmp_path / "endless")
     with pytest.raises(ValueError, match="no eos token"):
         load_tokenizer(tmp_path / "endless")
+
+
+def test_a_tokenizer_that_is_code_is_refused_without_a_question_and_without_running_it(trained, tmp_path, monkeypatch):
+    folder = tmp_path / "code"
+    trained.save_pretrained(folder)
+    fields = json.loads((folder / "tokenizer_config.json").read_text())
+    fields |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    with pytest.raises(ValueError, match="no tokenizer could be loaded .*custom code"):
+        load_tokenizer(folder)
+    assert not asked and not (tmp_path / "ran").exists()
 
 
 def test_documents_end_in_eos_which_is_nowhere_else(tokenizer, tmp_path):
