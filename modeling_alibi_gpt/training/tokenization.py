@@ -11,7 +11,6 @@ from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
@@ -24,7 +23,6 @@ from modeling_alibi_gpt.training.corpora import cached_dataset, describe_documen
 
 
 END_OF_TEXT = "<|endoftext|>"
-DOCUMENTS_PER_READ = 64
 DOCUMENTS_PER_WRITE = 64
 PIECES_PER_CALL = 16
 PIECE_CHARACTERS = 250_000  # a tokenizer takes about 160 bytes of memory a character, and one core a text
@@ -146,20 +144,16 @@ def tokenize_documents(
 def _tokenized(
     documents: Dataset, tokenizer: PreTrainedTokenizerFast, max_tokens: int | None
 ) -> Iterator[dict[str, np.ndarray]]:
-    total, unit = (_num_bytes(documents), "B") if max_tokens is None else (max_tokens, " tokens")
+    total, unit = max_tokens, " tokens"
+    if max_tokens is None:
+        total, unit = sum(len(text) for text in documents["text"]), " characters"
     with tqdm(desc="Tokenizing", total=total, unit=unit, unit_scale=True, disable=None) as progress:
 
         def report(text: str, num_tokens: int) -> None:
-            progress.update(len(text.encode()) if max_tokens is None else num_tokens)
+            progress.update(len(text) if max_tokens is None else num_tokens)
 
         for ids, _ in _encode(documents["text"], tokenizer, max_tokens, report, with_ends=False):
             yield {"input_ids": np.append(ids, tokenizer.eos_token_id).astype(np.int32)}
-
-
-def _num_bytes(documents: Dataset) -> int:
-    """UTF-8 bytes of all texts, which Arrow knows without looking into them."""
-    batches = documents.with_format("arrow").iter(batch_size=DOCUMENTS_PER_READ)
-    return sum(pc.sum(pc.binary_length(batch["text"])).as_py() for batch in batches)
 
 
 def _encode(

@@ -52,7 +52,7 @@ def test_no_piece_is_encoded_beyond_the_tokens_that_are_asked_for(tokenizer, mon
 
 
 def test_the_bar_moves_within_a_few_documents(tokenizer, monkeypatch):
-    """By bytes of text, or by tokens where they are limited, and up to its end."""
+    """By characters of text, or by tokens where they are limited, and up to its end."""
     bars = []
 
     class Bar:
@@ -73,6 +73,6 @@ def test_the_bar_moves_within_a_few_documents(tokenizer, monkeypatch):
     documents = Dataset.from_dict({"text": TEXTS})
     tokenize_documents(documents, tokenizer)
     tokenize_documents(documents, tokenizer, 20)
-    assert bars[0].total == sum(bars[0].steps) == sum(len(text.encode()) for text in TEXTS)
+    assert bars[0].total == sum(bars[0].steps) == sum(map(len, TEXTS))
     assert len(bars[0].steps) == len(TEXTS)
     assert bars[1].total == 20 <= sum(bars[1].steps)
