@@ -11,11 +11,11 @@ LICENCE_FILES = (
     *("NOTICE", "NOTICE.md", "NOTICE.txt", "USE_POLICY.md"),
 )
 _TOKENIZER_CONFIG = "tokenizer_config.json"
-COMPANION_FILES = (
-    *("README.md", *LICENCE_FILES, "generation_config.json"),
+TOKENIZER_FILES = (
     *("tokenizer.json", _TOKENIZER_CONFIG, "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
+COMPANION_FILES = ("README.md", *LICENCE_FILES, "generation_config.json", *TOKENIZER_FILES)
 # Not one of them, but what they accompany.
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
