@@ -8,7 +8,9 @@ it had measured stays in OUTPUT_DIR. With --tiny everything runs on a CPU at toy
 """
 
 import argparse
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -122,7 +124,9 @@ def run_part(name: str, output_dir: Path, seconds: float, is_tiny: bool) -> int:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "ALIBI_GPT_TEST_DEVICE": "cpu"}
     with (output_dir / f"{name}.log").open("w", encoding="utf-8") as log:
         processes = [
-            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            )
             for command in PARTS[name].commands(output_dir, is_tiny)
         ]
         try:
@@ -131,10 +135,16 @@ def run_part(name: str, output_dir: Path, seconds: float, is_tiny: bool) -> int:
             statuses = [124]
         finally:
             for process in processes:
-                process.kill()
-                process.wait()
+                _end(process)
     PARTS[name].finish(output_dir, time.monotonic() - start)
     return next((status for status in statuses if status), 0)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """With its workers, which would run on beside the next part's clock."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def make_parser() -> argparse.ArgumentParser:

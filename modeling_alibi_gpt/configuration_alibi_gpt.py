@@ -187,6 +187,8 @@ class AlibiGPTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         self._refuse_unknown_keys(kwargs)
         super().__post_init__(**kwargs)
+        if getattr(self, "auto_map", None) is None:
+            self.auto_map = {}  # TRL and transformers read it of every config, or look for a name in it
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -294,9 +296,16 @@ class AlibiGPTConfig(PreTrainedConfig):
         Code files are copied only for classes loaded as remote code; the installed package saves weights and config,
         and ``export_to_hub`` makes a folder that carries its code.
         """
-        if self._auto_class is None and getattr(self, "auto_map", None) is not None:
-            del self.auto_map
+        if self._auto_class is None:
+            self.auto_map = {}
         super().save_pretrained(save_directory, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as usual, with an ``auto_map`` only where it names something."""
+        fields = super().to_dict()
+        if not fields.get("auto_map"):
+            fields.pop("auto_map", None)
+        return fields
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):

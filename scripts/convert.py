@@ -16,6 +16,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="DIR|NAME", help="checkpoint folder, or name on the Hub")
     parser.add_argument("--output-dir", metavar="DIR", help="folder to make")
     parser.add_argument("--to", metavar="FAMILY", help="alibi_gpt (default), bloom, mpt or gguf")
+    parser.add_argument(
+        "--reader", metavar="PROGRAM", help="who reads an MPT: transformers (default), llama.cpp or vllm"
+    )
     parser.add_argument("--allow-pickle", action="store_true", help="read pickled weights where there are no others")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. as_transformers=true"
@@ -31,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from modeling_alibi_gpt.conversion.convert import ConvertConfig, convert
         from modeling_alibi_gpt.training.experiment import load_config
 
-        options = {"model": args.model, "output_dir": args.output_dir, "to": args.to}
+        options = {"model": args.model, "output_dir": args.output_dir, "to": args.to, "reader": args.reader}
         config = load_config(
             ConvertConfig, args.config, args.set, **options, allow_pickle=True if args.allow_pickle else None
         )

@@ -1,10 +1,11 @@
 """The configuration: derived values, what it refuses, and that it survives its JSON."""
 
+import json
 from typing import Any
 
 import pytest
 from huggingface_hub.errors import StrictDataclassError
-from transformers import PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from modeling_alibi_gpt import AlibiGPTConfig
@@ -169,3 +170,23 @@ def test_what_is_overridden_while_loading_is_checked(tmp_path) -> None:
     AlibiGPTConfig().save_pretrained(tmp_path)
     with pytest.raises((ValueError, StrictDataclassError), match="alibi_beta must be a finite number"):
         AlibiGPTConfig.from_pretrained(tmp_path, alibi_beta=-1.0)
+
+
+def test_every_config_has_an_auto_map_which_is_written_only_where_it_names_something(tmp_path) -> None:
+    """TRL reads the attribute unguarded, transformers looks for a name in it, and no config may share it."""
+    config = AlibiGPTConfig()
+    assert config.auto_map == {} == AlibiGPTConfig(auto_map=None).auto_map
+    assert config.auto_map is not AlibiGPTConfig().auto_map
+    config.save_pretrained(tmp_path)
+    for written in (config.to_dict(), config.to_diff_dict(), json.loads((tmp_path / "config.json").read_text())):
+        assert "auto_map" not in written
+    assert AutoConfig.from_pretrained(tmp_path).auto_map == {}
+    named = {"AutoConfig": "configuration_alibi_gpt.AlibiGPTConfig"}
+    assert AlibiGPTConfig(auto_map=named).to_diff_dict()["auto_map"] == named
+
+
+def test_a_config_registered_as_remote_code_names_its_class(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(AlibiGPTConfig, "_auto_class", "AutoConfig")
+    AlibiGPTConfig().save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())["auto_map"]
+    assert written == {"AutoConfig": "configuration_alibi_gpt.AlibiGPTConfig"}

@@ -56,7 +56,7 @@ def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
     }
 
 
-def from_alibi_gpt(config: AlibiGPTConfig) -> BloomConfig:
+def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> BloomConfig:
     expected = {
         **decoder_sizes(config),
         **PLAIN_ALIBI,

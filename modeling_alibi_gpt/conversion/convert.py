@@ -13,12 +13,12 @@ from transformers.activations import ACT2FN
 
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.conversion.bloom import BLOOM
+from modeling_alibi_gpt.conversion.companions import COMPANION_FILES, LICENCE_FILES, WEIGHT_PATTERNS, companion_files
 from modeling_alibi_gpt.conversion.falcon import FALCON
 from modeling_alibi_gpt.conversion.families import Family, Fields
 from modeling_alibi_gpt.conversion.folders import appearing_whole, refuse_taken
 from modeling_alibi_gpt.conversion.gguf_export import GgufConfig, export_gguf
 from modeling_alibi_gpt.conversion.gpt2 import GPT2
-from modeling_alibi_gpt.conversion.hub_export import COMPANION_PATTERNS
 from modeling_alibi_gpt.conversion.mpt import MPT
 from modeling_alibi_gpt.conversion.source_weights import SourceWeights
 from modeling_alibi_gpt.conversion.streaming import Plan, plan_conversion, write_weights
@@ -31,13 +31,13 @@ from modeling_alibi_gpt.training.experiment import read_mapping
 FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gpt2": GPT2}
 OURS = AlibiGPTConfig.model_type
 GGUF = "gguf"
+READERS = ("transformers", "llama.cpp", "vllm")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What tells how the weights are laid out, so that another value would read other weights out of them.
 _LAYOUT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     "intermediate_size",
 )
-_WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 _PICKLE_PATTERNS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
@@ -56,6 +56,8 @@ class ConvertConfig:
         dtype: ``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor.
         allow_pickle: Read pickled weights, with ``weights_only=True``, where there are no others.
         max_shard_bytes: Size from which on weights are spread over several files.
+        reader: For ``mpt``: the program that is to compute the same, ``transformers``, or ``llama.cpp`` or ``vllm``,
+            which honour ``alibi_bias_max``.
         context_length_tokens: For ``gguf``: what readers take for the longest text; null is the training length.
     """
 
@@ -67,6 +69,7 @@ class ConvertConfig:
     dtype: str | None = None
     allow_pickle: bool = False
     max_shard_bytes: int = 5 * 10**9
+    reader: str = READERS[0]
     context_length_tokens: int | None = None
 
     def __post_init__(self) -> None:
@@ -79,12 +82,16 @@ class ConvertConfig:
         ways_out = [name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None]
         if self.to not in (OURS, *ways_out, GGUF):
             raise ValueError(f"to must be one of {', '.join([OURS, *ways_out, GGUF])}, got {self.to!r}")
+        if self.reader not in READERS:
+            raise ValueError(f"reader must be one of {', '.join(READERS)}, got {self.reader!r}")
+        if self.to != "mpt" and self.reader != READERS[0]:
+            raise ValueError(f"reader is for conversions to mpt, not to {self.to}")
         if self.to != GGUF and self.context_length_tokens is not None:
             raise ValueError(f"context_length_tokens is for conversions to {GGUF}, not to {self.to}")
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
-    """Write a checkpoint as another family's: weights, config, and tokenizer files as they are.
+    """Write a checkpoint as another family's: weights, config, and tokenizer, model card and licence as they are.
 
     Tensors are read one by one and written file by file, so that a checkpoint may be larger than memory. Everything
     that can be refused is refused before anything is written.
@@ -108,10 +115,11 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     source, plan = translation.plan(folder, allow_pickle=config.allow_pickle, dtype=dtype)
     target_config = translation.target_config
     target_config.dtype = dtype or source.describe(plan.steps[0].sources[0]).dtype
+    companions = companion_files(folder)
     with appearing_whole(target) as beside:
         write_weights(plan, source, beside, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
         target_config.save_pretrained(beside)
-        for path in (path for pattern in COMPANION_PATTERNS for path in folder.glob(pattern) if path.is_file()):
+        for path in companions:
             shutil.copyfile(path, beside / path.name)
         if config.to == OURS:
             _let_generate_use_the_cache(beside / "generation_config.json")
@@ -126,13 +134,22 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
 
 def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:
     _refuse_ways_in(config)
-    dtype = config.dtype or "float32"
+    licences = companion_files(folder, LICENCE_FILES)
     with appearing_whole(target) as beside:
-        file = str(beside / "model.gguf")
-        limit = config.context_length_tokens
-        export_gguf(GgufConfig(model=str(folder), output=file, dtype=dtype, context_length_tokens=limit))
+        export_gguf(
+            GgufConfig(
+                model=str(folder),
+                output=str(beside / "model.gguf"),
+                # A snapshot of the Hub lies in a folder that is named for its commit.
+                name=None if Path(config.model).is_dir() else config.model.rpartition("/")[2],
+                dtype=config.dtype or "float32",
+                context_length_tokens=config.context_length_tokens,
+            )
+        )
+        for path in licences:
+            shutil.copyfile(path, beside / path.name)
     named = {"output_dir": config.output_dir, "converted_from": OURS, "model_type": GGUF}
-    return {**named, "files": ["model.gguf"], "left_out": []}
+    return {**named, "files": sorted(path.name for path in target.iterdir()), "left_out": []}
 
 
 def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
@@ -143,9 +160,9 @@ def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
     """
     folder = Path(model)
     if not folder.is_dir():
-        weights = _WEIGHT_PATTERNS + (_PICKLE_PATTERNS if allow_pickle else ())
+        weights = WEIGHT_PATTERNS + (_PICKLE_PATTERNS if allow_pickle else ())
         try:
-            folder = Path(snapshot_download(model, allow_patterns=["config.json", *COMPANION_PATTERNS, *weights]))
+            folder = Path(snapshot_download(model, allow_patterns=["config.json", *COMPANION_FILES, *weights]))
         except (HFValidationError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"{model}: no such folder, and it cannot be had from the Hub ({reason})") from error
@@ -212,7 +229,8 @@ def _translate_out(config: ConvertConfig, folder: Path, model_type: Any) -> _Tra
     _refuse_ways_in(config)
     family, ours = FAMILIES[config.to], load_model_config(folder)
     assert family.from_alibi_gpt is not None
-    return _Translation(family=family, fields={}, ours=ours, target_config=family.from_alibi_gpt(ours))
+    target_config = family.from_alibi_gpt(ours, config.reader == READERS[0])
+    return _Translation(family=family, fields={}, ours=ours, target_config=target_config)
 
 
 def _let_generate_use_the_cache(path: Path) -> None:

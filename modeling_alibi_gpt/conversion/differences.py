@@ -137,5 +137,5 @@ def _logits(folder: Path, reading: Reading, input_ids: Tensor) -> Tensor:
         if reading.options is not None:
             source = Path(beside, "converted")
             convert(ConvertConfig(model=str(folder), output_dir=str(source), **reading.options))
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[reading.dtype])
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[reading.dtype], trust_remote_code=False)
     return model.eval()(input_ids).logits.double()

@@ -52,8 +52,8 @@ class Family:
         to_alibi_gpt: From its fields, and whether the quirks of its code in transformers are to be reproduced, to
             those of ``AlibiGPTConfig``. Raises a ``ValueError`` that names what cannot be represented.
         rules: The map of tensors, from both sides' fields.
-        from_alibi_gpt: From a config of ours to one of its own; None where there is no way out. Raises a
-            ``ValueError`` that names what cannot be represented.
+        from_alibi_gpt: From a config of ours, and whether it is for transformers or for other programs, to one of its
+            own; None where there is no way out. Raises a ``ValueError`` that names what cannot be represented.
         other_model_types: Older names of the family itself.
         other_names: Other names of fields, older ones and those of the library that it was trained with.
         other_defaults: Fields that its config class lacks but its published configs may have.
@@ -66,7 +66,7 @@ class Family:
     architectures: tuple[str, ...]
     to_alibi_gpt: Callable[[Fields, bool], Fields]
     rules: Callable[[AlibiGPTConfig, Fields], list[Rule]]
-    from_alibi_gpt: Callable[[AlibiGPTConfig], PreTrainedConfig] | None = None
+    from_alibi_gpt: Callable[[AlibiGPTConfig, bool], PreTrainedConfig] | None = None
     other_model_types: tuple[str, ...] = ()
     other_names: Mapping[str, str] = field(default_factory=dict)
     other_defaults: Mapping[str, Any] = field(default_factory=dict)

@@ -2,17 +2,23 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from tqdm import tqdm
 
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.conversion.gguf_metadata import add_metadata
 from modeling_alibi_gpt.conversion.gguf_tokenizer import add_tokenizer, check_tokenizer
-from modeling_alibi_gpt.evaluation.checkpoints import load_causal_lm, load_model_config, load_model_tokenizer
+from modeling_alibi_gpt.conversion.source_weights import SourceWeights
+from modeling_alibi_gpt.conversion.streaming import Step, plan_conversion
+from modeling_alibi_gpt.conversion.weight_map import LM_HEAD, SAME, Rule
+from modeling_alibi_gpt.evaluation.checkpoints import load_model_config, load_model_tokenizer
+from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 
 
 # Dtypes of matrices, and GGML's names for them and for a file of them. Norms and biases are float32 in every file.
@@ -50,6 +56,7 @@ class GgufConfig:
     Attributes:
         model: Checkpoint folder, with its tokenizer.
         output: GGUF file to write; one that is there is replaced.
+        name: Of the model, for its readers; None means the one in the model card, or the name of the folder.
         dtype: Of the matrices: ``float32``, ``float16`` or ``bfloat16``.
         context_length_tokens: What readers take for the longest text: llama-server refuses a longer one, and
             llama.cpp reserves a cache of this size unless told otherwise. ALiBi itself has no such limit. None means
@@ -58,12 +65,15 @@ class GgufConfig:
 
     model: str
     output: str
+    name: str | None = None
     dtype: str = "float32"
     context_length_tokens: int | None = None
 
 
 def export_gguf(config: GgufConfig) -> dict[str, Any]:
     """Write weights, configuration and tokenizer of a checkpoint into one GGUF file.
+
+    Tensors are read and written one by one, so that a checkpoint may be larger than memory.
 
     Returns:
         ``output``, and ``num_tensors`` and ``num_bytes`` of the file.
@@ -78,31 +88,30 @@ def export_gguf(config: GgufConfig) -> dict[str, Any]:
     if config.context_length_tokens is not None and config.context_length_tokens < 1:
         raise ValueError(f"context_length_tokens must be at least 1, got {config.context_length_tokens}")
     gguf = _import_gguf()
-    model_config = load_model_config(config.model)
+    folder, model_config = Path(config.model), load_model_config(config.model)
     if model_config.model_type != "alibi_gpt":
-        raise ValueError(f"{config.model} holds a {model_config.model_type}, expected an alibi_gpt")
+        raise ValueError(f"{folder} holds a {model_config.model_type}, expected an alibi_gpt")
     check_config(model_config)
-    tokenizer = load_model_tokenizer(config.model)
+    tokenizer = load_model_tokenizer(folder)
     check_tokenizer(tokenizer)
-    tensors = dict(mpt_tensors(load_causal_lm(config.model)))
+    source, num_parameters = _whole_weights(folder, model_config)
+    steps = list(mpt_tensors(model_config))
 
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     writer = gguf.GGUFWriter(beside, "mpt")
-    _add_config(writer, model_config, config.context_length_tokens or model_config.train_context_length)
-    add_tokenizer(writer, tokenizer, model_config.vocab_size)
-    _add_tensors(writer, tensors, config.dtype)
     try:
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
+        add_metadata(writer, folder, config.name, num_parameters)
+        _add_config(writer, model_config, config.context_length_tokens or model_config.train_context_length)
+        add_tokenizer(writer, tokenizer, model_config.vocab_size)
+        _write(writer, steps, source, config.dtype)
         writer.close()
         os.replace(beside, output)
-    except BaseException:
+    finally:
+        writer.close()
         beside.unlink(missing_ok=True)
-        raise
-    return {"output": str(output), "num_tensors": len(tensors), "num_bytes": output.stat().st_size}
+    return {"output": str(output), "num_tensors": len(steps), "num_bytes": output.stat().st_size}
 
 
 def check_config(config: AlibiGPTConfig) -> None:
@@ -120,22 +129,33 @@ def check_config(config: AlibiGPTConfig) -> None:
         raise ValueError(f"the MPT architecture of GGUF cannot hold this model: {', '.join(wrong)}")
 
 
-def mpt_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Every weight of a causal AlibiGPT under its name in the MPT architecture, queries, keys and values as one."""
-    weights = dict(model.state_dict())
-    head = weights.pop("lm_head.weight")
-    if not model.config.tie_word_embeddings:
-        yield "output.weight", head
-    yield "token_embd.weight", weights.pop("model.embed_tokens.weight")
-    for kind in ("weight", "bias") if model.config.use_bias else ("weight",):
-        yield f"output_norm.{kind}", weights.pop(f"model.norm.{kind}")
-        for layer in range(model.config.num_hidden_layers):
-            ours = f"model.layers.{layer}"
-            projections = [weights.pop(f"{ours}.self_attn.{name}_proj.{kind}") for name in "qkv"]
-            yield f"blk.{layer}.attn_qkv.{kind}", torch.cat(projections)
-            for name, theirs in _LAYER_NAMES.items():
-                yield f"blk.{layer}.{theirs}.{kind}", weights.pop(f"{ours}.{name}.{kind}")
-    assert not weights, f"weights without a place in the file: {', '.join(weights)}"
+def mpt_tensors(config: AlibiGPTConfig) -> Iterator[Step]:
+    """Every tensor of the MPT architecture with the weights that make it, queries, keys and values as one."""
+    if not config.tie_word_embeddings:
+        yield _step("output.weight", LM_HEAD)
+    yield _step("token_embd.weight", "embed_tokens.weight")
+    for kind in ("weight", "bias") if config.use_bias else ("weight",):
+        yield _step(f"output_norm.{kind}", f"norm.{kind}")
+        for layer in range(config.num_hidden_layers):
+            ours, theirs = f"layers.{layer}", f"blk.{layer}"
+            yield _step(f"{theirs}.attn_qkv.{kind}", *(f"{ours}.self_attn.{name}_proj.{kind}" for name in "qkv"))
+            for name, their_name in _LAYER_NAMES.items():
+                yield _step(f"{theirs}.{their_name}.{kind}", f"{ours}.{name}.{kind}")
+
+
+def _step(target: str, *sources: str) -> Step:
+    return Step(sources, (target,), lambda tensors: [tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors))])
+
+
+def _whole_weights(folder: Path, config: AlibiGPTConfig) -> tuple[SourceWeights, int]:
+    """The weights of a folder, none missing, left over or of another shape, and the number of parameters."""
+    with torch.device("meta"):
+        model = AlibiGPTForCausalLM(config)
+    prefix, tied = f"{model.base_model_prefix}.", config.tie_word_embeddings
+    source = SourceWeights(folder, model.base_model_prefix)
+    names = [name.removeprefix(prefix) for name in model.state_dict() if name != LM_HEAD]
+    plan_conversion(source, model, [Rule((name,), (name,), SAME) for name in names], to_ours=True, tied=tied)
+    return source, model.num_parameters()
 
 
 def _import_gguf() -> Any:
@@ -159,16 +179,33 @@ def _add_config(writer: Any, config: AlibiGPTConfig, context_length_tokens: int)
         writer.add_clamp_kqv(config.clip_qkv)
 
 
-def _add_tensors(writer: Any, tensors: dict[str, Tensor], dtype_name: str) -> None:
+def _write(writer: Any, steps: Sequence[Step], source: SourceWeights, dtype_name: str) -> None:
+    """Write the file: all that comes before the tensors, and then one tensor after the other."""
     from gguf import GGMLQuantizationType, LlamaFileType
 
     dtype, ggml_name, file_type = DTYPES[dtype_name]
     writer.add_file_type(LlamaFileType[file_type])
-    for name, tensor in tensors.items():
-        is_matrix = tensor.ndim == 2
-        stored = tensor.to(dtype if is_matrix else torch.float32)
-        if not stored.isfinite().all():
-            raise ValueError(f"{name} has weights up to {tensor.abs().max():g}, expected finite ones in {dtype_name}")
-        # numpy has no bfloat16: bytes say the same.
-        data = stored.contiguous().view(torch.uint8) if stored.dtype == torch.bfloat16 else stored
-        writer.add_tensor(name, data.numpy(), raw_dtype=GGMLQuantizationType[ggml_name if is_matrix else "F32"])
+    for step in steps:
+        (tensor,) = step.run(source.describe)
+        stored, kind = (dtype, ggml_name) if tensor.ndim == 2 else (torch.float32, "F32")
+        num_bytes = tensor.numel() * stored.itemsize
+        # numpy has no bfloat16: its name for the numbers is not read where GGML's is given.
+        args = (tuple(tensor.shape), np.dtype(np.float32), num_bytes, GGMLQuantizationType[kind])
+        writer.add_tensor_info(step.targets[0], *args)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for step in tqdm(steps, desc="writing", unit="tensor", disable=None):
+        writer.write_tensor_data(_stored(step, source, dtype).numpy())
+
+
+def _stored(step: Step, source: SourceWeights, dtype: torch.dtype) -> Tensor:
+    """The tensor as it stands in the file; one in bfloat16 as bytes, which say the same."""
+    (tensor,) = step.run(source.read)
+    made = tensor.to(dtype if tensor.ndim == 2 else torch.float32)
+    if not made.isfinite().all():
+        expected = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{step.targets[0]} has weights up to {tensor.abs().max():g}, expected finite ones in {expected}"
+        )
+    return made.view(torch.uint8) if made.dtype == torch.bfloat16 else made

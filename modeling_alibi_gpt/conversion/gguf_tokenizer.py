@@ -4,11 +4,17 @@ import json
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
+from transformers.utils import logging
 
 
+logger = logging.get_logger(__name__)
+
+# That of MPT. llama.cpp normalizes no text for a byte-level BPE: it tokenizes alike what is in that form already, as
+# nearly all text is, and other text (an accent that follows its letter) as if there were no normalizer.
+NFC = {"type": "NFC"}
 # What a tokenizer may say for llama.cpp's "gpt-2" to split and merge alike; None stands for a part left out.
 _GPT2_PARTS: dict[str, tuple[Any, ...]] = {
-    "normalizer": (None,),
+    "normalizer": (None, NFC),
     "pre_tokenizer.type": ("ByteLevel",),
     "pre_tokenizer.add_prefix_space": (False,),
     "pre_tokenizer.use_regex": (True,),
@@ -22,7 +28,10 @@ _GPT2_PARTS: dict[str, tuple[Any, ...]] = {
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise a ValueError that names all in which llama.cpp's byte-level BPE of GPT-2 differs from a tokenizer."""
+    """Raise a ValueError that names all in which llama.cpp's byte-level BPE of GPT-2 differs from a tokenizer.
+
+    A normalizer NFC is let through with a warning: the tokens of a text that is not in NFC differ.
+    """
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     found = {path: _part(parts, path) for path in _GPT2_PARTS}
     wrong = [
@@ -34,6 +43,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
         wrong.append(f"it puts {num_added} special tokens around a text (expected 0)")
     if wrong:
         raise ValueError(f"llama.cpp cannot tokenize as this tokenizer does: {', '.join(wrong)}")
+    if found["normalizer"] == NFC:
+        logger.warning("llama.cpp does not normalize text: give it NFC, which the tokenizer here makes of it")
 
 
 def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
@@ -50,7 +61,8 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerFast, vocab_size: i
         types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
 
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    # llama.cpp splits alike for both, and writes these for the tokenizers of GPT-2 and MPT.
+    writer.add_tokenizer_pre("mpt" if parts["normalizer"] == NFC else "gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     writer.add_token_merges([" ".join(pair) for pair in parts["model"]["merges"]])

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import modeling_alibi_gpt
+from modeling_alibi_gpt.conversion.companions import WEIGHT_PATTERNS, companion_files, refuse_link
 from modeling_alibi_gpt.conversion.folders import appearing_whole
 from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
 
@@ -20,12 +21,6 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_alibi_gpt.AlibiGPTForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_alibi_gpt.AlibiGPTForTokenClassification",
 }
-# What belongs to a checkpoint beside its weights and config.
-COMPANION_PATTERNS = (
-    *("generation_config.json", "chat_template*", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.*", "merges.txt"),
-)
-_CHECKPOINT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "README.md", *COMPANION_PATTERNS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,14 +39,15 @@ class ExportConfig:
 def export_to_hub(config: ExportConfig) -> dict[str, Any]:
     """Write a folder that ``from_pretrained(folder, trust_remote_code=True)`` loads without this package.
 
-    Weights and tokenizer are copied as they are, the travelling files of this package go beside them, and
-    ``config.json`` names the class of every head.
+    Weights, tokenizer, model card and licence are copied as they are, the travelling files of this package go beside
+    them, and ``config.json`` names the class of every head. No other code travels.
 
     Returns:
         ``output_dir`` and the names of the files in it.
 
     Raises:
-        ValueError: The model folder holds no AlibiGPT with safetensors weights, or the output folder is taken.
+        ValueError: The model folder holds no AlibiGPT with safetensors weights, a link in place of a file or a
+            tokenizer that is code, or the output folder is taken.
     """
     source, target = Path(config.model), Path(config.output_dir).resolve()
     model_config = load_model_config(source)
@@ -59,17 +55,22 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
         raise ValueError(f"{source} holds a {model_config.model_type}, expected an alibi_gpt")
     if not list(source.glob("*.safetensors")):
         raise ValueError(f"{source}: no *.safetensors weights here; pickled weights are not exported")
+    files = _files_to_copy(source)
     with appearing_whole(target) as partial:
-        for path in _files_to_copy(source):
+        for path in files:
             shutil.copyfile(path, partial / path.name)
         fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
         fields["auto_map"] = AUTO_MAP
+        fields.pop("custom_pipelines", None)  # names code, which stays behind
         (partial / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return {"output_dir": config.output_dir, "files": sorted(path.name for path in target.iterdir())}
 
 
 def _files_to_copy(source: Path) -> list[Path]:
-    checkpoint_files = [path for pattern in _CHECKPOINT_PATTERNS for path in source.glob(pattern) if path.is_file()]
+    weights = [path for pattern in WEIGHT_PATTERNS for path in source.glob(pattern) if path.is_file()]
+    for path in weights:
+        refuse_link(path)
     # The rule of the house: flat files of the package travel; its folders, __init__.py and __main__.py stay home.
     package = Path(modeling_alibi_gpt.__file__).parent
-    return checkpoint_files + [path for path in package.glob("*.py") if not path.name.startswith("__")]
+    code = [path for path in package.glob("*.py") if not path.name.startswith("__")]
+    return [*weights, *companion_files(source), *code]

@@ -95,7 +95,8 @@ def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
     }
 
 
-def from_alibi_gpt(config: AlibiGPTConfig) -> MptConfig:
+def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> MptConfig:
+    """``alibi_bias_max`` other than 8 is for other readers than transformers, which know no scale in turn."""
     expected = {
         **decoder_sizes(config),
         **PLAIN_ALIBI,
@@ -106,7 +107,15 @@ def from_alibi_gpt(config: AlibiGPTConfig) -> MptConfig:
         "use_bias": [False],
         "embedding_layer_norm": [False],
     }
+    if not as_transformers:
+        expected["attention_scale"] = [None, config.head_dim**-0.5]
     refuse_other_values("this AlibiGPT cannot be an MPT", vars(config), expected)
+    if as_transformers and config.alibi_bias_max != BIAS_MAX_IN_TRANSFORMERS:
+        raise ValueError(
+            f"alibi_bias_max is {config.alibi_bias_max}, and MPT in transformers computes with "
+            f"{BIAS_MAX_IN_TRANSFORMERS} whatever config.json says; llama.cpp and vLLM honour it: --reader llama.cpp "
+            "or --reader vllm writes an MPT for them"
+        )
     return MptConfig(
         **shared_fields(vars(config)),
         d_model=config.hidden_size,

@@ -13,6 +13,7 @@ from filelock import FileLock
 from optuna.trial import Trial
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from modeling_alibi_gpt.conversion.companions import WEIGHT_PATTERNS, companion_files
 from modeling_alibi_gpt.evaluation.beta_config import SweepConfig
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.checkpoints import (
@@ -126,8 +127,12 @@ class RetrainObjective:
         source = self._trial_dir(beta, self.sweep.seeds[0])
         if not (source / RECORD_FILE).exists():
             return False
+        # What a trial says of the machine that trained it stays there: people publish this folder.
+        weights = [path for pattern in WEIGHT_PATTERNS for path in source.glob(pattern)]
         with _folder_beside(folder) as beside:
-            shutil.copytree(source, beside, ignore=shutil.ignore_patterns(".*", "checkpoint-*", "runs"))
+            beside.mkdir()
+            for path in (source / "config.json", *weights, *companion_files(source)):
+                shutil.copyfile(path, beside / path.name)
         return True
 
     def _settings(self) -> dict[str, Any]:

@@ -27,6 +27,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
+from modeling_alibi_gpt.evaluation.storage_urls import shown_url, without_password
+
 
 HEARTBEAT_SECONDS = 30
 GRACE_SECONDS = 120
@@ -55,14 +57,16 @@ def open_study(name: str, storage: str, objective: dict[str, Any]) -> optuna.Stu
         ValueError: The storage cannot be opened, or the name belongs to a study of another objective.
     """
     if storage in ("sqlite://", "sqlite:///:memory:"):
-        raise ValueError(f"storage {storage} ends with its process; give a file, sqlite:///study.db, or a server")
+        raise ValueError(
+            f"storage {shown_url(storage)} ends with its process; give a file, sqlite:///study.db, or a server"
+        )
     study = _open(name, storage)
     is_used = bool(study.get_trials(deepcopy=False, states=_CLAIMED))
     is_same = study.user_attrs.get(_OBJECTIVE) == json.loads(json.dumps(objective))
     if study.directions != [StudyDirection.MINIMIZE] or (is_used and not is_same):
         raise ValueError(
-            f"study {name!r} in {storage} is of another objective; choose another study_name, or the settings it was "
-            "begun with"
+            f"study {name!r} in {shown_url(storage)} is of another objective; choose another study_name, or the "
+            "settings it was begun with"
         )
     if not is_same:
         study.set_user_attr(_OBJECTIVE, objective)
@@ -94,7 +98,8 @@ def _open(name: str, storage: str) -> optuna.Study:
         except Exception as error:  # each database driver has its own classes
             # Workers that start together collide in making the tables on a server; a moment later they are there.
             if path or not isinstance(error, DatabaseError | StorageInternalError) or not num_left:
-                raise ValueError(f"storage {storage} cannot be opened as a study: {error}") from error
+                reason = without_password(str(error), storage)
+                raise ValueError(f"storage {shown_url(storage)} cannot be opened as a study: {reason}") from error
             time.sleep(1)
 
 

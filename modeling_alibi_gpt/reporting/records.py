@@ -89,6 +89,7 @@ RECORD_FIELDS: dict[str, tuple[str, ...]] = {
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "tokenizers", "numpy")
 _SOURCE_FILE = Path(__file__).resolve()
+COMMIT_VARIABLE = "ALIBI_GPT_COMMIT"
 
 
 def check_record(record: Record) -> None:
@@ -176,7 +177,7 @@ def provenance(*, seed: int | None = None, data_fingerprint: str | None = None) 
     commit = _git_commit()
     return {
         "git_commit": commit,
-        "git_dirty": commit and bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "git_dirty": commit and COMMIT_VARIABLE not in os.environ and _is_dirty(),
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "hardware": _hardware(),
@@ -236,13 +237,17 @@ def _repair_tail(file: BinaryIO) -> None:
 def _git_commit() -> str | None:
     """The commit of the checkout that tracks this very file: an installed copy inside another project has none.
 
-    Where clean sources were copied to a machine without git, ``ALIBI_GPT_COMMIT`` says which they are.
+    Where the sources of a commit were copied to a machine without it, a variable says which they are.
     """
-    if "ALIBI_GPT_COMMIT" in os.environ:
-        return os.environ["ALIBI_GPT_COMMIT"]
+    if COMMIT_VARIABLE in os.environ:
+        return os.environ[COMMIT_VARIABLE]
     if _git("ls-files", "--error-unmatch", _SOURCE_FILE.name) is None:
         return None
     return _git("rev-parse", "HEAD")
+
+
+def _is_dirty() -> bool:
+    return bool(_git("status", "--porcelain", "--untracked-files=no"))
 
 
 def _git(*arguments: str) -> str | None:

@@ -14,13 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value, load_dataset
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 
 SPLITS = ("train", "validation", "test", "all")
 DOCUMENT_FEATURES = Features({"name": Value("string"), "text": Value("string")})
 
+ROW_SUFFIXES = (".jsonl", ".ndjson", ".parquet", ".arrow")
 STDLIB_SKIPPED_FOLDERS = (
     *("site-packages", "dist-packages", "__pycache__", "config-*"),  # not the library, or not text
     *("test", "tests", "idle_test", "__phello__"),  # made up
@@ -44,8 +45,9 @@ def load_documents(source: str, split: str, *, validation_fraction: float = 0.1,
             ``text:GLOB`` (UTF-8 files, plain or .gz, a document each, in the order of their paths; ``**`` crosses
             folders) or ``hub:NAME[:CONFIG]`` (a dataset of the Hugging Face Hub or a folder, a document a row).
         split: ``train``, ``validation``, ``test`` or ``all``.
-        validation_fraction: Fraction of every ``text:`` document, its tail, that validates; the others bring their
-            own splits.
+        validation_fraction: What validates of a source without a validation split: of every ``text:`` document this
+            fraction, its tail; of a ``hub:`` dataset this fraction of the documents of its train split, by a hash of
+            their texts, so that each stays where it is when others are added.
         text_column: Column of a ``hub:`` dataset that holds the text.
 
     Raises:
@@ -56,10 +58,12 @@ def load_documents(source: str, split: str, *, validation_fraction: float = 0.1,
     kind, _, location = source.partition(":")
     if source == "stdlib":
         return _cached_documents(partial(_stdlib_documents, split), source, split)
+    if not 0 <= validation_fraction < 1:
+        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {validation_fraction}")
     if kind == "text" and location:
         return _text_documents(location, split, validation_fraction)
     if kind == "hub" and location:
-        return _hub_documents(location, split, text_column)
+        return _hub_documents(location, split, text_column, validation_fraction)
     raise ValueError(f"unknown source {source!r}: expected stdlib, text:GLOB or hub:NAME[:CONFIG]")
 
 
@@ -81,14 +85,23 @@ def describe_documents(documents: Iterable[dict[str, str]]) -> dict[str, Any]:
     return {"num_documents": num_documents, "num_bytes": num_bytes, "fingerprint": digest.hexdigest()[:16]}
 
 
-def cached_dataset(generate: Callable[[], Iterator[dict[str, Any]]], features: Features, fingerprint: str) -> Dataset:
+def cached_dataset(
+    generate: Callable[[], Iterator[dict[str, Any]]],
+    features: Features,
+    fingerprint: str,
+    rows_per_write: int | None = None,
+) -> Dataset:
     """Rows of a generator, kept on disk by ``datasets`` under ``fingerprint`` and generated only once.
+
+    ``rows_per_write`` rows are held in memory until they are written, None is the library's thousand.
 
     Raises:
         OSError: The rows could not be written, for instance to a full disk.
     """
     with _os_errors_in_the_open():
-        return Dataset.from_generator(generate, features=features, fingerprint=fingerprint)
+        return Dataset.from_generator(
+            generate, features=features, fingerprint=fingerprint, writer_batch_size=rows_per_write
+        )
 
 
 @contextmanager
@@ -169,12 +182,16 @@ def _stdlib_split(module: str) -> str:
 def _text_documents(pattern: str, split: str, validation_fraction: float) -> Dataset:
     if split == "test":
         raise ValueError("a text: source has no test split: name the test files in a source of their own, split all")
-    if not 0 <= validation_fraction < 1:
-        raise ValueError(f"validation_fraction must be at least 0 and below 1, got {validation_fraction}")
     matches = glob.glob(os.path.expanduser(pattern), recursive=True)
     paths = sorted(Path(match).absolute() for match in matches if os.path.isfile(match))
     if not paths:
         raise ValueError(f"no file matches {pattern!r}: expected a path or a glob of .txt or .gz files")
+    for path in paths:
+        if Path(path.name.removesuffix(".gz")).suffix in ROW_SUFFIXES:
+            raise ValueError(
+                f"{path} holds rows, and text: would read it as one text: hub:{path.parent} reads the rows of a "
+                "folder, with text_column the name of their text"
+            )
     return _cached_documents(partial(_read_documents, paths, split, validation_fraction), f"text:{pattern}", split)
 
 
@@ -216,16 +233,18 @@ def _validation_start(text: str, validation_fraction: float) -> int:
     return after_newline or cut
 
 
-def _hub_documents(location: str, split: str, text_column: str) -> Dataset:
-    name, _, config = location.partition(":")
-    try:
-        with _os_errors_in_the_open():
-            rows = load_dataset(name, config or None, split=split)
-    except (ConnectionError, FileNotFoundError, RuntimeError, DatasetsError) as error:
+def _hub_documents(location: str, split: str, text_column: str, validation_fraction: float) -> Dataset:
+    splits = _hub_splits(location)
+    taken_from, hashes = split, (0.0, 1.0)
+    if "validation" not in splits and split in ("train", "validation"):
+        taken_from = "train"
+        hashes = (0.0, validation_fraction) if split == "validation" else (validation_fraction, 1.0)
+    if split != "all" and taken_from not in splits:
         raise ValueError(
-            f"hub:{location} cannot be read ({error.__cause__ or error}): check the name and the network, set "
-            "HF_HUB_OFFLINE=1 to take a copy from the cache at once, or use text:GLOB"
-        ) from error
+            f"hub:{location} has no {split} split: its splits are {', '.join(splits)}, "
+            "and without a validation split a share of train validates"
+        )
+    rows = concatenate_datasets(list(splits.values())) if split == "all" else splits[taken_from]
     if rows.features.get(text_column) not in (Value("string"), Value("large_string")):
         columns = ", ".join(rows.column_names)
         raise ValueError(f"hub:{location} has no column of text {text_column!r}: its columns are {columns}")
@@ -234,16 +253,45 @@ def _hub_documents(location: str, split: str, text_column: str) -> Dataset:
         batched=True,
         with_indices=True,
         input_columns=text_column,
-        fn_kwargs={"prefix": f"{location}/{split}"},
+        fn_kwargs={"prefix": f"{location}/{taken_from}", "hashes": hashes},
         remove_columns=rows.column_names,
         features=DOCUMENT_FEATURES,
         desc="Reading documents",
     )
-    if not len(documents):
+    if not len(documents) and hashes == (0.0, 1.0):
         raise ValueError(f"hub:{location} holds no text in the column {text_column!r} of its {split} split")
+    if not len(documents):
+        raise ValueError(
+            f"hub:{location} has no validation split, and the {split} share of its documents is empty with "
+            f"validation_fraction {validation_fraction:g}: expected more documents or another fraction"
+        )
     return documents
 
 
-def _name_rows(texts: list[str | None], indices: list[int], prefix: str) -> dict[str, list[str]]:
-    kept = [(f"{prefix}/{index}", text) for index, text in zip(indices, texts, strict=True) if text and text.strip()]
+def _hub_splits(location: str) -> DatasetDict:
+    name, _, config = location.partition(":")
+    try:
+        with _os_errors_in_the_open():
+            return load_dataset(name, config or None)
+    except (ConnectionError, FileNotFoundError, RuntimeError, DatasetsError) as error:
+        raise ValueError(
+            f"hub:{location} cannot be read ({error.__cause__ or error}): check the name and the network, set "
+            "HF_HUB_OFFLINE=1 to take a copy from the cache at once, or use text:GLOB"
+        ) from error
+
+
+def _name_rows(
+    texts: list[str | None], indices: list[int], prefix: str, hashes: tuple[float, float]
+) -> dict[str, list[str]]:
+    kept = [
+        (f"{prefix}/{index}", text)
+        for index, text in zip(indices, texts, strict=True)
+        if text and text.strip() and hashes[0] <= _hash(text) < hashes[1]
+    ]
     return {"name": [name for name, _ in kept], "text": [text for _, text in kept]}
+
+
+def _hash(text: str) -> float:
+    """A number from 0 up to, but not including, 1 that depends on the text alone."""
+    # Of 53 bits, which is what a float holds: of more, the largest would round up to 1.
+    return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11) / 2**53

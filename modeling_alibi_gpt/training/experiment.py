@@ -72,7 +72,8 @@ class DataSection:
         source: ``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``.
         validation_source: Another source, read whole (``text:``) or by its validation split. Without it the
             validation split of ``source`` is used.
-        validation_fraction: What a ``text:`` source without ``validation_source`` holds back of each document.
+        validation_fraction: What a ``text:`` source without ``validation_source`` holds back of each document, and a
+            ``hub:`` source without a validation split of the documents of its train split, by a hash of their texts.
         text_column: Column of a ``hub:`` source that holds the text.
         tokenizer: Name or folder of a tokenizer; ``train`` trains a byte-level BPE of the model's vocabulary size
             on the training split; null takes the checkpoint's own (``train`` for a new model).
@@ -148,6 +149,11 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16", "auto"):
             raise ValueError(f"precision must be float32, bfloat16 or auto, got {self.precision!r}")
+        if self.training.get("hub_token") is not None:
+            raise ValueError(
+                "training.hub_token is a secret, and an experiment is written to files that people publish: leave it "
+                "out and set HF_TOKEN in the environment, or log in with 'hf auth login'"
+            )
         if not self.training.get("output_dir"):
             raise ValueError("training.output_dir is missing: say where the run is written")
 

@@ -4,7 +4,10 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +16,14 @@ from datasets import Dataset, Features, List, Value
 from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
+from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from modeling_alibi_gpt.training.corpora import describe_documents
+from modeling_alibi_gpt.training.corpora import cached_dataset, describe_documents
 
 
 END_OF_TEXT = "<|endoftext|>"
-DOCUMENTS_PER_BATCH = 64
+DOCUMENTS_PER_WRITE = 64
 PIECES_PER_CALL = 16
 PIECE_CHARACTERS = 250_000  # a tokenizer takes about 160 bytes of memory a character, and one core a text
 LONE_NEWLINE = re.compile(r"(?<=\S\n)(?=\S)")
@@ -89,8 +93,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
     pads with its end-of-text token, as GPT-2's users do.
 
     Raises:
-        ValueError: There is no tokenizer, it is slow (it cannot say which bytes a token stands for) or it has no
-            end-of-text token.
+        ValueError: There is no tokenizer, it is code (which is never run), it is slow (it cannot say which bytes a
+            token stands for) or it has no end-of-text token.
     """
     name = str(name_or_path)
     try:
@@ -113,10 +117,12 @@ def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
     files = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
     if {file for file in files if os.path.exists(os.path.join(name, file))} == {"vocab.json", "merges.txt"}:
         return GPT2Tokenizer.from_pretrained(name)  # AutoTokenizer cannot tell whose files these are
-    return AutoTokenizer.from_pretrained(name)
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
-def tokenize_documents(documents: Dataset, tokenizer: PreTrainedTokenizerFast, num_proc: int | None = None) -> Dataset:
+def tokenize_documents(
+    documents: Dataset, tokenizer: PreTrainedTokenizerFast, max_tokens: int | None = None
+) -> Dataset:
     """The ``input_ids`` (int32) of every document, ended by eos, as a dataset that is cached on disk.
 
     A special token spelt out in a text is encoded as the text that it is: only the ends of documents are eos.
@@ -124,59 +130,94 @@ def tokenize_documents(documents: Dataset, tokenizer: PreTrainedTokenizerFast, n
     Args:
         documents: Rows with a ``text``.
         tokenizer: Fast tokenizer with an eos token.
-        num_proc: Processes; a fast tokenizer uses all cores within one.
+        max_tokens: Stops once there are so many: later documents are left out, and the last one may be cut.
     """
-    return documents.map(
-        _tokenize_batch,
-        batched=True,
-        batch_size=DOCUMENTS_PER_BATCH,
-        fn_kwargs={"tokenizer": tokenizer},
-        remove_columns=documents.column_names,
-        features=TOKENIZED_FEATURES,
-        num_proc=num_proc,
-        new_fingerprint=Hasher.hash((documents._fingerprint, _meaning(tokenizer), TOKENIZATION_VERSION)),
-        desc="Tokenizing",
+    key = (documents._fingerprint, _meaning(tokenizer), TOKENIZATION_VERSION)
+    return cached_dataset(
+        partial(_tokenized, documents, tokenizer, max_tokens),
+        TOKENIZED_FEATURES,
+        Hasher.hash(key if max_tokens is None else (*key, max_tokens)),
+        rows_per_write=DOCUMENTS_PER_WRITE,
     )
 
 
-def _tokenize_batch(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerFast) -> dict[str, list[np.ndarray]]:
-    return {"input_ids": [np.append(ids, tokenizer.eos_token_id) for ids, _ in _encode(batch["text"], tokenizer)]}
+def _tokenized(
+    documents: Dataset, tokenizer: PreTrainedTokenizerFast, max_tokens: int | None
+) -> Iterator[dict[str, np.ndarray]]:
+    total, unit = max_tokens, " tokens"
+    if max_tokens is None:
+        total, unit = sum(len(text) for text in documents["text"]), " characters"
+    with tqdm(desc="Tokenizing", total=total, unit=unit, unit_scale=True, disable=None) as progress:
+
+        def report(text: str, num_tokens: int) -> None:
+            progress.update(len(text) if max_tokens is None else num_tokens)
+
+        for ids, _ in _encode(documents["text"], tokenizer, max_tokens, report, with_ends=False):
+            yield {"input_ids": np.append(ids, tokenizer.eos_token_id).astype(np.int32)}
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Tokens of each text: their ids, and the character of the text before which each ends."""
-    pieces = [(index, *piece) for index, text in enumerate(texts) for piece in _pieces(text)]
-    ids: list[list[np.ndarray]] = [[] for _ in texts]
-    ends: list[list[np.ndarray]] = [[] for _ in texts]
-    for first in range(0, len(pieces), PIECES_PER_CALL):
-        called = pieces[first : first + PIECES_PER_CALL]
+def _encode(
+    texts: Iterable[str],
+    tokenizer: PreTrainedTokenizerFast,
+    max_tokens: int | None = None,
+    report: Callable[[str, int], None] = lambda text, num_tokens: None,
+    *,
+    with_ends: bool = True,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens of each text: their ids, and the character of the text before which each ends.
+
+    With ``max_tokens``, of which the eos of each text is one, nothing is read beyond the call that reaches them; the
+    last text may be cut. ``report`` is told of every piece that is done, and of its number of tokens. Ends take a
+    fifth of the time; without them the second array is empty.
+    """
+    num_tokens = 0
+    for _, pieces in groupby(_encoded_pieces(texts, tokenizer, with_ends), key=lambda piece: piece[0]):
+        ids, ends = [], []
+        for _, text, piece_ids, piece_ends in pieces:
+            ids.append(piece_ids)
+            ends.append(piece_ends)
+            num_tokens += len(piece_ids)
+            report(text, len(piece_ids))
+            if max_tokens is not None and num_tokens >= max_tokens:
+                break
+        yield np.concatenate(ids), np.concatenate(ends)
+        num_tokens += 1
+        if max_tokens is not None and num_tokens >= max_tokens:
+            return
+
+
+def _encoded_pieces(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerFast, with_ends: bool
+) -> Iterator[tuple[int, str, np.ndarray, np.ndarray]]:
+    """Pieces of the texts in order: the number of its text, its own text, ids, and ends counted in the whole text."""
+    pieces = ((index, *piece) for index, text in enumerate(texts) for piece in _pieces(text))
+    while called := list(islice(pieces, PIECES_PER_CALL)):
         encoded = tokenizer(
             [piece for _, _, piece in called],
             add_special_tokens=False,
             split_special_tokens=True,
-            return_offsets_mapping=True,
+            return_offsets_mapping=with_ends,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,  # no warning beyond model_max_length: documents are cut into blocks later
         )
-        for (index, start, _), piece_ids, offsets in zip(
-            called, encoded["input_ids"], encoded["offset_mapping"], strict=True
-        ):
-            ids[index].append(np.array(piece_ids, dtype=np.int64))
-            ends[index].append(np.array(offsets, dtype=np.int64).reshape(-1, 2)[:, 1] + start)
-    return [(np.concatenate(ids[index]), np.concatenate(ends[index])) for index in range(len(texts))]
+        offsets_of = encoded["offset_mapping"] if with_ends else [[]] * len(called)
+        for (index, start, piece), ids, offsets in zip(called, encoded["input_ids"], offsets_of, strict=True):
+            ends = np.array(offsets, dtype=np.int64).reshape(-1, 2)[:, 1] + start
+            yield index, piece, np.array(ids, dtype=np.int64), ends
 
 
-def _pieces(text: str) -> list[tuple[int, str]]:
+def _pieces(text: str) -> Iterator[tuple[int, str]]:
     """A long text in pieces, each with its first character: they are encoded in parallel and in bounded memory.
 
     Cuts fall behind a newline with no other space around it, where no token of a byte-level BPE crosses: it gives the
     pieces the tokens of the whole.
     """
-    starts = [0]
-    while seam := LONE_NEWLINE.search(text, starts[-1] + PIECE_CHARACTERS):
-        starts.append(seam.start())
-    return [(start, text[start:stop]) for start, stop in zip(starts, [*starts[1:], len(text)], strict=True)]
+    start = 0
+    while seam := LONE_NEWLINE.search(text, start + PIECE_CHARACTERS):
+        yield start, text[start : seam.start()]
+        start = seam.start()
+    yield start, text[start:]
 
 
 def _meaning(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -215,14 +256,10 @@ def token_stream(documents: Dataset, tokenizer: PreTrainedTokenizerFast, max_tok
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
     ids, num_bytes = [np.array([tokenizer.eos_token_id])], [np.array([0])]
-    num_tokens = 0
-    for text in documents["text"]:
-        [(text_ids, ends)] = _encode([text], tokenizer)
+    texts = documents["text"]
+    for text, (text_ids, ends) in zip(texts, _encode(texts, tokenizer, max_tokens), strict=False):
         ids.append(np.append(text_ids, tokenizer.eos_token_id))
         num_bytes.append(_bytes_of_tokens(text, ends))
-        num_tokens += len(text_ids) + 1
-        if max_tokens is not None and num_tokens >= max_tokens:
-            break
     stop = None if max_tokens is None else max_tokens + 1
     return TokenStream(
         input_ids=torch.from_numpy(np.concatenate(ids)[:stop]),

@@ -148,7 +148,7 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
         tokenizer.pad_token = tokenizer.eos_token
 
     packed = [
-        _pack(config, tokenize_documents(documents, tokenizer), max_tokens, split)
+        _pack(config, tokenize_documents(documents, tokenizer, max_tokens), max_tokens, split)
         for documents, max_tokens, split in (
             (train_documents, data.max_train_tokens, "training"),
             (validation_documents, data.max_validation_tokens, "validation"),
@@ -167,11 +167,11 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
 
 
 def training_documents(data: DataSection) -> Dataset:
-    """The documents that an experiment learns from: all of a ``text:`` source that another one validates."""
+    """The documents that an experiment learns from: all of a source, or of its train split, that another validates."""
     return load_documents(
         data.source,
         "all" if data.source.startswith("text:") and data.validation_source else "train",
-        validation_fraction=data.validation_fraction,
+        validation_fraction=0.0 if data.validation_source else data.validation_fraction,
         text_column=data.text_column,
     )
 

@@ -47,15 +47,33 @@ def test_a_converted_model_can_be_exported_and_generates(tmp_path: Path) -> None
     export_to_hub(ExportConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "exported")))
 
 
+def test_card_and_licence_come_along_everywhere(tmp_path: Path) -> None:
+    texts = {"README.md": "---\nlicense: bigscience-bloom-rail-1.0\n---\n", "LICENSE": "RAIL", "NOTICE": "notice"}
+    (tmp_path / "original").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "original" / name).write_text(text, encoding="utf-8")
+    converted(bloom(), tmp_path)
+    model = str(tmp_path / "converted")
+    convert(ConvertConfig(model=model, output_dir=str(tmp_path / "back"), to="bloom"))
+    export_to_hub(ExportConfig(model=model, output_dir=str(tmp_path / "exported")))
+    for folder in ("converted", "back", "exported"):
+        assert {name: (tmp_path / folder / name).read_text(encoding="utf-8") for name in texts} == texts
+
+
 def test_a_name_is_looked_up_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     repository = tmp_path / "hub" / "models--someone--small-bloom"
     original = bloom()
     original.save_pretrained(repository / "snapshots" / ("0" * 40))
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "1234").write_text("RAIL", encoding="utf-8")
+    (repository / "snapshots" / ("0" * 40) / "LICENSE").symlink_to("../../blobs/1234")
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("0" * 40, encoding="utf-8")
     convert(ConvertConfig(model="someone/small-bloom", output_dir=str(tmp_path / "converted")))
+    assert (tmp_path / "converted" / "LICENSE").read_text(encoding="utf-8") == "RAIL"
+    assert not (tmp_path / "converted" / "LICENSE").is_symlink()
     convert(ConvertConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "back"), to="bloom"))
     assert_same_weights(loaded(tmp_path / "back"), original)
     with pytest.raises(ValueError, match="someone/other: no such folder, and it cannot be had from the Hub"):

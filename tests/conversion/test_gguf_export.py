@@ -3,64 +3,28 @@
 import importlib.util
 import json
 import os
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from gguf import GGUFReader, TokenType
 from gguf.quants import dequantize
+from gguf_cases import SIZES, export
 from tokenizers import normalizers, pre_tokenizers, processors
 from torch import Tensor
-from transformers import MptConfig, MptForCausalLM, PreTrainedTokenizerFast
+from transformers import GPTNeoXTokenizer, MptConfig, MptForCausalLM, PreTrainedTokenizerFast
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.conversion.gguf_export import GgufConfig, check_config, export_gguf
-from modeling_alibi_gpt.training.tokenization import train_tokenizer
 
 
 ROOT = Path(__file__).resolve().parents[2]
-SIZES = {
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 3,
-    "intermediate_size": 80,
-}
 VARIANTS = {
     "default": {},
     "mpt": {"use_bias": False, "tie_word_embeddings": False, "clip_qkv": 6.0, "alibi_bias_max": 4.0},
 }
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    text = " ".join(random.Random(0).choices(["plan", "window", "slope", "bias"], k=200))
-    return train_tokenizer(Dataset.from_dict({"name": ["words"], "text": [text]}), 265)
-
-
-@pytest.fixture
-def save(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., AlibiGPTForCausalLM]:
-    """A model in ``tmp_path / "model"``, all of whose weights differ, with five more embeddings than tokens."""
-
-    def make(**fields) -> AlibiGPTForCausalLM:
-        torch.manual_seed(0)
-        model = AlibiGPTForCausalLM(AlibiGPTConfig(vocab_size=len(tokenizer) + 5, **{**SIZES, **fields}))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter)
-        model.save_pretrained(tmp_path / "model")
-        tokenizer.save_pretrained(tmp_path / "model")
-        return model
-
-    return make
-
-
-def export(folder: Path, **fields) -> GGUFReader:
-    export_gguf(GgufConfig(model=str(folder / "model"), output=str(folder / "model.gguf"), **fields))
-    return GGUFReader(folder / "model.gguf")
 
 
 def read_tensors(reader: GGUFReader) -> dict[str, Tensor]:
@@ -192,7 +156,7 @@ def test_a_tokenizer_of_another_kind_is_refused(
 ) -> None:
     save()
     other = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
-    other.backend_tokenizer.normalizer = normalizers.NFC()
+    other.backend_tokenizer.normalizer = normalizers.NFKC()
     other.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     other.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{other.eos_token} $A", special_tokens=[(other.eos_token, other.eos_token_id)]
@@ -200,6 +164,18 @@ def test_a_tokenizer_of_another_kind_is_refused(
     other.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="normalizer = .*add_prefix_space = True.* puts 1 special tokens around"):
         export(tmp_path)
+
+
+def test_a_tokenizer_that_normalizes_to_nfc_is_written_as_mpts_and_said_to_differ(
+    save: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Published MPTs have one of GPT-NeoX, whose class in transformers puts the normalizer there itself."""
+    save()
+    backend = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model").backend_tokenizer
+    merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
+    GPTNeoXTokenizer(vocab=backend.get_vocab(), merges=merges).save_pretrained(tmp_path / "model")
+    assert export(tmp_path).get_field("tokenizer.ggml.pre").contents() == "mpt"
+    assert "llama.cpp does not normalize text: give it NFC" in caplog.text
 
 
 def test_what_is_no_alibi_gpt_is_refused(tmp_path: Path) -> None:
@@ -245,12 +221,13 @@ def test_the_script_writes_the_file(save: Callable, tmp_path: Path, capsys: pyte
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     model = save()
+    (tmp_path / "model" / "LICENSE").write_text("RAIL", encoding="utf-8")
     arguments = ["--model", str(tmp_path / "model"), "--output-dir", str(tmp_path / "out"), "--to", "gguf"]
     assert script.main([*arguments, "--set", "dtype=float64"]) == 2
     assert script.main([*arguments, "--set", "as_transformers=true"]) == 2
     assert not (tmp_path / "out").exists()
     assert script.main([*arguments, "--set", "context_length_tokens=777"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["files"] == ["model.gguf"]
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["files"] == ["LICENSE", "model.gguf"]
     reader = GGUFReader(tmp_path / "out" / "model.gguf")
     assert reader.get_field("mpt.context_length").contents() == 777
     assert set(read_tensors(reader)) == set(expected_tensors(model))

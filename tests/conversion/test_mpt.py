@@ -54,7 +54,7 @@ def test_the_range_of_slopes_is_the_configs_or_that_of_transformers(tmp_path: Pa
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
 def test_the_way_back_is_bit_exact(tied: bool, tmp_path: Path) -> None:
-    attn_config = {"clip_qkv": 6.0, "softmax_scale": 0.2, "alibi_bias_max": 16}
+    attn_config = {"clip_qkv": 6.0, "softmax_scale": 0.2}
     original = mpt(
         6, tie_word_embeddings=tied, attn_config=attn_config, resid_pdrop=0.1, emb_pdrop=0.2, use_cache=True
     )
@@ -100,10 +100,37 @@ def test_what_cannot_be_represented_is_refused_by_name(field: str, value: object
     ],
 )
 def test_the_way_out_refuses_what_mpt_cannot_hold(field: str, value: object) -> None:
-    fields = {"use_bias": False, "hidden_size": 48, "num_attention_heads": 4, "alibi_bias_max": 4}
-    assert from_alibi_gpt(AlibiGPTConfig(**fields)).attn_config.alibi_bias_max == 4
+    fields = {"use_bias": False, "hidden_size": 48, "num_attention_heads": 4}
+    assert from_alibi_gpt(AlibiGPTConfig(**fields)).attn_config.alibi_bias_max == 8
     with pytest.raises(ValueError, match=f"cannot be an MPT: {field} is"):
         from_alibi_gpt(AlibiGPTConfig(**{**fields, field: value}))
+
+
+def test_slopes_that_transformers_would_not_compute_are_for_other_readers_only(tmp_path: Path) -> None:
+    original = converted(mpt(6, attn_config={"alibi_bias_max": 16}), tmp_path)
+    options = {"model": str(tmp_path / "converted"), "output_dir": str(tmp_path / "back"), "to": "mpt"}
+    with pytest.raises(ValueError, match="is 16, and MPT in transformers computes with 8 .* --reader llama.cpp or"):
+        convert(ConvertConfig(**options))
+    assert not (tmp_path / "back").exists()
+    convert(ConvertConfig(**options, reader="vllm"))
+    back = loaded(tmp_path / "back")
+    assert back.config.attn_config.alibi_bias_max == 16
+    assert largest_difference(original, back, padded=False) > 0.01, "transformers still ignores it"
+
+
+def test_other_readers_have_one_scale_only() -> None:
+    """llama.cpp and vLLM read no ``softmax_scale``."""
+    config = AlibiGPTConfig(use_bias=False, hidden_size=48, num_attention_heads=3, attention_scale=0.5)
+    assert from_alibi_gpt(config).attn_config.softmax_scale == 0.5
+    with pytest.raises(ValueError, match="attention_scale is 0.5 \\(it must be None or 0.25\\)"):
+        from_alibi_gpt(config, as_transformers=False)
+
+
+def test_a_reader_is_one_of_an_mpt() -> None:
+    with pytest.raises(ValueError, match="reader must be one of transformers, llama.cpp, vllm, got 'ollama'"):
+        ConvertConfig(model="model", output_dir="out", to="mpt", reader="ollama")
+    with pytest.raises(ValueError, match="reader is for conversions to mpt, not to bloom"):
+        ConvertConfig(model="model", output_dir="out", to="bloom", reader="vllm")
 
 
 def test_a_model_that_did_without_a_cache_generates_with_one(tmp_path: Path) -> None:

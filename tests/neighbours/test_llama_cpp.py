@@ -1,10 +1,12 @@
 """llama.cpp runs what ``export_gguf`` wrote: log-probabilities, greedy tokens and tokenization are the model's."""
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from modeling_alibi_gpt.conversion.gguf_export import GgufConfig, export_gguf
@@ -79,6 +81,32 @@ def test_llama_cpp_tokenizes_alike(make_model: Callable, export: Callable, token
     llama = LlamaCpp(export(make_model()))
     for text in TEXTS:
         assert llama.tokenize(text) == tokenizer(text, split_special_tokens=True)["input_ids"]
+
+
+def test_llama_cpp_tokenizes_normalized_text_as_a_tokenizer_that_normalizes(
+    make_model: Callable, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """MPT's: NFC, and runs of spaces as tokens of their own. What is not in NFC comes out as without a normalizer."""
+    tokenizer.save_pretrained(tmp_path)
+    as_in_mpt = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    as_in_mpt.backend_tokenizer.normalizer = normalizers.NFC()
+    as_in_mpt.add_tokens([AddedToken(" " * length, normalized=True) for length in range(24, 1, -1)])
+    as_in_mpt.save_pretrained(tmp_path)
+    make_model(vocab_size=len(as_in_mpt)).save_pretrained(tmp_path)
+    export_gguf(GgufConfig(model=str(tmp_path), output=str(tmp_path / "model.gguf")))
+    llama = LlamaCpp(tmp_path / "model.gguf")
+    texts = [
+        *TEXTS,
+        "    a   window  plan \n      b" + 30 * " ",
+        "\uac01 \u1ea5 \u00e9\u0302",
+        "e\u0301",
+        "\u212b \u2126",
+    ]
+    for text in texts:
+        expected = as_in_mpt(text, split_special_tokens=True)["input_ids"]
+        assert llama.tokenize(unicodedata.normalize("NFC", text)) == expected
+        if not unicodedata.is_normalized("NFC", text):
+            assert llama.tokenize(text) != expected
 
 
 def test_a_record_for_each_length_and_precision(

@@ -1,15 +1,24 @@
 """Packed documents train as if each stood alone: TRL's best-fit packing, and the flattening collator of Trainer."""
 
+import math
 import random
 
 import pytest
 import torch
 from datasets import Dataset
-from transformers import DataCollatorForLanguageModeling, DataCollatorWithFlattening, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    DataCollatorForLanguageModeling,
+    DataCollatorWithFlattening,
+    Trainer,
+    TrainingArguments,
+)
+
+from modeling_alibi_gpt.conversion.hub_export import ExportConfig, export_to_hub
 
 
 pytest.importorskip("trl")
-from trl import SFTConfig, SFTTrainer  # noqa: E402
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
 
 
 pytestmark = pytest.mark.neighbours
@@ -111,3 +120,34 @@ def test_mixed_documents_would_be_noticed(make_model, tokenizer, documents: Data
     with torch.no_grad():
         mixed = make_model()(tokens, labels=labels).loss.item()
     assert abs(mixed - expected) > 100 * RELATIVE_TOLERANCE * expected
+
+
+@pytest.fixture
+def folder(make_model, tokenizer, tmp_path) -> str:
+    """A checkpoint, which TRL loads by the class that its config names."""
+    make_model().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.mark.parametrize("exported", [False, True], ids=["checkpoint", "remote code"])
+def test_sft_loads_a_folder(folder: str, exported: bool, make_model, tokenizer, documents: Dataset, tmp_path) -> None:
+    """The folder trains as the model that was saved there."""
+    arguments = {"max_length": MAX_LENGTH, "per_device_train_batch_size": len(LENGTHS), **SETTINGS}
+    options = {"train_dataset": documents, "processing_class": tokenizer}
+    expected = losses(SFTTrainer(make_model(), SFTConfig(str(tmp_path / "in memory"), **arguments), **options))
+    if exported:
+        export_to_hub(ExportConfig(model=folder, output_dir=str(tmp_path / "exported")))
+        folder, arguments["model_init_kwargs"] = str(tmp_path / "exported"), {"trust_remote_code": True}
+    assert losses(SFTTrainer(folder, SFTConfig(str(tmp_path / "out"), **arguments), **options)) == expected
+
+
+def test_dpo_loads_its_reference_by_itself(folder: str, tokenizer, tmp_path) -> None:
+    """Before the first step model and reference agree, so that the loss is ln 2; training then separates them."""
+    rows = [{"prompt": "plan window", "chosen": " slope bias mask", "rejected": " head score query"}] * 8
+    arguments = DPOConfig(str(tmp_path / "out"), per_device_train_batch_size=8, **SETTINGS | {"learning_rate": 0.1})
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    trainer = DPOTrainer(model, None, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    first, *_, last = losses(trainer)
+    assert first == pytest.approx(math.log(2), rel=RELATIVE_TOLERANCE)
+    assert last < first

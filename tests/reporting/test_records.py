@@ -195,3 +195,9 @@ def test_a_record_of_a_known_kind_has_its_fields() -> None:
         check_record({"kind": "biased"})
     with pytest.raises(ValueError, match="kind None"):
         check_record({})
+
+
+def test_copied_sources_say_which_commit_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALIBI_GPT_COMMIT", "1" * 40)
+    found = provenance()
+    assert (found["git_commit"], found["git_dirty"]) == ("1" * 40, False)

@@ -93,3 +93,10 @@ def test_what_cannot_be_meant_is_refused(
 )
 def test_what_breaks_no_promise_is_allowed(make_experiment: Callable[..., Any], settings: list[str]) -> None:
     build_arguments(make_experiment(*settings))
+
+
+def test_a_secret_is_refused_and_not_repeated(make_experiment: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="training.hub_token is a secret, .*HF_TOKEN in the environment") as refusal:
+        make_experiment("training.hub_token=hf_12345")
+    assert "hf_12345" not in str(refusal.value)
+    assert build_arguments(make_experiment("training.hub_token=null")).hub_token is None

@@ -134,6 +134,14 @@ def test_text_that_cannot_be_read_is_named(tmp_path, name, content, message):
         load_documents(f"text:{tmp_path}/*", "all")
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.ndjson", "rows.parquet"])
+def test_text_refuses_rows_and_names_the_source_that_reads_them(tmp_path, name):
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / name).write_bytes(gzip.compress(b'{"text": "a"}') if name.endswith(".gz") else b'{"text": "a"}')
+    with pytest.raises(ValueError, match=f"{name} holds rows, .* as one text: hub:{tmp_path} reads .* text_column"):
+        load_documents(f"text:{tmp_path}/*", "all")
+
+
 def test_text_refuses_what_it_does_not_have(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(ValueError, match="no file matches '.*missing.txt'"):
@@ -171,10 +179,63 @@ def test_hub_refuses_what_it_does_not_have(hub_folder):
         load_documents(f"hub:{hub_folder}", "train")
     with pytest.raises(ValueError, match="no column of text 'stars'"):
         load_documents(f"hub:{hub_folder}", "train", text_column="stars")
-    with pytest.raises(ValueError, match=r'Unknown split "test".*train.*validation'):
+    with pytest.raises(ValueError, match="has no test split: its splits are train, validation"):
         load_documents(f"hub:{hub_folder}", "test", text_column="body")
     with pytest.raises(ValueError, match="'other' not found"):
         load_documents(f"hub:{hub_folder}:other", "train", text_column="body")
+
+
+@pytest.fixture
+def write_corpus(tmp_path):
+    def write(documents, split="train"):
+        folder = tmp_path / "corpus"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents))
+        return f"hub:{folder}"
+
+    return write
+
+
+def test_hub_dataset_without_validation_split_holds_a_share_of_its_documents_back(write_corpus):
+    documents = [f"document {number}" for number in range(500)]
+    source = write_corpus(documents)
+    write_corpus(["test"], "test")
+    train, validation = (texts(load_documents(source, split)) for split in ("train", "validation"))
+    assert train | validation == {f"{source[4:]}/train/{number}": text for number, text in enumerate(documents)}
+    assert not train.keys() & validation.keys()
+    # 500 independent draws of 0.1: within four standard deviations.
+    assert len(validation) == pytest.approx(50, abs=4 * (500 * 0.1 * 0.9) ** 0.5)
+    assert len(load_documents(source, "train", validation_fraction=0)) == 500
+    assert load_documents(source, "test")["text"][:] == ["test"]
+    assert len(load_documents(source, "all")) == 501
+
+
+def test_a_document_stays_in_its_share_when_others_come_and_go(write_corpus):
+    documents = [f"document {number}" for number in range(200)]
+    before = {split: set(load_documents(write_corpus(documents), split)["text"]) for split in ("train", "validation")}
+    grown = [*(f"new {number}" for number in range(100)), *documents[::-1], documents[0]]
+    for split, kept in before.items():
+        after = load_documents(write_corpus(grown), split)["text"][:]
+        assert {text for text in after if not text.startswith("new")} == kept
+    larger = set(load_documents(write_corpus(documents), "validation", validation_fraction=0.2)["text"])
+    assert before["validation"] < larger
+
+
+def test_hub_shares_that_cannot_be_had_are_refused_in_a_line(write_corpus):
+    source = write_corpus(["one document"])
+    with pytest.raises(ValueError, match="the validation share of its documents is empty with .*_fraction 1e-06"):
+        load_documents(source, "validation", validation_fraction=1e-6)
+    with pytest.raises(ValueError, match="at least 0 and below 1, got 1"):
+        load_documents(source, "validation", validation_fraction=1)
+    with pytest.raises(ValueError, match="has no test split: its splits are train"):
+        load_documents(source, "test")
+
+
+def test_hub_dataset_of_other_splits_names_them(write_corpus):
+    source = write_corpus(["a test"], "test")
+    for split in ("train", "validation"):
+        with pytest.raises(ValueError, match=f"has no {split} split: its splits are test, and without a validation"):
+            load_documents(source, split)
 
 
 def test_hub_dataset_without_text_is_refused(hub_folder):

@@ -1,5 +1,6 @@
 """Tokenizers that lose nothing, and token streams whose bytes add up to the text."""
 
+import json
 import logging
 
 import datasets
@@ -175,6 +176,20 @@ def test_tokenizer_that_cannot_serve_is_refused(trained, tmp_path, monkeypatch):
         load_tokenizer(tmp_path / "endless")
 
 
+def test_a_tokenizer_that_is_code_is_refused_without_a_question_and_without_running_it(trained, tmp_path, monkeypatch):
+    folder = tmp_path / "code"
+    trained.save_pretrained(folder)
+    fields = json.loads((folder / "tokenizer_config.json").read_text())
+    fields |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    with pytest.raises(ValueError, match="no tokenizer could be loaded .*custom code"):
+        load_tokenizer(folder)
+    assert not asked and not (tmp_path / "ran").exists()
+
+
 def test_documents_end_in_eos_which_is_nowhere_else(tokenizer, tmp_path):
     tokenized = tokenize_documents(write_documents(tmp_path / "a"), tokenizer)
     assert str(tokenized.features["input_ids"].feature.dtype) == "int32"
@@ -210,9 +225,9 @@ def test_no_warning_beyond_the_length_of_the_tokenizer(trained, tmp_path, caplog
 
 def test_pieces_of_a_long_text_have_the_tokens_of_the_whole(tokenizer, monkeypatch):
     text = "".join(f"def function_{number}(x):\n    return x\n\n\nname = 'it'\n" for number in range(200))
-    [(whole_ids, whole_ends)] = tokenization._encode([text], tokenizer)
+    ((whole_ids, whole_ends),) = tokenization._encode([text], tokenizer)
     monkeypatch.setattr(tokenization, "PIECE_CHARACTERS", 100)
-    assert len(tokenization._pieces(text)) > 2 * tokenization.PIECES_PER_CALL
+    assert len(list(tokenization._pieces(text))) > 2 * tokenization.PIECES_PER_CALL
     (ids, ends), (short_ids, _) = tokenization._encode([text, "short"], tokenizer)
     assert ids.tolist() == whole_ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
     assert ends.tolist() == whole_ends.tolist()

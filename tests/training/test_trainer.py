@@ -15,9 +15,9 @@ from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_
 from modeling_alibi_gpt.reporting.records import check_record, read_records
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.exact_trainer import ExactTrainer
-from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import build_model
-from modeling_alibi_gpt.training.trainer import make_trainer, prepare_data, train
+from modeling_alibi_gpt.training.trainer import make_trainer, prepare_data, train, training_documents
 
 
 MakeExperiment = Callable[..., ExperimentConfig]
@@ -183,3 +183,12 @@ def test_another_experiment_in_the_folder_is_refused(
     assert load_script().main([*command, "--set", "model.config.alibi_beta=2.0"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "run holds another run, with other values of model.config.alibi_beta; choose another" in error
+
+
+def test_a_dataset_without_validation_split_trains_whole_where_another_source_validates(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    rows = "\n".join(json.dumps({"text": f"document {number}"}) for number in range(100))
+    (tmp_path / "corpus" / "train.jsonl").write_text(rows, encoding="utf-8")
+    settings = {"source": f"hub:{tmp_path / 'corpus'}", "train_length_tokens": 8}
+    assert len(training_documents(DataSection(**settings, validation_source="stdlib"))) == 100
+    assert len(training_documents(DataSection(**settings, validation_fraction=0.5))) < 100
