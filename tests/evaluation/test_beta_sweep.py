@@ -171,7 +171,7 @@ def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_no
         folder = Path(experiment.training["output_dir"])
         folder.mkdir(parents=True)
         (folder / "training.jsonl").write_text("")
-        (folder / "beta").write_text(str(experiment.model.overrides["alibi_beta"]))
+        (folder / "config.json").write_text(json.dumps({"alibi_beta": experiment.model.overrides["alibi_beta"]}))
         return {"validation_nats_per_token": loss}
 
     monkeypatch.setattr(beta_objectives, "train", train)
@@ -179,7 +179,7 @@ def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_no
     assert (result["best_beta"], result["lowest_beta"], result["level_betas"]) == (2.0, 8.0, [2.0, 8.0])
     assert result["nats_per_token"] == pytest.approx(5.61)
     assert load_config(ExperimentConfig, result["best_config"]).model.overrides["alibi_beta"] == 2.0
-    assert Path(result["best_model"], "beta").read_text() == "2.0"
+    assert json.loads(Path(result["best_model"], "config.json").read_text()) == {"alibi_beta": 2.0}
     assert "at \u03b2 8. Not told apart" in result["choice"] and "Of these 2 is taken" in result["choice"]
 
 
