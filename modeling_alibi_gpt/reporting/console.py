@@ -13,6 +13,7 @@ from modeling_alibi_gpt.reporting.launching import start_missing_processes
 
 
 USER_ERROR_EXIT_CODE = 2
+MAX_ERROR_CHARACTERS = 1000  # of what a message quotes, a file may hold any amount
 INTERRUPTED_EXIT_CODE = 130  # by the custom of shells
 
 
@@ -43,4 +44,5 @@ def run_command(command: Callable[[], dict[str, Any]]) -> int:
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full: free some space and run the same command again"
-    return " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= MAX_ERROR_CHARACTERS else f"{words[:MAX_ERROR_CHARACTERS]}..."
