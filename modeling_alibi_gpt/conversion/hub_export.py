@@ -6,9 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
 import modeling_alibi_gpt
 from modeling_alibi_gpt.conversion.folders import appearing_whole
-from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
+from modeling_alibi_gpt.evaluation.checkpoints import load_model_config, load_model_tokenizer
+from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.training.checkpoint_folder import weight_files
 
 
 # Every class that a user may ask for, whichever of them the weights were trained as.
@@ -20,12 +24,9 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_alibi_gpt.AlibiGPTForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_alibi_gpt.AlibiGPTForTokenClassification",
 }
+_TOKENIZER_PATTERNS = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt")
 # What belongs to a checkpoint beside its weights and config.
-COMPANION_PATTERNS = (
-    *("generation_config.json", "chat_template*", "tokenizer*", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.*", "merges.txt"),
-)
-_CHECKPOINT_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "README.md", *COMPANION_PATTERNS)
+COMPANION_PATTERNS = (GENERATION_CONFIG_NAME, "chat_template*", *_TOKENIZER_PATTERNS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,14 +52,17 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
         ``output_dir`` and the names of the files in it.
 
     Raises:
-        ValueError: The model folder holds no AlibiGPT with safetensors weights, or the output folder is taken.
+        ValueError: The model folder holds no whole AlibiGPT with safetensors weights, or a tokenizer that cannot be
+            loaded or has more tokens than the model, or the output folder is taken.
     """
     source, target = Path(config.model), Path(config.output_dir).resolve()
     model_config = load_model_config(source)
     if model_config.model_type != "alibi_gpt":
         raise ValueError(f"{source} holds a {model_config.model_type}, expected an alibi_gpt")
-    if not list(source.glob("*.safetensors")):
-        raise ValueError(f"{source}: no *.safetensors weights here; pickled weights are not exported")
+    if any(path for pattern in _TOKENIZER_PATTERNS for path in source.glob(pattern)):
+        load_model_tokenizer(source)
+    if (source / GENERATION_CONFIG_NAME).is_file():
+        read_mapping(source / GENERATION_CONFIG_NAME)
     with appearing_whole(target) as partial:
         for path in _files_to_copy(source):
             shutil.copyfile(path, partial / path.name)
@@ -69,7 +73,11 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
 
 
 def _files_to_copy(source: Path) -> list[Path]:
-    checkpoint_files = [path for pattern in _CHECKPOINT_PATTERNS for path in source.glob(pattern) if path.is_file()]
+    weights = weight_files(source)
+    if SAFE_WEIGHTS_NAME not in {path.name for path in weights}:
+        weights |= {source / SAFE_WEIGHTS_INDEX_NAME: None}
+    companions = [path for pattern in ("README.md", *COMPANION_PATTERNS) for path in source.glob(pattern)]
+    checkpoint_files = [*weights, *(path for path in companions if path.is_file())]
     # The rule of the house: flat files of the package travel; its folders, __init__.py and __main__.py stay home.
     package = Path(modeling_alibi_gpt.__file__).parent
     return checkpoint_files + [path for path in package.glob("*.py") if not path.name.startswith("__")]
