@@ -99,7 +99,8 @@ def stored_shapes(folder: Path) -> dict[str, Shape]:
     for path, listed in weight_files(folder).items():
         try:
             with safe_open(path, framework="pt") as file:
-                found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+                names = file.keys()  # what is open is no mapping
+                found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or damaged ({error}); copy it again") from error
         check_listed(path, listed, found)

@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_alibi_gpt.reporting.records import write_json
+from modeling_alibi_gpt.training.checkpoint_folder import INDEX_NAMES, read_index
 from modeling_alibi_gpt.training.experiment import read_mapping
 
 
@@ -42,8 +43,13 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
         config: The experiment, a dataclass.
 
     Raises:
-        ValueError: The folder holds checkpoints of another experiment, or files that no run of ours wrote.
+        ValueError: The folder holds checkpoints of another experiment, files that no run of ours wrote, or an index of
+            weights that no run of ours wrote, such as one that names files elsewhere.
     """
+    for checkpoint in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        for name in INDEX_NAMES:
+            if (checkpoint / name).is_file() and _is_complete(checkpoint):
+                read_index(checkpoint / name)
     claim = output_dir / EXPERIMENT_FILE
     if claim.exists():
         differing = _differing_keys(read_mapping(claim), _settings(config))

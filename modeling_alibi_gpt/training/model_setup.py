@@ -55,7 +55,9 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
     if section.checkpoint is None:
         new_config = _new_config(section, {**special, "train_context_length": length})
         _check_vocabulary(tokenizer, new_config.vocab_size)
-        model = AlibiGPTForCausalLM._from_config(new_config, attn_implementation=section.attn_implementation)
+        model = AlibiGPTForCausalLM._from_config(
+            new_config, dtype=torch.float32, attn_implementation=section.attn_implementation
+        )
     else:
         _check_vocabulary(tokenizer, _checkpoint_config(section).get_text_config().vocab_size)
         model = _load_checkpoint(section)

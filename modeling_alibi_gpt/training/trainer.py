@@ -46,6 +46,7 @@ from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
 from modeling_alibi_gpt.training.model_setup import build_model, model_config
 from modeling_alibi_gpt.training.precision import faster_precision
+from modeling_alibi_gpt.training.preflight import check_experiment
 from modeling_alibi_gpt.training.tokenization import (
     TokenStream,
     cached_tokenizer,
@@ -90,10 +91,9 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
         OSError: The disk is full; what was written before is whole.
     """
     with failing_together():
-        arguments = build_arguments(config)
+        arguments = check_experiment(config)
         output_dir, is_main = Path(arguments.output_dir), process_state().is_main_process
         check_output_dir(output_dir, config)
-        model_config(config.model)  # refused before any text is read
     if (output_dir / RECORD_FILE).exists():
         return read_records(output_dir / RECORD_FILE)[0]
 

@@ -92,7 +92,8 @@ def test_memory_is_that_of_the_container(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "expected"), [(0, "0 bytes"), (1023, "1,023 bytes"), (1024, "1.0 KiB"), (10**30, "867,361,737,988.4 EiB")]
+    ("num_bytes", "expected"),
+    [(0, "0 bytes"), (1023, "1,023 bytes"), (1024, "1.0 KiB"), (2**71, "2,048.0 EiB")],
 )
 def test_bytes_are_written_in_their_unit(num_bytes: int, expected: str) -> None:
     assert format_bytes(num_bytes) == expected
