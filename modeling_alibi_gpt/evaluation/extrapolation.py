@@ -67,6 +67,9 @@ class ExtrapolationConfig(MeasurementConfig):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must be one or more, each once, got {values}")
+        for protocol in self.protocols:
+            for length in self.lengths_tokens or [self.stride_tokens or 1]:
+                resolve_stride(length, protocol, self.stride_tokens if protocol == "sliding" else None)
         if self.names is not None and len(set(self.names)) != len(self.models):
             raise ValueError(
                 f"names must be one of its own for each of the {len(self.models)} models, got {self.names}"
