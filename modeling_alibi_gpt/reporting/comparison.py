@@ -65,8 +65,8 @@ def _setting_section(grid: Grid, by_kind: dict[str, list[Record]]) -> Section:
         f"{corpus['num_bytes'] / 1e6:.1f} MB of text: {', '.join(map(_title, corpus['documents']))}."
     )
     pictures = []
-    if not grid.is_sweep:  # whose curves lie one upon another
-        drawn = [record for record in training if record["seed"] == first["seed"]]
+    drawn = [record for record in training if record["seed"] == first["seed"] and record["loss_history"]]
+    if drawn and not grid.is_sweep:  # whose curves lie one upon another
         alt = f"Training loss against step of {grid.name}, first seed"
         pictures.append(Picture(f"{file_stem(grid.name)}_training.png", training_figure(drawn), alt))
     return Section(_capital(grid.name), sentence, pictures)

@@ -103,7 +103,8 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise ValueError(f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}") from error
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise ValueError(f"{where}{error.problem}") from error
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from error
 
