@@ -206,7 +206,7 @@ def _translate_in(config: ConvertConfig, folder: Path, model_type: Any) -> _Tran
     try:
         fields = family.read_fields(folder)
         translated = family.to_alibi_gpt(fields, config.as_transformers)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{folder}: config.json holds a value of a wrong type ({error})") from error
     # Published MPTs do without a cache, as their first code had to; results are the same, generating is not.
     ours = AlibiGPTConfig(**{**translated, "use_cache": True, **config.overrides})

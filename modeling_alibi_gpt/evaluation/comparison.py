@@ -30,7 +30,7 @@ from modeling_alibi_gpt.training.experiment import (
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.model_size import weight_shapes
 from modeling_alibi_gpt.training.preflight import check_experiment
-from modeling_alibi_gpt.training.trainer import prepare_data, train, training_documents
+from modeling_alibi_gpt.training.trainer import named_tokenizer, prepare_data, train, training_documents
 
 
 POLL_SECONDS = 2
@@ -155,7 +155,7 @@ def _runs(config: ComparisonConfig) -> list[Run]:
 
 def _check_texts(run: Run) -> None:
     """Raise a ValueError unless the texts of a run can be read; they are the same for all, and cached."""
-    prepare_data(run.experiment)
+    named_tokenizer(run.experiment)
     evaluation = run.evaluations[AS_TRAINED]
     load_documents(
         evaluation.source,
@@ -163,6 +163,7 @@ def _check_texts(run: Run) -> None:
         validation_fraction=evaluation.validation_fraction,
         text_column=evaluation.text_column,
     )
+    prepare_data(run.experiment)
 
 
 def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, seed: int) -> Run:

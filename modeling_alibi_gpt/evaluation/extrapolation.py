@@ -173,13 +173,14 @@ def distinct_names(model_dirs: Sequence[str]) -> list[str]:
 def _load_subjects(config: ExtrapolationConfig) -> list[Subject]:
     subjects = []
     for name, model_dir in zip(config.names or distinct_names(config.models), config.models, strict=True):
+        model_config = load_model_config(model_dir, config.overrides)  # refused before any text is read
         text = load_text(config, load_model_tokenizer(model_dir))
         provenance = measurement_provenance(config, text, checkpoint_fingerprint(model_dir))
         subjects.append(
             Subject(
                 name=name,
                 model_dir=model_dir,
-                model_config=load_model_config(model_dir, config.overrides),
+                model_config=model_config,
                 text=text,
                 provenance=provenance,
             )

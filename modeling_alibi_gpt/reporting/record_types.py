@@ -149,10 +149,12 @@ def _lengths(record: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
         for field in ("nats_per_token", "num_tokens"):
             yield f"nats_by_position.{field}", len(located[field]), len(located["edges_tokens"]) - 1
     if kind == "bias_matrix":
+        yield "slopes", len(record["slopes"]), len(record["slopes"])
         yield "bias", len(record["bias"]), len(record["slopes"])
         for rows in record["bias"]:
             yield from (("bias", len(row), len(rows)) for row in rows or [[]])
     if kind == "bias_by_distance":
+        yield "distances_tokens", len(record["distances_tokens"]), len(record["distances_tokens"])
         for field in ("bias_before", "bias_after"):
             yield field, len(record[field]), len(record["bias_before"])
             for heads in record[field]:

@@ -75,6 +75,11 @@ class DataSection:
     def __post_init__(self) -> None:
         if self.train_length_tokens < 3:
             raise ValueError(f"data.train_length_tokens must be at least 3, got {self.train_length_tokens}")
+        for name in ("max_train_tokens", "max_validation_tokens"):
+            if (limit := getattr(self, name)) is not None and limit < self.train_length_tokens:
+                raise ValueError(
+                    f"data.{name} must be at least data.train_length_tokens ({self.train_length_tokens}), got {limit}"
+                )
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
 
@@ -215,7 +220,8 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     try:
         values[leaf] = parse_yaml(text)
     except ValueError as error:
-        raise ValueError(f"--set {assignment}: the value is not valid YAML, quote it: {error}") from error
+        shown = assignment if len(assignment) <= 80 else f"{assignment[:80]}..."
+        raise ValueError(f"--set {shown}: the value is not valid YAML, quote it: {error}") from error
 
 
 def _matches(value: Any, hint: Any) -> bool:
