@@ -82,13 +82,6 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> dict[Path, list
     )
 
 
-def check_shards(folder: Path) -> None:
-    """Raise a ValueError unless the indexes of a folder, if it has any, name files that lie in it."""
-    for name in INDEX_NAMES:
-        if (folder / name).is_file():
-            _indexed_files(folder / name)
-
-
 def stored_shapes(folder: Path) -> dict[str, Shape]:
     """Shapes of the weights in a folder's safetensors, from their headers; each file is as long as its header says.
 
