@@ -97,11 +97,7 @@ def build_report(
     for record in records:
         check_record(record)
     check_comparisons(records)
-    compared = group_by([record for record in records if "comparison" in record], _kind)
-    by_kind = group_by([record for record in records if "comparison" not in record], _kind)
-    sections = comparison_sections(compared) + [section for build in SECTION_BUILDERS for section in build(by_kind)]
-    sections.append(_provenance_section(records))
-    sections = _with_figures_of_their_own(sections)
+    sections = _with_figures_of_their_own(_sections(records))
     output_dir = Path(output_dir)
     texts = {output_dir / f"{page}.md": render_markdown(title, sections, figures_folder=figures_folder)}
     if html:
@@ -117,6 +113,14 @@ def build_report(
         "markdown": str(output_dir / f"{page}.md"),
         "figures": [str(path) for path in figures],
     }
+
+
+def _sections(records: Sequence[Record]) -> list[Section]:
+    """The sections that there are records for: comparisons, everything else by its kind, and where it comes from."""
+    compared = group_by([record for record in records if "comparison" in record], _kind)
+    by_kind = group_by([record for record in records if "comparison" not in record], _kind)
+    others = [section for build in SECTION_BUILDERS for section in build(by_kind)]
+    return [*comparison_sections(compared), *others, _provenance_section(records)]
 
 
 def _check_names(page: str, figures_folder: str) -> None:
