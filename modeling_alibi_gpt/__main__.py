@@ -5,6 +5,7 @@ Commands of ours: ``python -m modeling_alibi_gpt precision --output FILE.jsonl``
 ``python -m modeling_alibi_gpt llama-cpp --model DIR --data URI``.
 """
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ from modeling_alibi_gpt.conversion.differences import measure_differences
 from modeling_alibi_gpt.evaluation.llama_cpp import LlamaCppConfig, measure_llama_cpp
 from modeling_alibi_gpt.evaluation.margins import MarginsConfig, measure_margins
 from modeling_alibi_gpt.evaluation.precision import measure_precision
+from modeling_alibi_gpt.reporting.console import exit_code
 from modeling_alibi_gpt.reporting.records import write_records
 
 
@@ -66,4 +68,4 @@ def llama_cpp(
 if __name__ == "__main__":
     # `serve` looks for the class of a checkpoint among the attributes of transformers, not in its Auto classes.
     transformers.AlibiGPTForCausalLM = AlibiGPTForCausalLM
-    main()
+    sys.exit(exit_code(main))

@@ -48,6 +48,20 @@ def alibi_slopes(
     Raises:
         ValueError: An argument lies outside its range.
     """
+    check_slopes(num_heads, beta=beta, kind=kind, bias_max=bias_max, custom=custom)
+    if custom is not None:
+        multipliers = [float(value) for value in custom]
+    elif kind == "uniform":
+        multipliers = [1.0] * num_heads
+    else:
+        multipliers = _geometric_multipliers(num_heads, bias_max)
+    return torch.tensor([beta * multiplier for multiplier in multipliers], dtype=torch.float32)
+
+
+def check_slopes(
+    num_heads: int, *, beta: float, kind: str, bias_max: float, custom: Sequence[float] | None = None
+) -> None:
+    """Raise a ValueError unless :func:`alibi_slopes` takes these arguments; no slope is computed."""
     if num_heads < 1:
         raise ValueError(f"num_heads must be at least 1, got {num_heads}")
     _require_positive("beta", beta)
@@ -56,18 +70,11 @@ def alibi_slopes(
         raise ValueError(f"kind of slopes must be one of {', '.join(SLOPE_KINDS)}, got {kind!r}")
     if (custom is not None) != (kind == "custom"):
         raise ValueError(f"custom slopes go with kind 'custom', got kind {kind!r} and custom {custom!r}")
-
     if custom is not None:
         if len(custom) != num_heads:
             raise ValueError(f"custom slopes: expected {num_heads} values, one per head, got {len(custom)}")
         for value in custom:
             _require_positive("every custom slope", value)
-        multipliers = [float(value) for value in custom]
-    elif kind == "uniform":
-        multipliers = [1.0] * num_heads
-    else:
-        multipliers = _geometric_multipliers(num_heads, bias_max)
-    return torch.tensor([beta * multiplier for multiplier in multipliers], dtype=torch.float32)
 
 
 def alibi_bias(slopes: Tensor, q_len: int, kv_len: int | None = None) -> Tensor:

@@ -3,13 +3,15 @@
 
 import dataclasses
 import difflib
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from .alibi import SLOPE_KINDS, alibi_slopes
+from .alibi import SLOPE_KINDS, alibi_slopes, check_slopes
 from .position_methods import POSITION_METHODS
 
 
@@ -234,9 +236,21 @@ class AlibiGPTConfig(PreTrainedConfig):
         for name in ("embd_pdrop", "resid_pdrop", "attention_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+
+    def validate_numbers(self):
+        """Every other number is finite and in range, and the activation exists."""
         for name in ("clip_qkv", "attention_scale"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be above 0 or null, got {getattr(self, name)}")
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0 or null, got {getattr(self, name)}")
+        for name in ("initializer_range", "layer_norm_epsilon"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
+        if not 1 < self.rope_theta < math.inf:
+            raise ValueError(f"rope_theta must be a finite number above 1, got {self.rope_theta}")
+        if self.hidden_act not in ACT2FN:
+            close = difflib.get_close_matches(self.hidden_act, ACT2FN, n=1)
+            hint = f"did you mean '{close[0]}'?" if close else f"expected one of: {', '.join(sorted(ACT2FN))}"
+            raise ValueError(f"hidden_act {self.hidden_act!r} is unknown to transformers; {hint}")
 
     def validate_position_method(self):
         """The method exists and can work with these sizes."""
@@ -257,7 +271,13 @@ class AlibiGPTConfig(PreTrainedConfig):
         if (self.alibi_slopes is not None) != (kind == "custom"):
             raise ValueError(f"alibi_slopes go with alibi_slope_kind custom, got {self.alibi_slopes} and {kind!r}")
         try:
-            self.base_alibi_slopes()
+            check_slopes(
+                self.num_attention_heads,
+                beta=self.alibi_beta,
+                kind=kind,
+                bias_max=self.alibi_bias_max,
+                custom=self.alibi_slopes,
+            )
         except ValueError as error:
             raise ValueError(f"alibi_slopes: {error}") from error
         if self.alibi_trainable not in ALIBI_TRAINABLE:
@@ -287,8 +307,13 @@ class AlibiGPTConfig(PreTrainedConfig):
         factor = self.alibi_scaling.get("factor", 1.0)
         if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < float("inf"):
             raise ValueError(f"alibi_scaling factor must be a finite number of at least 1, got {factor!r}")
-        if kind.endswith("ntk") and len(set(self.base_alibi_slopes().tolist())) < 2:
+        if kind.endswith("ntk") and not self._has_different_slopes():
             raise ValueError("alibi_scaling of an ntk type needs at least two different slopes; use a linear type")
+
+    def _has_different_slopes(self) -> bool:
+        if self.alibi_slope_kind == "custom":
+            return len(set(self.alibi_slopes)) > 1
+        return self.alibi_slope_kind == "geometric" and self.num_attention_heads > 1
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save as usual, but never with an ``auto_map`` whose code files would be missing from the folder.

@@ -36,6 +36,11 @@ class PositionMethod(nn.Module):
     def check_config(cls, config: Any) -> None:
         """Raise a ValueError where this method cannot work with the sizes of ``config``."""
 
+    @classmethod
+    def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters that a module of this config has, by their names in it, in their order."""
+        return {}
+
     def init_weights(self) -> None:
         """Fill parameters and buffers from the config; also called for a model that was built without memory."""
 
@@ -108,6 +113,11 @@ class LayerBias:
 
 class Float32Positions(PositionMethod):
     """A method whose parameters and buffers stay float32 however its model comes to another dtype."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        for name, shape in self.parameter_shapes(config).items():
+            setattr(self, name, nn.Parameter(torch.empty(shape, dtype=torch.float32)))
 
     @property
     def _keep_in_fp32_modules_strict(self) -> list[str]:

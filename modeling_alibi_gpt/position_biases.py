@@ -23,6 +23,8 @@ from .tensor_parallel import heads_of_rank, shared_by_ranks
 
 KERPLE_VARIANTS = ("log", "power")
 FIRE_QUERIES_AT_ONCE = 32
+T5_LONGEST_DISTANCE = 2**20  # every distance up to it has an entry in a table
+SANDWICH_LARGEST_DIM = 2**16
 
 
 class T5Positions(Float32Positions):
@@ -38,20 +40,24 @@ class T5Positions(Float32Positions):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        num_buckets, num_heads = config.t5_num_buckets, config.num_attention_heads
-        self.bucket_bias = nn.Parameter(torch.empty(num_buckets, num_heads, dtype=torch.float32))
         self.buckets = nn.Buffer(torch.empty(config.t5_max_distance + 1, dtype=torch.int64), persistent=False)
         self.init_weights()
 
     @classmethod
     def check_config(cls, config: Any) -> None:
         num_buckets = config.t5_num_buckets
+        if config.t5_max_distance > T5_LONGEST_DISTANCE:
+            raise ValueError(f"t5_max_distance must be at most {T5_LONGEST_DISTANCE}, got {config.t5_max_distance}")
         if num_buckets < 2 or num_buckets % 2:
             raise ValueError(f"t5_num_buckets must be even and at least 2, got {num_buckets}")
         if config.t5_max_distance <= num_buckets // 2:
             raise ValueError(
                 f"t5_max_distance must be above t5_num_buckets / 2 = {num_buckets // 2}, got {config.t5_max_distance}"
             )
+
+    @classmethod
+    def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        return {"bucket_bias": (config.t5_num_buckets, config.num_attention_heads)}
 
     def init_weights(self) -> None:
         num_buckets, max_distance = self.config.t5_num_buckets, self.config.t5_max_distance
@@ -78,9 +84,11 @@ class SharedOffsetPositions(Float32Positions):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        shape = (config.train_context_length, config.num_attention_heads)
-        self.offset_bias = nn.Parameter(torch.empty(shape, dtype=torch.float32))
         self.init_weights()
+
+    @classmethod
+    def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        return {"offset_bias": (config.train_context_length, config.num_attention_heads)}
 
     def init_weights(self) -> None:
         init.normal_(self.offset_bias, std=self.config.initializer_range)
@@ -104,13 +112,12 @@ class KerplePositions(Float32Positions):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.bias_log_r1 = nn.Parameter(torch.empty(config.num_attention_heads, dtype=torch.float32))
-        r2 = nn.Parameter(torch.empty(config.num_attention_heads, dtype=torch.float32))
-        if config.kerple_variant == "log":
-            self.bias_log_r2 = r2
-        else:
-            self.bias_logit_r2 = r2
         self.init_weights()
+
+    @classmethod
+    def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        r2 = "bias_log_r2" if config.kerple_variant == "log" else "bias_logit_r2"
+        return dict.fromkeys(("bias_log_r1", r2), (config.num_attention_heads,))
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -160,14 +167,19 @@ class FirePositions(Float32Positions):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.bias_differs_by_layer = not config.fire_shared_by_layers
-        num_functions = config.num_hidden_layers if self.bias_differs_by_layer else 1
-        num_hidden, num_heads = config.fire_hidden_size, config.num_attention_heads
-        self.bias_log_c = nn.Parameter(torch.empty(num_functions, dtype=torch.float32))
-        self.bias_log_threshold = nn.Parameter(torch.empty(num_functions, dtype=torch.float32))
-        self.hidden_weight = nn.Parameter(torch.empty(num_functions, num_hidden, dtype=torch.float32))
-        self.hidden_bias = nn.Parameter(torch.empty(num_functions, num_hidden, dtype=torch.float32))
-        self.output_weight = nn.Parameter(torch.empty(num_functions, num_hidden, num_heads, dtype=torch.float32))
         self.init_weights()
+
+    @classmethod
+    def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        num_functions = 1 if config.fire_shared_by_layers else config.num_hidden_layers
+        num_hidden, num_heads = config.fire_hidden_size, config.num_attention_heads
+        return {
+            "bias_log_c": (num_functions,),
+            "bias_log_threshold": (num_functions,),
+            "hidden_weight": (num_functions, num_hidden),
+            "hidden_bias": (num_functions, num_hidden),
+            "output_weight": (num_functions, num_hidden, num_heads),
+        }
 
     @classmethod
     def check_config(cls, config: Any) -> None:
@@ -223,6 +235,8 @@ class SandwichPositions(PositionMethod):
     def check_config(cls, config: Any) -> None:
         if config.sandwich_dim < 2 or config.sandwich_dim % 2:
             raise ValueError(f"sandwich_dim must be even and at least 2, got {config.sandwich_dim}")
+        if config.sandwich_dim > SANDWICH_LARGEST_DIM:
+            raise ValueError(f"sandwich_dim must be at most {SANDWICH_LARGEST_DIM}, got {config.sandwich_dim}")
 
     def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
         device, num_heads = query_positions.device, self.config.num_attention_heads

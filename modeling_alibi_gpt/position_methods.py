@@ -43,12 +43,15 @@ class AlibiPositions(Float32Positions):
         self.trainable = config.alibi_trainable
         self.bias_differs_by_layer = self.trainable != "none"
         self.slopes = nn.Buffer(torch.empty(config.num_attention_heads, dtype=torch.float32), persistent=False)
-        if self.trainable == "beta":
-            self.bias_log_beta = nn.Parameter(torch.empty(config.num_hidden_layers, dtype=torch.float32))
-        elif self.trainable == "slopes":
-            shape = (config.num_hidden_layers, config.num_attention_heads)
-            self.bias_log_slopes = nn.Parameter(torch.empty(shape, dtype=torch.float32))
         self.init_weights()
+
+    @classmethod
+    def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        if config.alibi_trainable == "beta":
+            return {"bias_log_beta": (config.num_hidden_layers,)}
+        if config.alibi_trainable == "slopes":
+            return {"bias_log_slopes": (config.num_hidden_layers, config.num_attention_heads)}
+        return {}
 
     def init_weights(self) -> None:
         config = self.config
@@ -125,6 +128,10 @@ class LearnedPositions(PositionMethod):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         self.embedding = nn.Embedding(config.train_context_length, config.hidden_size)
+
+    @classmethod
+    def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        return {"embedding.weight": (config.train_context_length, config.hidden_size)}
 
     def embed(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
         num_positions = self.embedding.num_embeddings

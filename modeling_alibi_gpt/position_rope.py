@@ -39,8 +39,6 @@ class RotaryPositions(PositionMethod):
     def check_config(cls, config: Any) -> None:
         if config.head_dim % 2:
             raise ValueError(f"rope needs an even head_dim, got {config.head_dim}")
-        if config.rope_theta <= 1:
-            raise ValueError(f"rope_theta must be above 1, got {config.rope_theta}")
         if config.rope_extension is not None:
             _check_extension(config.rope_extension, config.head_dim)
 

@@ -25,13 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     from modeling_alibi_gpt.reporting.console import run_command
 
     def command() -> dict[str, Any]:
-        from modeling_alibi_gpt.reporting.records import read_records
+        from modeling_alibi_gpt.reporting.records import read_checked_records
         from modeling_alibi_gpt.reporting.report import ReportConfig, build_report
         from modeling_alibi_gpt.training.experiment import load_config
 
         named = {"records": args.records, "output_dir": args.output_dir, "title": args.title}
         config = load_config(ReportConfig, args.config, args.set, **named)
-        records = [record for path in config.records for record in read_records(path)]
+        records = [record for path in config.records for record in read_checked_records(path)]
         page = {name: getattr(config, name) for name in ("title", "page", "figures_folder", "html", "claims")}
         paths = build_report(records, config.output_dir, **page)
         print(f"{len(records)} records, {len(paths['figures'])} figures: open {paths['html'] or paths['markdown']}")

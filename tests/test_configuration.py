@@ -1,6 +1,7 @@
 """The configuration: derived values, what it refuses, and that it survives its JSON."""
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def test_derived_values() -> None:
         ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
         ({"hidden_size": 765, "num_attention_heads": 5, "position_method": "sinusoidal"}, "even hidden_size, got 765"),
         ({"hidden_size": 60, "position_method": "rope"}, "even head_dim, got 5"),
-        ({"position_method": "rope", "rope_theta": 1.0}, "rope_theta must be above 1, got 1.0"),
+        ({"position_method": "rope", "rope_theta": 1.0}, "rope_theta must be a finite number above 1, got 1.0"),
         (
             {"position_method": "rope", "rope_extension": {"type": "dynamic"}},
             "must be one of linear, ntk, dynamic_ntk",
@@ -80,7 +81,17 @@ def test_derived_values() -> None:
         ({"rope_parameters": {}}, "did you mean 'rope_extension'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "did you mean 'rope_extension'"),
         ({"attention_dropout": 1.0}, "attention_dropout must lie in"),
-        ({"clip_qkv": 0.0}, "clip_qkv must be above 0"),
+        ({"clip_qkv": 0.0}, "clip_qkv must be a finite number above 0"),
+        ({"attention_scale": math.inf}, "attention_scale must be a finite number above 0 or null, got inf"),
+        ({"initializer_range": math.nan}, "initializer_range must be a finite number of at least 0, got nan"),
+        ({"layer_norm_epsilon": -1e-5}, "layer_norm_epsilon must be a finite number of at least 0"),
+        ({"rope_theta": 0}, "rope_theta must be a finite number above 1, got 0"),
+        ({"rope_theta": -10000.0}, "rope_theta must be a finite number above 1, got -10000.0"),
+        ({"rope_theta": math.nan, "position_method": "rope"}, "rope_theta must be a finite number above 1, got nan"),
+        ({"hidden_act": "gelo"}, "hidden_act 'gelo' is unknown to transformers; did you mean 'gelu'"),
+        ({"hidden_act": "zzz"}, "hidden_act 'zzz' is unknown to transformers; expected one of: .*relu"),
+        ({"position_method": "t5", "t5_max_distance": 10**12}, "t5_max_distance must be at most 1048576"),
+        ({"position_method": "sandwich", "sandwich_dim": 10**12}, "sandwich_dim must be at most 65536"),
         ({"hidden_size": "768"}, "hidden_size"),
     ],
 )

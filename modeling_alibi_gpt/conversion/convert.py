@@ -9,7 +9,6 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.conversion.bloom import BLOOM
@@ -26,6 +25,8 @@ from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.reporting.records import write_json
 from modeling_alibi_gpt.training.experiment import read_mapping
+from modeling_alibi_gpt.training.model_setup import check_overrides
+from modeling_alibi_gpt.training.model_size import FLOAT32_BYTES, format_bytes, num_parameters
 
 
 FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gpt2": GPT2}
@@ -77,6 +78,7 @@ class ConvertConfig:
             raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if wrong := [name for name in self.overrides if name in _LAYOUT_FIELDS]:
             raise ValueError(f"overrides must not change {', '.join(wrong)}, by which the weights are laid out")
+        check_overrides(self.overrides, AlibiGPTConfig, "overrides.")
         if self.max_shard_bytes < 1:
             raise ValueError(f"max_shard_bytes must be at least 1, got {self.max_shard_bytes}")
         ways_out = [name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None]
@@ -190,6 +192,13 @@ class _Translation:
         if not self.to_ours:
             source_class, target_class = target_class, source_class
         source = SourceWeights(folder, source_class.base_model_prefix, allow_pickle=allow_pickle)
+        # Conversions read one tensor at a time and may exceed memory, but not what there is to read.
+        if (total := num_parameters(self.ours)) > 2 * (num_held := source.num_parameters):
+            needed, held = (format_bytes(FLOAT32_BYTES * count) for count in (total, num_held))
+            raise ValueError(
+                f"{folder}: config.json asks for {total:,} parameters, which need {needed} as float32; "
+                f"there are {num_held:,}, of {held}"
+            )
         with torch.device("meta"):
             target = target_class(self.target_config)
         self.target_config.architectures = [target_class.__name__]
@@ -214,12 +223,10 @@ def _translate_in(config: ConvertConfig, folder: Path, model_type: Any) -> _Tran
     try:
         fields = family.read_fields(folder)
         translated = family.to_alibi_gpt(fields, config.as_transformers)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{folder}: config.json holds a value of a wrong type ({error})") from error
     # Published MPTs do without a cache, as their first code had to; results are the same, generating is not.
     ours = AlibiGPTConfig(**{**translated, "use_cache": True, **config.overrides})
-    if ours.hidden_act not in ACT2FN:
-        raise ValueError(f"hidden_act is {ours.hidden_act!r}, which transformers does not know")
     return _Translation(family=family, fields=fields, ours=ours, target_config=ours)
 
 

@@ -6,10 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
 import modeling_alibi_gpt
-from modeling_alibi_gpt.conversion.companions import WEIGHT_PATTERNS, companion_files, refuse_link
+from modeling_alibi_gpt.conversion.companions import TOKENIZER_FILES, companion_files, refuse_link
 from modeling_alibi_gpt.conversion.folders import appearing_whole
-from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
+from modeling_alibi_gpt.evaluation.checkpoints import load_model_config, load_model_tokenizer
+from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.training.checkpoint_folder import weight_files
 
 
 # Every class that a user may ask for, whichever of them the weights were trained as.
@@ -46,16 +50,18 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
         ``output_dir`` and the names of the files in it.
 
     Raises:
-        ValueError: The model folder holds no AlibiGPT with safetensors weights, a link in place of a file or a
-            tokenizer that is code, or the output folder is taken.
+        ValueError: The model folder holds no whole AlibiGPT with safetensors weights, a link in place of a file, or a
+            tokenizer that is code, cannot be loaded or has more tokens than the model; or the output folder is taken.
     """
     source, target = Path(config.model), Path(config.output_dir).resolve()
     model_config = load_model_config(source)
     if model_config.model_type != "alibi_gpt":
         raise ValueError(f"{source} holds a {model_config.model_type}, expected an alibi_gpt")
-    if not list(source.glob("*.safetensors")):
-        raise ValueError(f"{source}: no *.safetensors weights here; pickled weights are not exported")
     files = _files_to_copy(source)
+    if any(path.name in TOKENIZER_FILES for path in files):
+        load_model_tokenizer(source)
+    if (source / GENERATION_CONFIG_NAME).is_file():
+        read_mapping(source / GENERATION_CONFIG_NAME)
     with appearing_whole(target) as partial:
         for path in files:
             shutil.copyfile(path, partial / path.name)
@@ -67,7 +73,9 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
 
 
 def _files_to_copy(source: Path) -> list[Path]:
-    weights = [path for pattern in WEIGHT_PATTERNS for path in source.glob(pattern) if path.is_file()]
+    weights = list(weight_files(source))
+    if SAFE_WEIGHTS_NAME not in {path.name for path in weights}:
+        weights.append(source / SAFE_WEIGHTS_INDEX_NAME)
     for path in weights:
         refuse_link(path)
     # The rule of the house: flat files of the package travel; its folders, __init__.py and __main__.py stay home.

@@ -1,6 +1,5 @@
 """The weights of a checkpoint folder, read one tensor at a time whatever files they lie in."""
 
-import json
 import pickle
 import zipfile
 from collections.abc import Iterator
@@ -9,7 +8,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+
+from modeling_alibi_gpt.training.checkpoint_folder import check_listed, weight_files
 
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -35,7 +35,7 @@ class SourceWeights:
         self._files: dict[str, Path] = {}
         self._stored_names: dict[str, str] = {}
         self._described: dict[str, Tensor] = {}
-        for path, listed in self._weight_files(allow_pickle).items():
+        for path, listed in weight_files(folder, allow_pickle=allow_pickle).items():
             self._describe_file(path, listed)
 
     def __iter__(self) -> Iterator[str]:
@@ -43,6 +43,11 @@ class SourceWeights:
 
     def __contains__(self, name: str) -> bool:
         return name in self._described
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers all tensors together hold."""
+        return sum(tensor.numel() for tensor in self._described.values())
 
     def describe(self, name: str) -> Tensor:
         """A tensor of the same shape and dtype on the meta device.
@@ -63,41 +68,9 @@ class SourceWeights:
         """One tensor, from a file that is closed again."""
         return self._load(self._files[name], self._stored_names[name])[self._stored_names[name]]
 
-    def _weight_files(self, allow_pickle: bool) -> dict[Path, list[str] | None]:
-        """Files with the names that the index lists for each, None where there is no index."""
-        kinds = [(SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)]
-        kinds += [(WEIGHTS_NAME, WEIGHTS_INDEX_NAME)] if allow_pickle else []
-        for single, index in kinds:
-            if (self.folder / single).is_file():
-                return {self.folder / single: None}
-            if (self.folder / index).is_file():
-                return self._files_of_index(self.folder / index)
-        if any(self.folder.glob("pytorch_model*.bin")):
-            raise ValueError(
-                f"{self.folder}: the weights are pickled, and a pickle can run code; "
-                "--allow-pickle reads them with weights_only=True"
-            )
-        raise ValueError(
-            f"{self.folder}: no weights here, expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME} "
-            "(pickled ones are read with --allow-pickle only)"
-        )
-
-    def _files_of_index(self, index: Path) -> dict[Path, list[str] | None]:
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            files: dict[Path, list[str] | None] = {self.folder / name: [] for name in sorted(set(weight_map.values()))}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: not an index of weights, expected JSON with a weight_map") from error
-        for path in files:
-            if path.parent != self.folder or not path.is_file():
-                raise ValueError(f"{index} names {path.name}, which is not in the folder; copy it again")
-            files[path] = [name for name, file in weight_map.items() if file == path.name]
-        return files
-
     def _describe_file(self, path: Path, listed: list[str] | None) -> None:
         stored = {name: torch.empty_like(tensor, device="meta") for name, tensor in self._load(path).items()}
-        if absent := sorted(set(listed or ()) - set(stored)):
-            raise ValueError(f"{path} lacks {absent[0]}, which its index says it holds; copy it again")
+        check_listed(path, listed, stored)
         for stored_name, tensor in stored.items():
             name = stored_name.removeprefix(self._prefix)
             if name in self._described:

@@ -33,10 +33,10 @@ from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import resolve_stride
 from modeling_alibi_gpt.reporting.records import provenance
-from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.checkpoints import EXPERIMENT_FILE, save_model_folder
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, build_config, load_config, read_mapping
 from modeling_alibi_gpt.training.model_setup import model_config
+from modeling_alibi_gpt.training.preflight import check_experiment
 from modeling_alibi_gpt.training.trainer import RECORD_FILE, prepare_data, train
 
 
@@ -85,7 +85,7 @@ class RetrainObjective:
             raise ValueError(f"a sweep of beta needs position_method alibi, the experiment has {method!r}")
         if self.experiment.precision == "auto":
             raise ValueError("a sweep needs one precision for all its trainings: float32 or bfloat16, not auto")
-        if build_arguments(self.experiment).eval_strategy == "no" and sweep.pruning:
+        if check_experiment(self.experiment).eval_strategy == "no" and sweep.pruning:
             raise ValueError("pruning needs evaluations during training: set training.eval_strategy in the experiment")
         self.trained_points = [{TRAINABLE: kind, "seed": seed} for kind in sweep.trained for seed in sweep.seeds]
         self.data_fingerprint = prepare_data(self.experiment).fingerprint

@@ -1,17 +1,18 @@
 """Loading a checkpoint folder for measurement: whole, safetensors only, and with a tokenizer that fits it."""
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_alibi_gpt.training.experiment import refuse_unknown_key
+from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.training.checkpoint_folder import check_weights
+from modeling_alibi_gpt.training.model_setup import check_overrides
+from modeling_alibi_gpt.training.model_size import check_model_memory
 from modeling_alibi_gpt.training.tokenization import load_tokenizer
 
 
@@ -24,20 +25,22 @@ def load_model_config(model_dir: str | Path, overrides: Mapping[str, Any] | None
     """The configuration of a checkpoint folder, with ``overrides`` laid over its fields.
 
     Raises:
-        ValueError: The folder is missing, its ``config.json`` cannot be read, or an override is no field of it or out
-            of range.
+        ValueError: The folder is missing, its ``config.json`` cannot be read, an override is no field of it or out
+            of range, or the weights in the folder are not those of this configuration.
     """
     if not (Path(model_dir) / "config.json").is_file():
         raise ValueError(f"{model_dir}: no model here, expected a folder with config.json and model.safetensors")
     try:
-        config = AutoConfig.from_pretrained(model_dir, **(overrides or {}))
-        for key in overrides or {}:
-            refuse_unknown_key(key, [field.name for field in dataclasses.fields(config)])
+        read_mapping(Path(model_dir) / "config.json")
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+        check_overrides(overrides or {}, type(config))
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False, **(overrides or {}))
         config.validate()  # overrides are set one by one, which checks their types only
-        return config
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except Exception as error:  # other families' configs fail in whatever way their code stumbles
         what = f"config.json with {dict(overrides)}" if overrides else "config.json"
         raise ValueError(f"{model_dir}: {what} cannot be used: {error}") from error
+    check_weights(Path(model_dir), config)
+    return config
 
 
 def load_causal_lm(
@@ -62,6 +65,7 @@ def load_causal_lm(
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     config = load_model_config(model_dir, overrides)
+    check_model_memory(config, DTYPES[dtype].itemsize)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             model_dir,
@@ -71,6 +75,7 @@ def load_causal_lm(
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            trust_remote_code=False,
         )
     except SafetensorError as error:
         raise ValueError(f"{model_dir}: its weights are truncated or damaged ({error}), copy them again") from error

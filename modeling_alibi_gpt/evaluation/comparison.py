@@ -9,15 +9,17 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.checkpoints import load_causal_lm
+from modeling_alibi_gpt.evaluation.comparison_names import check_names, run_folder_name
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
 from modeling_alibi_gpt.evaluation.paired import comparison_records
 from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.reporting.grid import AS_TRAINED
 from modeling_alibi_gpt.reporting.records import provenance, read_records, write_records
 from modeling_alibi_gpt.training.checkpoints import RECORD_FILE
-from modeling_alibi_gpt.training.corpora import describe_documents
+from modeling_alibi_gpt.training.corpora import describe_documents, load_documents
 from modeling_alibi_gpt.training.experiment import (
     DataSection,
     ExperimentConfig,
@@ -26,11 +28,14 @@ from modeling_alibi_gpt.training.experiment import (
     load_config,
 )
 from modeling_alibi_gpt.training.model_setup import laid_over, model_config
-from modeling_alibi_gpt.training.trainer import train, training_documents
+from modeling_alibi_gpt.training.model_size import weight_shapes
+from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.trainer import named_tokenizer, prepare_data, train, training_documents
 
 
 POLL_SECONDS = 2
 ROWS_FILE = "extrapolation.jsonl"
+_OF_RUNS = {"models", "names", "overrides", "output"}
 _OF_TRAINING = ("training", "bias_by_distance")
 
 logger = logging.getLogger(__name__)
@@ -69,9 +74,25 @@ class ComparisonConfig:
         for name in [self.reference, *self.readings]:
             if name not in self.variants:
                 raise ValueError(f"{name!r} is no variant; there are {', '.join(self.variants)}")
+        check_names("variants", self.variants)
         for name, fields in self.variants.items():
-            if not isinstance(fields or {}, dict):
-                raise ValueError(f"variants.{name} must be a mapping of config fields, got {fields!r}")
+            _check_mapping(f"variants.{name}", fields)
+        for variant, readings in self.readings.items():
+            _check_mapping(f"readings.{variant}", readings)
+            check_names(f"readings.{variant}", readings or {})
+            for name, fields in (readings or {}).items():
+                _check_mapping(f"readings.{variant}.{name}", fields)
+            if AS_TRAINED in (readings or {}):
+                raise ValueError(f"readings.{variant}: {AS_TRAINED!r} is what every model is read as in any case")
+        if "source" not in self.evaluation:
+            raise ValueError("evaluation.source is missing: say which text the models read")
+        for key in _OF_RUNS & self.evaluation.keys():
+            raise ValueError(f"evaluation.{key} cannot be set: it follows from variants, readings and output_dir")
+
+
+def _check_mapping(where: str, fields: Any) -> None:
+    if not isinstance(fields, dict | None):
+        raise ValueError(f"{where} must be a mapping of config fields, got {fields!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +126,7 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
     if process_state().num_processes > 1:
         raise ValueError("a comparison runs one process a worker: start the command several times, do not launch it")
     runs = _runs(config)
+    _check_texts(runs[0])
     waiting = [run for run in runs if not _run_if_free(run)]
     while waiting:
         logger.info("waiting for %d runs of other workers", len(waiting))
@@ -125,17 +147,37 @@ def _runs(config: ComparisonConfig) -> list[Run]:
         base = load_config(ExperimentConfig, config.experiment, config.experiment_overrides)
     else:
         base = load_config(ExperimentConfig, None, config.experiment_overrides, **config.experiment)
-    return [_make_run(config, base, variant, seed) for seed in config.seeds for variant in config.variants]
+    runs = [_make_run(config, base, variant, seed) for seed in config.seeds for variant in config.variants]
+    for run in runs:
+        check_experiment(run.experiment)
+    return runs
+
+
+def _check_texts(run: Run) -> None:
+    """Raise a ValueError unless the texts of a run can be read; they are the same for all, and cached."""
+    named_tokenizer(run.experiment)
+    evaluation = run.evaluations[AS_TRAINED]
+    load_documents(
+        evaluation.source,
+        evaluation.text_split,
+        validation_fraction=evaluation.validation_fraction,
+        text_column=evaluation.text_column,
+    )
+    prepare_data(run.experiment)
 
 
 def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, seed: int) -> Run:
     fields = config.variants[variant] or {}
-    folder = Path(config.output_dir) / f"{variant.replace(' ', '-')}-seed{seed}"
+    folder = Path(config.output_dir) / run_folder_name(variant, seed)
     training = {**base.training, "seed": seed, "output_dir": str(folder)}
     model = _with_fields(base.model, fields)
     readings = {AS_TRAINED: {}, **(config.readings.get(variant) or {})}
-    for overrides in readings.values():
-        model_config(_with_fields(model, overrides))
+    readings = {name: overrides or {} for name, overrides in readings.items()}
+    trained = model_config(model)
+    for name, overrides in readings.items():
+        read = model_config(_with_fields(model, overrides))
+        if isinstance(read, AlibiGPTConfig) and weight_shapes(read) != weight_shapes(trained):
+            raise ValueError(f"readings.{variant}.{name} needs other weights than those trained: {overrides}")
     evaluations = {
         name: {"models": [str(folder)], "names": [name], "overrides": overrides, "output": str(folder / ROWS_FILE)}
         for name, overrides in readings.items()

@@ -68,6 +68,9 @@ class ExtrapolationConfig(MeasurementConfig):
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"{name} must be one or more, each once, got {values}")
+        for protocol in self.protocols:
+            for length in self.lengths_tokens or [self.stride_tokens or 1]:
+                resolve_stride(length, protocol, self.stride_tokens if protocol == "sliding" else None)
         if self.names is not None and len(set(self.names)) != len(self.models):
             raise ValueError(
                 f"names must be one of its own for each of the {len(self.models)} models, got {self.names}"
@@ -171,13 +174,14 @@ def distinct_names(model_dirs: Sequence[str]) -> list[str]:
 def _load_subjects(config: ExtrapolationConfig) -> list[Subject]:
     subjects = []
     for name, model_dir in zip(config.names or distinct_names(config.models), config.models, strict=True):
+        model_config = load_model_config(model_dir, config.overrides)  # refused before any text is read
         text = load_text(config, load_model_tokenizer(model_dir))
         provenance = measurement_provenance(config, text, checkpoint_fingerprint(model_dir))
         subjects.append(
             Subject(
                 name=name,
                 model_dir=model_dir,
-                model_config=load_model_config(model_dir, config.overrides),
+                model_config=model_config,
                 text=text,
                 provenance=provenance,
             )

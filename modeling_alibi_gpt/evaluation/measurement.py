@@ -8,11 +8,13 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from modeling_alibi_gpt.attention import ALL_ATTENTION_FUNCTIONS
+from modeling_alibi_gpt.evaluation.checkpoints import DTYPES
 from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.evaluation.token_perplexity import TokenPerplexity
 from modeling_alibi_gpt.reporting.records import provenance
-from modeling_alibi_gpt.training.corpora import describe_documents, load_documents
+from modeling_alibi_gpt.training.corpora import SPLITS, describe_documents, load_documents
 from modeling_alibi_gpt.training.tokenization import TokenStream, token_stream
 
 
@@ -50,6 +52,17 @@ class MeasurementConfig:
         for name in ("max_tokens", "batch_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, choices in (("split", (None, *SPLITS)), ("dtype", DTYPES)):
+            if getattr(self, name) not in choices:
+                expected = ", ".join(choice for choice in choices if choice)
+                raise ValueError(f"{name} must be one of {expected}, got {getattr(self, name)!r}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
+        known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+        if self.attn_implementation not in (None, *known):
+            raise ValueError(
+                f"attn_implementation must be one of {', '.join(known)}, got {self.attn_implementation!r}"
+            )
 
     @property
     def text_split(self) -> str:

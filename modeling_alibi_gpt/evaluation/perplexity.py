@@ -42,6 +42,11 @@ class PerplexityConfig(MeasurementConfig):
     protocol: str = "nonoverlapping"
     output: str | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        length_tokens = self.stride_tokens or 1 if self.length_tokens is None else self.length_tokens
+        resolve_stride(length_tokens, self.protocol, self.stride_tokens)
+
 
 def evaluate_perplexity(config: PerplexityConfig) -> dict[str, Any]:
     """Measure one checkpoint and return its ``perplexity`` record; the main process appends it to ``config.output``.

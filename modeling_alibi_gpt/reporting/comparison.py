@@ -74,9 +74,10 @@ def _setting_section(grid: Grid, methods: Grid | None, by_kind: dict[str, list[R
         f"{corpus['num_bytes'] / 1e6:.1f} MB of text: {', '.join(map(_title, corpus['documents']))}."
     )
     pictures = []
-    if methods is not None:  # the curves of betas lie one upon another
-        ran = [record for record in training if record["variant"] in methods.variants]
-        drawn = [record for record in ran if record["seed"] == first["seed"]]
+    # The curves of betas lie one upon another.
+    ran = [] if methods is None else [record for record in training if record["variant"] in methods.variants]
+    drawn = [record for record in ran if record["seed"] == first["seed"] and record["loss_history"]]
+    if drawn:
         alt = f"Training loss against step of {grid.name}, first seed"
         pictures.append(Picture(f"{file_stem(grid.name)}_training.png", training_figure(drawn), alt))
     return Section(_capital(grid.name), sentence, pictures)

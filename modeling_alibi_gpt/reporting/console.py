@@ -13,6 +13,7 @@ from modeling_alibi_gpt.reporting.launching import start_missing_processes
 
 
 USER_ERROR_EXIT_CODE = 2
+MAX_ERROR_CHARACTERS = 1000  # of what a message quotes, a file may hold any amount
 INTERRUPTED_EXIT_CODE = 130  # by the custom of shells
 
 
@@ -26,21 +27,31 @@ def run_command(command: Callable[[], dict[str, Any]]) -> int:
     Under a launcher only the process with rank 0 prints the result.
     """
     start_missing_processes()
-    try:
+
+    def print_result() -> None:
         result = command()
+        if os.environ.get("RANK", "0") == "0":
+            sys.stdout.flush()
+            print(json.dumps(result, allow_nan=False), flush=True)
+
+    return exit_code(print_result)
+
+
+def exit_code(call: Callable[[], Any]) -> int:
+    """Call, and return 0, or the exit code of a user's mistake or of Ctrl-C, whose line is printed."""
+    try:
+        call()
     except (ValueError, OSError, StrictDataclassError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
-    if os.environ.get("RANK", "0") == "0":
-        sys.stdout.flush()
-        print(json.dumps(result, allow_nan=False), flush=True)
     return 0
 
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return "the disk is full: free some space and run the same command again"
-    return " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= MAX_ERROR_CHARACTERS else f"{words[:MAX_ERROR_CHARACTERS]}..."

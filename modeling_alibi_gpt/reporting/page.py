@@ -11,6 +11,9 @@ from markupsafe import Markup
 from modeling_alibi_gpt.reporting.tables import Table
 
 
+MAX_STEM_BYTES = 100  # two of them, a few words between, and what a temporary name adds
+
+
 @dataclass(frozen=True)
 class Picture:
     """A PNG, the name of its file in the folder of figures, and the words for those who cannot see it."""
@@ -142,8 +145,9 @@ def render_markdown(title: str, sections: Sequence[Section], *, figures_folder: 
 
 
 def file_stem(name: str) -> str:
-    """The name of a file for ``name``: lower case, one underscore between its words."""
-    return re.sub(r"\W+", "_", name.lower()).strip("_")
+    """The name of a file for ``name``: lower case, one underscore between its words, short enough for any disk."""
+    stem = re.sub(r"\W+", "_", name.lower()).strip("_")
+    return stem.encode("utf-8")[:MAX_STEM_BYTES].decode("utf-8", errors="ignore")
 
 
 def _word_class(table: Table, column: int) -> Markup:

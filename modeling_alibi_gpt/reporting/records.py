@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from modeling_alibi_gpt.reporting.record_types import check_fields
+
 
 Record = dict[str, Any]
 
@@ -93,13 +95,14 @@ COMMIT_VARIABLE = "ALIBI_GPT_COMMIT"
 
 
 def check_record(record: Record) -> None:
-    """Raise ``ValueError`` unless ``record`` is of a known kind and has every field of that kind."""
+    """Raise ``ValueError`` unless ``record`` is of a known kind and has every field of that kind, each of its type."""
     kind = record.get("kind")
-    if kind not in RECORD_FIELDS:
+    if not isinstance(kind, str) or kind not in RECORD_FIELDS:
         raise ValueError(f"got a record of kind {kind!r}; expected one of {', '.join(RECORD_FIELDS)}")
     missing = [field for field in (*RECORD_FIELDS[kind], "provenance") if field not in record]
     if missing:
         raise ValueError(f"a {kind} record lacks {', '.join(missing)}; got only {', '.join(record)}")
+    check_fields(record)
 
 
 def append_record(path: str | Path, record: Record) -> None:
@@ -134,6 +137,22 @@ def read_records(path: str | Path) -> list[Record]:
     complete, tail = _split_tail(path.read_bytes())
     lines = (complete + tail if _is_record(tail) else complete).splitlines()
     return [_parse_line(line, path, number) for number, line in enumerate(lines, start=1)]
+
+
+def read_checked_records(path: str | Path) -> list[Record]:
+    """The records of a JSON Lines file, each of a known kind and whole.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no record; names the file, the line and the field.
+    """
+    records = read_records(path)
+    for number, record in enumerate(records, start=1):
+        try:
+            check_record(record)
+        except ValueError as error:
+            raise ValueError(f"{path} line {number}: {error}") from error
+    return records
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
@@ -204,7 +223,7 @@ def _parse_line(line: bytes, path: Path, number: int) -> Record:
 
     try:
         record = json.loads(line, parse_constant=refuse)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} line {number} is not valid JSON ({error}); mend or remove that line") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path} line {number} holds {type(record).__name__}; expected a JSON object")
@@ -221,7 +240,7 @@ def _is_record(tail: bytes) -> bool:
     """Whether a line without its newline is whole all the same: no prefix of a JSON object is JSON itself."""
     try:
         return isinstance(json.loads(tail), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

@@ -1,12 +1,14 @@
 """The report: chooses, from records alone, the sections, figures and tables, and writes them. Computes nothing new."""
 
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from modeling_alibi_gpt.reporting.beta_choice import describe_choice
 from modeling_alibi_gpt.reporting.comparison import comparison_sections
+from modeling_alibi_gpt.reporting.complete import check_comparisons
 from modeling_alibi_gpt.reporting.figures import (
     beta_figure,
     bias_by_distance_figure,
@@ -88,17 +90,16 @@ def build_report(
         The paths written: ``html`` (null without), ``markdown`` and the list ``figures``.
 
     Raises:
-        ValueError: there are no records, one is of an unknown kind or lacks a field of its kind.
+        ValueError: there are no records, one is of an unknown kind, lacks a field of its kind or has one of another
+            type, or the page or its figures would lie outside ``output_dir``.
     """
+    _check_names(page, figures_folder)
     if not records:
         raise ValueError("got no records; a report needs at least one")
     for record in records:
         check_record(record)
-    compared = group_by([record for record in records if "comparison" in record], _kind)
-    by_kind = group_by([record for record in records if "comparison" not in record], _kind)
-    sections = comparison_sections(compared, claims=claims)
-    sections += [section for build in SECTION_BUILDERS for section in build(by_kind)]
-    sections.append(_provenance_section(records))
+    check_comparisons(records)
+    sections = _with_figures_of_their_own(_sections(records, claims))
     output_dir = Path(output_dir)
     texts = {output_dir / f"{page}.md": render_markdown(title, sections, figures_folder=figures_folder)}
     if html:
@@ -114,6 +115,40 @@ def build_report(
         "markdown": str(output_dir / f"{page}.md"),
         "figures": [str(path) for path in figures],
     }
+
+
+def _sections(records: Sequence[Record], claims: bool) -> list[Section]:
+    """The sections that there are records for: comparisons, everything else by its kind, and where it comes from."""
+    compared = group_by([record for record in records if "comparison" in record], _kind)
+    by_kind = group_by([record for record in records if "comparison" not in record], _kind)
+    others = [section for build in SECTION_BUILDERS for section in build(by_kind)]
+    return [*comparison_sections(compared, claims=claims), *others, _provenance_section(records)]
+
+
+def _check_names(page: str, figures_folder: str) -> None:
+    """Raise a ValueError unless a page and the folder of its figures lie in the folder of the report."""
+    if page in ("", ".", "..") or not page.isprintable() or re.search(r"[/\\]", page):
+        raise ValueError(f"page must be a file name without a folder, got {page!r}")
+    folder = PurePosixPath(figures_folder)
+    is_within = folder.parts and not folder.is_absolute() and ".." not in folder.parts
+    if not is_within or not figures_folder.isprintable() or "\\" in figures_folder:
+        raise ValueError(f"figures_folder must be a folder within output_dir, got {figures_folder!r}")
+
+
+def _with_figures_of_their_own(sections: Sequence[Section]) -> list[Section]:
+    """The sections with a number behind the name of a figure that an earlier one has already."""
+    taken: set[str] = set()
+    numbered = []
+    for section in sections:
+        pictures = []
+        for picture in section.pictures:
+            path, number = PurePosixPath(picture.file_name), 1
+            while (name := path.name if number == 1 else f"{path.stem}_{number}{path.suffix}").casefold() in taken:
+                number += 1
+            taken.add(name.casefold())
+            pictures.append(replace(picture, file_name=name))
+        numbered.append(replace(section, pictures=pictures))
+    return numbered
 
 
 def _kind(record: Record) -> str:

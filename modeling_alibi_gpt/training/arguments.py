@@ -2,28 +2,58 @@
 
 import dataclasses
 import inspect
+import multiprocessing
 import typing
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from accelerate.utils import parse_flag_from_env
-from transformers import SchedulerType, TrainingArguments
+from transformers import SchedulerType, Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.training_args import trainer_log_levels
+from transformers.utils import is_liger_kernel_available
 
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, convert_value, refuse_unknown_key
 
 
-_POSITIVE = (
-    "gradient_accumulation_steps",
-    "num_train_epochs",
-    "per_device_eval_batch_size",
-    "per_device_train_batch_size",
-)
+# What each field must be; transformers takes most of them as they come.
+_RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
+    "above 0": (
+        lambda value: value > 0,
+        (
+            *("adam_epsilon", "ddp_bucket_cap_mb", "ddp_timeout", "dataloader_prefetch_factor", "eval_steps"),
+            *("eval_accumulation_steps", "gradient_accumulation_steps", "logging_steps", "num_train_epochs"),
+            *("per_device_eval_batch_size", "per_device_train_batch_size", "save_steps", "save_total_limit"),
+            "torch_empty_cache_steps",
+        ),
+    ),
+    "at least 0": (
+        lambda value: value >= 0,
+        ("eval_delay", "learning_rate", "max_grad_norm", "neftune_noise_alpha", "warmup_steps", "weight_decay"),
+    ),
+    "from 0 to 1": (lambda value: 0 <= value <= 1, ("label_smoothing_factor",)),
+    "at least 0 and below 1": (lambda value: 0 <= value < 1, ("adam_beta1", "adam_beta2")),
+    "at least 0 and below 2**32": (lambda value: 0 <= value < 2**32, ("data_seed", "seed")),
+    "from 0 to 1024": (lambda value: 0 <= value <= 1024, ("dataloader_num_workers",)),
+    "at least 1, or -1 for num_train_epochs to decide": (lambda value: value >= 1 or value == -1, ("max_steps",)),
+}
+_RANGE_OF_FIELD = {field: (words, holds) for words, (holds, fields) in _RANGES.items() for field in fields}
+# Fields that take one of a few names, which transformers looks at late or, for another name, not at all.
+_CHOICES: dict[str, Collection[Any]] = {
+    "dataloader_multiprocessing_context": (None, *multiprocessing.get_all_start_methods()),
+    "include_num_input_tokens_seen": ("all", "non_padding", "no"),
+    "log_level": tuple(trainer_log_levels),
+    "log_level_replica": tuple(trainer_log_levels),
+    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
+}
 _METRICS = ("loss", "nats_per_token")
 _REFUSED = {
     "bf16": "say 'precision: bfloat16' or 'auto' at the top of the experiment",
     "fp16": "say 'precision: bfloat16' or 'auto' at the top of the experiment",
     "auto_find_batch_size": "the global batch must stay what the experiment says; raise gradient_accumulation_steps",
+    "hub_token": "it would be written to files that are published; set HF_TOKEN in the environment",
     "ignore_data_skip": "a run that goes on after a kill would see other data",
     "resume_from_checkpoint": "the same command goes on by itself; to go on from another run set model.checkpoint",
     "save_only_model": "a killed run could not go on from such checkpoints",
@@ -62,6 +92,7 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
     if config.precision == "auto" and arguments.world_size > 1:
         raise ValueError("precision 'auto' is measured on one process; name float32 or bfloat16 for several")
     _check_names(arguments)
+    _check_installed(arguments)
     _check_intervals(arguments)
     if config.global_batch_size is not None:
         arguments.per_device_train_batch_size = _device_batch_size(config.global_batch_size, arguments)
@@ -76,14 +107,21 @@ def _check_fields(config: ExperimentConfig) -> None:
         convert_value(value, hints[key], f"training.{key}")
         if value and key in _REFUSED:
             raise ValueError(f"training.{key} cannot be set: {_REFUSED[key]}")
-        if key in _POSITIVE and value <= 0:
-            raise ValueError(f"training.{key} must be above 0, got {value}")
+        words, holds = _RANGE_OF_FIELD.get(key, ("", lambda value: True))
+        if value is not None and not holds(value):
+            raise ValueError(f"training.{key} must be {words}, got {value}")
     if config.global_batch_size is not None and "per_device_train_batch_size" in config.training:
         raise ValueError("give either global_batch_size or training.per_device_train_batch_size, not both")
 
 
 def _check_names(arguments: TrainingArguments) -> None:
-    """Raise a ValueError for names that Trainer would stumble over only in the middle of a run."""
+    """Raise a ValueError for names that Trainer would stumble over only once the run has its folder, or later."""
+    choices_of_fields = dict(_CHOICES)
+    if arguments.torch_compile:
+        choices_of_fields["torch_compile_backend"] = torch.compiler.list_backends(exclude_tags=None)
+    for key, choices in choices_of_fields.items():
+        if (value := getattr(arguments, key)) not in choices:
+            raise ValueError(f"training.{key} must be one of {', '.join(map(str, choices))}, got {value!r}")
     available = get_available_reporting_integrations()
     for name in arguments.report_to:
         if name not in available:
@@ -96,6 +134,19 @@ def _check_names(arguments: TrainingArguments) -> None:
     metric = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
     if metric not in _METRICS:
         raise ValueError(f"training.metric_for_best_model must be one of {', '.join(_METRICS)}, got {metric!r}")
+
+
+def _check_installed(arguments: TrainingArguments) -> None:
+    """Raise a ValueError unless the packages of the optimizer and the kernels are there."""
+    if arguments.use_liger_kernel and not is_liger_kernel_available():
+        raise ValueError("training.use_liger_kernel needs the package liger-kernel, which is not installed")
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Module())
+    except (ImportError, ValueError, TypeError) as error:
+        # Some look for their target modules in the model, which is not there yet.
+        is_low_rank = arguments.optim.startswith(("galore", "apollo")) and arguments.optim_target_modules
+        if isinstance(error, ImportError) or not is_low_rank:
+            raise ValueError(f"training.optim {arguments.optim.value} cannot be used: {error}") from error
 
 
 def _check_intervals(arguments: TrainingArguments) -> None:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_alibi_gpt.reporting.records import write_json
+from modeling_alibi_gpt.training.checkpoint_folder import INDEX_NAMES, read_index
 from modeling_alibi_gpt.training.experiment import read_mapping
 
 
@@ -42,8 +43,12 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
         config: The experiment, a dataclass.
 
     Raises:
-        ValueError: The folder holds checkpoints of another experiment, or files that no run of ours wrote.
+        ValueError: The folder holds checkpoints of another experiment, files that no run of ours wrote, or an index of
+            weights that no run of ours wrote, such as one that names files elsewhere.
     """
+    for checkpoint in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        if _is_complete(checkpoint):
+            _shards(checkpoint)
     claim = output_dir / EXPERIMENT_FILE
     if claim.exists():
         differing = _differing_keys(read_mapping(claim), _settings(config))
@@ -156,8 +161,17 @@ def _is_complete(checkpoint: Path) -> bool:
                 pass
     except (OSError, ValueError, SafetensorError):
         return False
+    with suppress(ValueError):  # an index that no run of ours wrote is not dropped in silence
+        if not all(path.is_file() for path in _shards(checkpoint)):
+            return False
     archives = (path for pattern in ("*.pt", "*.pth", "*.bin") for path in checkpoint.glob(pattern))
     return all(zipfile.is_zipfile(path) for path in archives)
+
+
+def _shards(checkpoint: Path) -> list[Path]:
+    """The files that a checkpoint's indexes name; a ValueError where one is none of ours, as ``read_index`` says."""
+    indexes = [checkpoint / name for name in INDEX_NAMES if (checkpoint / name).is_file()]
+    return [checkpoint / name for index in indexes for name in sorted(set(read_index(index).values()))]
 
 
 def _is_leftover(path: Path) -> bool:

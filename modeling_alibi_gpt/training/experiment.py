@@ -2,15 +2,13 @@
 
 import dataclasses
 import difflib
-import json
-import re
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
+from modeling_alibi_gpt.reporting.parsing import MAX_DEPTH, parse_yaml, read_mapping
 
 
 if typing.TYPE_CHECKING:
@@ -18,27 +16,7 @@ if typing.TYPE_CHECKING:
 
 Config = TypeVar("Config", bound="DataclassInstance")
 
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that means what everybody means: ``3e-4`` is a number, ``no`` a word, and no key stands twice."""
-
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false)$", re.IGNORECASE), list("tTfF"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
+_MAX_INT = 2**63 - 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +76,11 @@ class DataSection:
     def __post_init__(self) -> None:
         if self.train_length_tokens < 3:
             raise ValueError(f"data.train_length_tokens must be at least 3, got {self.train_length_tokens}")
+        for name in ("max_train_tokens", "max_validation_tokens"):
+            if (limit := getattr(self, name)) is not None and limit < self.train_length_tokens:
+                raise ValueError(
+                    f"data.{name} must be at least data.train_length_tokens ({self.train_length_tokens}), got {limit}"
+                )
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
 
@@ -177,26 +160,6 @@ def load_config(config_class: type[Config], path: str | None, overrides: Sequenc
     return build_config(config_class, values)
 
 
-def read_mapping(path: str | Path) -> dict[str, Any]:
-    """Read a YAML or JSON file that holds one mapping.
-
-    Raises:
-        ValueError: The file is missing, does not parse, or holds something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    kind = "JSON" if path.suffix == ".json" else "YAML"
-    try:
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if kind == "JSON" else yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        raise ValueError(f"{path} is not valid {kind}: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path}: expected a mapping of keys to values, got {type(values).__name__}")
-    return values
-
-
 def build_config(config_class: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
     """Build a (nested) dataclass from plain values.
 
@@ -232,6 +195,10 @@ def convert_value(value: Any, hint: Any, where: str) -> Any:
     if not _matches(value, hint):
         expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
         raise ValueError(f"'{where}' must be {expected}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"'{where}' must be a finite number, got {value}")
+    if isinstance(value, int) and abs(value) > _MAX_INT:
+        raise ValueError(f"'{where}' must be a whole number of at most 64 bits, got one of {value.bit_length()}")
     return float(value) if hint is float else value
 
 
@@ -250,14 +217,17 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     if not separator:
         raise ValueError(f"--set takes KEY=VALUE, got {assignment!r}")
     *parents, leaf = name.split(".")
+    if len(parents) > MAX_DEPTH:
+        raise ValueError(f"--set {name[:40]}... goes {len(parents)} deep, expected at most {MAX_DEPTH}")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ValueError(f"--set {assignment}: '{parent}' holds a value, not a mapping")
     try:
-        values[leaf] = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--set {assignment}: the value is not valid YAML, quote it: {error}") from error
+        values[leaf] = parse_yaml(text)
+    except ValueError as error:
+        shown = assignment if len(assignment) <= 80 else f"{assignment[:80]}..."
+        raise ValueError(f"--set {shown}: the value is not valid YAML, quote it: {error}") from error
 
 
 def _matches(value: Any, hint: Any) -> bool:

@@ -1,7 +1,8 @@
 """The model of an experiment, new or from a checkpoint, fitted to its tokenizer and its training length."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.training.checkpoint_folder import check_weights
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSection, read_mapping, refuse_unknown_key
+from modeling_alibi_gpt.training.model_size import TRAINING_BYTES, check_model_memory
 
 
 # What a checkpoint with trained slopes holds as weights instead.
@@ -22,9 +25,20 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
     """Configuration of the model that a section describes, before it is fitted to tokenizer and training length.
 
     Raises:
-        ValueError: The configuration cannot be read or is not valid.
+        ValueError: The configuration cannot be read or is not valid, the weights of the checkpoint are not of this
+            configuration, or the model cannot be trained in the memory that there is.
     """
-    return _new_config(section, {}) if section.checkpoint is None else _checkpoint_config(section)
+    config = _new_config(section, {}) if section.checkpoint is None else _checkpoint_config(section)
+    check_model_memory(config, TRAINING_BYTES)
+    return config
+
+
+def check_overrides(overrides: Iterable[str], config_class: type[PreTrainedConfig], where: str = "") -> None:
+    """Raise a ValueError unless every override is a field of the model itself: not its type, its code or its dtype."""
+    of_any_model = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    own = {field.name for field in dataclasses.fields(config_class)} - of_any_model
+    for key in overrides:
+        refuse_unknown_key(key, own, where)
 
 
 def laid_over(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +62,9 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
     if section.checkpoint is None:
         new_config = _new_config(section, {**special, "train_context_length": length})
         _check_vocabulary(tokenizer, new_config.vocab_size)
-        model = AlibiGPTForCausalLM._from_config(new_config, attn_implementation=section.attn_implementation)
+        model = AlibiGPTForCausalLM._from_config(
+            new_config, dtype=torch.float32, attn_implementation=section.attn_implementation
+        )
     else:
         _check_vocabulary(tokenizer, _checkpoint_config(section).get_text_config().vocab_size)
         model = _load_checkpoint(section)
@@ -61,6 +77,7 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
 
 
 def _new_config(section: ModelSection, derived: dict[str, Any]) -> AlibiGPTConfig:
+    check_overrides(section.overrides, AlibiGPTConfig, "model.overrides.")
     fields = dict(section.config) if isinstance(section.config, dict) else read_mapping(section.config)
     model_type = fields.pop("model_type", "alibi_gpt")
     if model_type != "alibi_gpt":
@@ -72,21 +89,25 @@ def _new_config(section: ModelSection, derived: dict[str, Any]) -> AlibiGPTConfi
 
 
 def _checkpoint_config(section: ModelSection) -> PreTrainedConfig:
+    folder = Path(section.checkpoint)
+    if folder.is_dir():
+        read_mapping(folder / "config.json")
     try:
-        config = AutoConfig.from_pretrained(section.checkpoint)
-        for key in section.overrides:
-            refuse_unknown_key(key, [field.name for field in dataclasses.fields(config)], "model.overrides.")
+        config = AutoConfig.from_pretrained(section.checkpoint, trust_remote_code=False)
+        check_overrides(section.overrides, type(config), "model.overrides.")
         if (kind := getattr(config, "alibi_trainable", "none")) != "none":
             for key in _SLOPE_FIELDS & section.overrides.keys():
                 raise ValueError(
                     f"model.overrides.{key} changes nothing: the slopes of {section.checkpoint} are weights, trained "
                     f"with alibi_trainable {kind}"
                 )
-        config = AutoConfig.from_pretrained(section.checkpoint, **section.overrides)
+        config = AutoConfig.from_pretrained(section.checkpoint, trust_remote_code=False, **section.overrides)
         config.validate()  # overrides are set one by one, which checks their types only
-        return config
-    except (OSError, StrictDataclassError) as error:
+    except Exception as error:  # other families' configs fail in whatever way their code stumbles
         raise ValueError(f"model.checkpoint {section.checkpoint}: {error}") from error
+    if folder.is_dir():
+        check_weights(folder, config)
+    return config
 
 
 def _load_checkpoint(section: ModelSection) -> PreTrainedModel:
@@ -98,6 +119,7 @@ def _load_checkpoint(section: ModelSection) -> PreTrainedModel:
             attn_implementation=section.attn_implementation,
             use_safetensors=True,
             output_loading_info=True,
+            trust_remote_code=False,
         )
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"model.checkpoint {section.checkpoint} cannot be loaded: {error}") from error

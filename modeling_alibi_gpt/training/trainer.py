@@ -46,6 +46,7 @@ from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
 from modeling_alibi_gpt.training.model_setup import build_model, model_config
 from modeling_alibi_gpt.training.precision import faster_precision
+from modeling_alibi_gpt.training.preflight import check_experiment
 from modeling_alibi_gpt.training.tokenization import (
     TokenStream,
     cached_tokenizer,
@@ -90,10 +91,9 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
         OSError: The disk is full; what was written before is whole.
     """
     with failing_together():
-        arguments = build_arguments(config)
+        arguments = check_experiment(config)
         output_dir, is_main = Path(arguments.output_dir), process_state().is_main_process
         check_output_dir(output_dir, config)
-        model_config(config.model)  # refused before any text is read
     if (output_dir / RECORD_FILE).exists():
         return read_records(output_dir / RECORD_FILE)[0]
 
@@ -130,7 +130,7 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     Raises:
         ValueError: The text or the tokenizer cannot be used, or the text is too short for one sequence.
     """
-    data = config.data
+    data, tokenizer = config.data, named_tokenizer(config)
     train_documents = training_documents(data)
     validation_source = data.validation_source or data.source
     validation_documents = load_documents(
@@ -139,11 +139,9 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
         validation_fraction=data.validation_fraction,
         text_column=data.text_column,
     )
-    if data.tokenizer == "train" or (data.tokenizer is None and config.model.checkpoint is None):
+    if tokenizer is None:
         vocab_size = model_config(config.model).get_text_config().vocab_size
         tokenizer = cached_tokenizer(train_documents, vocab_size, Path(data.cache_dir).expanduser())
-    else:
-        tokenizer = load_tokenizer(data.tokenizer or config.model.checkpoint)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
 
@@ -164,6 +162,16 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
         validation_stream=token_stream(validation_documents, tokenizer, data.max_validation_tokens),
         fingerprint="+".join(fingerprints),
     )
+
+
+def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that an experiment or its checkpoint brings; None where one is trained on the text.
+
+    Raises:
+        ValueError: It cannot be used.
+    """
+    name = config.data.tokenizer or config.model.checkpoint
+    return None if name in (None, "train") else load_tokenizer(name)
 
 
 def training_documents(data: DataSection) -> Dataset:

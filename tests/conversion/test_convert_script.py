@@ -198,7 +198,9 @@ def test_a_full_disk_leaves_nothing(error, script, source, capsys, monkeypatch) 
     [
         ("num_attention_heads=4", "overrides must not change num_attention_heads, by which the weights are laid out"),
         ("head_dim=24", "overrides must not change head_dim"),
-        ("hidden_act=nope", "hidden_act is 'nope', which transformers does not know"),
+        ("model_type=gpt2", "unknown key 'overrides.model_type'"),
+        ("auto_map={}", "unknown key 'overrides.auto_map'"),
+        ("hidden_act=nope", "hidden_act 'nope' is unknown to transformers"),
     ],
 )
 def test_overrides_that_weights_or_transformers_do_not_allow(override, message, script, source, capsys) -> None:

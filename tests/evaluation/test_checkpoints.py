@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
+from modeling_alibi_gpt.training.tokenization import load_tokenizer
 
 
 def edit_config(folder: Path, **fields) -> None:
@@ -35,6 +36,12 @@ def pickle_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def add_tokens(folder: Path, num_tokens: int) -> None:
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens([f"<{number}>" for number in range(num_tokens)])
+    tokenizer.save_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     "damage, message",
     [
@@ -46,7 +53,8 @@ def pickle_weights(folder: Path) -> None:
         (lambda folder: edit_config(folder, num_hidden_layers=1), "weights are not of the model"),
         (lambda folder: edit_config(folder, hidden_size=32), "asks for .*, the weights hold"),
         (lambda folder: edit_config(folder, alibi_beta=-1), "beta must be a finite number above 0"),
-        (lambda folder: edit_config(folder, vocab_size=100), r"the tokenizer has \d+ tokens but the model only 100"),
+        (lambda folder: edit_config(folder, vocab_size=100), "asks for .*embed_tokens.*, the weights hold"),
+        (lambda folder: add_tokens(folder, 9), r"the tokenizer has \d+ tokens but the model only \d+"),
         (lambda folder: (folder / "config.json").write_text("{", encoding="utf-8"), "config.json cannot be used"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda folder: rewrite_weights(folder, lambda w: w["model.norm.weight"].fill_(math.nan)), "nan nats"),

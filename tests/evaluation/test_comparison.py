@@ -126,7 +126,30 @@ def test_a_run_that_another_worker_holds_is_left_to_it(
         ({"readings": {"rope": {}}}, "'rope' is no variant"),
         ({"variants": {"alibi": {"alibi_betta": 2}}}, "alibi_beta"),
         ({"readings": {"alibi": {"x": {"alibi_scaling": {"type": "cubic"}}}}}, "alibi_scaling type"),
-        ({"evaluation": {"lengths": [8]}}, "evaluation.lengths"),
+        ({"readings": {"alibi": {"x": {"alibi_betta": 2}}}}, "unknown key 'model.overrides.alibi_betta'"),
+        ({"readings": {"alibi": {"x": {"model_type": "gpt2"}}}}, "unknown key 'model.overrides.model_type'"),
+        ({"readings": {"alibi": {"x": 5}}}, "readings.alibi.x must be a mapping of config fields, got 5"),
+        ({"readings": {"alibi": [1]}}, "readings.alibi must be a mapping"),
+        ({"readings": {"alibi": {"as trained": {}}}}, "'as trained' is what every model is read as"),
+        ({"readings": {"alibi": {"x": {"hidden_size": 32}}}}, "readings.alibi.x needs other weights than those train"),
+        ({"readings": {"alibi": {"x": {"alibi_trainable": "beta"}}}}, "readings.alibi.x needs other weights"),
+        ({"evaluation": {}}, "evaluation.source is missing"),
+        ({"evaluation": {"source": "text:nowhere/*"}}, "no file matches 'nowhere/\\*'"),
+        ({"evaluation": {"source": "web:x"}}, "unknown source 'web:x'"),
+        ({"evaluation": {"source": "stdlib", "lengths": [8]}}, "evaluation.lengths"),
+        ({"evaluation": {"source": "stdlib", "models": ["x"]}}, "evaluation.models cannot be set"),
+        ({"evaluation": {"source": "stdlib", "split": "dev"}}, "split must be one of train, .*, got 'dev'"),
+        ({"evaluation": {"source": "stdlib", "dtype": "int8"}}, "dtype must be one of float32, bfloat16, got 'int8'"),
+        ({"evaluation": {"source": "stdlib", "protocols": ["once"]}}, "protocol must be one of .*, got 'once'"),
+        ({"evaluation": {"source": "stdlib", "lengths_tokens": [0]}}, "length_tokens must be at least 1, got 0"),
+        ({"evaluation": {"source": "stdlib", "attn_implementation": "x"}}, "attn_implementation must be one of eager"),
+        ({"variants": {"alibi": {}, "": {}}}, "printable names .*, got ''"),
+        ({"variants": {"alibi": {}, "alibi ": {}}}, "printable names .*, got 'alibi '"),
+        ({"variants": {"alibi": {}, "a  b": {}}}, "printable names .*, got 'a  b'"),
+        ({"variants": {"alibi": {}, "a\x00b": {}}}, "printable names"),
+        ({"variants": {"alibi": {}, "x/y": {}, "x y": {}}}, "variants 'x/y' and 'x y' would share one folder"),
+        ({"variants": {"alibi": {}, "ALiBi": {}}}, "variants 'alibi' and 'ALiBi' would share one folder"),
+        ({"variants": {"alibi": {}, "x" * 101: {}}}, "names of at most 100 characters"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_trained(
@@ -135,6 +158,19 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
     with pytest.raises(ValueError, match=message):
         run_comparison(ComparisonConfig(**(settings | change)))
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_outside_the_folder_of_the_comparison(settings: dict[str, Any], tmp_path: Path) -> None:
+    names = ["../../../esc", "x/y", "/abs", ".hidden"]
+    settings |= {"variants": dict.fromkeys(names, {}), "seeds": [0], "readings": {}, "reference": "x/y"}
+    settings["output_dir"] = str(tmp_path / "deep" / "er" / "out")
+    before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    run_comparison(ComparisonConfig(**settings))
+    written = {path for path in tmp_path.rglob("*") if "cache" not in path.parts} - before
+    out = tmp_path / "deep" / "er" / "out"
+    assert all(path in out.parents or path == out or out in path.parents for path in written)
+    runs = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert runs == ["--..-..-esc-seed0", "-abs-seed0", "-hidden-seed0", "x-y-seed0"]
 
 
 def test_differences_are_taken_seed_by_seed() -> None:

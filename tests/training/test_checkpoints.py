@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import json
 import os
 import subprocess
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 from train_commands import load_script
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
@@ -94,6 +96,37 @@ def test_leftovers_go_and_whole_checkpoints_stay(tmp_path: Path) -> None:
             (tmp_path / name / "trainer_state.json").write_text(state)
     claim(tmp_path, ONE)
     assert names(tmp_path) == {".lock", "experiment.json", "checkpoint-2"}
+
+
+def sharded_checkpoint(folder: Path, weight_map: Any) -> None:
+    """A checkpoint as Trainer leaves it, whose index says that its one shard is this or that."""
+    folder.mkdir(parents=True)
+    (folder / "trainer_state.json").write_text("{}")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    save_file({"weight": torch.ones(1)}, folder / "model-00001-of-00001.safetensors")
+
+
+def test_a_checkpoint_without_one_of_its_shards_is_torn(tmp_path: Path) -> None:
+    sharded_checkpoint(tmp_path / "checkpoint-3", {"weight": "model-00001-of-00001.safetensors"})
+    sharded_checkpoint(tmp_path / "checkpoint-6", {"weight": "model-00001-of-00001.safetensors", "x": "lost"})
+    checkpoints.remove_torn_checkpoints(tmp_path)
+    assert names(tmp_path) == {"checkpoint-3"}
+
+
+@pytest.mark.parametrize(
+    "weight_map", [[], "x", {"weight": 1}, {"weight": "../../secret"}, {"weight": "/etc/passwd"}, {"weight": ".."}]
+)
+def test_a_checkpoint_whose_index_no_run_wrote_is_neither_gone_on_with_nor_dropped(
+    tmp_path: Path, weight_map: Any
+) -> None:
+    claim(tmp_path, ONE)
+    sharded_checkpoint(tmp_path / "checkpoint-3", weight_map)
+    with pytest.raises(ValueError, match="model.safetensors.index.json"):
+        check_output_dir(tmp_path, ONE)
+    with pytest.raises(ValueError, match="model.safetensors.index.json"):
+        claim(tmp_path, ONE)
+    checkpoints.remove_torn_checkpoints(tmp_path)
+    assert "checkpoint-3" in names(tmp_path)
 
 
 def test_a_folder_is_claimed_by_one_process_at_a_time(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_integers_pass_for_floats(path: str) -> None:
         ("data.train_length_tokens=64.0", "'data.train_length_tokens' must be int, got 64.0"),
         ("data.train_length_tokens=true", "'data.train_length_tokens' must be int, got True"),
         ("data.validation_fraction=true", "'data.validation_fraction' must be float, got True"),
-        ("data.validation_fraction=.nan", "must lie between 0 and 1, got nan"),
+        ("data.validation_fraction=.nan", "'data.validation_fraction' must be a finite number, got nan"),
         ("data.max_train_tokens=many", r"'data.max_train_tokens' must be int \| None, got 'many'"),
         ("data.isolate_documents=yes", "'data.isolate_documents' must be bool, got 'yes'"),
         ("model.config=[1]", r"'model.config' must be str \| dict\[str, Any\] \| None, got \[1\]"),

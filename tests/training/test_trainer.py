@@ -146,8 +146,17 @@ def test_slopes_learn_stay_positive_and_are_saved(make_experiment: MakeExperimen
         (["training.save_steps=5"], "training.save_steps (5) must be a multiple of training.logging_steps (2)"),
         (["data.source=text:/nowhere/*.txt"], "no file matches '/nowhere/*.txt'"),
         (["data.source=hub"], "unknown source 'hub'"),
-        (["data.max_train_tokens=null", "data.train_length_tokens=100000"], "training text: the corpus is too small"),
-        (["data.max_validation_tokens=8"], "validation text: max_tokens must be at least length_tokens (32), got 8"),
+        (
+            [
+                *(f"data.max_{split}_tokens=null" for split in ("train", "validation")),
+                "data.train_length_tokens=100000",
+            ],
+            "training text: the corpus is too small",
+        ),
+        (
+            ["data.max_validation_tokens=8"],
+            "data.max_validation_tokens must be at least data.train_length_tokens (32)",
+        ),
         (["data.tokenizer=nowhere"], "no tokenizer could be loaded from 'nowhere'"),
         (["model.config=null", "model.checkpoint=/nowhere"], "model.checkpoint /nowhere: "),
         (["model.config.vocab_size=100"], "vocab_size must be at least 257"),

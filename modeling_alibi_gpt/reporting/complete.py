@@ -1,0 +1,46 @@
+"""Whether the records of a comparison are all there, by variant, reading, protocol and length."""
+
+from collections.abc import Sequence
+from itertools import product
+
+from modeling_alibi_gpt.reporting.grid import AS_TRAINED
+from modeling_alibi_gpt.reporting.records import Record
+
+
+# Of every comparison, beside its cells.
+_KINDS = ("corpus", "training", "extrapolation")
+_LABELS = {"training": ("variant", "fields"), "extrapolation": ("variant", "reading", "seed", "overrides")}
+
+
+def check_comparisons(records: Sequence[Record]) -> None:
+    """Raise a ValueError that names the comparison and what it lacks, unless all are whole."""
+    names = {record["comparison"]: None for record in records if "comparison" in record}
+    for name in names:
+        of_name = [record for record in records if record.get("comparison") == name]
+        cells = [record for record in of_name if record["kind"] == "comparison"]
+        if cells or any(record["kind"] in _KINDS for record in of_name):
+            _check_comparison(f"comparison {name!r}", cells, of_name)
+
+
+def _check_comparison(where: str, cells: Sequence[Record], records: Sequence[Record]) -> None:
+    kinds = {record["kind"] for record in records}
+    if missing := [kind for kind in ("comparison", *_KINDS) if kind not in kinds]:
+        raise ValueError(f"{where} has no {missing[0]} records; give all that it wrote")
+    for record in records:
+        for field in _LABELS.get(record["kind"], ()):
+            if field not in record:
+                raise ValueError(f"{where}: a record of kind {record['kind']} lacks '{field}'")
+    if len({cell["name"] for cell in cells}) != len({(cell["variant"], cell["reading"]) for cell in cells}):
+        raise ValueError(f"{where}: each variant and reading must have one 'name' of its own")
+    sizes = {record["num_tokens"] for record in records if record["kind"] == "extrapolation" and not record["error"]}
+    if len(sizes) != 1:
+        found = ", ".join(f"{size:,}" for size in sorted(sizes)) or "none"
+        raise ValueError(f"{where} must be read on one text throughout, got num_tokens {found}")
+    reads = list(dict.fromkeys((cell["variant"], cell["reading"]) for cell in cells))
+    protocols = {cell["protocol"] for cell in cells}
+    lengths = {cell["length_tokens"] for cell in cells}
+    cells_found = {(cell["variant"], cell["reading"], cell["protocol"], cell["length_tokens"]) for cell in cells}
+    as_trained = [(variant, AS_TRAINED) for variant in {cells[0]["reference"], *(variant for variant, _ in reads)}]
+    for (variant, reading), protocol, length in product([*reads, *as_trained], protocols, lengths):
+        if (variant, reading, protocol, length) not in cells_found:
+            raise ValueError(f"{where} lacks {variant!r}, {reading}, {protocol}, at {length} tokens")

@@ -1,0 +1,36 @@
+"""What can be refused of an experiment before any text is read and any folder is made."""
+
+from transformers import PreTrainedConfig, TrainingArguments
+
+from modeling_alibi_gpt.attention import attention_backend
+from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.training.arguments import build_arguments
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.model_setup import model_config
+from modeling_alibi_gpt.training.model_size import FLOAT32_BYTES, check_memory
+
+
+def check_experiment(config: ExperimentConfig) -> TrainingArguments:
+    """The arguments of an experiment whose model, batches and arguments can be used.
+
+    Raises:
+        ValueError: The model or an argument is not valid, a package is missing, or model or batch exceed memory.
+    """
+    arguments = build_arguments(config)
+    model = model_config(config.model)
+    if isinstance(model, AlibiGPTConfig) and config.model.attn_implementation is not None:
+        attention_backend(config.model.attn_implementation)
+    _check_batches(arguments, config.data.train_length_tokens, model)
+    return arguments
+
+
+def _check_batches(arguments: TrainingArguments, length_tokens: int, model: PreTrainedConfig) -> None:
+    """Raise a ValueError unless the logits of a batch, the least that it needs, fit into memory."""
+    vocab_size = model.get_text_config().vocab_size
+    for kind in ("train", "eval"):
+        batch_size = getattr(arguments, f"per_device_{kind}_batch_size")
+        check_memory(
+            batch_size * length_tokens * vocab_size * FLOAT32_BYTES,
+            f"the logits of {batch_size:,} sequences at once (per_device_{kind}_batch_size, or global_batch_size "
+            f"over devices and accumulation steps) of {length_tokens:,} tokens",
+        )

@@ -1,0 +1,90 @@
+"""YAML and JSON mean what everybody means, and no text costs more than a moment."""
+
+import json
+import math
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from modeling_alibi_gpt.reporting.parsing import (
+    MAX_DEPTH,
+    MAX_JSON_BYTES,
+    MAX_YAML_BYTES,
+    MAX_YAML_NODES,
+    parse_json,
+    parse_yaml,
+    read_mapping,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1", 1),
+        ("-3", -3),
+        ("+3", 3),
+        ("1_000", 1000),
+        ("0x10", 16),
+        ("3e-4", 3e-4),
+        ("1.5E+3", 1500.0),
+        ("-.5", -0.5),
+        ("1.", 1.0),
+        (".inf", math.inf),
+        ("-.Inf", -math.inf),
+        ("1:30", "1:30"),
+        ("010", "010"),
+        ("2026-01-01", "2026-01-01"),
+        ("no", "no"),
+        ("Yes", "Yes"),
+        ("TRUE", True),
+        ("false", False),
+        ("~", None),
+        ("null", None),
+        ("'1'", "1"),
+        ("!!str 1", "1"),
+        ("", None),
+        ("[a, {b: 1}]", ["a", {"b": 1}]),
+        ("a: &x {y: 1}\nb: *x", {"a": {"y": 1}, "b": {"y": 1}}),
+        ("a: &x {y: 1, z: 1}\nb: {<<: *x, z: 2}", {"a": {"y": 1, "z": 1}, "b": {"y": 1, "z": 2}}),
+        ("'1': a", {"1": "a"}),
+    ],
+)
+def test_values(text: str, expected: Any) -> None:
+    value = parse_yaml(text)
+    assert value == expected and type(value) is type(expected)
+
+
+def test_the_bounds_are_what_is_still_read() -> None:
+    deep = "[" * (MAX_DEPTH - 1) + "1" + "]" * (MAX_DEPTH - 1)
+    assert parse_yaml(deep) == parse_json(deep) == json.loads(deep)
+    for parse in (parse_yaml, parse_json):
+        with pytest.raises(ValueError, match=f"nested more than {MAX_DEPTH} deep"):
+            parse(f"[[{deep}]]")
+    row, count = "a: &a [" + ", ".join(["x"] * 99) + "]", (MAX_YAML_NODES - 103) // 100
+    fitting = f"{row}\nb: [{', '.join(['*a'] * count)}]"
+    assert len(parse_yaml(fitting)["b"]) == count
+    with pytest.raises(ValueError, match="with those that aliases stand for"):
+        parse_yaml(f"{row}\nb: [{', '.join(['*a'] * (count + 2))}]")
+    for parse, limit in ((parse_yaml, MAX_YAML_BYTES), (parse_json, MAX_JSON_BYTES)):
+        assert parse(f'"{"x" * (limit - 2)}"')
+        with pytest.raises(ValueError, match=f"expected at most {limit:,}"):
+            parse(f'"{"x" * (limit - 1)}"')
+
+
+@pytest.mark.parametrize("text", ["[" + "1," * 32000 + "1]", "- a\n" * 16000, "{a: [b, " * 8000, "&a " * 20000])
+def test_the_longest_texts_take_a_moment(text: str) -> None:
+    start = time.process_time()
+    with suppress(ValueError):
+        parse_yaml(text)
+    assert time.process_time() - start < 2.0
+
+
+def test_what_is_dumped_is_read_back(tmp_path: Path) -> None:
+    values = {"a": [1, 2.5, None, True, "no", "1:30"], "b": {"c": {}, "d": []}, "e": "x\ny", "1": "010"}
+    for name, text in (("a.yaml", yaml.safe_dump(values)), ("a.json", json.dumps(values))):
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        assert read_mapping(tmp_path / name) == values
