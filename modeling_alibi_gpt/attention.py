@@ -7,7 +7,9 @@ takes for a mask: one folded tensor, or an object that does a layer's attention 
 Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys, d head size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,6 +21,7 @@ from transformers.utils import is_tracing
 
 from .attention_augmented import AugmentedAttention
 from .attention_banded import BandedAttention
+from .attention_bounds import exact_tolerance
 from .attention_context import AttentionContext
 from .attention_flex import FlexAttention
 from .attention_strips import StripAttention
@@ -96,7 +99,11 @@ def folded_or_linear(context: AttentionContext, bias: PositionBias | None) -> La
         slopes = bias.slopes(context.query_positions, context.bias_dtype)
     if slopes is None:
         biases = _biases_by_distance(context, bias)
-        return folded_mask(context, bias) if biases is None else StripAttention(context, biases=biases)
+        return (
+            folded_mask(context, bias)
+            if biases is None
+            else StripAttention(context, _tolerance(context), biases=biases)
+        )
     if context.q_len == 1 or torch.compiler.is_exporting():
         return folded_mask(context, bias)
     if slopes.requires_grad and context.dtype.itemsize < slopes.dtype.itemsize:
@@ -107,8 +114,26 @@ def folded_or_linear(context: AttentionContext, bias: PositionBias | None) -> La
         return folded_mask(context, bias)
     is_fixed = slopes.shape[:2] == (1, 1) and not slopes.requires_grad
     if is_fixed and slopes.device.type == "cpu" and context.spans() is not None:
-        return StripAttention(context, slopes[0, 0])
+        return StripAttention(context, _tolerance(context), slopes[0, 0])
     return AugmentedAttention(context, slopes)
+
+
+_reads_every_key: ContextVar[bool] = ContextVar("reads_every_key", default=False)
+
+
+@contextmanager
+def reading_every_key() -> Iterator[None]:
+    """Within it `sdpa` leaves out no key, be its weight ever so small: for proofs, at the price of time."""
+    token = _reads_every_key.set(True)
+    try:
+        yield
+    finally:
+        _reads_every_key.reset(token)
+
+
+def _tolerance(context: AttentionContext) -> float:
+    """Largest weight that a query may lose and be exact to rounding."""
+    return 0.0 if _reads_every_key.get() else exact_tolerance(context.dtype)
 
 
 def _is_long(context: AttentionContext) -> bool:

@@ -8,12 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_alibi_gpt import attention_augmented
+from modeling_alibi_gpt import attention_augmented, attention_strips
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_augmented import augmented_attention
-from modeling_alibi_gpt.attention_banded import banded_tiles, score_margins
+from modeling_alibi_gpt.attention_banded import score_margins
+from modeling_alibi_gpt.attention_bounds import DistanceBias, exact_tolerance
 from modeling_alibi_gpt.attention_spans import Span
-from modeling_alibi_gpt.attention_strips import strip_attention, whole_tiles
+from modeling_alibi_gpt.attention_strips import banded_tiles, whole_tiles
+from modeling_alibi_gpt.attention_tiles import Tile, linear_biases, strip_attention
 from tests.attention_cases import ADVERSARIES, HEAD_DIM, SCALING, SPANS, TOLERANCE, adversarial, draw, reference, whole
 
 
@@ -26,8 +28,22 @@ def strips(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: lis
     return strip_attention(query, key, value, slopes, tiles, SCALING)
 
 
+def band_tiles(query: Tensor, key: Tensor, slopes: Tensor, spans: list[Span], tolerance: float) -> list[Tile]:
+    bias = DistanceBias(linear_biases(slopes.detach(), key.shape[2], query.dtype), tolerance)
+    return banded_tiles(query, key, bias, spans, SCALING)
+
+
 def bands(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
-    tiles = banded_tiles(query, key, slopes.detach(), spans, SCALING, TOLERANCE)
+    """Block by block, however short the text is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_strips, "MIN_BANDED_TOKENS", 2)
+        tiles = band_tiles(query, key, slopes, spans, TOLERANCE)
+    return strip_attention(query, key, value, slopes, tiles, SCALING)
+
+
+def masked(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
+    """By one reach for all queries of a head, as short texts go, and nothing lost that float32 could tell."""
+    tiles = band_tiles(query, key, slopes, spans, exact_tolerance(query.dtype))
     return strip_attention(query, key, value, slopes, tiles, SCALING)
 
 
@@ -47,7 +63,7 @@ def augmented(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: 
     )
 
 
-WAYS: dict[str, Callable[..., Tensor]] = {"strips": strips, "bands": bands, "augmented": augmented}
+WAYS: dict[str, Callable[..., Tensor]] = {"strips": strips, "bands": bands, "masked": masked, "augmented": augmented}
 
 
 def assert_equals_reference(way: str, tensors: list[Tensor], slopes: Tensor, spans: list[Span]) -> None:
@@ -174,7 +190,20 @@ def test_augmented_keys_at_far_positions(dtype: torch.dtype, first: int) -> None
     torch.testing.assert_close(outputs[0], outputs[1], atol=0, rtol=0)
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+def pairs_read(tiles: list[Tile], num_heads: int, length: int) -> Tensor:
+    """``(H, T, T)``: which keys a query reads and does not mask; no query may be in two tiles of a head."""
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    is_read = torch.zeros(num_heads, length, length, dtype=torch.bool)
+    for tile in itertools.chain.from_iterable(tile.single_chunks() for tile in tiles):
+        assert not is_read[tile.heads, tile.queries].any()
+        reaches = torch.tensor(tile.reaches or [length] * num_heads)[:, None, None]
+        is_read[tile.heads, tile.queries, tile.keys] = (distance[tile.queries, tile.keys] < reaches) | (
+            distance[tile.queries, tile.keys] < 0
+        )
+    return is_read
+
+
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6, 2**-30])
 @pytest.mark.parametrize("kind", ADVERSARIES)
 @pytest.mark.parametrize("seed", range(4))
 def test_no_query_loses_more_weight_than_the_tolerance(kind: str, seed: int, tolerance: float) -> None:
@@ -182,10 +211,8 @@ def test_no_query_loses_more_weight_than_the_tolerance(kind: str, seed: int, tol
     num_heads, length = 4, 700
     query, key, value = adversarial(kind, num_heads, length, seed)
     slopes = alibi_slopes(num_heads, beta=(0.5, 1.0, 8.0, 30.0)[seed])
-    tiles = banded_tiles(query, key, slopes, whole(1, length), SCALING, tolerance)
-    is_read = torch.zeros(num_heads, length, length, dtype=torch.bool)
-    for tile in tiles:
-        is_read[tile.heads, tile.queries, tile.keys] = True
+    tiles = band_tiles(query, key, slopes, whole(1, length), tolerance)
+    is_read = pairs_read(tiles, num_heads, length)
     distance = (torch.arange(length)[:, None] - torch.arange(length)).double()
     scores = torch.matmul(query[0].double(), key[0].double().mT) * SCALING - slopes.double()[:, None, None] * distance
     weights = scores.masked_fill(distance < 0, -torch.inf).softmax(-1)
@@ -200,12 +227,9 @@ def test_no_query_loses_more_weight_than_the_tolerance(kind: str, seed: int, tol
 def test_bands_leave_out_what_is_far() -> None:
     length = 4096
     query, key, _ = (tensor.detach() for tensor in draw(8, length, length, rows=1))
-    tiles = banded_tiles(query, key, alibi_slopes(8), whole(1, length), SCALING, TOLERANCE)
-    widest = dict.fromkeys(range(8), 0)
-    for tile in tiles:
-        for head in range(tile.heads.start, tile.heads.stop):
-            widest[head] = max(widest[head], tile.keys.stop - tile.keys.start)
-    assert widest[0] < 256 and list(widest.values()) == sorted(widest.values())
+    tiles = band_tiles(query, key, alibi_slopes(8), whole(1, length), TOLERANCE)
+    num_read = pairs_read(tiles, 8, length).tril().sum((1, 2)).tolist()
+    assert num_read[0] < 128 * length and num_read == sorted(num_read)
 
 
 def test_a_shift_of_all_keys_changes_no_margin() -> None:
@@ -220,5 +244,5 @@ def test_a_shift_of_all_keys_changes_no_margin() -> None:
 def test_scores_without_bound_read_every_key() -> None:
     query, key, _ = (tensor.detach() for tensor in draw(4, 300, 300))
     key[0, 0, 5] = torch.inf
-    tiles = banded_tiles(query, key, alibi_slopes(4), whole(2, 300), SCALING, TOLERANCE)
-    assert all(tile.keys.start == 0 for tile in tiles if tile.heads.start == 0)
+    tiles = band_tiles(query, key, alibi_slopes(4), whole(2, 300), TOLERANCE)
+    assert pairs_read(tiles, 4, 300)[0].tril().sum() == 300 * 301 / 2
