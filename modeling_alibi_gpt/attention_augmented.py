@@ -11,16 +11,20 @@ What is exact on paper must stay so in the kernel's number format:
 * bfloat16 and float16 hold 8 and 11 bits. Slopes are split into three pieces of the format, distances into digits of
   base 256; every product of a piece and a digit is exact in the float32 in which kernels add. Each chunk of queries
   has its own c, for a sum near 16,000 nats would round a score to 0.001.
-* float32 and float64 hold every position. There ``-s * i`` is added, and the new dimensions come first: in a kernel
-  that adds in order, the two large numbers have cancelled before ``q . k`` is added.
+* float32 and float64 hold every position. There ``-s * (i - c)`` is added, and the new dimensions come first: in a
+  kernel that adds in order, the two large numbers have cancelled before ``q . k`` is added. Some kernels add in other
+  orders, those for a single query for one. Hence chunks, shorter ones: no number is larger than the slope times those.
 
 Shapes: B batch (or 1), H heads, Q queries, K keys, d head size.
 """
+
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
+from transformers.utils import is_tracing
 
 from .attention_context import AttentionContext
 
@@ -30,7 +34,8 @@ _BASE = 256
 _NUM_DIGITS = 3
 # Kernels prefer head sizes of a multiple of eight.
 _MULTIPLE = 8
-_CHUNK_TOKENS = 2048
+_HALF_CHUNK_TOKENS = 2048
+_CHUNK_TOKENS = 128
 
 
 class AugmentedAttention:
@@ -42,7 +47,12 @@ class AugmentedAttention:
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor) -> None:
-        self.tensors = slopes, context.query_positions, context.key_positions
+        positions = context.query_positions, context.key_positions
+        if not is_tracing(slopes) and context.spans() is not None:
+            # Within a span slots are as far apart as positions, which begin anew in every document: far from others.
+            slots = torch.arange(context.kv_len, device=slopes.device)[None]
+            positions = slots[:, context.kv_len - context.q_len :], slots
+        self.tensors = slopes, *positions
         is_square = context.is_whole and context.q_len == context.kv_len
         self.mask = None if is_square else context.mask()
 
@@ -79,21 +89,19 @@ def augmented_attention(
         ``(B, H, Q, d)``.
     """
     is_half = query.dtype.itemsize < 4
+    dimensions = _distance_digits if is_half else _distance_parts
+    chunk_tokens = _HALF_CHUNK_TOKENS if is_half else _CHUNK_TOKENS
     # What torch compiles stays one call, so that one graph serves all lengths.
-    if not is_half or query.shape[2] <= _CHUNK_TOKENS or torch.compiler.is_compiling():
-        more = (_distance_digits if is_half else _distance_parts)(
-            slopes / scaling, query_positions, key_positions, query.dtype
-        )
+    if query.shape[2] <= chunk_tokens or torch.compiler.is_compiling():
+        more = dimensions(slopes / scaling, query_positions, key_positions, query.dtype)
         return _attend(query, key, value, *more, mask, mask is None, scaling, dropout)
     outputs = []
     offset = key.shape[2] - query.shape[2]
-    for start in range(0, query.shape[2], _CHUNK_TOKENS):
-        queries = slice(start, min(start + _CHUNK_TOKENS, query.shape[2]))
+    for start in range(0, query.shape[2], chunk_tokens):
+        queries = slice(start, min(start + chunk_tokens, query.shape[2]))
         keys = slice(0, queries.stop + offset)
         chunk_slopes = slopes if slopes.shape[1] == 1 else slopes[:, queries]
-        more = _distance_digits(
-            chunk_slopes / scaling, query_positions[:, queries], key_positions[:, keys], query.dtype
-        )
+        more = dimensions(chunk_slopes / scaling, query_positions[:, queries], key_positions[:, keys], query.dtype)
         chunk_mask = causal_lower_right(queries.stop - start, keys.stop) if mask is None else mask[:, :, queries, keys]
         states = query[:, :, queries], key[:, :, keys], value[:, :, keys]
         outputs.append(_attend(*states, *more, chunk_mask, False, scaling, dropout))
@@ -131,8 +139,8 @@ def _distance_parts(
     slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """``(B, H, Q, n)`` and ``(B, 1, K, n)`` of float32 or float64, whose products add up to ``s * (j - i)``."""
-    first = key_positions.amin(-1, keepdim=True)
-    keys, queries = (key_positions - first).to(dtype), (query_positions - first)[:, None].to(dtype)
+    last = query_positions.amax(-1, keepdim=True)
+    keys, queries = (key_positions - last).to(dtype), (query_positions - last)[:, None].to(dtype)
     from_query, from_key = [], []
     for piece in _pieces(slopes.transpose(1, 2), torch.float32 if dtype == torch.float64 else torch.bfloat16):
         from_query += [piece.to(dtype).expand(-1, -1, queries.shape[-1]), -piece.to(dtype) * queries]
@@ -162,10 +170,21 @@ def _pieces(slopes: Tensor, dtype: torch.dtype) -> list[Tensor]:
     pieces, rest = [], slopes
     for _ in range(_NUM_PIECES):
         # The rounding has no gradient of its own: all of it goes through the first piece.
-        piece = rest.detach().to(dtype).to(slopes.dtype)
+        piece = _leading_bits(rest.detach(), dtype)
         pieces.append(piece if pieces else piece + (slopes - slopes.detach()))
         rest = rest - piece
     return pieces
+
+
+def _leading_bits(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values cut to as many bits as a shorter format holds.
+
+    Bit by bit, because a compiler may leave out a cast to a short format and back: Inductor does, and then the first
+    piece is all of a slope, whose product with a position float32 rounds.
+    """
+    num_cut = round(math.log2(torch.finfo(dtype).eps / torch.finfo(values.dtype).eps))
+    integers = values.view(torch.int64 if values.dtype == torch.float64 else torch.int32)
+    return (integers & -(1 << num_cut)).view(values.dtype)
 
 
 def _digits(distance: Tensor) -> list[Tensor]:

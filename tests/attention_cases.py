@@ -46,6 +46,18 @@ def reference(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: 
     return output
 
 
+def dense_reference(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
+    """The same for long texts without spans, as float64 matrices of one head at a time."""
+    query, key, value, slopes = (tensor.double() for tensor in (query, key, value, slopes))
+    q_len, kv_len = query.shape[2], key.shape[2]
+    distance = torch.arange(kv_len - q_len, kv_len)[:, None] - torch.arange(kv_len)
+    outputs = []
+    for head in range(query.shape[1]):
+        scores = torch.matmul(query[:, head], key[:, head].mT) * SCALING - slopes[head] * distance
+        outputs.append(scores.masked_fill(distance < 0, -torch.inf).softmax(-1) @ value[:, head])
+    return torch.stack(outputs, dim=1)
+
+
 def adversarial(kind: str, num_heads: int, length: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     query, key, value = torch.randn(3, 1, num_heads, length, HEAD_DIM, generator=generator)

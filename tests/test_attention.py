@@ -2,11 +2,13 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias
 
 from modeling_alibi_gpt import attention_augmented, attention_strips
 from modeling_alibi_gpt.alibi import alibi_slopes
@@ -16,7 +18,18 @@ from modeling_alibi_gpt.attention_bounds import DistanceBias, exact_tolerance
 from modeling_alibi_gpt.attention_spans import Span
 from modeling_alibi_gpt.attention_strips import banded_tiles, whole_tiles
 from modeling_alibi_gpt.attention_tiles import Tile, linear_biases, strip_attention
-from tests.attention_cases import ADVERSARIES, HEAD_DIM, SCALING, SPANS, TOLERANCE, adversarial, draw, reference, whole
+from tests.attention_cases import (
+    ADVERSARIES,
+    HEAD_DIM,
+    SCALING,
+    SPANS,
+    TOLERANCE,
+    adversarial,
+    dense_reference,
+    draw,
+    reference,
+    whole,
+)
 
 
 LENGTHS = (1, 2, 63, 65, 200)
@@ -165,7 +178,7 @@ def test_augmented_keys_in_chunks(
     mask = (query_positions[0, :, None] >= positions)[None, None] if has_mask else None
     outputs, gradients = [], []
     for chunk_tokens in (2048, 48):
-        monkeypatch.setattr(attention_augmented, "_CHUNK_TOKENS", chunk_tokens)
+        monkeypatch.setattr(attention_augmented, "_HALF_CHUNK_TOKENS", chunk_tokens)
         outputs.append(
             augmented_attention(*tensors, alibi_slopes(3)[None, None], query_positions, positions[None], mask, SCALING)
         )
@@ -175,6 +188,44 @@ def test_augmented_keys_in_chunks(
     torch.testing.assert_close(outputs[0], outputs[1], atol=2 * unit, rtol=2 * unit)
     for one, chunked in zip(*gradients, strict=True):
         torch.testing.assert_close(one, chunked, atol=16 * unit, rtol=16 * unit)
+
+
+def test_augmented_keys_do_not_lean_on_the_order_in_which_a_kernel_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of one that adds in any order are those of a short text, however long it is."""
+    attend = F.scaled_dot_product_attention
+
+    def out_of_order(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, **options: Any) -> Tensor:
+        order = torch.randperm(query.shape[-1], generator=torch.Generator().manual_seed(0))
+        if isinstance(attn_mask, CausalBias):
+            attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
+        return attend(query[..., order], key[..., order], value, attn_mask=attn_mask, **options)
+
+    query, key, value = (tensor.detach() for tensor in draw(8, 1537, 1537, rows=1))
+    slopes = alibi_slopes(8, beta=64.0)
+    expected = dense_reference(query, key, value, slopes)
+    errors = {}
+    monkeypatch.setattr(F, "scaled_dot_product_attention", out_of_order)
+    for chunk_tokens in (attention_augmented._CHUNK_TOKENS, 1537):
+        monkeypatch.setattr(attention_augmented, "_CHUNK_TOKENS", chunk_tokens)
+        error = (augmented(query, key, value, slopes, whole(1, 1537)).double() - expected).abs()
+        errors[chunk_tokens] = error.amax((0, 1, 3))
+    chunked, at_once = errors.values()
+    assert chunked.max() <= 2 * chunked[: attention_augmented._CHUNK_TOKENS].max()
+    assert at_once.max() > 4 * chunked.max()
+
+
+@pytest.mark.parametrize("beta", [1.0, 64.0])
+def test_augmented_keys_compiled_are_as_exact_as_not(beta: float) -> None:
+    """A compiler may not round where the code says so; slopes must come apart into pieces all the same."""
+    torch._dynamo.reset()
+    tensors = [tensor.detach() for tensor in draw(12, 1100, 1100, rows=1)]
+    slopes, positions = alibi_slopes(12, beta=beta)[None, None], torch.arange(1100)[None]
+    arguments = (*tensors, slopes, positions, positions, None, SCALING)
+    output = torch.compile(augmented_attention, fullgraph=True, dynamic=True)(*arguments)
+    error = (output.double() - dense_reference(*tensors, slopes[0, 0])).abs().max()
+    plain = F.scaled_dot_product_attention(*tensors, is_causal=True, scale=SCALING)
+    plain_error = (plain.double() - dense_reference(*tensors, torch.zeros(12))).abs().max()
+    assert error <= 2 * plain_error
 
 
 @pytest.mark.parametrize("first", [0, 1_000_000])
