@@ -24,6 +24,7 @@ from .attention_banded import BandedAttention
 from .attention_bounds import exact_tolerance
 from .attention_context import AttentionContext
 from .attention_flex import FlexAttention
+from .attention_folded import FoldedAttention, hide_far
 from .attention_strips import StripAttention
 
 
@@ -99,19 +100,17 @@ def folded_or_linear(context: AttentionContext, bias: PositionBias | None) -> La
         slopes = bias.slopes(context.query_positions, context.bias_dtype)
     if slopes is None:
         biases = _biases_by_distance(context, bias)
-        return (
-            folded_mask(context, bias)
-            if biases is None
-            else StripAttention(context, _tolerance(context), biases=biases)
-        )
+        if biases is None:
+            return _folded(context, bias)
+        return StripAttention(context, _tolerance(context), biases=biases)
     if context.q_len == 1 or torch.compiler.is_exporting():
         return folded_mask(context, bias)
     if slopes.requires_grad and context.dtype.itemsize < slopes.dtype.itemsize:
-        return folded_mask(context, bias)
+        return _folded(context, bias)
     if is_tracing(slopes):
         return AugmentedAttention(context, slopes)
     if not _is_long(context):
-        return folded_mask(context, bias)
+        return _folded(context, bias)
     is_fixed = slopes.shape[:2] == (1, 1) and not slopes.requires_grad
     if is_fixed and slopes.device.type == "cpu" and context.spans() is not None:
         return StripAttention(context, _tolerance(context), slopes[0, 0])
@@ -129,6 +128,16 @@ def reading_every_key() -> Iterator[None]:
         yield
     finally:
         _reads_every_key.reset(token)
+
+
+def _folded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
+    """A folded mask, with one beside it on a CPU where keys lie too far down to count."""
+    mask = folded_mask(context, bias)
+    if bias is None or context.q_len == 1 or mask.device.type != "cpu" or is_tracing(mask):
+        return mask
+    tolerance = _tolerance(context)
+    near_mask = hide_far(mask, tolerance) if tolerance > 0.0 else None
+    return mask if near_mask is None else FoldedAttention(mask, near_mask)
 
 
 def _tolerance(context: AttentionContext) -> float:

@@ -20,7 +20,7 @@ from .attention_tiles import Strip, Tile, attend_tiles, linear_biases, see_thems
 
 
 # Below so many keys one bound for all of a head's queries does: to find more takes longer than to read them.
-MIN_BANDED_TOKENS = 384
+MIN_BANDED_TOKENS = 768
 # Where a head reads every key: up to so many keys, so many queries to a tile. Larger chunks waste the half of a tile
 # that lies in the future, smaller ones do not fill the blocks of the kernel.
 _WHOLE_CHUNKS = ((2048, 256), (math.inf, 768))

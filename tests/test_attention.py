@@ -14,10 +14,10 @@ from modeling_alibi_gpt import attention_augmented, attention_strips
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_augmented import augmented_attention
 from modeling_alibi_gpt.attention_banded import score_margins
-from modeling_alibi_gpt.attention_bounds import DistanceBias, exact_tolerance
+from modeling_alibi_gpt.attention_bounds import exact_tolerance
 from modeling_alibi_gpt.attention_spans import Span
-from modeling_alibi_gpt.attention_strips import banded_tiles, whole_tiles
-from modeling_alibi_gpt.attention_tiles import Tile, linear_biases, strip_attention
+from modeling_alibi_gpt.attention_strips import whole_tiles
+from modeling_alibi_gpt.attention_tiles import strip_attention
 from tests.attention_cases import (
     ADVERSARIES,
     HEAD_DIM,
@@ -25,8 +25,10 @@ from tests.attention_cases import (
     SPANS,
     TOLERANCE,
     adversarial,
+    band_tiles,
     dense_reference,
     draw,
+    pairs_read,
     reference,
     whole,
 )
@@ -39,11 +41,6 @@ HEADS = (1, 3, 8, 12)
 def strips(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span], chunk: int = 48) -> Tensor:
     tiles = whole_tiles(spans, query.shape[1], key.shape[2] - query.shape[2], chunk)
     return strip_attention(query, key, value, slopes, tiles, SCALING)
-
-
-def band_tiles(query: Tensor, key: Tensor, slopes: Tensor, spans: list[Span], tolerance: float) -> list[Tile]:
-    bias = DistanceBias(linear_biases(slopes.detach(), key.shape[2], query.dtype), tolerance)
-    return banded_tiles(query, key, bias, spans, SCALING)
 
 
 def bands(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
@@ -239,19 +236,6 @@ def test_augmented_keys_at_far_positions(dtype: torch.dtype, first: int) -> None
         for positions in (torch.arange(300), torch.arange(first, first + 300))
     ]
     torch.testing.assert_close(outputs[0], outputs[1], atol=0, rtol=0)
-
-
-def pairs_read(tiles: list[Tile], num_heads: int, length: int) -> Tensor:
-    """``(H, T, T)``: which keys a query reads and does not mask; no query may be in two tiles of a head."""
-    distance = torch.arange(length)[:, None] - torch.arange(length)
-    is_read = torch.zeros(num_heads, length, length, dtype=torch.bool)
-    for tile in itertools.chain.from_iterable(tile.single_chunks() for tile in tiles):
-        assert not is_read[tile.heads, tile.queries].any()
-        reaches = torch.tensor(tile.reaches or [length] * num_heads)[:, None, None]
-        is_read[tile.heads, tile.queries, tile.keys] = (distance[tile.queries, tile.keys] < reaches) | (
-            distance[tile.queries, tile.keys] < 0
-        )
-    return is_read
 
 
 @pytest.mark.parametrize("tolerance", [1e-2, 1e-6, 2**-30])
