@@ -7,7 +7,9 @@ takes for a mask: one folded tensor, or an object that does a layer's attention 
 Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys, d head size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -19,8 +21,10 @@ from transformers.utils import is_tracing
 
 from .attention_augmented import AugmentedAttention
 from .attention_banded import BandedAttention
+from .attention_bounds import exact_tolerance
 from .attention_context import AttentionContext
 from .attention_flex import FlexAttention
+from .attention_folded import FoldedAttention, hide_far
 from .attention_strips import StripAttention
 
 
@@ -97,20 +101,51 @@ def folded_or_linear(context: AttentionContext, bias: PositionBias | None) -> La
         slopes = bias.slopes(context.query_positions, context.bias_dtype)
     if slopes is None:
         biases = _biases_by_distance(context, bias)
-        return folded_mask(context, bias) if biases is None else StripAttention(context, biases=biases)
+        if biases is None:
+            return _folded(context, bias)
+        return StripAttention(context, _tolerance(context), biases=biases)
     if context.q_len == 1 or torch.compiler.is_exporting():
         return folded_mask(context, bias)
     if slopes.requires_grad and context.dtype.itemsize < slopes.dtype.itemsize:
-        return folded_mask(context, bias)
+        return _folded(context, bias)
     if is_tracing(slopes):
         return AugmentedAttention(context, slopes)
     if not _is_long(context):
-        return folded_mask(context, bias)
+        return _folded(context, bias)
     is_fixed = slopes.shape[:2] == (1, 1) and not slopes.requires_grad
     is_cpu, is_half = slopes.device.type == "cpu", context.dtype.itemsize < 4
     if is_fixed and (is_cpu or not is_half) and context.spans() is not None:
-        return StripAttention(context, slopes[0, 0])
+        # To find out which keys count makes the host wait for a GPU.
+        return StripAttention(context, _tolerance(context) if is_cpu else 0.0, slopes[0, 0])
     return AugmentedAttention(context, slopes) if is_cpu or is_half else folded_mask(context, bias)
+
+
+_reads_every_key: ContextVar[bool] = ContextVar("reads_every_key", default=False)
+
+
+@contextmanager
+def reading_every_key() -> Iterator[None]:
+    """Within it `sdpa` leaves out no key, be its weight ever so small: for proofs, at the price of time."""
+    token = _reads_every_key.set(True)
+    try:
+        yield
+    finally:
+        _reads_every_key.reset(token)
+
+
+def _folded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
+    """A folded mask, with one beside it on a CPU where keys lie too far down to count."""
+    mask = folded_mask(context, bias)
+    if bias is None or context.q_len == 1 or mask.device.type != "cpu" or is_tracing(mask):
+        return mask
+    tolerance = _tolerance(context)
+    near_mask = hide_far(mask, tolerance) if tolerance > 0.0 else None
+    return mask if near_mask is None else FoldedAttention(mask, near_mask)
+
+
+def _tolerance(context: AttentionContext) -> float:
+    """Largest weight that a query may lose and be exact to rounding."""
+    return 0.0 if _reads_every_key.get() else exact_tolerance(context.dtype)
 
 
 def _is_long(context: AttentionContext) -> bool:

@@ -11,12 +11,14 @@ What is exact on paper must stay so in the kernel's number format:
 * bfloat16 and float16 hold 8 and 11 bits. Slopes are split into three pieces of the format, distances into digits
   from -256 to 255, two of them up to 131,072 tokens; every product of a piece and a digit is exact in the float32 in
   which kernels add. Each chunk of queries has its own c, for a sum near 16,000 nats would round a score to 0.001.
-* float32 and float64 hold every position. There ``-s * i`` is added, and the new dimensions come first: in a kernel
-  that adds in order, the two large numbers have cancelled before ``q . k`` is added.
+* float32 and float64 hold every position. There ``-s * (i - c)`` is added, and the new dimensions come first: in a
+  kernel that adds in order, the two large numbers have cancelled before ``q . k`` is added. Some kernels add in other
+  orders, those for a single query for one. Hence chunks, shorter ones: no number is larger than the slope times those.
 
 Shapes: B batch (or 1), H heads, Q queries, K keys, d head size.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -36,7 +38,8 @@ _DIGIT_FACTORS = ((1, 1), (16, 32), (2048, 128))
 _TWO_DIGITS_TOKENS = _BASE * _BASE // 2
 # Kernels prefer head sizes of a multiple of eight.
 _MULTIPLE = 8
-_CHUNK_TOKENS = 2048
+_HALF_CHUNK_TOKENS = 2048
+_CHUNK_TOKENS = 128
 
 
 class AugmentedAttention:
@@ -48,7 +51,12 @@ class AugmentedAttention:
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor) -> None:
-        self.tensors = slopes, context.query_positions, context.key_positions
+        positions = context.query_positions, context.key_positions
+        if not is_tracing(slopes) and context.spans() is not None:
+            # Within a span slots are as far apart as positions, which begin anew in every document: far from others.
+            slots = torch.arange(context.kv_len, device=slopes.device)[None]
+            positions = slots[:, context.kv_len - context.q_len :], slots
+        self.tensors = slopes, *positions
         is_square = context.is_whole and context.q_len == context.kv_len
         self.mask = None if is_square else context.mask()
         self._parts: dict[torch.device, list[_Part]] = {}
@@ -111,19 +119,20 @@ def augmented_attention(
 def _make_parts(
     slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype, scaling: float
 ) -> list[_Part]:
-    q_len, kv_len = query_positions.shape[-1], key_positions.shape[-1]
+    is_half = dtype.itemsize < 4
+    dimensions = _distance_digits if is_half else _distance_parts
+    chunk_tokens = _HALF_CHUNK_TOKENS if is_half else _CHUNK_TOKENS
     slopes = slopes / scaling
+    q_len, kv_len = query_positions.shape[-1], key_positions.shape[-1]
     # What torch compiles stays one call, so that one graph serves all lengths.
-    if dtype.itemsize >= 4 or q_len <= _CHUNK_TOKENS or torch.compiler.is_compiling():
-        make = _distance_parts if dtype.itemsize >= 4 else _distance_digits
-        more = make(slopes, query_positions, key_positions, dtype)
-        return [_Part(slice(0, q_len), slice(0, kv_len), *more)]
+    if torch.compiler.is_compiling() or q_len <= chunk_tokens:
+        return [_Part(slice(None), slice(None), *dimensions(slopes, query_positions, key_positions, dtype))]
     parts = []
-    for start in range(0, q_len, _CHUNK_TOKENS):
-        queries = slice(start, min(start + _CHUNK_TOKENS, q_len))
+    for start in range(0, q_len, chunk_tokens):
+        queries = slice(start, min(start + chunk_tokens, q_len))
         keys = slice(0, queries.stop + kv_len - q_len)
         chunk_slopes = slopes if slopes.shape[1] == 1 else slopes[:, queries]
-        more = _distance_digits(chunk_slopes, query_positions[:, queries], key_positions[:, keys], dtype)
+        more = dimensions(chunk_slopes, query_positions[:, queries], key_positions[:, keys], dtype)
         parts.append(_Part(queries, keys, *more))
     return parts
 
@@ -174,8 +183,8 @@ def _distance_parts(
     slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """``(B, H, Q, n)`` and ``(B, 1, K, n)`` of float32 or float64, whose products add up to ``s * (j - i)``."""
-    first = key_positions.amin(-1, keepdim=True)
-    keys, queries = (key_positions - first).to(dtype), (query_positions - first)[:, None].to(dtype)
+    last = query_positions.amax(-1, keepdim=True)
+    keys, queries = (key_positions - last).to(dtype), (query_positions - last)[:, None].to(dtype)
     from_query, from_key = [], []
     for piece in _pieces(slopes.transpose(1, 2), torch.float32 if dtype == torch.float64 else torch.bfloat16):
         from_query += [piece.to(dtype).expand(-1, -1, queries.shape[-1]), -piece.to(dtype) * queries]
@@ -208,10 +217,21 @@ def _pieces(slopes: Tensor, dtype: torch.dtype) -> list[Tensor]:
     pieces, rest = [], slopes
     for _ in range(_NUM_PIECES):
         # The rounding has no gradient of its own: all of it goes through the first piece.
-        piece = rest.detach().to(dtype).to(slopes.dtype)
+        piece = _leading_bits(rest.detach(), dtype)
         pieces.append(piece if pieces else piece + (slopes - slopes.detach()))
         rest = rest - piece
     return pieces
+
+
+def _leading_bits(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Values cut to as many bits as a shorter format holds.
+
+    Bit by bit, because a compiler may leave out a cast to a short format and back: Inductor does, and then the first
+    piece is all of a slope, whose product with a position float32 rounds.
+    """
+    num_cut = round(math.log2(torch.finfo(dtype).eps / torch.finfo(values.dtype).eps))
+    integers = values.view(torch.int64 if values.dtype == torch.float64 else torch.int32)
+    return (integers & -(1 << num_cut)).view(values.dtype)
 
 
 def _digits(distance: Tensor, num_digits: int) -> list[Tensor]:

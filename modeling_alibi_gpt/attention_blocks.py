@@ -3,7 +3,7 @@
 
 Counted from a few vectors: no matrix of queries by keys is made. For banded attention, the first block that can matter
 is found for every row, head and block of queries at once, without waiting for the device. The bound is that of
-:mod:`~modeling_alibi_gpt.attention_banded`, with the longest key of a block standing for all its keys.
+:mod:`~modeling_alibi_gpt.attention_bounds`, with the longest key of a block standing for all its keys.
 
 Shapes: B batch (or 1, where all rows agree), H heads (or 1), Q queries, K keys, d head size, M and N blocks of queries
 and keys. Queries are the last Q of K tokens.

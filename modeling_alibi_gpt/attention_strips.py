@@ -1,79 +1,73 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Attention in tiles: chunks of queries, each with one run of keys, and no matrix of biases. Travels to the Hub.
+"""Attention with a bias of distance on a CPU: which tiles read which keys. Travels to the Hub.
 
-With its queries in reverse order, query i and key j of a tile are ``constant - (i + j)`` tokens apart. So the biases
-of a whole tile are one vector a head, the strip, read with strides ``(1, 1)``: they take no memory, and the kernel
-finds them in its nearest cache. Stock kernels of ``scaled_dot_product_attention`` do the work.
+Keys that cannot matter are not read, or masked where a tile has to read them for another query: their exponentials
+would be nothing, or subnormal numbers, which some processors compute a hundred times slower than others.
 
 Shapes: B batch, H heads, Q queries, K keys, d head size. Queries are the last Q of K tokens.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from .attention_bounds import BLOCK_TOKENS, DistanceBias, keys_that_matter, largest_margins
 from .attention_context import AttentionContext
 from .attention_spans import Span
+from .attention_tiles import Strip, Tile, attend_tiles, linear_biases, see_themselves
 
 
-# Up to so many keys, so many queries to a tile, measured on two CPU cores. Larger chunks waste the half of a tile that
-# lies in the future, smaller ones do not fill the blocks of the kernel.
-_CHUNKS = ((2048, 256), (math.inf, 768))
-
-_flash_on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_flash_on_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+# Below so many keys one bound for all of a head's queries does: to find more takes longer than to read them.
+MIN_BANDED_TOKENS = 768
+# Where a head reads every key: up to so many keys, so many queries to a tile. Larger chunks waste the half of a tile
+# that lies in the future, smaller ones do not fill the blocks of the kernel.
+_WHOLE_CHUNKS = ((2048, 256), (math.inf, 768))
+# Where it does not: below so many blocks read, so many blocks of queries to a chunk.
+_BAND_CHUNKS = ((8, 1), (16, 2), (math.inf, 4))
+# Chunks go into one call of the kernel where that adds no more pairs of a query and a key than a call is worth,
+_CALL_PAIRS = 2**14
+# and while their gradients, of which neighbours share keys, are no longer than this.
+_MAX_TILE_KEYS = 2**15
 
 
 class StripAttention:
-    """A bias of distance over all keys, in the spans of tokens that see each other.
+    """A bias of distance over the keys that can matter, in the spans of tokens that see each other.
 
     Args:
         context: Who sees whom.
+        tolerance: Largest weight that a query may lose; 0 reads every key.
         slopes: ``(H,)``, nats per token; or
         biases: ``(H, K)``, nats: those of keys 0, 1, 2 ... tokens behind their query.
     """
 
-    def __init__(self, context: AttentionContext, slopes: Tensor | None = None, biases: Tensor | None = None) -> None:
-        if biases is None:
-            biases = linear_biases(slopes, context.kv_len, context.dtype)
-        self.tiles = whole_tiles(context.spans(), biases.shape[0], context.kv_len - context.q_len)
-        self.lost_queries = context.lost_queries()
-        self.strip = Strip(biases, self.tiles)
+    def __init__(
+        self,
+        context: AttentionContext,
+        tolerance: float,
+        slopes: Tensor | None = None,
+        biases: Tensor | None = None,
+    ) -> None:
+        self.spans, self.lost_queries = context.spans(), context.lost_queries()
+        self.offset = context.kv_len - context.q_len
+        self.biases = linear_biases(slopes, context.kv_len, context.dtype) if biases is None else biases
+        self.bias = DistanceBias(self.biases, tolerance) if tolerance > 0.0 else None
+        longest = max((_num_keys(span, self.offset) for span in self.spans), default=1)
+        if self.bias is None or not any(self.bias.worth_asking(longest)):
+            tiles = whole_tiles(self.spans, self.biases.shape[0], self.offset)
+            self.whole: tuple[list[Tile], Strip] | None = tiles, Strip(self.biases, tiles)
+        else:
+            self.whole = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        output = attend_tiles(query, key, value, self.strip, self.tiles, scaling, dropout)
+        """Output ``(B, H, Q, d)`` of queries ``(B, H, Q, d)``, and keys and values ``(B, H, K, d)``."""
+        tiles, strip = self.whole or (None, None)
+        if self.whole is None:
+            tiles = banded_tiles(query, key, self.bias, self.spans, scaling)
+            strip = Strip(self.biases, tiles)
+        output = attend_tiles(query, key, value, strip, tiles, scaling, dropout)
         return see_themselves(output, value, self.lost_queries)
-
-
-class Tile(NamedTuple):
-    """Queries and the run of keys they read; the last key is that of the last query.
-
-    Attributes:
-        rows: Rows of the batch.
-        heads: Heads.
-        queries: Queries, at most one chunk.
-        keys: Keys.
-    """
-
-    rows: slice
-    heads: slice
-    queries: slice
-    keys: slice
-
-    @property
-    def queries_of(self) -> tuple[slice, slice, slice]:
-        """Index of the tile's part in what is ``(B, H, Q, ...)``."""
-        return self.rows, self.heads, self.queries
-
-    @property
-    def keys_of(self) -> tuple[slice, slice, slice]:
-        """Index of the tile's part in what is ``(B, H, K, ...)``."""
-        return self.rows, self.heads, self.keys
 
 
 def whole_tiles(spans: Sequence[Span], num_heads: int, offset: int, chunk_tokens: int | None = None) -> list[Tile]:
@@ -85,161 +79,138 @@ def whole_tiles(spans: Sequence[Span], num_heads: int, offset: int, chunk_tokens
         offset: Keys before the first query: K - Q.
         chunk_tokens: Queries in a tile, at most; None leaves it to the length of the text.
     """
-    tiles = []
+    return [tile for span in spans for tile in _whole_tiles(span, slice(0, num_heads), offset, chunk_tokens)]
+
+
+def banded_tiles(query: Tensor, key: Tensor, bias: DistanceBias, spans: Sequence[Span], scaling: float) -> list[Tile]:
+    """Tiles that read, for every head and chunk of queries, the keys that can matter.
+
+    Args:
+        query: ``(B, H, Q, d)``, the last Q of K tokens.
+        key: ``(B, H, K, d)``.
+        bias: Of the heads, with the largest weight that a query may lose.
+        spans: Who sees whom.
+        scaling: What multiplies ``q . k``.
+    """
+    offset = key.shape[2] - query.shape[2]
+    tiles: list[Tile] = []
+    reaches = None
     for span in spans:
-        num_keys = span.queries.stop + offset - span.first_key
-        fitting = next(chunk for limit, chunk in _CHUNKS if num_keys <= limit)
-        for queries in chunks(span.queries, chunk_tokens or fitting):
-            keys = slice(span.first_key, queries.stop + offset)
-            tiles.append(Tile(span.rows, slice(0, num_heads), queries, keys))
+        num_keys = _num_keys(span, offset)
+        is_asked = bias.worth_asking(num_keys)
+        if num_keys < MIN_BANDED_TOKENS and any(is_asked):
+            if reaches is None:
+                margins = largest_margins(query, key, bias, scaling, is_one_text=False)
+                reaches = tuple(bias.reaches(slice(None), margins[:, None])[:, 0].tolist())
+            whole = _whole_tiles(span, slice(0, query.shape[1]), offset)
+            tiles += [tile._replace(reaches=reaches) for tile in whole]
+            continue
+        tiles += _span_tiles(query, key, bias, span, is_asked, scaling)
     return tiles
 
 
-def chunks(queries: slice, chunk_tokens: int) -> list[slice]:
-    """Consecutive parts of a range, the last one shorter."""
-    starts = range(queries.start, queries.stop, chunk_tokens)
-    return [slice(start, min(start + chunk_tokens, queries.stop)) for start in starts]
+def _num_keys(span: Span, offset: int) -> int:
+    return span.queries.stop + offset - span.first_key
 
 
-def strip_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    slopes: Tensor,
-    tiles: Sequence[Tile],
-    scaling: float,
-    dropout: float = 0.0,
-) -> Tensor:
-    """Attention with ALiBi over the keys that the tiles read.
-
-    Args:
-        query: ``(B, H, Q, d)``.
-        key: ``(B, H, K, d)``, like ``value``.
-        value: ``(B, H, K, d)``.
-        slopes: ``(H,)``, nats per token.
-        tiles: Which queries read which keys; every query in at most one tile a head.
-        scaling: What multiplies ``q . k``.
-        dropout: Probability.
-
-    Returns:
-        ``(B, H, Q, d)``; 0 for queries in no tile.
-    """
-    strip = Strip(linear_biases(slopes, key.shape[2], query.dtype), tiles)
-    return attend_tiles(query, key, value, strip, tiles, scaling, dropout)
+def _whole_tiles(span: Span, heads: slice, offset: int, chunk_tokens: int | None = None) -> Iterator[Tile]:
+    num_keys = _num_keys(span, offset)
+    chunk_tokens = chunk_tokens or next(chunk for limit, chunk in _WHOLE_CHUNKS if num_keys <= limit)
+    for start in range(span.queries.start, span.queries.stop, chunk_tokens):
+        queries = slice(start, min(start + chunk_tokens, span.queries.stop))
+        yield Tile(span.rows, heads, queries, slice(span.first_key, queries.stop + offset))
 
 
-def attend_tiles(
-    query: Tensor, key: Tensor, value: Tensor, strip: "Strip", tiles: Sequence[Tile], scaling: float, dropout: float
-) -> Tensor:
-    """:func:`strip_attention` with a strip that was made before, for all layers."""
-    has_flash = query.device.type == "cpu" and dropout == 0.0 and not strip.values.requires_grad
-    if has_flash and not torch.compiler.is_compiling():
-        return _FlashTiles.apply(query, key, value, strip, tiles, scaling)
-    output = torch.zeros_like(query)
-    for tile in tiles:
-        part = F.scaled_dot_product_attention(
-            query[tile.queries_of].flip(2),
-            key[tile.keys_of],
-            value[tile.keys_of],
-            # Kernels of other devices want the bias aligned, and of the dtype of the queries.
-            attn_mask=strip.bias(tile).to(query.dtype).contiguous(),
-            dropout_p=dropout,
-            scale=scaling,
+def _span_tiles(
+    query: Tensor, key: Tensor, bias: DistanceBias, span: Span, is_asked: list[bool], scaling: float
+) -> list[Tile]:
+    """Of one span: bands for the heads that are asked and save something by them, else all keys."""
+    num_heads, offset = query.shape[1], key.shape[2] - query.shape[2]
+    bands: list[Tile] = []
+    # Heads that read every key, and from which distance on they mask it.
+    whole = dict.fromkeys((head for head in range(num_heads) if not is_asked[head]), _num_keys(span, offset))
+    if any(is_asked):
+        # One call for all between the first and the last of them, for calls are what a short text has to pay for.
+        heads = slice(is_asked.index(True), num_heads - is_asked[::-1].index(True))
+        keys = slice(span.first_key, span.queries.stop + offset)
+        needed = keys_that_matter(
+            query[span.rows, heads, span.queries], key[span.rows, heads, keys], bias, heads, scaling
         )
-        output[tile.queries_of] = part.flip(2)
-    return output
+        num_whole_pairs = sum(map(_num_pairs, _whole_tiles(span, slice(0, 1), offset)))
+        by_head = zip(needed.first_blocks.tolist(), needed.reaches.tolist(), strict=True)
+        for head, (first_blocks, reaches) in enumerate(by_head, heads.start):
+            if not is_asked[head]:
+                continue
+            tiles = list(_tiles_of_head(span, head, first_blocks, reaches, offset))
+            if sum(map(_num_pairs, tiles)) + _CALL_PAIRS * len(tiles) < num_whole_pairs:
+                bands += tiles
+            else:
+                whole[head] = max(reaches)
+    for run in _runs(sorted(whole)):
+        reaches = tuple(whole[head] for head in range(run.start, run.stop))
+        bands += [tile._replace(reaches=reaches) for tile in _whole_tiles(span, run, offset)]
+    return list(_join_heads(bands))
 
 
-def see_themselves(output: Tensor, value: Tensor, lost_queries: Tensor | None) -> Tensor:
-    """``(B, H, Q, d)`` where queries that see no key, which are padding, have the value of their own, as elsewhere."""
-    if lost_queries is None:
-        return output
-    return torch.where(lost_queries, value[:, :, -output.shape[2] :], output)
+def _num_pairs(tile: Tile) -> int:
+    """Of queries and keys of each head, future ones too, for the kernel computes them."""
+    return tile.num_chunks * tile.num_queries * tile.num_keys
 
 
-def linear_biases(slopes: Tensor, num_distances: int, dtype: torch.dtype) -> Tensor:
-    """ALiBi's ``(H, N)`` of slopes ``(H,)``, at least float32, at distances from 0 to ``N - 1`` tokens."""
-    dtype = torch.promote_types(dtype, torch.float32)
-    distance = torch.arange(num_distances, device=slopes.device, dtype=dtype)
-    return -slopes[:, None].to(dtype) * distance
+def _runs(heads: Sequence[int]) -> Iterator[slice]:
+    """Neighbouring heads."""
+    for _, group in itertools.groupby(enumerate(heads), lambda pair: pair[1] - pair[0]):
+        numbers = [head for _, head in group]
+        yield slice(numbers[0], numbers[-1] + 1)
 
 
-class Strip:
-    """Bias by distance, ``(H, L)``: from far to near, and -inf for keys that come after the query.
-
-    Args:
-        biases: ``(H, N)``, nats, at distances from 0 to ``N - 1``, at least as far as a tile reaches.
-        tiles: For the longest of which it is made.
-    """
-
-    def __init__(self, biases: Tensor, tiles: Sequence[Tile]) -> None:
-        longest_chunk = max((tile.queries.stop - tile.queries.start for tile in tiles), default=1)
-        self.longest_run = max((tile.keys.stop - tile.keys.start for tile in tiles), default=1)
-        past = biases[:, : self.longest_run].flip(-1)
-        self.values = F.pad(past, (0, longest_chunk - 1), value=-torch.inf)
-
-    def bias(self, tile: Tile) -> Tensor:
-        """``(1, H, Q, K)`` of one tile with its queries in reverse; a view, all of whose diagonals share memory."""
-        num_queries, num_keys = tile.queries.stop - tile.queries.start, tile.keys.stop - tile.keys.start
-        values = self.values[tile.heads, self.longest_run - num_keys :]
-        size = (1, values.shape[0], num_queries, num_keys)
-        return values.as_strided(size, (0, values.stride(0), 1, 1), values.storage_offset())
-
-
-class _FlashTiles(torch.autograd.Function):
-    """The tiles on a CPU, each key's gradient added in place; autograd would make a tensor of all keys for each tile.
-
-    Calls the two kernels that ``scaled_dot_product_attention`` itself calls on a CPU.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, strip: Strip, tiles: Sequence[Tile], scaling: float
-    ) -> Tensor:
-        output = _zeros_by_token(query)
-        log_sums = torch.zeros(query.shape[:3], dtype=strip.values.dtype)
-        for tile in tiles:
-            part, log_sum = _flash_on_cpu(
-                query[tile.queries_of].flip(2),
-                key[tile.keys_of],
-                value[tile.keys_of],
-                attn_mask=strip.bias(tile),
-                scale=scaling,
-            )
-            output[tile.queries_of], log_sums[tile.queries_of] = part.flip(2), log_sum.flip(2)
-        ctx.save_for_backward(query, key, value, output, log_sums)
-        ctx.strip, ctx.tiles, ctx.scaling = strip, tiles, scaling
-        return output
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, output, log_sums = ctx.saved_tensors
-        dtype = torch.promote_types(key.dtype, torch.float32)
-        grad_query = torch.zeros_like(query)
-        grad_key, grad_value = torch.zeros_like(key, dtype=dtype), torch.zeros_like(value, dtype=dtype)
-        for tile in ctx.tiles:
-            reverse = (tensor[tile.queries_of].flip(2) for tensor in (grad_output, query, output, log_sums))
-            grad_part, query_part, output_part, log_sum = reverse
-            grads = _flash_on_cpu_backward(
-                grad_part,
-                query_part,
-                key[tile.keys_of],
-                value[tile.keys_of],
-                output_part,
-                log_sum,
-                dropout_p=0.0,
-                is_causal=False,
-                attn_mask=ctx.strip.bias(tile),
-                scale=ctx.scaling,
-            )
-            grad_query[tile.queries_of] = grads[0].flip(2)
-            grad_key[tile.keys_of] += grads[1]
-            grad_value[tile.keys_of] += grads[2]
-        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
+def _tiles_of_head(span: Span, head: int, first_blocks: list[int], reaches: list[int], offset: int) -> Iterator[Tile]:
+    """Chunks of queries with the keys they must read; neighbours in one tile where they read about as many."""
+    num_before = span.queries.start + offset - span.first_key
+    # The first block of keys may be short, so that blocks end where the queries begin.
+    block_start = span.first_key - (-num_before % BLOCK_TOKENS)
+    own_block = -(-num_before // BLOCK_TOKENS)
+    widths = sorted(own_block + block + 1 - first for block, first in enumerate(first_blocks))
+    num_blocks = next(blocks for limit, blocks in _BAND_CHUNKS if widths[len(widths) // 2] < limit)
+    chunk = BLOCK_TOKENS * num_blocks
+    first, num_chunks, num_keys, reach = span.queries.start, 0, 0, 0  # of the tile so far
+    for block in range(0, len(first_blocks), num_blocks):
+        start = span.queries.start + BLOCK_TOKENS * block
+        stop = min(start + chunk, span.queries.stop)
+        first_key = block_start + BLOCK_TOKENS * min(first_blocks[block : block + num_blocks])
+        more_keys = stop + offset - max(span.first_key, first_key)
+        more_reach = max(reaches[block : block + num_blocks])
+        joined = -(-max(num_keys, more_keys) // chunk) * chunk
+        more_pairs = chunk * (joined * (num_chunks + 1) - num_keys * num_chunks - more_keys)
+        fits = stop - start == chunk and first + chunk + offset - joined >= span.first_key
+        if num_chunks and fits and more_pairs <= _CALL_PAIRS and joined * (num_chunks + 1) <= _MAX_TILE_KEYS:
+            num_chunks, num_keys, reach = num_chunks + 1, joined, max(reach, more_reach)
+            continue
+        if num_chunks:
+            yield _tile(span, head, slice(first, min(first + chunk, start)), num_keys, num_chunks, reach, offset)
+        first, num_chunks, num_keys, reach = start, 1, more_keys, more_reach
+    yield _tile(span, head, slice(first, min(first + chunk, span.queries.stop)), num_keys, num_chunks, reach, offset)
 
 
-def _zeros_by_token(states: Tensor) -> Tensor:
-    """Zeros ``(B, H, Q, d)`` that lie in memory as ``(B, Q, H, d)``: the order of the kernel and of the next layer."""
-    num_rows, num_heads, q_len, head_dim = states.shape
-    return states.new_zeros(num_rows, q_len, num_heads, head_dim).transpose(1, 2)
+def _tile(span: Span, head: int, queries: slice, num_keys: int, num_chunks: int, reach: int, offset: int) -> Tile:
+    keys = slice(queries.stop + offset - num_keys, queries.stop + offset)
+    return Tile(span.rows, slice(head, head + 1), queries, keys, num_chunks, (reach,))
+
+
+def _join_heads(tiles: Sequence[Tile]) -> Iterator[Tile]:
+    """Chunks of neighbouring heads that are the same, as one tile."""
+    alone: dict[tuple[int, int, int], Tile] = {}
+    for tile in tiles:
+        if tile.num_chunks > 1:
+            yield tile
+            continue
+        place = tile.queries.start, tile.queries.stop, tile.keys.start
+        before = alone.get(place)
+        if before is not None and before.heads.stop == tile.heads.start:
+            heads = slice(before.heads.start, tile.heads.stop)
+            alone[place] = before._replace(heads=heads, reaches=before.reaches + tile.reaches)
+            continue
+        if before is not None:
+            yield before
+        alone[place] = tile
+    yield from alone.values()

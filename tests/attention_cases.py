@@ -1,10 +1,15 @@
 """What ways of attention are tested on: drawn and adversarial tensors, spans, and the float64 loop to be equal to."""
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeling_alibi_gpt.attention_bounds import DistanceBias
 from modeling_alibi_gpt.attention_spans import Span
+from modeling_alibi_gpt.attention_strips import banded_tiles
+from modeling_alibi_gpt.attention_tiles import Tile, linear_biases
 
 
 HEAD_DIM = 16
@@ -46,6 +51,18 @@ def reference(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: 
     return output
 
 
+def dense_reference(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
+    """The same for long texts without spans, as float64 matrices of one head at a time."""
+    query, key, value, slopes = (tensor.double() for tensor in (query, key, value, slopes))
+    q_len, kv_len = query.shape[2], key.shape[2]
+    distance = torch.arange(kv_len - q_len, kv_len)[:, None] - torch.arange(kv_len)
+    outputs = []
+    for head in range(query.shape[1]):
+        scores = torch.matmul(query[:, head], key[:, head].mT) * SCALING - slopes[head] * distance
+        outputs.append(scores.masked_fill(distance < 0, -torch.inf).softmax(-1) @ value[:, head])
+    return torch.stack(outputs, dim=1)
+
+
 def adversarial(kind: str, num_heads: int, length: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     query, key, value = torch.randn(3, 1, num_heads, length, HEAD_DIM, generator=generator)
@@ -65,3 +82,21 @@ def adversarial(kind: str, num_heads: int, length: int, seed: int) -> list[Tenso
 
 
 ADVERSARIES = ("normal", "huge", "sink", "constant keys", "distant lover", "shifted keys", "tiny")
+
+
+def band_tiles(query: Tensor, key: Tensor, slopes: Tensor, spans: list[Span], tolerance: float) -> list[Tile]:
+    bias = DistanceBias(linear_biases(slopes.detach(), key.shape[2], query.dtype), tolerance)
+    return banded_tiles(query, key, bias, spans, SCALING)
+
+
+def pairs_read(tiles: list[Tile], num_heads: int, length: int) -> Tensor:
+    """``(H, T, T)``: which keys a query reads and does not mask; no query may be in two tiles of a head."""
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    is_read = torch.zeros(num_heads, length, length, dtype=torch.bool)
+    for tile in itertools.chain.from_iterable(tile.single_chunks() for tile in tiles):
+        assert not is_read[tile.heads, tile.queries].any()
+        reaches = torch.tensor(tile.reaches or [length] * num_heads)[:, None, None]
+        is_read[tile.heads, tile.queries, tile.keys] = (distance[tile.queries, tile.keys] < reaches) | (
+            distance[tile.queries, tile.keys] < 0
+        )
+    return is_read

@@ -2,19 +2,36 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias
 
-from modeling_alibi_gpt import attention_augmented
+from modeling_alibi_gpt import attention_augmented, attention_strips
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_augmented import augmented_attention
-from modeling_alibi_gpt.attention_banded import banded_tiles, score_margins
+from modeling_alibi_gpt.attention_banded import score_margins
+from modeling_alibi_gpt.attention_bounds import exact_tolerance
 from modeling_alibi_gpt.attention_spans import Span
-from modeling_alibi_gpt.attention_strips import strip_attention, whole_tiles
-from tests.attention_cases import ADVERSARIES, HEAD_DIM, SCALING, SPANS, TOLERANCE, adversarial, draw, reference, whole
+from modeling_alibi_gpt.attention_strips import whole_tiles
+from modeling_alibi_gpt.attention_tiles import strip_attention
+from tests.attention_cases import (
+    ADVERSARIES,
+    HEAD_DIM,
+    SCALING,
+    SPANS,
+    TOLERANCE,
+    adversarial,
+    band_tiles,
+    dense_reference,
+    draw,
+    pairs_read,
+    reference,
+    whole,
+)
 
 
 LENGTHS = (1, 2, 63, 65, 200)
@@ -27,7 +44,16 @@ def strips(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: lis
 
 
 def bands(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
-    tiles = banded_tiles(query, key, slopes.detach(), spans, SCALING, TOLERANCE)
+    """Block by block, however short the text is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_strips, "MIN_BANDED_TOKENS", 2)
+        tiles = band_tiles(query, key, slopes, spans, TOLERANCE)
+    return strip_attention(query, key, value, slopes, tiles, SCALING)
+
+
+def masked(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
+    """By one reach for all queries of a head, as short texts go, and nothing lost that float32 could tell."""
+    tiles = band_tiles(query, key, slopes, spans, exact_tolerance(query.dtype))
     return strip_attention(query, key, value, slopes, tiles, SCALING)
 
 
@@ -47,7 +73,7 @@ def augmented(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: 
     )
 
 
-WAYS: dict[str, Callable[..., Tensor]] = {"strips": strips, "bands": bands, "augmented": augmented}
+WAYS: dict[str, Callable[..., Tensor]] = {"strips": strips, "bands": bands, "masked": masked, "augmented": augmented}
 
 
 def assert_equals_reference(way: str, tensors: list[Tensor], slopes: Tensor, spans: list[Span]) -> None:
@@ -149,7 +175,7 @@ def test_augmented_keys_in_chunks(
     mask = (query_positions[0, :, None] >= positions)[None, None] if has_mask else None
     outputs, gradients = [], []
     for chunk_tokens in (2048, 48):
-        monkeypatch.setattr(attention_augmented, "_CHUNK_TOKENS", chunk_tokens)
+        monkeypatch.setattr(attention_augmented, "_HALF_CHUNK_TOKENS", chunk_tokens)
         outputs.append(
             augmented_attention(*tensors, alibi_slopes(3)[None, None], query_positions, positions[None], mask, SCALING)
         )
@@ -159,6 +185,44 @@ def test_augmented_keys_in_chunks(
     torch.testing.assert_close(outputs[0], outputs[1], atol=2 * unit, rtol=2 * unit)
     for one, chunked in zip(*gradients, strict=True):
         torch.testing.assert_close(one, chunked, atol=16 * unit, rtol=16 * unit)
+
+
+def test_augmented_keys_do_not_lean_on_the_order_in_which_a_kernel_adds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors of one that adds in any order are those of a short text, however long it is."""
+    attend = F.scaled_dot_product_attention
+
+    def out_of_order(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, **options: Any) -> Tensor:
+        order = torch.randperm(query.shape[-1], generator=torch.Generator().manual_seed(0))
+        if isinstance(attn_mask, CausalBias):
+            attn_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril(key.shape[2] - query.shape[2])
+        return attend(query[..., order], key[..., order], value, attn_mask=attn_mask, **options)
+
+    query, key, value = (tensor.detach() for tensor in draw(8, 1537, 1537, rows=1))
+    slopes = alibi_slopes(8, beta=64.0)
+    expected = dense_reference(query, key, value, slopes)
+    errors = {}
+    monkeypatch.setattr(F, "scaled_dot_product_attention", out_of_order)
+    for chunk_tokens in (attention_augmented._CHUNK_TOKENS, 1537):
+        monkeypatch.setattr(attention_augmented, "_CHUNK_TOKENS", chunk_tokens)
+        error = (augmented(query, key, value, slopes, whole(1, 1537)).double() - expected).abs()
+        errors[chunk_tokens] = error.amax((0, 1, 3))
+    chunked, at_once = errors.values()
+    assert chunked.max() <= 2 * chunked[: attention_augmented._CHUNK_TOKENS].max()
+    assert at_once.max() > 4 * chunked.max()
+
+
+@pytest.mark.parametrize("beta", [1.0, 64.0])
+def test_augmented_keys_compiled_are_as_exact_as_not(beta: float) -> None:
+    """A compiler may not round where the code says so; slopes must come apart into pieces all the same."""
+    torch._dynamo.reset()
+    tensors = [tensor.detach() for tensor in draw(12, 1100, 1100, rows=1)]
+    slopes, positions = alibi_slopes(12, beta=beta)[None, None], torch.arange(1100)[None]
+    arguments = (*tensors, slopes, positions, positions, None, SCALING)
+    output = torch.compile(augmented_attention, fullgraph=True, dynamic=True)(*arguments)
+    error = (output.double() - dense_reference(*tensors, slopes[0, 0])).abs().max()
+    plain = F.scaled_dot_product_attention(*tensors, is_causal=True, scale=SCALING)
+    plain_error = (plain.double() - dense_reference(*tensors, torch.zeros(12))).abs().max()
+    assert error <= 2 * plain_error
 
 
 @pytest.mark.parametrize("first", [0, 1_000_000])
@@ -189,7 +253,7 @@ def test_products_of_digits_are_the_bias(kv_len: int, num_dims: int, dtype: torc
     assert ((bias - expected).abs() <= lost * (kv_len - 1 - keys)).all()
 
 
-@pytest.mark.parametrize("tolerance", [1e-2, 1e-6])
+@pytest.mark.parametrize("tolerance", [1e-2, 1e-6, 2**-30])
 @pytest.mark.parametrize("kind", ADVERSARIES)
 @pytest.mark.parametrize("seed", range(4))
 def test_no_query_loses_more_weight_than_the_tolerance(kind: str, seed: int, tolerance: float) -> None:
@@ -197,10 +261,8 @@ def test_no_query_loses_more_weight_than_the_tolerance(kind: str, seed: int, tol
     num_heads, length = 4, 700
     query, key, value = adversarial(kind, num_heads, length, seed)
     slopes = alibi_slopes(num_heads, beta=(0.5, 1.0, 8.0, 30.0)[seed])
-    tiles = banded_tiles(query, key, slopes, whole(1, length), SCALING, tolerance)
-    is_read = torch.zeros(num_heads, length, length, dtype=torch.bool)
-    for tile in tiles:
-        is_read[tile.heads, tile.queries, tile.keys] = True
+    tiles = band_tiles(query, key, slopes, whole(1, length), tolerance)
+    is_read = pairs_read(tiles, num_heads, length)
     distance = (torch.arange(length)[:, None] - torch.arange(length)).double()
     scores = torch.matmul(query[0].double(), key[0].double().mT) * SCALING - slopes.double()[:, None, None] * distance
     weights = scores.masked_fill(distance < 0, -torch.inf).softmax(-1)
@@ -215,12 +277,9 @@ def test_no_query_loses_more_weight_than_the_tolerance(kind: str, seed: int, tol
 def test_bands_leave_out_what_is_far() -> None:
     length = 4096
     query, key, _ = (tensor.detach() for tensor in draw(8, length, length, rows=1))
-    tiles = banded_tiles(query, key, alibi_slopes(8), whole(1, length), SCALING, TOLERANCE)
-    widest = dict.fromkeys(range(8), 0)
-    for tile in tiles:
-        for head in range(tile.heads.start, tile.heads.stop):
-            widest[head] = max(widest[head], tile.keys.stop - tile.keys.start)
-    assert widest[0] < 256 and list(widest.values()) == sorted(widest.values())
+    tiles = band_tiles(query, key, alibi_slopes(8), whole(1, length), TOLERANCE)
+    num_read = pairs_read(tiles, 8, length).tril().sum((1, 2)).tolist()
+    assert num_read[0] < 128 * length and num_read == sorted(num_read)
 
 
 def test_a_shift_of_all_keys_changes_no_margin() -> None:
@@ -235,5 +294,5 @@ def test_a_shift_of_all_keys_changes_no_margin() -> None:
 def test_scores_without_bound_read_every_key() -> None:
     query, key, _ = (tensor.detach() for tensor in draw(4, 300, 300))
     key[0, 0, 5] = torch.inf
-    tiles = banded_tiles(query, key, alibi_slopes(4), whole(2, 300), SCALING, TOLERANCE)
-    assert all(tile.keys.start == 0 for tile in tiles if tile.heads.start == 0)
+    tiles = band_tiles(query, key, alibi_slopes(4), whole(2, 300), TOLERANCE)
+    assert pairs_read(tiles, 4, 300)[0].tril().sum() == 300 * 301 / 2

@@ -14,6 +14,7 @@ from torch import Tensor
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
 from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
+from modeling_alibi_gpt.attention_bounds import exact_tolerance
 from modeling_alibi_gpt.attention_flex import FlexAttention
 from modeling_alibi_gpt.attention_strips import StripAttention
 from modeling_alibi_gpt.benchmarking.timing import extra_bytes, summarize, take_turns
@@ -133,7 +134,9 @@ def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
 
 
 def _strips(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
-    attention = StripAttention(last_queries_context(length_tokens, length_tokens, dtype, slopes.device), slopes)
+    attention = StripAttention(
+        last_queries_context(length_tokens, length_tokens, dtype, slopes.device), exact_tolerance(dtype), slopes
+    )
     return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
 
 

@@ -15,6 +15,7 @@ from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention import folded_mask
 from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
+from modeling_alibi_gpt.attention_bounds import exact_tolerance
 from modeling_alibi_gpt.attention_context import AttentionContext
 from modeling_alibi_gpt.attention_spans import Span
 from modeling_alibi_gpt.attention_strips import StripAttention
@@ -102,7 +103,7 @@ def folded_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
 def strip_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """The model's attention on `sdpa` and a CPU for long texts."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
-    return StripAttention(context, slopes).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
+    return StripAttention(context, exact_tolerance(q.dtype), slopes).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
 
 
 def augmented_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:

@@ -1,0 +1,243 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""Attention in tiles: chunks of queries, each with one run of keys, and no matrix of biases. Travels to the Hub.
+
+With its queries in reverse order, query i and key j of a tile are ``constant - (i + j)`` tokens apart. So the biases
+of a whole tile are one vector a head, the strip, read with strides ``(1, 1)``: they take no memory, and the kernel
+finds them in its nearest cache. Stock kernels of ``scaled_dot_product_attention`` do the work.
+
+Shapes: B batch, H heads, Q queries, K keys, d head size, N chunks of a tile, of C queries and L keys each. Queries are
+the last Q of K tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+_flash_on_cpu = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_on_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+class Tile(NamedTuple):
+    """Queries and the run of keys they read; the last key is that of the last query.
+
+    A tile of one head may be several chunks, which the kernel takes side by side: each has its queries, and its keys,
+    as many tokens behind those of the chunk before it as a chunk has queries.
+
+    Attributes:
+        rows: Rows of the batch.
+        heads: Heads.
+        queries: Queries of the first chunk.
+        keys: Keys of the first chunk; a multiple of the queries where there are more chunks.
+        num_chunks: N.
+        reaches: For each head, the distance from which on keys are masked; None masks none.
+    """
+
+    rows: slice
+    heads: slice
+    queries: slice
+    keys: slice
+    num_chunks: int = 1
+    reaches: tuple[int, ...] | None = None
+
+    @property
+    def num_queries(self) -> int:
+        """C."""
+        return self.queries.stop - self.queries.start
+
+    @property
+    def num_keys(self) -> int:
+        """L."""
+        return self.keys.stop - self.keys.start
+
+    def single_chunks(self) -> "list[Tile]":
+        """The same as tiles of one chunk."""
+        return [
+            self._replace(queries=_shifted(self.queries, shift), keys=_shifted(self.keys, shift), num_chunks=1)
+            for shift in range(0, self.num_chunks * self.num_queries, self.num_queries)
+        ]
+
+    def queries_of(self, states: Tensor) -> Tensor:
+        """A view of what is ``(B, H, Q, ...)``: ``(B, H, C, ...)``, or ``(B, N, C, ...)`` of several chunks."""
+        if self.num_chunks == 1:
+            return states[self.rows, self.heads, self.queries]
+        tokens = slice(self.queries.start, self.queries.start + self.num_chunks * self.num_queries)
+        return states[self.rows, self.heads.start, tokens].unflatten(1, (self.num_chunks, self.num_queries))
+
+    def keys_of(self, states: Tensor) -> Tensor:
+        """A view of what is ``(B, H, K, d)``: ``(B, H, L, d)``, or ``(B, N, L, d)`` whose chunks share memory."""
+        if self.num_chunks == 1:
+            return states[self.rows, self.heads, self.keys]
+        tokens = slice(self.keys.start, self.keys.stop + (self.num_chunks - 1) * self.num_queries)
+        return states[self.rows, self.heads.start, tokens].unfold(1, self.num_keys, self.num_queries).mT
+
+    def add_to_keys(self, total: Tensor, part: Tensor) -> None:
+        """Add what belongs to ``keys_of(total)``, whose chunks share keys."""
+        if self.num_chunks == 1:
+            total[self.rows, self.heads, self.keys] += part
+            return
+        for start in range(0, self.num_keys, self.num_queries):
+            first = self.keys.start + start
+            tokens = slice(first, first + self.num_chunks * self.num_queries)
+            shared = total[self.rows, self.heads.start, tokens].unflatten(1, (self.num_chunks, self.num_queries))
+            shared += part[:, :, start : start + self.num_queries]
+
+
+def _shifted(run: slice, shift: int) -> slice:
+    return slice(run.start + shift, run.stop + shift)
+
+
+def strip_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    slopes: Tensor,
+    tiles: Sequence[Tile],
+    scaling: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention with ALiBi over the keys that the tiles read.
+
+    Args:
+        query: ``(B, H, Q, d)``.
+        key: ``(B, H, K, d)``, like ``value``.
+        value: ``(B, H, K, d)``.
+        slopes: ``(H,)``, nats per token.
+        tiles: Which queries read which keys; every query in at most one tile a head.
+        scaling: What multiplies ``q . k``.
+        dropout: Probability.
+
+    Returns:
+        ``(B, H, Q, d)``; 0 for queries in no tile.
+    """
+    strip = Strip(linear_biases(slopes, key.shape[2], query.dtype), tiles)
+    return attend_tiles(query, key, value, strip, tiles, scaling, dropout)
+
+
+def attend_tiles(
+    query: Tensor, key: Tensor, value: Tensor, strip: "Strip", tiles: Sequence[Tile], scaling: float, dropout: float
+) -> Tensor:
+    """:func:`strip_attention` with a strip that was made before."""
+    has_flash = query.device.type == "cpu" and dropout == 0.0 and not strip.values.requires_grad
+    if has_flash and not torch.compiler.is_compiling():
+        return _FlashTiles.apply(query, key, value, strip, tiles, scaling)
+    output = torch.zeros_like(query)
+    for tile in tiles:
+        part = F.scaled_dot_product_attention(
+            tile.queries_of(query).flip(2),
+            tile.keys_of(key),
+            tile.keys_of(value),
+            # Kernels of other devices want the bias aligned, and of the dtype of the queries.
+            attn_mask=strip.bias(tile).to(query.dtype).contiguous(),
+            dropout_p=dropout,
+            scale=scaling,
+        )
+        tile.queries_of(output).copy_(part.flip(2))
+    return output
+
+
+def see_themselves(output: Tensor, value: Tensor, lost_queries: Tensor | None) -> Tensor:
+    """``(B, H, Q, d)`` where queries that see no key, which are padding, have the value of their own, as elsewhere."""
+    if lost_queries is None:
+        return output
+    return torch.where(lost_queries, value[:, :, -output.shape[2] :], output)
+
+
+def linear_biases(slopes: Tensor, num_distances: int, dtype: torch.dtype) -> Tensor:
+    """ALiBi's ``(H, N)`` of slopes ``(H,)``, at least float32, at distances from 0 to ``N - 1`` tokens."""
+    dtype = torch.promote_types(dtype, torch.float32)
+    distance = torch.arange(num_distances, device=slopes.device, dtype=dtype)
+    return -slopes[:, None].to(dtype) * distance
+
+
+class Strip:
+    """Bias by distance, ``(H, n)``: from far to near, and -inf for keys that come after the query.
+
+    Args:
+        biases: ``(H, n)``, nats, at distances from 0 to ``n - 1``, at least as far as a tile reaches.
+        tiles: For the longest of which it is made.
+    """
+
+    def __init__(self, biases: Tensor, tiles: Sequence[Tile]) -> None:
+        longest_chunk = max((tile.num_queries for tile in tiles), default=1)
+        self.longest_run = max((tile.num_keys for tile in tiles), default=1)
+        past = biases[:, : self.longest_run].flip(-1)
+        self.values = F.pad(past, (0, longest_chunk - 1), value=-torch.inf)
+
+    def bias(self, tile: Tile) -> Tensor:
+        """``(1, H, C, L)`` of one chunk with its queries in reverse; a view, all of whose diagonals share memory.
+
+        Several chunks have the bias of one.
+        """
+        num_queries, num_keys = tile.num_queries, tile.num_keys
+        values = self.values[tile.heads, self.longest_run - num_keys : self.longest_run + num_queries - 1]
+        if tile.reaches is not None and min(tile.reaches) < num_keys:
+            distance = torch.arange(num_keys - 1, -num_queries, -1, device=values.device)
+            is_beyond = distance >= torch.tensor(tile.reaches, device=values.device)[:, None]
+            values = values.masked_fill(is_beyond, -torch.inf)
+        size = (1, values.shape[0], num_queries, num_keys)
+        return values.as_strided(size, (0, values.stride(0), 1, 1), values.storage_offset())
+
+
+class _FlashTiles(torch.autograd.Function):
+    """The tiles on a CPU, each key's gradient added in place; autograd would make a tensor of all keys for each tile.
+
+    Calls the two kernels that ``scaled_dot_product_attention`` itself calls on a CPU.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, strip: Strip, tiles: Sequence[Tile], scaling: float
+    ) -> Tensor:
+        output = _zeros_by_token(query)
+        log_sums = torch.zeros(query.shape[:3], dtype=strip.values.dtype)
+        for tile in tiles:
+            part, log_sum = _flash_on_cpu(
+                tile.queries_of(query).flip(2),
+                tile.keys_of(key),
+                tile.keys_of(value),
+                attn_mask=strip.bias(tile),
+                scale=scaling,
+            )
+            tile.queries_of(output).copy_(part.flip(2))
+            tile.queries_of(log_sums).copy_(log_sum.flip(2))
+        ctx.save_for_backward(query, key, value, output, log_sums)
+        ctx.strip, ctx.tiles, ctx.scaling = strip, tiles, scaling
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, output, log_sums = ctx.saved_tensors
+        dtype = torch.promote_types(key.dtype, torch.float32)
+        grad_query = torch.zeros_like(query)
+        grad_key, grad_value = torch.zeros_like(key, dtype=dtype), torch.zeros_like(value, dtype=dtype)
+        for tile in ctx.tiles:
+            reverse = (tile.queries_of(tensor).flip(2) for tensor in (grad_output, query, output, log_sums))
+            grad_part, query_part, output_part, log_sum = reverse
+            grads = _flash_on_cpu_backward(
+                grad_part,
+                query_part,
+                tile.keys_of(key),
+                tile.keys_of(value),
+                output_part,
+                log_sum,
+                dropout_p=0.0,
+                is_causal=False,
+                attn_mask=ctx.strip.bias(tile),
+                scale=ctx.scaling,
+            )
+            tile.queries_of(grad_query).copy_(grads[0].flip(2))
+            tile.add_to_keys(grad_key, grads[1])
+            tile.add_to_keys(grad_value, grads[2])
+        return grad_query, grad_key.to(key.dtype), grad_value.to(value.dtype), None, None, None
+
+
+def _zeros_by_token(states: Tensor) -> Tensor:
+    """Zeros ``(B, H, Q, d)`` that lie in memory as ``(B, Q, H, d)``: the order of the kernel and of the next layer."""
+    num_rows, num_heads, q_len, head_dim = states.shape
+    return states.new_zeros(num_rows, q_len, num_heads, head_dim).transpose(1, 2)
