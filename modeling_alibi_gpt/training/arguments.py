@@ -53,7 +53,6 @@ _REFUSED = {
     "bf16": "say 'precision: bfloat16' or 'auto' at the top of the experiment",
     "fp16": "say 'precision: bfloat16' or 'auto' at the top of the experiment",
     "auto_find_batch_size": "the global batch must stay what the experiment says; raise gradient_accumulation_steps",
-    "hub_token": "it would be written to files that are published; set HF_TOKEN in the environment",
     "ignore_data_skip": "a run that goes on after a kill would see other data",
     "resume_from_checkpoint": "the same command goes on by itself; to go on from another run set model.checkpoint",
     "save_only_model": "a killed run could not go on from such checkpoints",

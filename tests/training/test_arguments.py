@@ -92,7 +92,6 @@ def test_a_launcher_cannot_change_the_precision(
         (["training.optim=galore_adamw"], "training.optim galore_adamw cannot be used: .*galore"),
         (["training.optim=adamw_torch", "training.optim_args=x"], "training.optim adamw_torch cannot be used"),
         (["training.use_liger_kernel=true"], "needs the package liger-kernel, which is not installed"),
-        (["training.hub_token=hf_secret"], "training.hub_token cannot be set: .*set HF_TOKEN in the environment"),
         (["training.gradient_accumulation_steps=0"], "training.gradient_accumulation_steps must be above 0, got 0"),
         (
             ["training.lr_scheduler_type=cosine", "training.lr_scheduler_kwargs={num_cycle: 2}"],
