@@ -14,6 +14,7 @@ from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.evaluation.beta_config import SweepConfig
 from modeling_alibi_gpt.reporting.claims import claims_section
 from modeling_alibi_gpt.reporting.findings import beta_curve, choose_of_curve
+from modeling_alibi_gpt.reporting.gpu import gpu_attention_table, gpu_model_table
 from modeling_alibi_gpt.reporting.grid import Grid, paired
 from modeling_alibi_gpt.reporting.milestones import PROTOCOL
 from modeling_alibi_gpt.reporting.milestones import findings as retrofit_findings
@@ -205,6 +206,28 @@ def test_claims_are_judged_as_the_records_say() -> None:
         choice = choose_of_curve(curve)
         assert choice.level == betas
         assert words.format(-paired(curve[choice.taken], curve[1.0]).mean) in " ".join(README.split())
+
+
+def test_figures_from_a_gpu_are_those_of_the_records() -> None:
+    (path,) = (ROOT / "results").glob("gpu_h200_*.jsonl")
+    assert f"(results/{path.name})" in README
+    by_kind = group_by(read_records(path), lambda record: record["kind"])
+    assert markdown_table(gpu_model_table(by_kind["model_speed"])) in README
+    assert markdown_table(gpu_attention_table(by_kind["attention_speed"])) in README
+    (tests,) = by_kind["gpu_tests"]
+    assert tests["failed"] == 0 and len(tests["unfinished"]) == 2
+    text = " ".join(README.split())
+    assert f"{tests['passed']} tests passed and none failed" in text
+    for name, words in (("plain", "{:.0f} TFLOP/s at 65,536 tokens"), ("flex", "reaches {:.0f} there")):
+        (record,) = [
+            record
+            for record in by_kind["attention_speed"]
+            if (record["name"], record["mode"]) == (name, "forward")
+            and (record["head_dim"], record["length_tokens"]) == (128, 65_536)
+        ]
+        # Two matrix products, of which causal attention needs half.
+        flops = 4 * record["length_tokens"] ** 2 * record["head_dim"] * record["num_heads"] / 2
+        assert words.format(flops / record["seconds"] / 1e12) in text
 
 
 def test_windows_of_the_trained_model_are_those_of_the_record() -> None:

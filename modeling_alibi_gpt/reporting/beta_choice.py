@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.statistics import BLOCK_ERROR_NATS, NOISE_NATS, choose_trial
+from modeling_alibi_gpt.reporting.statistics import BLOCK_ERROR_NATS, LONE_SEED_NATS, NOISE_NATS, choose_trial
 from modeling_alibi_gpt.reporting.tables import BETA, format_perplexity, format_ratio
 
 
@@ -36,5 +36,5 @@ def noise_of(trial: Record) -> str:
             error += f", here unknown and taken as {BLOCK_ERROR_NATS} nats each"
         return f"beyond {error}"
     if len(trial["nats_per_token_by_seed"]) == 1:
-        return f"beyond {NOISE_NATS} nats, for one seed has no spread"
+        return f"beyond {LONE_SEED_NATS} nats, for one seed has no spread"
     return f"beyond {NOISE_NATS} nats and two standard errors over seeds"

@@ -64,7 +64,7 @@ def _setting_section(grid: Grid, methods: Grid | None, by_kind: dict[str, list[R
     corpus = by_kind["corpus"][0]
     num_seeds, longest = len(grid.records[0]["seeds"]), grid.lengths[-1]
     sentence = (
-        f"{len(grid.variants)} variants, {num_seeds} seeds each: "
+        f"{len(grid.variants)} variants, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} each: "
         f"{format_range(record['num_parameters'] / 1e6 for record in training)} million parameters, "
         f"{first['num_train_tokens'] / 1e6:.2f} million tokens of training at "
         f"{format_count(first['train_length_tokens'])} tokens a sequence in "

@@ -237,7 +237,7 @@ def _name_taken(axes: Axes, trials: Sequence[Record], taken: Record, choice: Bet
     text = f"best: {named}" if len(choice.level) == 1 else f"{named}; white: not told apart"
     style: dict[str, Any] = {"color": ALIBI_COLOUR, "fontweight": "bold", "ha": inward(axes, beta), "va": "top"}
     veil = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
-    axes.annotate(text, (beta, perplexity), xytext=(0, -10), textcoords="offset points", bbox=veil, **style)
+    axes.annotate(text, (beta, min(ys)), xytext=(0, -10), textcoords="offset points", bbox=veil, **style)
 
 
 def _not_drawn(records: Sequence[Record]) -> str:

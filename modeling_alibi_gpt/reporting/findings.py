@@ -7,6 +7,7 @@ from modeling_alibi_gpt.reporting.grid import AS_TRAINED, BETA_DEFAULTS, Grid, f
 from modeling_alibi_gpt.reporting.records import Record
 from modeling_alibi_gpt.reporting.statistics import (
     BLOCK_ERROR_NATS,
+    LONE_SEED_NATS,
     NOISE_NATS,
     BetaChoice,
     Difference,
@@ -25,7 +26,7 @@ def noise_rule(grid: Grid) -> str:
         f"all {num_seeds} seeds agree on its sign and their mean is above {NOISE_NATS} nats and two standard errors "
         "over seeds"
         if num_seeds > 1
-        else f"it is above {NOISE_NATS} nats"
+        else f"it is above {LONE_SEED_NATS} nats"
     )
     within = "their mean is above" if num_seeds > 1 else "it is above"
     return (

@@ -11,6 +11,9 @@ from modeling_alibi_gpt.reporting.records import Record
 
 # Differences between trainings of this size that are smaller say nothing.
 NOISE_NATS = 0.02
+# The same of one seed, whose spread is not known: two standard deviations over seeds of such a difference, which were
+# 0.032 and 0.034 nats in the comparisons on Gutenberg with two seeds.
+LONE_SEED_NATS = 0.07
 # How far a change of one model depends on the text, for records that do not hold their blocks: the standard error over
 # blocks of 16 thousand tokens, which was 0.0007 to 0.0021 in eight changes of ALiBi with length (the demo's records).
 BLOCK_ERROR_NATS = 0.002
@@ -66,8 +69,13 @@ class Difference:
 
 
 def between_trainings(by_seed: Iterable[float]) -> Difference:
-    """A difference of models trained apart: noise is ``NOISE_NATS``, or two standard errors over seeds if more."""
+    """A difference of models trained apart.
+
+    Noise is ``NOISE_NATS``, or two standard errors over seeds if more; ``LONE_SEED_NATS`` for a single seed.
+    """
     differences = tuple(by_seed)
+    if len(differences) == 1:
+        return Difference(differences, LONE_SEED_NATS)
     return Difference(differences, max(NOISE_NATS, NUM_STANDARD_ERRORS * _standard_error(differences)))
 
 
