@@ -62,11 +62,15 @@ class AugmentedAttention:
         self._parts: dict[torch.device, list[_Part]] = {}
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        # Layers that share slopes and a scale share what is made of them.
-        if query.device not in self._parts:
+        parts = self._parts.get(query.device)
+        if parts is None:
             tensors = (tensor.to(query.device) for tensor in self.tensors)
-            self._parts[query.device] = _make_parts(*tensors, query.dtype, scaling)
-        return _attend_parts(query, key, value, self._parts[query.device], self.mask, scaling, dropout)
+            parts = _make_parts(*tensors, query.dtype, scaling)
+            # Layers share what is made of slopes, unless these learn: a layer whose activations are checkpointed is
+            # run twice, and must save the same tensors both times.
+            if not self.tensors[0].requires_grad:
+                self._parts[query.device] = parts
+        return _attend_parts(query, key, value, parts, self.mask, scaling, dropout)
 
 
 class _Part(NamedTuple):

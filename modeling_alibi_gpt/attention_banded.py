@@ -42,10 +42,12 @@ class BandedAttention:
     def __init__(self, context: AttentionContext, slopes: Tensor, tolerance: float) -> None:
         self.context, self.slopes, self.tolerance = context, slopes, tolerance
         self.spans = context.spans()
-        # Made now, for what is made within a layer is made twice where activations are checkpointed.
-        self.strips = StripAttention(context, tolerance, slopes) if slopes.device.type == "cpu" else None
+        self.strips: StripAttention | None = None
         if context.keeps_windows and not context.is_whole:
             context.mask()  # made now, for a layer's update moves the cache on
+        elif slopes.device.type == "cpu":
+            # Made now, for what is made within a layer is made twice where activations are checkpointed.
+            self.strips = StripAttention(context, tolerance, slopes)
 
     def attend(self, query: Tensor, key: Any, value: Any, scaling: float, dropout: float) -> Tensor:
         slopes = self.slopes.to(query.device)
