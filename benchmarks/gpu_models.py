@@ -29,14 +29,6 @@ class Shape(NamedTuple):
 
 
 SHAPES = {"125M": Shape(12, 768, 12), "1.3B": Shape(24, 2048, 32), "tiny": Shape(1, 32, 2, 300)}
-# Shape, tokens, rows, rounds, back ends of AlibiGPT.
-TRAINING = [
-    ("125M", 2048, 16, 8, ("sdpa", "flex_attention")),
-    ("125M", 16_384, 2, 8, ("sdpa", "flex_attention", "alibi_banded")),
-    ("1.3B", 2048, 4, 5, ("sdpa", "flex_attention")),
-]
-# Shape, tokens before, rounds.
-DECODING = [("125M", 1024, 30), ("125M", 16_384, 30), ("125M", 65_536, 20)]
 
 
 def make_model(name: str, shape: Shape, length_tokens: int, device: torch.device, **fields: Any) -> PreTrainedModel:
@@ -187,27 +179,41 @@ def _peak_flops() -> float | None:
     return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
 
 
+# For training: shape, tokens, rows, rounds, back ends of AlibiGPT. For decoding: shape, tokens before, rounds. The
+# largest comes last, for it takes the longest.
+CASES: list[tuple[Callable[..., Iterator[Record]], tuple[Any, ...]]] = [
+    (time_training, ("125M", 2048, 16, 8, ("sdpa", "flex_attention"))),
+    (time_training, ("125M", 16_384, 2, 8, ("sdpa", "flex_attention", "alibi_banded"))),
+    (time_decoding, ("125M", 1024, 30)),
+    (time_decoding, ("125M", 16_384, 30)),
+    (time_decoding, ("125M", 65_536, 20)),
+    (time_training, ("1.3B", 2048, 4, 5, ("sdpa", "flex_attention"))),
+]
+TINY_CASES = [(time_training, ("tiny", 32, 2, 1, ("sdpa", "alibi_banded"))), (time_decoding, ("tiny", 40, 1))]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="records are added to it")
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     args = parser.parse_args(argv)
-    training = [("tiny", 32, 2, 1, ("sdpa", "alibi_banded"))] if args.tiny else TRAINING
-    decoding = [("tiny", 40, 1)] if args.tiny else DECODING
+    cases = TINY_CASES if args.tiny else CASES
     status = 0
-    for run, cases in ((time_training, training), (time_decoding, decoding)):
-        for case in cases:
-            try:
-                for record in run(*case):
-                    check_record(record)
-                    append_record(args.output, record)
-                    print(case, record["name"], f"{record['tokens_per_second']:,.0f} tokens/s,",
-                          f"{record['times_reference']:.3f}x {record['reference']}", flush=True)  # fmt: skip
-            except Exception:
-                traceback.print_exc()
-                status = 1
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+    for run, case in cases:
+        try:
+            for record in run(*case):
+                check_record(record)
+                append_record(args.output, record)
+                print(
+                    f"{case[0]} {record['name']}: {record['tokens_per_second']:,.0f} tokens/s, "
+                    f"{record['times_reference']:.3f}x {record['reference']}",
+                    flush=True,
+                )
+        except Exception:
+            traceback.print_exc()
+            status = 1
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return status
 
 

@@ -61,15 +61,15 @@ FIELD_TYPES: dict[str, Any] = {
     ),
     **dict.fromkeys(
         (
-            *("beta", "kl_nats_per_token", "max_difference", "max_error", "seconds", "times_reference", "tolerance"),
+            *("beta", "kl_nats_per_token", "max_error", "seconds", "times_reference", "tolerance"),
             *("train_seconds", "validation_bits_per_byte", "validation_nats_per_token", "validation_perplexity"),
         ),
         float,
     ),
     **dict.fromkeys(
         (
-            *("bits_per_byte", "difference_nats", "difference_nats_sd", "max_logit_difference", "nats_per_token"),
-            *("nats_per_token_sd", "perplexity"),
+            *("bits_per_byte", "difference_nats", "difference_nats_sd", "max_difference", "max_logit_difference"),
+            *("model_flops_utilization", "nats_per_token", "nats_per_token_sd", "perplexity"),
         ),
         float | None,
     ),
@@ -91,7 +91,8 @@ FIELD_TYPES: dict[str, Any] = {
     "provenance": Provenance,
     "reading_fields": dict[str, Any],
     "seeds": list[int],
-    "skipped_by_reason": dict[str, int],
+    "failures": list[str],
+    "skipped_by_reason": dict[str, list[str]],
     "slopes": list[float],
     "slopes_by_layer": list[list[float]],
     "times_reference_quartiles": list[float],

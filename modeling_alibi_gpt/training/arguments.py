@@ -109,18 +109,17 @@ def _check_fields(config: ExperimentConfig) -> None:
         words, holds = _RANGE_OF_FIELD.get(key, ("", lambda value: True))
         if value is not None and not holds(value):
             raise ValueError(f"training.{key} must be {words}, got {value}")
+    backend = config.training.get("torch_compile_backend")
+    if backend is not None:  # asked before transformers, which then has advice to print
+        _check_choice("torch_compile_backend", backend, torch.compiler.list_backends(exclude_tags=None))
     if config.global_batch_size is not None and "per_device_train_batch_size" in config.training:
         raise ValueError("give either global_batch_size or training.per_device_train_batch_size, not both")
 
 
 def _check_names(arguments: TrainingArguments) -> None:
     """Raise a ValueError for names that Trainer would stumble over only once the run has its folder, or later."""
-    choices_of_fields = dict(_CHOICES)
-    if arguments.torch_compile:
-        choices_of_fields["torch_compile_backend"] = torch.compiler.list_backends(exclude_tags=None)
-    for key, choices in choices_of_fields.items():
-        if (value := getattr(arguments, key)) not in choices:
-            raise ValueError(f"training.{key} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    for key, choices in _CHOICES.items():
+        _check_choice(key, getattr(arguments, key), choices)
     available = get_available_reporting_integrations()
     for name in arguments.report_to:
         if name not in available:
@@ -133,6 +132,11 @@ def _check_names(arguments: TrainingArguments) -> None:
     metric = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
     if metric not in _METRICS:
         raise ValueError(f"training.metric_for_best_model must be one of {', '.join(_METRICS)}, got {metric!r}")
+
+
+def _check_choice(key: str, value: Any, choices: Collection[Any]) -> None:
+    if value not in choices:
+        raise ValueError(f"training.{key} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def _check_installed(arguments: TrainingArguments) -> None:

@@ -57,9 +57,11 @@ def test_memory_is_that_of_the_call() -> None:
 
 @pytest.mark.parametrize("mode", ["forward", "forward_backward"])
 def test_every_way_is_right_and_timed(mode: str) -> None:
-    case = AttentionCase(lengths_tokens=[65, 130], num_heads=3, ways=list(WAYS), mode=mode, num_rounds=1)
+    # Flex attention has no gradients on a CPU.
+    ways = [way for way in WAYS if (way, mode) != ("flex", "forward_backward")]
+    case = AttentionCase(lengths_tokens=[65, 130], num_heads=3, ways=ways, mode=mode, num_rounds=1)
     records = list(time_attention(case, CPU))
-    assert [record["name"] for record in records] == 2 * list(WAYS)
+    assert [record["name"] for record in records] == 2 * ways
     for record in records:
         assert record["max_error"] < 5e-6, record["name"]
         assert record["seconds"] > 0 and record["reference"] == "plain"
