@@ -39,7 +39,7 @@ _TWO_DIGITS_TOKENS = _BASE * _BASE // 2
 # Kernels prefer head sizes of a multiple of eight.
 _MULTIPLE = 8
 _HALF_CHUNK_TOKENS = 2048
-_CHUNK_TOKENS = 128
+_CHUNK_TOKENS = 512
 
 
 class AugmentedAttention:

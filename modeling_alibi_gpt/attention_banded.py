@@ -45,7 +45,8 @@ class BandedAttention:
         self.strips: StripAttention | None = None
         if context.keeps_windows and not context.is_whole:
             context.mask()  # made now, for a layer's update moves the cache on
-        elif slopes.device.type == "cpu":
+        has_windows = context.keeps_windows and context.q_len < context.kv_len
+        if slopes.device.type == "cpu" and not has_windows:
             # Made now, for what is made within a layer is made twice where activations are checkpointed.
             self.strips = StripAttention(context, tolerance, slopes)
 

@@ -213,7 +213,7 @@ def _log_sum_before(
     num_keys = BLOCK_TOKENS * (stops - starts)
     at_start = sums.gather(2, starts[None, :, :, None].expand(sums.shape[0], -1, -1, sums.shape[-1]))
     means = ((sums[:, :, stops] - at_start) / num_keys.clamp(min=1)[..., None]).float()
-    content = torch.matmul(queries, means[..., None])[..., 0] * scaling  # (B, H, M, 64)
+    content = (queries * means[:, :, :, None]).sum(-1) * scaling  # (B, H, M, 64)
     nearest = torch.arange(1, BLOCK_TOKENS + 1, device=query.device)
     biases = bias.mean(heads, nearest, num_keys)
     return (content + num_keys.log()[..., None] + biases).flatten(2)[:, :, : query.shape[2]]

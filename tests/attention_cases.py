@@ -2,10 +2,12 @@
 
 import itertools
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeling_alibi_gpt import attention_strips
 from modeling_alibi_gpt.attention_bounds import DistanceBias
 from modeling_alibi_gpt.attention_spans import Span
 from modeling_alibi_gpt.attention_strips import banded_tiles
@@ -84,9 +86,20 @@ def adversarial(kind: str, num_heads: int, length: int, seed: int) -> list[Tenso
 ADVERSARIES = ("normal", "huge", "sink", "constant keys", "distant lover", "shifted keys", "tiny")
 
 
-def band_tiles(query: Tensor, key: Tensor, slopes: Tensor, spans: list[Span], tolerance: float) -> list[Tile]:
+def band_tiles(
+    query: Tensor, key: Tensor, slopes: Tensor, spans: list[Span], tolerance: float, by_block: bool = True
+) -> list[Tile]:
+    """By a bound for each block of queries, however short the text is, or by one for all queries of a head."""
     bias = DistanceBias(linear_biases(slopes.detach(), key.shape[2], query.dtype), tolerance)
-    return banded_tiles(query, key, bias, spans, SCALING)
+    with pytest.MonkeyPatch.context() as patch:
+        find_bands_from(patch, 2 if by_block else key.shape[2] + 1)
+        return banded_tiles(query, key, bias, spans, SCALING)
+
+
+def find_bands_from(patch: pytest.MonkeyPatch, num_tokens: int) -> None:
+    """On texts so long and longer."""
+    patch.setattr(attention_strips, "MIN_BANDED_TOKENS", num_tokens)
+    patch.setattr(attention_strips, "MIN_BANDED_NUMBERS", 0)
 
 
 def pairs_read(tiles: list[Tile], num_heads: int, length: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias
 
-from modeling_alibi_gpt import attention_augmented, attention_strips
+from modeling_alibi_gpt import attention_augmented
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_augmented import augmented_attention
 from modeling_alibi_gpt.attention_banded import score_margins
@@ -44,16 +44,13 @@ def strips(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: lis
 
 
 def bands(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
-    """Block by block, however short the text is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention_strips, "MIN_BANDED_TOKENS", 2)
-        tiles = band_tiles(query, key, slopes, spans, TOLERANCE)
+    tiles = band_tiles(query, key, slopes, spans, TOLERANCE)
     return strip_attention(query, key, value, slopes, tiles, SCALING)
 
 
 def masked(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
     """By one reach for all queries of a head, as short texts go, and nothing lost that float32 could tell."""
-    tiles = band_tiles(query, key, slopes, spans, exact_tolerance(query.dtype))
+    tiles = band_tiles(query, key, slopes, spans, exact_tolerance(query.dtype), by_block=False)
     return strip_attention(query, key, value, slopes, tiles, SCALING)
 
 

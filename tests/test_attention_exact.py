@@ -23,6 +23,7 @@ from tests.attention_cases import (
     band_tiles,
     dense_reference,
     draw,
+    find_bands_from,
     pairs_read,
     reference,
     whole,
@@ -44,8 +45,11 @@ def test_exact_means_a_sixty_fourth_of_half_a_unit_in_the_last_place() -> None:
 
 @pytest.mark.parametrize("length", [1537, 2048])
 @pytest.mark.parametrize("num_heads", [1, 3, 8, 12])
-def test_long_texts_equal_float64_forward_and_backward(num_heads: int, length: int) -> None:
+def test_long_texts_equal_float64_forward_and_backward(
+    num_heads: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To what the same kernel loses that reads every key, for its rounding is the same."""
+    find_bands_from(monkeypatch, 2)
     tensors, slopes = draw(num_heads, length, length, rows=1), alibi_slopes(num_heads)
     context = last_queries_context(length, length, torch.float32)
     direction = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(0))
@@ -75,14 +79,15 @@ def test_long_packed_documents_equal_float64() -> None:
         torch.testing.assert_close(output.double(), reference(query, key, value, slopes, spans), atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("by_block", [False, True])
 @pytest.mark.parametrize("length", [200, 700, 1537])
 @pytest.mark.parametrize("beta", [0.25, 1.0, 8.0, 64.0])
 @pytest.mark.parametrize("num_heads", [3, 8])
-def test_no_exponential_is_subnormal(num_heads: int, beta: float, length: int) -> None:
+def test_no_exponential_is_subnormal(num_heads: int, beta: float, length: int, by_block: bool) -> None:
     """Those of standard normal queries and keys; with every key read, slopes and length make many."""
     query, key, _ = (tensor.detach() for tensor in draw(num_heads, length, length, rows=1))
     slopes = alibi_slopes(num_heads, beta=beta)
-    is_read = pairs_read(band_tiles(query, key, slopes, whole(1, length), EXACT), num_heads, length)
+    is_read = pairs_read(band_tiles(query, key, slopes, whole(1, length), EXACT, by_block), num_heads, length)
     is_subnormal = subnormal_pairs(query, key, slopes)
     assert not (is_subnormal & is_read).any()
     if slopes.max() * length > 200:

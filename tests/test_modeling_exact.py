@@ -11,8 +11,9 @@ import torch
 from numpy.typing import ArrayLike
 from transformers import DynamicCache, StaticCache
 
-from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, attention, attention_strips
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, attention
 from modeling_alibi_gpt.attention_strips import StripAttention
+from tests.attention_cases import find_bands_from
 from tests.exact_cases import BATCHES, CASES, POSITION_CASES, SMALL, Batch, make_model
 from tests.reference import layer_slopes, reference_logits, slopes_of_query
 
@@ -143,7 +144,7 @@ LONG_MATRIX = [
 def run_long_ways_on_short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "MIN_LONG_PAIRS", 2)
     monkeypatch.setattr(attention, "MIN_LONG_QUERIES", 2)
-    monkeypatch.setattr(attention_strips, "MIN_BANDED_TOKENS", 2)
+    find_bands_from(monkeypatch, 2)
 
 
 @pytest.mark.parametrize(("case", "layout", "feed", "back_end"), LONG_MATRIX)

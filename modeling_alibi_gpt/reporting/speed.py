@@ -20,22 +20,32 @@ WAY_NAMES = {
 }
 # The lines of the figure, and whether they are drawn as ALiBi's.
 _DRAWN = {"banded": "alibi", "strips": "sinusoidal", "dense": "none"}
+_DRAWN_HEAD_DIM = 64
 
 
 def attention_speed_table(records: Sequence[Record]) -> Table:
-    """A row for each way, mode, dtype and number of heads; a column for each length, in times the reference."""
+    """A row for each processor, shape, mode, dtype and way; a column for each length, in times the reference."""
     lengths = sorted({record["length_tokens"] for record in records})
     rows = []
     keys = group_by(
         [record for record in records if record["name"] != record["reference"]],
-        lambda record: (record["name"], record["mode"], record["dtype"], record["num_heads"]),
+        lambda record: (
+            *(record[field] for field in ("num_heads", "head_dim", "mode", "dtype", "name")),
+            processor(record),
+        ),
     )
-    for (name, mode, dtype, num_heads), group in keys.items():
+    for (num_heads, head_dim, mode, dtype, name, cpu), group in keys.items():
         times = {record["length_tokens"]: f"{record['times_reference']:.2f}" for record in group}
-        words = [WAY_NAMES[name], mode.replace("_", " and "), dtype, str(num_heads)]
+        words = [WAY_NAMES[name], mode.replace("_", " and "), dtype, cpu, f"{num_heads} x {head_dim}"]
         rows.append([*words, *(times.get(length, NOTHING) for length in lengths)])
-    header = ["times plain causal attention", "", "dtype", "heads", *map(format_count, lengths)]
-    return Table(header, rows, num_text_columns=3)
+    header = ["times plain causal attention", "", "dtype", "processor", "heads x size", *map(format_count, lengths)]
+    return Table(header, rows, num_text_columns=4)
+
+
+def processor(record: Record) -> str:
+    """What a record was timed on."""
+    hardware = record["provenance"]["hardware"]
+    return hardware["gpus"][0] if hardware["gpus"] else f"{hardware['cpu']}, {record['num_threads']} threads"
 
 
 def model_speed_table(records: Sequence[Record]) -> Table:
@@ -94,7 +104,8 @@ def decode_speed_table(records: Sequence[Record]) -> Table:
 def attention_speed_figure(records: Sequence[Record]) -> Figure:
     """Time of float32 prefill against length, in times plain causal attention: one line for each way drawn."""
     figure, axes = new_axes()
-    chosen = [record for record in records if (record["mode"], record["dtype"]) == ("forward", "float32")]
+    drawn = ("forward", "float32", _DRAWN_HEAD_DIM)
+    chosen = [record for record in records if (record["mode"], record["dtype"], record["head_dim"]) == drawn]
     lines = []
     for name, colour in _DRAWN.items():
         points = sorted(

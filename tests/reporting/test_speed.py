@@ -28,6 +28,7 @@ def attention_record(name: str, length_tokens: int, times_reference: float, **fi
         "times_reference": times_reference,
         "times_reference_quartiles": [times_reference, times_reference],
         "num_rounds": 3,
+        "num_threads": 2,
         "extra_bytes": 2**20,
         "max_error": 1e-6,
         "provenance": PROVENANCE,
@@ -42,7 +43,9 @@ ATTENTION = [
     attention_record("plain", 4096, 1.0),
     attention_record("banded", 4096, 0.625),
     attention_record("banded", 4096, 0.75, mode="forward_backward"),
+    attention_record("banded", 1024, 1.0, num_heads=6, head_dim=32),
 ]
+CPU = f"{PROVENANCE['hardware']['cpu']}, 2 threads"
 MODEL = {
     **attention_record("bloom", 2048, 2.5, kind="model_speed", reference="gpt2"),
     **{"num_layers": 4, "hidden_size": 768, "extra_bytes": None},
@@ -57,9 +60,10 @@ def test_attention_has_a_column_for_each_length_and_no_row_for_the_reference() -
     table = attention_speed_table(ATTENTION)
     assert table.header[-2:] == ["1,024", "4,096"]
     assert table.rows == [
-        ["alibi_banded", "forward", "float32", "12", "1.25", "0.62"],
-        ["SDPA with a dense bias", "forward", "float32", "12", "2.00", "\N{EN DASH}"],
-        ["alibi_banded", "forward and backward", "float32", "12", "\N{EN DASH}", "0.75"],
+        ["alibi_banded", "forward", "float32", CPU, "12 x 64", "1.25", "0.62"],
+        ["SDPA with a dense bias", "forward", "float32", CPU, "12 x 64", "2.00", "\N{EN DASH}"],
+        ["alibi_banded", "forward and backward", "float32", CPU, "12 x 64", "\N{EN DASH}", "0.75"],
+        ["alibi_banded", "forward", "float32", CPU, "6 x 32", "1.00", "\N{EN DASH}"],
     ]
 
 
