@@ -16,6 +16,7 @@ WAY_NAMES = {
     "strips": "sdpa (from 512 tokens on)",
     "augmented": "augmented keys (sdpa on GPUs)",
     "banded": "alibi_banded",
+    "flex": "flex_attention",
     "eager": "eager, as BLOOM and MPT",
 }
 # The lines of the figure, and whether they are drawn as ALiBi's.
