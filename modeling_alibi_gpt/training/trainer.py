@@ -214,6 +214,7 @@ def make_trainer(
         compute_metrics=_mean_nats,
         preprocess_logits_for_metrics=_sequence_nats,
         callbacks=list(callbacks),
+        position_learning_rate=config.position_learning_rate,
     )
 
 
@@ -257,6 +258,8 @@ def _record(
         "train_length_tokens": length,
         "num_train_tokens": int(trainer.state.num_input_tokens_seen),
         "num_steps": trainer.state.global_step,
+        "learning_rate": arguments.learning_rate,
+        "position_learning_rate": config.position_learning_rate,
         "validation_nats_per_token": figures["nats_per_token"],
         "validation_perplexity": figures["perplexity"],
         "validation_bits_per_byte": figures["bits_per_byte"],
