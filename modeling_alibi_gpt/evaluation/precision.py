@@ -1,8 +1,9 @@
-"""What half precision costs ALiBi: errors of its bias and of attention with it, beside attention without a bias.
+"""What a number format costs ALiBi: errors of its bias and of attention with it, beside attention without a bias.
 
 Shapes: H heads, Q queries (the last of the text), K keys, d head size.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeling_alibi_gpt import attention_augmented
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention import folded_mask
-from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
 from modeling_alibi_gpt.attention_bounds import exact_tolerance
 from modeling_alibi_gpt.attention_context import AttentionContext
@@ -25,7 +26,7 @@ from modeling_alibi_gpt.position_methods import AlibiPositions
 from modeling_alibi_gpt.reporting.records import Record, check_record, provenance
 
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 HEAD_DIM = 64
 NUM_QUERIES = 64
 # Keys whose bias is lower get less than 1e-7 of the weight of the query's own key, were their contents alike.
@@ -41,7 +42,7 @@ def measure_precision(
     num_heads: Sequence[int] = (8, 12, 32),
     lengths_tokens: Sequence[int] = (2048, 8192, 32768),
     dtypes: Sequence[str] = tuple(DTYPES),
-    paths: Sequence[str] = ("folded", "strips", "augmented", "banded"),
+    paths: Sequence[str] = ("folded", "strips", "augmented", "compiled", "banded"),
     seed: int = 0,
 ) -> list[Record]:
     """One ``precision`` record for each dtype, number of heads and length.
@@ -109,7 +110,19 @@ def strip_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
 def augmented_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """The model's attention on `sdpa` elsewhere."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
-    return AugmentedAttention(context, slopes[None, None]).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
+    return attention_augmented.AugmentedAttention(context, slopes[None, None]).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
+
+
+def compiled_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """The same within a model that is compiled."""
+    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
+    positions = context.query_positions, context.key_positions
+    return _compiled_attention()(q, k, v, slopes[None, None], *positions, context.mask(), HEAD_DIM**-0.5)
+
+
+@functools.cache
+def _compiled_attention() -> Callable[..., Tensor]:
+    return torch.compile(attention_augmented.augmented_attention, fullgraph=True, dynamic=True)
 
 
 def banded_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
@@ -122,6 +135,7 @@ PATHS: dict[str, AttentionPath] = {
     "folded": folded_attention,
     "strips": strip_attention,
     "augmented": augmented_attention,
+    "compiled": compiled_attention,
     "banded": banded_attention,
 }
 

@@ -1,4 +1,4 @@
-"""Half precision costs attention with ALiBi at most twice what it costs plain attention, and its bias one rounding."""
+"""A number format costs attention with ALiBi at most twice what it costs plain attention, and its bias one rounding."""
 
 import importlib
 import math
@@ -12,6 +12,7 @@ from modeling_alibi_gpt.evaluation.precision import (
     DTYPES,
     PATHS,
     TOLERANCE,
+    WEIGHTED_NATS,
     absolute_attention,
     alibi_mask,
     bias_errors,
@@ -31,6 +32,9 @@ LENGTHS_TOKENS = (2048, 8192, 32768)
 # is 2**-14 of one of the 11 bits of float16.
 HALF_ULP = 0.5 + 2**-14
 PROMISED_TIMES_PLAIN = 2.0
+# Kernels add in float32, where the score of a key that still has weight is off by half a unit in the last place.
+SCORE_ROUNDING = WEIGHTED_NATS * torch.finfo(torch.float32).eps / 2
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 CASES = [
     pytest.param(dtype, heads, length, marks=[pytest.mark.slow] if heads * length > 2**16 else [])
     for dtype in DTYPES
@@ -45,7 +49,7 @@ def assert_promise_is_kept(record: Record) -> None:
         # A band may leave weights out.
         left_out = 4 * TOLERANCE if path == "banded" else 0.0
         for figure in ("max_error", "relative_rms_error"):
-            promised = PROMISED_TIMES_PLAIN * record[f"plain_{figure}"] + left_out
+            promised = PROMISED_TIMES_PLAIN * record[f"plain_{figure}"] + left_out + SCORE_ROUNDING
             assert record[f"{path}_{figure}"] <= promised, (path, figure)
 
 
@@ -72,7 +76,7 @@ def test_bias_at_32768_tokens_is_rounded_once(num_heads: int, dtype: torch.dtype
     assert errors["bias_error_nats"] <= 8 * HALF_ULP * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 def test_positions_rounded_before_they_are_subtracted_lose_nats(dtype: torch.dtype) -> None:
     """The way of BLOOM: keys within 16 nats of the query collide. Powers of two in float16 alone escape, to 2,048."""
     torch.manual_seed(0)
