@@ -253,6 +253,12 @@ def test_errors_of_number_formats_are_those_of_the_records() -> None:
     rows = []
     for dtype, records in group_by(read_results("precision"), lambda record: record["dtype"]).items():
         assert all(record["bias_error_ulps"] <= 0.501 for record in records)
+        more_than_twice = {
+            record["length_tokens"]
+            for record in records
+            if record["compiled_max_error"] > 2 * record["plain_max_error"] + 1e-6
+        }
+        assert more_than_twice == ({8192, 32768} if dtype == "float16" else set())
         for path in ("folded", "strips", "augmented", "compiled", "banded", "absolute"):
             cells = []
             for figure in ("max_error", "relative_rms_error"):
