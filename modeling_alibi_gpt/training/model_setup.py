@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.training.checkpoint_folder import check_weights
+from modeling_alibi_gpt.training.checkpoint_folder import check_hub_index, check_weights
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSection, read_mapping, refuse_unknown_key
 from modeling_alibi_gpt.training.model_size import TRAINING_BYTES, check_model_memory
 
@@ -107,6 +107,8 @@ def _checkpoint_config(section: ModelSection) -> PreTrainedConfig:
         raise ValueError(f"model.checkpoint {section.checkpoint}: {error}") from error
     if folder.is_dir():
         check_weights(folder, config)
+    else:
+        check_hub_index(section.checkpoint)
     return config
 
 

@@ -35,6 +35,12 @@ def _index(content: Any, model: Path) -> None:
     (model / INDEX).write_text(text, encoding="utf-8")
 
 
+def _metadata(change: Callable[[dict[str, Any]], Any], model: Path) -> None:
+    index = json.loads((model / INDEX).read_text(encoding="utf-8"))
+    change(index)
+    _index(index, model)
+
+
 def _first_shard(name: str, model: Path) -> None:
     """One weight of an index is said to lie in the file ``name``."""
     index = json.loads((model / INDEX).read_text(encoding="utf-8"))
@@ -88,6 +94,12 @@ def _index_cases() -> list[Case]:
         cases += loading_cases(f"an index {name}", partial(_index, content), message, sharded=True)
     cases += loading_cases("an index cut short", partial(_index, '{"weight_map": '), NO_INDEX, sharded=True)
     cases += loading_cases("an index nested deep", partial(_index, "[" * 10**5), NO_INDEX, sharded=True)
+    metadata: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "without metadata": lambda index: index.pop("metadata"),
+        "whose metadata is a list": lambda index: index.update(metadata=[1]),
+    }
+    for name, change in metadata.items():
+        cases += loading_cases(f"an index {name}", partial(_metadata, change), "no mapping of metadata", sharded=True)
     for name in NAMES:
         hostile = partial(_first_shard, name)
         cases += loading_cases(f"a shard named {name!r}", hostile, "which is no file of its folder", sharded=True)
