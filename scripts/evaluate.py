@@ -18,12 +18,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="DIR", help="checkpoint folder with its tokenizer")
     parser.add_argument("--data", metavar="URI", help="stdlib, text:GLOB or hub:NAME[:CONFIG]")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key; repeatable")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python code that a checkpoint brings; read it first"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     from modeling_alibi_gpt.reporting.console import run_command
+    from modeling_alibi_gpt.training.remote_code import trusting_remote_code
 
     def command() -> dict[str, Any]:
         from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
@@ -41,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return record
 
-    return run_command(command)
+    with trusting_remote_code(args.trust_remote_code):
+        return run_command(command)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="URI", help="stdlib, text:GLOB or hub:NAME[:CONFIG]")
     parser.add_argument("--output", metavar="FILE.jsonl", help="gets a record as soon as a row is done")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key; repeatable")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python code that a checkpoint brings; read it first"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     from modeling_alibi_gpt.reporting.console import run_command
+    from modeling_alibi_gpt.training.remote_code import trusting_remote_code
 
     def command() -> dict[str, Any]:
         from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, format_grid, run_extrapolation
@@ -47,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         compact = [{field: row[field] for field in fields} for row in rows]
         return {"output": config.output, "num_rows": len(rows), "rows": compact}
 
-    return run_command(command)
+    with trusting_remote_code(args.trust_remote_code):
+        return run_command(command)
 
 
 def _print_row(row: dict[str, Any]) -> None:

@@ -16,12 +16,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", metavar="DIR", help="checkpoint folder with its tokenizer")
     parser.add_argument("--prompt", metavar="TEXT", help="what the text begins with")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. temperature=1")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python code that a checkpoint brings; read it first"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     from modeling_alibi_gpt.reporting.console import run_command
+    from modeling_alibi_gpt.training.remote_code import trusting_remote_code
 
     def command() -> dict[str, Any]:
         from modeling_alibi_gpt.evaluation.generation import GenerateConfig, generate_text
@@ -33,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(result["text"])
         return result
 
-    return run_command(command)
+    with trusting_remote_code(args.trust_remote_code):
+        return run_command(command)
 
 
 if __name__ == "__main__":

@@ -16,12 +16,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, e.g. training.seed=1"
     )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python code that a checkpoint brings; read it first"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     from modeling_alibi_gpt.reporting.console import run_command
+    from modeling_alibi_gpt.training.remote_code import trusting_remote_code
 
     def command() -> dict[str, Any]:
         from modeling_alibi_gpt.evaluation.processes import process_state
@@ -35,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return {key: value for key, value in record.items() if key not in ("loss_history", "provenance")}
 
-    return run_command(command)
+    with trusting_remote_code(args.trust_remote_code):
+        return run_command(command)
 
 
 if __name__ == "__main__":

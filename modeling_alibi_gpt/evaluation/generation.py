@@ -58,5 +58,5 @@ def generate_text(config: GenerateConfig) -> dict[str, Any]:
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         **sampling,
     )
-    writer = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    writer = pipeline("text-generation", model=model, tokenizer=tokenizer, trust_remote_code=False)
     return {"prompt": config.prompt, "text": writer(config.prompt, generation_config=settings)[0]["generated_text"]}

@@ -29,6 +29,7 @@ from modeling_alibi_gpt.training.model_size import (
     check_model_memory,
     weight_shapes,
 )
+from modeling_alibi_gpt.training.remote_code import is_remote_code_trusted, load_failure
 
 
 INDEX_NAMES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
@@ -184,11 +185,10 @@ def _check_other_family(stored: Mapping[str, Shape], config: PreTrainedConfig) -
     check_model_memory(config, _LEAST_BYTES)  # for its layers, which the next lines build one by one
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=is_remote_code_trusted())
     except Exception as error:  # other families' code does not check what their configs hold
-        raise ValueError(
-            f"config.json makes no model of transformers ({type(error).__name__}: {error}), check its sizes"
-        ) from error
+        reason = f"{type(error).__name__}: {load_failure(error)}"
+        raise ValueError(f"config.json makes no model of transformers ({reason}), check its sizes") from error
     _check_size(model.num_parameters(), stored)
     for name, tensor in model.state_dict().items():
         if name in stored:

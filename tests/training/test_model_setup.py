@@ -263,6 +263,6 @@ def test_a_model_that_cannot_be_is_refused(
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(make_experiment: MakeExperiment, checkpoint: str) -> None:
-    message = "the tokenizer has 270 tokens but the model only 260; set vocab_size to at least 270"
+    message = "the tokenizer gives ids up to 269, but the model has embeddings for 260; set vocab_size to at least 270"
     with pytest.raises(ValueError, match=message):
         train(make_experiment(f"data.tokenizer={checkpoint}", "model.config.vocab_size=260"))
