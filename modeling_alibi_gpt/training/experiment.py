@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from modeling_alibi_gpt.reporting.parsing import MAX_DEPTH, parse_yaml, read_mapping
+from modeling_alibi_gpt.training.remote_code import refuse_hub_kernel
 
 
 if typing.TYPE_CHECKING:
@@ -40,6 +41,7 @@ class ModelSection:
             raise ValueError(
                 "model: give either 'config' (a new model) or 'checkpoint' (fine-tuning), not both or none"
             )
+        refuse_hub_kernel(self.attn_implementation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,15 @@ def is_remote_code_trusted() -> bool:
     return _is_trusted.get()
 
 
+def refuse_hub_kernel(attn_implementation: str | None) -> None:
+    """Raise a ValueError for an attention of the form OWNER/NAME, which transformers downloads and runs."""
+    if attn_implementation is not None and "/" in attn_implementation:
+        raise ValueError(
+            f"attn_implementation {attn_implementation!r} names code on the Hub, which no settings can run; "
+            "expected a back end that is installed, such as sdpa or eager"
+        )
+
+
 def load_failure(error: Exception) -> str:
     """Why a load failed: the words of ``error``, or the flag where transformers refused to run code."""
     if _ASKED_FOR not in str(error):

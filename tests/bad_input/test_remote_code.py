@@ -174,6 +174,19 @@ def test_no_settings_file_turns_it_on(
         assert "unknown key 'trust_remote_code'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", [*TRUSTING, "compare", "sweep_beta"])
+def test_no_settings_file_names_an_attention_on_the_hub(
+    command: str, tmp_path: Path, inputs: Inputs, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, arguments = LOADING[command]
+    prefix = {"train": "model.", "compare": "experiment.model."}.get(command, "")
+    line = [*arguments(inputs.checkpoint, tmp_path, inputs), "--set", f"{prefix}attn_implementation=evil/kernel"]
+    assert script(name).main(line) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: ") and "'evil/kernel'" in said
+    assert "names code on the Hub" in said or "attn_implementation must be one of" in said
+
+
 @pytest.mark.parametrize("command", TRUSTING)
 def test_an_export_of_ours_needs_neither_the_flag_nor_its_own_code(
     command: str, tmp_path: Path, inputs: Inputs, modules: Path

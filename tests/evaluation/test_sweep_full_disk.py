@@ -130,21 +130,30 @@ def test_a_disk_that_is_full(
     goes_on(arguments, output_dir, kept)
 
 
-@pytest.mark.parametrize("free_kib", [176, 220, 300])
+@pytest.mark.parametrize("free_kib", [176, 260, 340, 420, 500])
 def test_trainings_go_on_where_the_disk_was_full(
     free_kib: int, small_disk: SmallDisk, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     output_dir = small_disk.folder / "sweep"
-    sweep = {"experiment": tiny_experiment(tmp_path), "betas": [0.5, 1.0], "output_dir": str(output_dir)}
+    sweep = {
+        "experiment": tiny_experiment(tmp_path),
+        "betas": [0.5, 1.0],
+        "trained": [],
+        "output_dir": str(output_dir),
+    }
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(sweep), encoding="utf-8")
     arguments = ["--config", str(tmp_path / "sweep.yaml")]
     small_disk.leave_free(free_kib * 1024)
     refused(arguments, capfd)
+    trained = {path: path.read_bytes() for path in output_dir.glob("trials/*/training.jsonl")}
     small_disk.make_room()
     assert script("sweep_beta").main(arguments) == 0
     assert sorted(finished(output_dir)) == [0.5, 1.0]
+    assert {path: path.read_bytes() for path in trained} == trained
+    print("TRAINED", free_kib, len(trained))
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
 def test_a_missed_sign_of_life_ends_no_trial(tmp_path: Path, limit: Limit, caplog: pytest.LogCaptureFixture) -> None:
     url = f"sqlite:///{tmp_path / 'study.db'}"
     study = open_study("study", url, {})
@@ -159,6 +168,7 @@ def test_a_missed_sign_of_life_ends_no_trial(tmp_path: Path, limit: Limit, caplo
     assert study.trials[0].state == TrialState.COMPLETE
 
 
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
 def test_other_failures_are_one_line_without_statement_or_password(tmp_path: Path) -> None:
     study = open_study("study", f"sqlite:///{tmp_path / 'study.db'}", {})
     with sqlite3.connect(tmp_path / "study.db") as database:
