@@ -4,13 +4,17 @@ import ast
 import io
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import transformers.dynamic_module_utils
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -197,6 +201,30 @@ def test_an_export_of_ours_needs_neither_the_flag_nor_its_own_code(
     name, arguments = LOADING[command]
     assert script(name).main(arguments(exported, tmp_path, inputs)) == 0
     assert not modules.exists()
+
+
+class Evil:
+    """What runs code as soon as it is unpickled."""
+
+    def __init__(self, ran: Path) -> None:
+        self.ran = ran
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.ran), "w")
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_run_that_goes_on_unpickles_no_code(name: str, tmp_path: Path, inputs: Inputs, ran: Path) -> None:
+    values = experiment(tmp_path, inputs, training__save_steps=1, training__logging_steps=1)
+    assert script("train").main(config_file(tmp_path, values)) == 0
+    (tmp_path / "run" / "training.jsonl").unlink()
+    for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
+        torch.save(Evil(ran), checkpoint / name)
+    with suppress(pickle.UnpicklingError):
+        assert script("train").main(config_file(tmp_path, values)) in (0, 2)
+    assert not ran.exists()
+    torch.load(checkpoint / name, weights_only=False) if checkpoint.exists() else None
+    assert ran.exists() == checkpoint.exists(), "it is what it is taken for"
 
 
 def test_every_load_says_whether_code_may_run() -> None:

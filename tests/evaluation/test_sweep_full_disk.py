@@ -130,7 +130,7 @@ def test_a_disk_that_is_full(
     goes_on(arguments, output_dir, kept)
 
 
-@pytest.mark.parametrize("free_kib", [176, 260, 340, 420, 500])
+@pytest.mark.parametrize("free_kib", [176, 420, 800])
 def test_trainings_go_on_where_the_disk_was_full(
     free_kib: int, small_disk: SmallDisk, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -146,11 +146,11 @@ def test_trainings_go_on_where_the_disk_was_full(
     small_disk.leave_free(free_kib * 1024)
     refused(arguments, capfd)
     trained = {path: path.read_bytes() for path in output_dir.glob("trials/*/training.jsonl")}
+    assert bool(trained) == (free_kib == 800)
     small_disk.make_room()
     assert script("sweep_beta").main(arguments) == 0
     assert sorted(finished(output_dir)) == [0.5, 1.0]
     assert {path: path.read_bytes() for path in trained} == trained
-    print("TRAINED", free_kib, len(trained))
 
 
 @pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
