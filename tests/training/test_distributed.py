@@ -115,14 +115,14 @@ def test_what_one_process_refuses_ends_both(experiment_file: Path) -> None:
 
 def test_a_folder_that_only_one_process_cannot_claim_ends_both(experiment_file: Path, make_experiment: Any) -> None:
     config = make_experiment()
-    with claimed_output_dir(Path(config.training["output_dir"]), config):
+    with claimed_output_dir(Path(config.training["output_dir"]), config, {}):
         assert exit_codes(start_two(experiment_file)) == [2, 2]
     assert [("another process is training in" in line) for line in errors(experiment_file.parent)] == [True, True]
 
 
 def test_a_second_run_beside_the_first_is_refused(experiment_file: Path, make_experiment: Any) -> None:
     config = make_experiment()
-    with claimed_output_dir(Path(config.training["output_dir"]), config):
+    with claimed_output_dir(Path(config.training["output_dir"]), config, {}):
         assert exit_code(start_training(experiment_file)) == 2
     assert exit_code(start_training(experiment_file)) == 0, "the lock ends with its holder"
 
