@@ -16,7 +16,7 @@ from typing import Any
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetsError
 
-from modeling_alibi_gpt.training.dataset_cache import cached_dataset, os_errors_in_the_open
+from modeling_alibi_gpt.training.dataset_cache import cached_dataset, naming_damage, os_errors_in_the_open
 
 
 SPLITS = ("train", "validation", "test", "all")
@@ -219,16 +219,17 @@ def _hub_documents(location: str, split: str, text_column: str, validation_fract
     if rows.features.get(text_column) not in (Value("string"), Value("large_string")):
         columns = ", ".join(rows.column_names)
         raise ValueError(f"hub:{location} has no column of text {text_column!r}: its columns are {columns}")
-    documents = rows.map(
-        _name_rows,
-        batched=True,
-        with_indices=True,
-        input_columns=text_column,
-        fn_kwargs={"prefix": f"{location}/{taken_from}", "hashes": hashes},
-        remove_columns=rows.column_names,
-        features=DOCUMENT_FEATURES,
-        desc="Reading documents",
-    )
+    with naming_damage(f"hub:{location}"):
+        documents = rows.map(
+            _name_rows,
+            batched=True,
+            with_indices=True,
+            input_columns=text_column,
+            fn_kwargs={"prefix": f"{location}/{taken_from}", "hashes": hashes},
+            remove_columns=rows.column_names,
+            features=DOCUMENT_FEATURES,
+            desc="Reading documents",
+        )
     if not len(documents) and hashes == (0.0, 1.0):
         raise ValueError(f"hub:{location} holds no text in the column {text_column!r} of its {split} split")
     if not len(documents):
@@ -242,7 +243,7 @@ def _hub_documents(location: str, split: str, text_column: str, validation_fract
 def _hub_splits(location: str) -> DatasetDict:
     name, _, config = location.partition(":")
     try:
-        with os_errors_in_the_open():
+        with os_errors_in_the_open(), naming_damage(f"hub:{location}"):
             return load_dataset(name, config or None)
     except (ConnectionError, FileNotFoundError, RuntimeError, DatasetsError) as error:
         raise ValueError(

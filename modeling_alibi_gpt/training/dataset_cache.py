@@ -68,6 +68,20 @@ def _generated(
 
 
 @contextmanager
+def naming_damage(source: str) -> Iterator[None]:
+    """Raise a ValueError that names the cache where ``datasets`` finds a cut file in what it keeps of a source."""
+    try:
+        yield
+    except OSError as error:
+        if type(error) is not OSError or error.errno is not None:  # no network, no file, a full disk
+            raise
+        raise ValueError(
+            f"{source}: its copy in the datasets cache {datasets.config.HF_DATASETS_CACHE} is cut ({error}): delete "
+            "that copy, and it is made again"
+        ) from error
+
+
+@contextmanager
 def os_errors_in_the_open() -> Iterator[None]:
     """Gives back the ``OSError``, which says that the disk is full, that ``datasets`` wraps in an error of its own."""
     try:

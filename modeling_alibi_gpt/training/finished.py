@@ -31,7 +31,7 @@ def finished_record(output_dir: Path, *, reads_model: bool = True) -> Record | N
     except ValueError as error:
         raise ValueError(
             f"{output_dir} holds a finished run that is damaged ({error}): restore the file, or delete {path}, and "
-            "the same command goes on from the last checkpoint"
+            "the same command goes on from the last checkpoint or, without one, from the start"
         ) from error
     return record
 

@@ -259,7 +259,7 @@ def test_a_finished_run_without_its_model_is_refused(
     assert error.startswith(f"error: {run.run} holds a finished run that is damaged (")
     assert error.endswith(
         f"): restore the file, or delete {run.run}/training.jsonl, and the same command goes on from the last "
-        "checkpoint"
+        "checkpoint or, without one, from the start"
     )
     if damage == "missing":
         assert f"({name} is missing)" in error
