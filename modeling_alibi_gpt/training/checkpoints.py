@@ -114,9 +114,10 @@ def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
 
 def _write_claim(output_dir: Path, settings: dict[str, Any], text: dict[str, str]) -> None:
     claim, data = output_dir / EXPERIMENT_FILE, output_dir / DATA_FILE
-    if not claim.exists() or read_mapping(claim) != settings:
+    if not claim.exists() or _differing_keys(read_mapping(claim), settings):
         for name in (PRECISION_FILE, MILESTONES_FILE, DATA_FILE):
             (output_dir / name).unlink(missing_ok=True)
+    if not claim.exists() or read_mapping(claim) != settings:
         write_json(claim, settings)
     if has_checkpoints(output_dir) and not data.exists():
         logger.warning(

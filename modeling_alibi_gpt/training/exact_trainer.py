@@ -11,9 +11,8 @@ from torch.utils.data import RandomSampler, Sampler
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
-from modeling_alibi_gpt.training.manifest import write_manifest
-
 from modeling_alibi_gpt.training.experiment import check_position_learning_rate
+from modeling_alibi_gpt.training.manifest import write_manifest
 from modeling_alibi_gpt.training.optimizer import set_position_learning_rate
 
 

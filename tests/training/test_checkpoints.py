@@ -72,6 +72,21 @@ def test_an_experiment_without_results_gives_way(tmp_path: Path) -> None:
         check_output_dir(tmp_path, ONE)
 
 
+def test_a_setting_that_a_later_version_adds_costs_a_run_nothing(tmp_path: Path) -> None:
+    """A key that is new, and null, makes no other experiment."""
+    claim(tmp_path, ONE)
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    write_manifest(tmp_path / "checkpoint-3")
+    for name in ("precision.json", "milestones.jsonl"):
+        (tmp_path / name).write_text("{}")
+    before = names(tmp_path)
+    grown = dataclasses.make_dataclass("Grown", [("name", str), ("training", dict), ("later", None, None)])
+    claim(tmp_path, grown("one", ONE.training))
+    assert names(tmp_path) == before
+    assert json.loads((tmp_path / "experiment.json").read_text())["later"] is None
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     for refuse in (check_output_dir, claim):
