@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Who sees whom in a forward, and where everybody stands: found once, for all layers. Travels to the Hub.
+"""Positions and visibility for one forward pass, found once for all layers. Travels to the Hub.
 
 Shapes: B batch (or 1, where all rows agree), Q queries, K keys.
 """
@@ -15,18 +15,18 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import is_tracing
 
-from .attention_spans import Slots, Span, document_numbers, spans_of_documents, spans_of_visible_runs
+from .attention_segments import Segment, Slots, document_numbers, segments_of_documents, segments_of_visible_runs
 
 
 class AttentionContext:
-    """Who sees whom, and how far apart; the same for every layer of a forward.
+    """Positions and visibility, the same for every layer of a forward pass.
 
     Attributes:
         query_positions: ``(B, Q)`` int64, tokens.
         key_positions: ``(B, K)`` int64, tokens.
         dtype: What attention computes in.
         num_rows: B of the call.
-        is_causal: Whether no query sees a key that stands after it, as far as can be told beforehand.
+        is_causal: Whether no query sees a key after its own, as far as can be told beforehand.
         slots: The same as ``mask()`` says, unless the caller gave a mask of four dimensions.
         keeps_windows: Whether keys before this call are in a cache that keeps a window a head.
         is_whole: Whether every row is one text and every query sees all keys up to its own.
@@ -39,7 +39,7 @@ class AttentionContext:
         dtype: torch.dtype,
         num_rows: int,
         make_mask: Callable[[], Tensor | None],
-        make_spans: Callable[[], list[Span] | None],
+        make_segments: Callable[[], list[Segment] | None],
         is_causal: bool,
         is_whole: bool,
         slots: Slots | None = None,
@@ -54,9 +54,9 @@ class AttentionContext:
         self.slots = slots
         self.keeps_windows = keeps_windows
         self._make_mask = make_mask
-        self._make_spans = make_spans
+        self._make_segments = make_segments
         self._mask: tuple[Tensor | None] | None = None
-        self._spans: tuple[list[Span] | None] | None = None
+        self._segments: tuple[list[Segment] | None] | None = None
 
     @property
     def q_len(self) -> int:
@@ -75,43 +75,45 @@ class AttentionContext:
         """``(B, 1 or H, Q, K)``, made when it is first asked for.
 
         Bool, True where a query sees a key, or additive, the dtype's minimum or -inf where it does not; None
-        means plain causal attention among the queries themselves.
+        means plain causal attention.
         """
         if self._mask is None:
             self._mask = (self._make_mask(),)
         return self._mask[0]
 
-    def spans(self) -> list[Span] | None:
-        """The same as spans of consecutive tokens; None where it cannot be said so. Queries in no span are padding."""
-        if self._spans is None:
-            self._spans = (self._make_spans(),)
-        return self._spans[0]
+    def segments(self) -> list[Segment] | None:
+        """Visibility as segments; None where it cannot be expressed so. Queries in no segment are padding."""
+        if self._segments is None:
+            self._segments = (self._make_segments(),)
+        return self._segments[0]
 
     def first_keys(self) -> Tensor | None:
-        """``(1 or B, Q)`` int64: the first key that a query sees, from spans; None where that is the first of all.
+        """``(1 or B, Q)`` int64: the first key that a query sees, from segments; None where that is the first of all.
 
-        Queries in no span see their own key.
+        Queries in no segment see their own key.
         """
-        spans = self.spans()
+        segments = self.segments()
         if self.is_whole:
             return None
         own_keys = torch.arange(self.kv_len - self.q_len, self.kv_len, device=self.query_positions.device)
-        rows_agree = all(span.rows == slice(0, self.num_rows) for span in spans)
+        rows_agree = all(segment.rows == slice(0, self.num_rows) for segment in segments)
         first_keys = own_keys.repeat(1 if rows_agree else self.num_rows, 1)
-        for span in spans:
-            first_keys[span.rows, span.queries] = span.first_key
+        for segment in segments:
+            first_keys[segment.rows, segment.queries] = segment.first_key
         return first_keys
 
-    def lost_queries(self) -> Tensor | None:
-        """``(B, 1, Q, 1)`` bool, True for queries in no span; None if all are in one."""
-        spans = self.spans()
-        num_in_spans = sum(_length(span.rows) * _length(span.queries) for span in spans)
-        if num_in_spans == self.num_rows * self.q_len:
+    def fully_masked_queries(self) -> Tensor | None:
+        """``(B, 1, Q, 1)`` bool, True for queries in no segment; None if all are in one."""
+        segments = self.segments()
+        num_in_segments = sum(_length(segment.rows) * _length(segment.queries) for segment in segments)
+        if num_in_segments == self.num_rows * self.q_len:
             return None
-        is_lost = torch.ones(self.num_rows, 1, self.q_len, 1, dtype=torch.bool, device=self.query_positions.device)
-        for span in spans:
-            is_lost[span.rows, :, span.queries] = False
-        return is_lost
+        is_fully_masked = torch.ones(
+            self.num_rows, 1, self.q_len, 1, dtype=torch.bool, device=self.query_positions.device
+        )
+        for segment in segments:
+            is_fully_masked[segment.rows, :, segment.queries] = False
+        return is_fully_masked
 
 
 def _length(run: slice) -> int:
@@ -127,7 +129,7 @@ def attention_context(
     may_skip_mask: bool,
     kwargs: dict[str, Any],
 ) -> AttentionContext:
-    """Read who sees whom from what the model was called with.
+    """Positions and visibility from what the model was called with.
 
     Positions count the visible tokens where there is a padding mask, are the caller's where nothing is cached (packed
     documents restart at 0), and else are cache slots.
@@ -165,14 +167,14 @@ def attention_context(
             position_ids=position_ids,
             allow_is_causal_skip=may_skip_mask,
         )
-        return _let_lost_queries_see_themselves(mask, query_slots, key_slots) if is_padded else mask
+        return _let_fully_masked_queries_attend_to_self(mask, query_slots, key_slots) if is_padded else mask
 
-    def make_spans():
+    def make_segments():
         if is_whole:
-            return [Span(slice(0, num_rows), slice(0, q_len), 0)]
+            return [Segment(slice(0, num_rows), slice(0, q_len), 0)]
         if not (is_causal and is_aligned) or is_tracing(inputs_embeds):
             return None
-        return spans_of_visible_runs(attention_mask, q_len) if is_padded else spans_of_documents(documents)
+        return segments_of_visible_runs(attention_mask, q_len) if is_padded else segments_of_documents(documents)
 
     if is_padded:
         positions = _visible_positions(attention_mask, query_slots, key_slots)
@@ -187,7 +189,7 @@ def attention_context(
         dtype=_attention_dtype(inputs_embeds),
         num_rows=num_rows,
         make_mask=make_mask,
-        make_spans=make_spans,
+        make_segments=make_segments,
         is_causal=is_causal,
         is_whole=is_whole,
         slots=None if has_own_mask else Slots(query_slots, key_slots, attention_mask, documents),
@@ -227,7 +229,7 @@ def _slots(
 
 
 def _visible_positions(attention_mask: Tensor, query_slots: Tensor, key_slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions ``(B, Q)`` and ``(B, K)`` that count the visible tokens of a row, wherever its padding stands."""
+    """Positions ``(B, Q)`` and ``(B, K)`` that count the visible tokens of a row, wherever its padding is."""
     visible = attention_mask.to(device=key_slots.device, dtype=torch.long)
     # A static cache has slots beyond the mask, which no query sees yet.
     visible = F.pad(visible, (0, max(0, key_slots.shape[0] - visible.shape[-1])))
@@ -235,19 +237,21 @@ def _visible_positions(attention_mask: Tensor, query_slots: Tensor, key_slots: T
     return positions[:, query_slots], positions[:, key_slots]
 
 
-def _let_lost_queries_see_themselves(mask: Tensor | None, query_slots: Tensor, key_slots: Tensor) -> Tensor | None:
+def _let_fully_masked_queries_attend_to_self(
+    mask: Tensor | None, query_slots: Tensor, key_slots: Tensor
+) -> Tensor | None:
     """Give padding queries, which see no key, their own: a softmax over nothing has wrong gradients or NaN."""
     if not isinstance(mask, Tensor):
         return mask
     is_own = query_slots[:, None] == key_slots[None, :]
     if mask.dtype == torch.bool:
         return mask | (is_own & ~mask.any(-1, keepdim=True))
-    is_lost = (mask <= torch.finfo(mask.dtype).min).all(-1, keepdim=True)
-    return mask.masked_fill(is_own & is_lost, 0.0)
+    is_fully_masked = (mask <= torch.finfo(mask.dtype).min).all(-1, keepdim=True)
+    return mask.masked_fill(is_own & is_fully_masked, 0.0)
 
 
 def _paged_positions(cu_seq_lens_k: Any, position_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions under continuous batching, where the keys of all requests stand one after another."""
+    """Positions under continuous batching, where the keys of all requests are concatenated."""
     starts = cu_seq_lens_k["full_attention"] if isinstance(cu_seq_lens_k, dict) else cu_seq_lens_k
     key_slots = torch.arange(attention_mask.shape[-1], device=position_ids.device)
     request = torch.searchsorted(starts[1:].to(key_slots), key_slots, right=True).clamp(max=starts.shape[0] - 2)

@@ -114,12 +114,18 @@ def strip_attention(
     Returns:
         ``(B, H, Q, d)``; 0 for queries in no tile.
     """
-    strip = Strip(linear_biases(slopes, key.shape[2], query.dtype), tiles)
+    strip = ToeplitzBias(linear_biases(slopes, key.shape[2], query.dtype), tiles)
     return attend_tiles(query, key, value, strip, tiles, scaling, dropout)
 
 
 def attend_tiles(
-    query: Tensor, key: Tensor, value: Tensor, strip: "Strip", tiles: Sequence[Tile], scaling: float, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    strip: "ToeplitzBias",
+    tiles: Sequence[Tile],
+    scaling: float,
+    dropout: float,
 ) -> Tensor:
     """:func:`strip_attention` with a strip that was made before."""
     has_flash = query.device.type == "cpu" and dropout == 0.0 and not strip.values.requires_grad
@@ -140,11 +146,11 @@ def attend_tiles(
     return output
 
 
-def see_themselves(output: Tensor, value: Tensor, lost_queries: Tensor | None) -> Tensor:
+def attend_to_self(output: Tensor, value: Tensor, fully_masked_queries: Tensor | None) -> Tensor:
     """``(B, H, Q, d)`` where queries that see no key, which are padding, have the value of their own, as elsewhere."""
-    if lost_queries is None:
+    if fully_masked_queries is None:
         return output
-    return torch.where(lost_queries, value[:, :, -output.shape[2] :], output)
+    return torch.where(fully_masked_queries, value[:, :, -output.shape[2] :], output)
 
 
 def linear_biases(slopes: Tensor, num_distances: int, dtype: torch.dtype) -> Tensor:
@@ -154,7 +160,7 @@ def linear_biases(slopes: Tensor, num_distances: int, dtype: torch.dtype) -> Ten
     return -slopes[:, None].to(dtype) * distance
 
 
-class Strip:
+class ToeplitzBias:
     """Bias by distance, ``(H, n)``: from far to near, and -inf for keys that come after the query.
 
     Args:
@@ -191,7 +197,7 @@ class _FlashTiles(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, strip: Strip, tiles: Sequence[Tile], scaling: float
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, strip: ToeplitzBias, tiles: Sequence[Tile], scaling: float
     ) -> Tensor:
         output = _zeros_by_token(query)
         log_sums = torch.zeros(query.shape[:3], dtype=strip.values.dtype)
@@ -238,6 +244,6 @@ class _FlashTiles(torch.autograd.Function):
 
 
 def _zeros_by_token(states: Tensor) -> Tensor:
-    """Zeros ``(B, H, Q, d)`` that lie in memory as ``(B, Q, H, d)``: the order of the kernel and of the next layer."""
+    """Zeros ``(B, H, Q, d)``, stored as ``(B, Q, H, d)``: the order of the kernel and of the next layer."""
     num_rows, num_heads, q_len, head_dim = states.shape
     return states.new_zeros(num_rows, q_len, num_heads, head_dim).transpose(1, 2)

@@ -1,7 +1,7 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
 """A cache of bounded size: every head keeps the keys and values that can still matter to it. Travels to the Hub.
 
-Steep heads look at a few dozen tokens, flat ones at thousands. With a bound on how far scores can lie apart
+Steep heads look at a few dozen tokens, flat ones at thousands. With a bound on how far apart scores can be
 (:func:`~modeling_alibi_gpt.alibi.alibi_windows` says how far a head then looks), older keys can be dropped for good,
 and generation runs in constant memory however long the text becomes.
 

@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 ALIBI_TRAINABLE = ("none", "beta", "slopes")
 ALIBI_SCALING_TYPES = ("linear", "ntk", "dynamic_linear", "dynamic_ntk")
 
-# What transformers itself, or its quantizers and loaders, hand to a config beside the fields it declares.
+# What transformers itself, or its quantizers and loaders, hand to a config besides the fields it declares.
 _ALLOWED_EXTRA_KEYS = {
     "attn_implementation",
     "auto_map",
@@ -212,7 +212,7 @@ class AlibiGPTConfig(PreTrainedConfig):
         """Slopes ``(H,)`` float32 of this config, before training and before ``alibi_scaling``.
 
         Raises:
-            ValueError: A field of ALiBi lies outside its range.
+            ValueError: A field of ALiBi is out of range.
         """
         return alibi_slopes(
             self.num_attention_heads,
@@ -337,7 +337,7 @@ class AlibiGPTConfig(PreTrainedConfig):
         """Read a saved config, in which other programs may have left keys: they are kept and reported.
 
         Keys that would mean something to a reader, such as `alibi_betta` or `n_head`, are refused here too. Fields of
-        ALiBi that a saved config holds beside another position method, or that it keeps when `kwargs` choose another
+        ALiBi that a saved config holds next to another position method, or that it keeps when `kwargs` choose another
         one, are reported and left out.
         """
         foreign = {key: value for key, value in config_dict.items() if cls._is_unknown(key)}
@@ -347,7 +347,7 @@ class AlibiGPTConfig(PreTrainedConfig):
         for key in cls._unread_alibi_fields(known, method):
             logger.warning_once(f"the config holds '{key}', which position_method '{method}' does not read")
             del known[key]
-        known["position_method"] = method  # the other fields are checked beside it
+        known["position_method"] = method  # the other fields are checked against it
         config, unused = super().from_dict(known, **{**kwargs, "return_unused_kwargs": True})
         for key, value in foreign.items():
             logger.warning_once(f"the config holds '{key}', which AlibiGPT does not read")

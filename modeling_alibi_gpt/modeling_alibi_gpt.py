@@ -163,7 +163,7 @@ class AlibiGPTMLP(nn.Module):
 
 
 class AlibiGPTDecoderLayer(GradientCheckpointingLayer):
-    """Attention and MLP, each behind a LayerNorm and beside a residual connection."""
+    """Attention and MLP, each after a LayerNorm and inside a residual connection."""
 
     def __init__(self, config: AlibiGPTConfig, layer_idx: int) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ class PositionMethod(nn.Module):
         reads_alibi_fields: Whether the ``alibi_*`` fields of the config decide anything.
         has_bias: Whether ``bias`` returns a tensor.
         bias_differs_by_layer: Whether every layer needs a bias of its own.
-        bias_is_of_distance: Whether a bias depends on how far a key lies behind its query and on nothing else.
+        bias_is_of_distance: Whether a bias depends on the distance between query and key alone.
         head_mesh: Under tensor parallelism, the ranks over which heads are split.
     """
 
@@ -133,7 +133,7 @@ class Float32Positions(PositionMethod):
 
 
 def past_distance(query_positions: Tensor, key_positions: Tensor) -> Tensor:
-    """``(B, Q, K)`` int64: tokens that a key lies behind its query; 0 for keys ahead, which the mask hides."""
+    """``(B, Q, K)`` int64: distance of a key behind its query; 0 for keys ahead, which the mask hides."""
     return (query_positions[:, :, None] - key_positions[:, None, :]).clamp(min=0)
 
 

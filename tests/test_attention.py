@@ -15,14 +15,14 @@ from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_augmented import augmented_attention
 from modeling_alibi_gpt.attention_banded import score_margins
 from modeling_alibi_gpt.attention_bounds import exact_tolerance
-from modeling_alibi_gpt.attention_spans import Span
+from modeling_alibi_gpt.attention_segments import Segment
 from modeling_alibi_gpt.attention_strips import whole_tiles
 from modeling_alibi_gpt.attention_tiles import strip_attention
 from tests.attention_cases import (
     ADVERSARIES,
     HEAD_DIM,
     SCALING,
-    SPANS,
+    SEGMENTS,
     TOLERANCE,
     adversarial,
     band_tiles,
@@ -38,31 +38,33 @@ LENGTHS = (1, 2, 63, 65, 200)
 HEADS = (1, 3, 8, 12)
 
 
-def strips(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span], chunk: int = 48) -> Tensor:
-    tiles = whole_tiles(spans, query.shape[1], key.shape[2] - query.shape[2], chunk)
+def strips(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, segments: list[Segment], chunk: int = 48
+) -> Tensor:
+    tiles = whole_tiles(segments, query.shape[1], key.shape[2] - query.shape[2], chunk)
     return strip_attention(query, key, value, slopes, tiles, SCALING)
 
 
-def bands(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
-    tiles = band_tiles(query, key, slopes, spans, TOLERANCE)
+def bands(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, segments: list[Segment]) -> Tensor:
+    tiles = band_tiles(query, key, slopes, segments, TOLERANCE)
     return strip_attention(query, key, value, slopes, tiles, SCALING)
 
 
-def masked(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
+def masked(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, segments: list[Segment]) -> Tensor:
     """By one reach for all queries of a head, as short texts go, and nothing lost that float32 could tell."""
-    tiles = band_tiles(query, key, slopes, spans, exact_tolerance(query.dtype), by_block=False)
+    tiles = band_tiles(query, key, slopes, segments, exact_tolerance(query.dtype), by_block=False)
     return strip_attention(query, key, value, slopes, tiles, SCALING)
 
 
-def augmented(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
+def augmented(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, segments: list[Segment]) -> Tensor:
     """The back end gives no mask where queries and keys are the same tokens."""
     q_len, kv_len = query.shape[2], key.shape[2]
     positions = torch.arange(kv_len)
     mask = None
-    if q_len != kv_len or spans != whole(query.shape[0], q_len):
+    if q_len != kv_len or segments != whole(query.shape[0], q_len):
         mask = torch.zeros(query.shape[0], 1, q_len, kv_len, dtype=torch.bool)
-        for span in spans:
-            mask[span.rows, :, span.queries, span.first_key : span.queries.stop + kv_len - q_len] = True
+        for segment in segments:
+            mask[segment.rows, :, segment.queries, segment.first_key : segment.queries.stop + kv_len - q_len] = True
         mask &= positions[kv_len - q_len :, None] >= positions
         mask |= ~mask.any(-1, keepdim=True)
     return augmented_attention(
@@ -73,19 +75,19 @@ def augmented(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: 
 WAYS: dict[str, Callable[..., Tensor]] = {"strips": strips, "bands": bands, "masked": masked, "augmented": augmented}
 
 
-def assert_equals_reference(way: str, tensors: list[Tensor], slopes: Tensor, spans: list[Span]) -> None:
+def assert_equals_reference(way: str, tensors: list[Tensor], slopes: Tensor, segments: list[Segment]) -> None:
     """Far inside what float32 may cost.
 
     A score sums 16 products of 12 nats at most together, which rounds it by up to 16 * 12 * eps / 2 = 1e-5 nats, and
     the output by twice that times the largest value of 4.5: 1e-4. Asserted is a twentieth of it, and for gradients,
     which pass through such sums twice, a fifth.
     """
-    output = WAYS[way](*tensors, slopes, spans)
-    expected = reference(*tensors, slopes, spans)
-    in_spans = torch.zeros(output.shape[0], output.shape[2], dtype=torch.bool)
-    for span in spans:
-        in_spans[span.rows, span.queries] = True
-    visible = in_spans[:, None, :, None]
+    output = WAYS[way](*tensors, slopes, segments)
+    expected = reference(*tensors, slopes, segments)
+    in_segments = torch.zeros(output.shape[0], output.shape[2], dtype=torch.bool)
+    for segment in segments:
+        in_segments[segment.rows, segment.queries] = True
+    visible = in_segments[:, None, :, None]
     assert torch.isfinite(output).all()
     torch.testing.assert_close(output.double() * visible, expected, atol=5e-6, rtol=0)
     direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)) * visible
@@ -108,9 +110,9 @@ def test_queries_are_the_last_of_the_keys(way: str, q_len: int, kv_len: int) -> 
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
-def test_spans_do_not_see_each_other(way: str, spans: list[Span]) -> None:
-    assert_equals_reference(way, draw(3, 150, 150), alibi_slopes(3), spans)
+@pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS)
+def test_segments_do_not_see_each_other(way: str, segments: list[Segment]) -> None:
+    assert_equals_reference(way, draw(3, 150, 150), alibi_slopes(3), segments)
 
 
 @pytest.mark.parametrize("way", WAYS)

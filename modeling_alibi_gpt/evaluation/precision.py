@@ -18,7 +18,7 @@ from modeling_alibi_gpt.attention import folded_mask
 from modeling_alibi_gpt.attention_banded import BandedAttention
 from modeling_alibi_gpt.attention_bounds import exact_tolerance
 from modeling_alibi_gpt.attention_context import AttentionContext
-from modeling_alibi_gpt.attention_spans import Span
+from modeling_alibi_gpt.attention_segments import Segment
 from modeling_alibi_gpt.attention_strips import StripAttention
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.position_base import LayerBias
@@ -70,7 +70,7 @@ def last_queries_context(
         dtype,
         num_rows=1,
         make_mask=lambda: query_positions[:, None, :, None] >= key_positions[:, None, None, :],
-        make_spans=lambda: [Span(slice(0, 1), slice(0, q_len), 0)],
+        make_segments=lambda: [Segment(slice(0, 1), slice(0, q_len), 0)],
         is_causal=True,
         is_whole=True,
     )
