@@ -26,6 +26,11 @@ class Segment(NamedTuple):
     queries: slice
     first_key: int
 
+    @property
+    def num_queries(self) -> int:
+        """In all its rows."""
+        return (self.rows.stop - self.rows.start) * (self.queries.stop - self.queries.start)
+
 
 class Slots(NamedTuple):
     """Visibility as a few vectors; a causal query sees no slot after its own.

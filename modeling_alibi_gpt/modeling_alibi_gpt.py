@@ -29,7 +29,7 @@ from transformers.utils.generic import TransformersKwargs, merge_with_config_def
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import ALL_ATTENTION_FUNCTIONS, LayerMask, attention_backend
-from .attention_context import attention_context
+from .attention_context import ForwardInputs, attention_context
 from .configuration_alibi_gpt import AlibiGPTConfig
 from .position_base import LayerBias, PositionMethod
 from .position_methods import POSITION_METHODS
@@ -267,15 +267,15 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
 
         method = self.position_method
         prepare = attention_backend(self.config._attn_implementation).prepare
-        context = attention_context(
+        inputs = ForwardInputs(
             self.config,
             inputs_embeds,
             attention_mask,
             position_ids,
             past_key_values,
             may_skip_mask=not method.has_bias,
-            kwargs=kwargs,
         )
+        context = attention_context(inputs, kwargs)
         if getattr(past_key_values, "keeps_windows", False) and self.config._attn_implementation != "alibi_banded":
             raise ValueError(
                 "AlibiWindowCache goes with attn_implementation='alibi_banded', got "

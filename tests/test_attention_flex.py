@@ -115,7 +115,7 @@ def test_queries_of_documents_and_of_padded_rows_lose_no_more_either(kind: str) 
     """What others' keys add to the bound makes it wider; the divisor may count keys only that the query sees."""
     query, key, _ = (states.repeat(2, 1, 1, 1) for states in adversarial(kind, 4, 1300, seed=5))
     segments = [Segment(slice(0, 1), slice(0, 300), 0), Segment(slice(0, 1), slice(300, 1300), 300),
-             Segment(slice(1, 2), slice(450, 1300), 450)]  # fmt: skip
+                Segment(slice(1, 2), slice(450, 1300), 450)]  # fmt: skip
     first_keys = first_keys_of_segments(segments, 2, 1300, 1300)
     lost, _ = weight_left_out(query, key, alibi_slopes(4, beta=8.0), first_keys, TOLERANCE)
     assert lost.max() <= TOLERANCE
