@@ -264,7 +264,7 @@ def slopes_of_layers(model: PreTrainedModel) -> list[Tensor]:
         ValueError: The model's positions are not ALiBi with one slope a head.
     """
     method, position = model.base_model.position_method, torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    slopes = [method("query_slopes", idx, position, torch.float32) for idx in range(model.config.num_hidden_layers)]
+    slopes = [method(idx, position, None, torch.float32) for idx in range(model.config.num_hidden_layers)]
     scaling = model.config.alibi_scaling or {"type": "none"}
     if any(layer is None for layer in slopes) or scaling["type"].startswith("dynamic"):
         raise ValueError(

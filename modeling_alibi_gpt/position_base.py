@@ -76,12 +76,17 @@ class PositionMethod(nn.Module):
         """
         return None
 
-    def forward(self, hook: str, *args: Any) -> Any:
-        """A hook by name: what offloads or shards weights brings them back where a module is called.
+    def forward(
+        self, layer_idx: int, query_positions: Tensor, key_positions: Tensor | None, dtype: torch.dtype
+    ) -> Tensor | None:
+        """``bias``; without positions of keys ``query_slopes``. Attention asks for both by calling the module.
 
-        Parameters of ``embed`` and ``rotate`` belong into submodules, which are called too.
+        Libraries that offload or shard weights bring those of a module back when it is called, and a bias may have
+        parameters of this very module. Parameters of ``embed`` and ``rotate`` belong in submodules, which are called.
         """
-        return getattr(self, hook)(*args)
+        if key_positions is None:
+            return self.query_slopes(layer_idx, query_positions, dtype)
+        return self.bias(layer_idx, query_positions, key_positions, dtype)
 
 
 class LayerBias:
@@ -92,11 +97,11 @@ class LayerBias:
 
     def dense(self, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
         """``(B, H, Q, K)`` of ``dtype``, nats."""
-        return self.method("bias", self.layer_idx, query_positions, key_positions, dtype)
+        return self.method(self.layer_idx, query_positions, key_positions, dtype)
 
     def slopes(self, query_positions: Tensor, dtype: torch.dtype) -> Tensor | None:
         """``(1 or B, 1 or Q, H)``, nats per token, where the bias is ``-slope * distance``; else None."""
-        return self.method("query_slopes", self.layer_idx, query_positions, dtype)
+        return self.method(self.layer_idx, query_positions, None, dtype)
 
     def by_distance(self, num_distances: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """``(H, N)``, nats, of keys 0 to ``N - 1`` tokens behind their query; None where more than that decides."""
