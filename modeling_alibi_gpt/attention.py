@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_tracing
@@ -223,18 +224,29 @@ class AttentionBackend(NamedTuple):
         prepare: Turns visibility and a layer's bias into what the layer gets for a mask.
         forward: The attention function; None for those of transformers, and for `eager`, which the model's file
             defines.
+        reads_windows: Whether it takes the keys of a cache that keeps a window a head.
     """
 
     prepare: Callable[[AttentionContext, PositionBias | None], LayerMask]
     forward: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+    reads_windows: bool = False
 
 
 ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "eager": AttentionBackend(folded_mask),
     "sdpa": AttentionBackend(prepare_sdpa, attention_forward),
-    "alibi_banded": AttentionBackend(prepare_banded, attention_forward),
+    "alibi_banded": AttentionBackend(prepare_banded, attention_forward, reads_windows=True),
     "flex_attention": AttentionBackend(prepare_flex, attention_forward),
     "paged|eager": AttentionBackend(folded_mask),
+}
+
+# Each computation of ALiBi that the entries above choose from, by name, for measurements and tests: from a context,
+# slopes (H,) in nats per token, and the largest weight that `banded` may leave out of a query.
+ATTENTION_VARIANTS: dict[str, Callable[[AttentionContext, Tensor, float], BiasedAttention]] = {
+    "strips": lambda context, slopes, _: StripAttention(context, exact_tolerance(context.dtype), slopes),
+    "augmented": lambda context, slopes, _: AugmentedAttention(context, slopes[None, None]),
+    "flex": lambda context, slopes, _: FlexAttention(context, slopes[None, None]),
+    "banded": BandedAttention,
 }
 
 # This model's own view of transformers' registry: an entry set here changes a back end for AlibiGPT only.
@@ -247,15 +259,24 @@ AttentionInterface.register("alibi_banded", attention_forward)
 AttentionMaskInterface.register("alibi_banded", sdpa_mask)
 
 
-def attention_backend(name: str) -> AttentionBackend:
+def attention_backend(name: str, cache: Cache | None = None) -> AttentionBackend:
     """Entry of the table.
 
+    Args:
+        name: Of the back end.
+        cache: That it has to read, or None.
+
     Raises:
-        ValueError: The back end is none of the table's, and would run without the position bias.
+        ValueError: The back end is none of the table's, and would run without the position bias; or it cannot read
+            the cache.
     """
     if name not in ATTENTION_BACKENDS:
         raise ValueError(
             f"attention back end {name!r} would drop the position bias silently; AlibiGPT runs on: "
             f"{', '.join(ATTENTION_BACKENDS)}"
         )
-    return ATTENTION_BACKENDS[name]
+    backend = ATTENTION_BACKENDS[name]
+    if getattr(cache, "keeps_windows", False) and not backend.reads_windows:
+        readers = " or ".join(repr(reader) for reader, entry in ATTENTION_BACKENDS.items() if entry.reads_windows)
+        raise ValueError(f"AlibiWindowCache goes with attn_implementation={readers}, got {name!r}")
+    return backend

@@ -266,7 +266,7 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
 
         method = self.position_method
-        prepare = attention_backend(self.config._attn_implementation).prepare
+        prepare = attention_backend(self.config._attn_implementation, past_key_values).prepare
         inputs = ForwardInputs(
             self.config,
             inputs_embeds,
@@ -276,11 +276,6 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
             may_skip_mask=not method.has_bias,
         )
         context = attention_context(inputs, kwargs)
-        if getattr(past_key_values, "keeps_windows", False) and self.config._attn_implementation != "alibi_banded":
-            raise ValueError(
-                "AlibiWindowCache goes with attn_implementation='alibi_banded', got "
-                f"{self.config._attn_implementation!r}"
-            )
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
