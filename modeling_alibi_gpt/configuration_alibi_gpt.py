@@ -51,6 +51,7 @@ class AlibiGPTConfig(PreTrainedConfig):
         train_context_length (`int`): Longest length seen in training, in tokens. Not a limit but of the `learned`
             table; `shared_offset`, `fire`, `rope_extension` and dynamic `alibi_scaling` read it too.
         position_method (`str`): Where positions come from: `alibi` or one of the baselines.
+        sinusoidal_amplitude (`float`, *optional*): Amplitude of `sinusoidal`. Defaults to `initializer_range`.
         rope_theta (`float`): Base of the frequencies of `rope`.
         rope_extension (`dict`, *optional*): Extends `rope` beyond the training length: `{"type": "linear" | "ntk" |
             "yarn", "factor": f}`, or `{"type": "dynamic_ntk"}` with an optional factor of 1. YaRN also takes
@@ -126,6 +127,7 @@ class AlibiGPTConfig(PreTrainedConfig):
 
     train_context_length: int = 1024
     position_method: str = "alibi"
+    sinusoidal_amplitude: float | int | None = None
     rope_theta: float | int = 10000.0
     rope_extension: dict[str, Any] | None = None
     t5_num_buckets: int = 32

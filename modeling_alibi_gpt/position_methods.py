@@ -8,6 +8,7 @@ changes queries and keys in every layer, ``bias`` is added to the scores. Adding
 Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys, D hidden size, d head size.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -29,17 +30,23 @@ class SinusoidalPositions(PositionMethod):
     """Fixed sines and cosines added to the embeddings (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
 
     The paper adds waves of amplitude 1 to embeddings of standard deviation 1 (it multiplies them by ``sqrt(D)``). Here
-    embeddings start with ``initializer_range``, so that is the amplitude, and the ratio is the paper's.
+    embeddings start with ``initializer_range``, so that is the default of ``sinusoidal_amplitude``, and the ratio is
+    the paper's.
     """
 
     @classmethod
     def check_config(cls, config: Any) -> None:
         if config.hidden_size % 2:
             raise ValueError(f"sinusoidal positions need an even hidden_size, got {config.hidden_size}")
+        amplitude = config.sinusoidal_amplitude
+        if amplitude is not None and not 0 < amplitude < math.inf:
+            raise ValueError(f"sinusoidal_amplitude must be a finite number above 0 or null, got {amplitude}")
 
     def embed(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
         angles = wave_angles(position_ids, inputs_embeds.shape[-1], 10000.0, bias_dtype(inputs_embeds))
-        waves = torch.cat((angles.sin(), angles.cos()), dim=-1) * self.config.initializer_range
+        amplitude = self.config.sinusoidal_amplitude
+        amplitude = self.config.initializer_range if amplitude is None else amplitude
+        waves = torch.cat((angles.sin(), angles.cos()), dim=-1) * amplitude
         return inputs_embeds + waves.to(inputs_embeds.dtype)
 
 
