@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .alibi import alibi_slopes
 from .configuration_keys import foreign_keys, refuse_unknown_keys
-from .position_methods import POSITION_METHODS
+from .position_methods import POSITION_METHODS, plugin_fields, plugin_of
 
 
 logger = logging.get_logger(__name__)
@@ -50,7 +50,10 @@ class AlibiGPTConfig(PreTrainedConfig):
         classifier_dropout (`float`): Dropout of the token classification head.
         train_context_length (`int`): Longest length seen in training, in tokens. Not a limit but of the `learned`
             table; `shared_offset`, `fire`, `rope_extension` and dynamic `alibi_scaling` read it too.
-        position_method (`str`): Where positions come from: `alibi` or one of the baselines.
+        position_method (`str`): Where positions come from: `alibi`, one of the baselines, or what
+            `register_position_method` made known, which may add fields of its own.
+        position_plugin (`str`, *optional*): The module that registers `position_method`, if that is not built in.
+            Set by the config itself; a file that names it does not make anything import it.
         sinusoidal_amplitude (`float`, *optional*): Amplitude of `sinusoidal`. Defaults to `initializer_range`.
         rope_theta (`float`): Base of the frequencies of `rope`.
         rope_extension (`dict`, *optional*): Extends `rope` beyond the training length: `{"type": "linear" | "ntk" |
@@ -127,6 +130,7 @@ class AlibiGPTConfig(PreTrainedConfig):
 
     train_context_length: int = 1024
     position_method: str = "alibi"
+    position_plugin: str | None = None
     sinusoidal_amplitude: float | int | None = None
     rope_theta: float | int = 10000.0
     rope_extension: dict[str, Any] | None = None
@@ -152,8 +156,10 @@ class AlibiGPTConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        refuse_unknown_keys(kwargs, self.__dataclass_fields__)
-        super().__post_init__(**kwargs)
+        own_fields = plugin_fields(self.position_method, self.position_plugin, type(self))
+        self.position_plugin = plugin_of(self.position_method)
+        refuse_unknown_keys(kwargs, [*self.__dataclass_fields__, *own_fields])
+        super().__post_init__(**{**own_fields, **kwargs})
         if getattr(self, "auto_map", None) is None:
             self.auto_map = {}  # TRL and transformers read it of every config, or look for a name in it
         if self.num_key_value_heads is None:
@@ -258,9 +264,10 @@ class AlibiGPTConfig(PreTrainedConfig):
         ALiBi that a saved config holds next to another position method, or that it keeps when `kwargs` choose another
         one, are reported and left out.
         """
-        foreign = foreign_keys(config_dict, cls.__dataclass_fields__)
+        method = kwargs.get("position_method", config_dict.get("position_method", cls.position_method))
+        own_fields = plugin_fields(method, config_dict.get("position_plugin"), cls)
+        foreign = foreign_keys(config_dict, [*cls.__dataclass_fields__, *own_fields])
         known = {key: value for key, value in config_dict.items() if key not in foreign}
-        method = kwargs.get("position_method", known.get("position_method", cls.position_method))
         for key in cls._unread_alibi_fields(known, method):
             logger.warning_once(f"the config holds '{key}', which position_method '{method}' does not read")
             del known[key]

@@ -20,8 +20,10 @@ class PositionMethod(nn.Module):
         bias_differs_by_layer: Whether every layer needs a bias of its own.
         bias_is_of_distance: Whether a bias depends on the distance between query and key alone.
         head_mesh: Under tensor parallelism, the ranks over which heads are split.
+        config_fields: Fields that a registered method adds to the config, with their defaults; JSON values.
     """
 
+    config_fields: ClassVar[dict[str, Any]] = {}
     reads_alibi_fields: ClassVar[bool] = False
     has_bias: ClassVar[bool] = False
     bias_is_of_distance: ClassVar[bool] = False

@@ -2,12 +2,13 @@
 """Where a decoder's positions come from: one class a method, ALiBi first, one table last. Travels to the Hub.
 
 A method answers through three hooks, each with a neutral default: ``embed`` changes the embeddings once, ``rotate``
-changes queries and keys in every layer, ``bias`` is added to the scores. Adding a method is one class, one line in
-``POSITION_METHODS`` and one row in its test.
+changes queries and keys in every layer, ``bias`` is added to the scores. Adding a method here is one class, one line
+in ``POSITION_METHODS`` and one row in its test; from another package, :func:`register_position_method`.
 
 Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys, D hidden size, d head size.
 """
 
+import copy
 import math
 from typing import Any
 
@@ -83,3 +84,54 @@ POSITION_METHODS: dict[str, type[PositionMethod]] = {
     "sandwich": SandwichPositions,
     "none": PositionMethod,
 }
+_BUILT_IN = frozenset(POSITION_METHODS)
+
+
+def register_position_method(name: str, method: type[PositionMethod]) -> None:
+    """Make ``AlibiGPTConfig(position_method=name)`` build a class of yours.
+
+    Its ``config_fields`` become fields of such configs, saved and loaded with them; its ``check_config`` checks them.
+    A saved config names the module of the class, which must have been imported before the config is loaded.
+
+    Args:
+        name: A name that is not taken, or that of the same class, which a notebook may define again.
+        method: The class.
+
+    Raises:
+        ValueError: The name is taken, the class is no :class:`PositionMethod`, or the name of a field is private.
+    """
+    if not (isinstance(method, type) and issubclass(method, PositionMethod)):
+        raise ValueError(f"a position method must be a subclass of PositionMethod, got {method!r}")
+    known = POSITION_METHODS.get(name)
+    if known is not None and (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
+        raise ValueError(f"position_method {name!r} is taken by {known.__module__}.{known.__qualname__}")
+    if private := [field for field in method.config_fields if not field.isidentifier() or field.startswith("_")]:
+        raise ValueError(f"config_fields must be public names, got {', '.join(map(repr, private))}")
+    POSITION_METHODS[name] = method
+
+
+def plugin_of(name: str) -> str | None:
+    """Module of a registered position method; None for those of this file, and for unknown ones."""
+    return None if name in _BUILT_IN or name not in POSITION_METHODS else POSITION_METHODS[name].__module__
+
+
+def plugin_fields(name: str, plugin: str | None, config_class: type) -> dict[str, Any]:
+    """Fields that a position method adds to its configs, with their defaults.
+
+    Args:
+        name: Of the method.
+        plugin: The module that registers it, as far as a config says so; it is never imported from here.
+        config_class: Whose attributes the fields must not hide.
+
+    Raises:
+        ValueError: The method is unknown and has a plugin, or a field hides an attribute.
+    """
+    if name not in POSITION_METHODS and plugin is not None:
+        raise ValueError(
+            f"position_method {name!r} is registered by the module {plugin!r}: import it before this config is "
+            "loaded; no module is imported because a file names it"
+        )
+    fields = POSITION_METHODS.get(name, PositionMethod).config_fields
+    if hidden := [field for field in fields if hasattr(config_class, field)]:
+        raise ValueError(f"config_fields of {name!r} hide attributes of {config_class.__name__}: {', '.join(hidden)}")
+    return copy.deepcopy(fields)
