@@ -64,11 +64,11 @@ class StripAttention:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Output ``(B, H, Q, d)`` of queries ``(B, H, Q, d)``, and keys and values ``(B, H, K, d)``."""
-        tiles, strip = self.whole or (None, None)
+        tiles, toeplitz = self.whole or (None, None)
         if self.whole is None:
             tiles = banded_tiles(query, key, self.bias, self.segments, scaling)
-            strip = ToeplitzBias(self.biases, tiles)
-        output = attend_tiles(query, key, value, strip, tiles, scaling, dropout)
+            toeplitz = ToeplitzBias(self.biases, tiles)
+        output = attend_tiles(query, key, value, toeplitz, tiles, scaling, dropout)
         return attend_to_self(output, value, self.fully_masked_queries)
 
 

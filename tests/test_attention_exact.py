@@ -131,9 +131,9 @@ def test_a_switch_reads_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     num_read = []
     attend = attention_strips.attend_tiles
 
-    def observe(query: Tensor, key: Tensor, value: Tensor, strip: object, tiles: list, *args: float) -> Tensor:
+    def observe(query: Tensor, key: Tensor, value: Tensor, toeplitz: object, tiles: list, *args: float) -> Tensor:
         num_read.append(pairs_read(tiles, query.shape[1], query.shape[2]).tril().sum().item())
-        return attend(query, key, value, strip, tiles, *args)
+        return attend(query, key, value, toeplitz, tiles, *args)
 
     monkeypatch.setattr(attention_strips, "attend_tiles", observe)
     model = make_model("alibi", alibi_beta=64.0)
