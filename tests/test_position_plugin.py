@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, PositionMethod, register_position_method
+from modeling_alibi_gpt.conversion.hub_export import ExportConfig, export_to_hub
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 
 
@@ -109,6 +110,13 @@ def test_without_its_plugin_a_folder_says_what_to_import(tmp_path: Path) -> None
     assert "my_positions" not in sys.modules
     importlib.import_module("my_positions")
     assert AlibiGPTConfig.from_pretrained(tmp_path).mine_strength == 0.5
+
+
+def test_a_folder_for_the_hub_would_miss_the_plugin(tmp_path: Path) -> None:
+    make_model().save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match="has a position_method of 'my_positions', whose code cannot travel"):
+        export_to_hub(ExportConfig(model=str(tmp_path / "model"), output_dir=str(tmp_path / "hub")))
+    assert not (tmp_path / "hub").exists()
 
 
 def test_check_config_is_asked() -> None:
