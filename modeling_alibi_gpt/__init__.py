@@ -23,6 +23,8 @@ from modeling_alibi_gpt.modeling_alibi_gpt import (
     AlibiGPTModel,
     AlibiGPTPreTrainedModel,
 )
+from modeling_alibi_gpt.position_base import PositionMethod
+from modeling_alibi_gpt.position_methods import register_position_method
 
 
 __version__ = "0.1.0"
@@ -50,4 +52,6 @@ __all__ = [
     "AlibiGPTModel",
     "AlibiGPTPreTrainedModel",
     "AlibiWindowCache",
+    "PositionMethod",
+    "register_position_method",
 ]

@@ -46,7 +46,7 @@ def alibi_slopes(
         ``(H,)`` float32, nats per token of distance.
 
     Raises:
-        ValueError: An argument lies outside its range.
+        ValueError: An argument is out of range.
     """
     check_slopes(num_heads, beta=beta, kind=kind, bias_max=bias_max, custom=custom)
     if custom is not None:
@@ -104,7 +104,7 @@ def alibi_causal_bias(slopes: Tensor, q_len: int, kv_len: int | None = None, mas
         slopes: ``(H,)``, nats per token.
         q_len: Q, tokens.
         kv_len: K, tokens, at least ``q_len``; None means ``q_len``.
-        mask_value: What stands above the diagonal.
+        mask_value: The entries above the diagonal.
 
     Returns:
         ``(H, Q, K)`` float32.

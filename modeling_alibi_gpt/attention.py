@@ -1,8 +1,8 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
 """The table of attention back ends, and how a position bias gets into each. Travels to the Hub.
 
-Before the layers run, a back end's entry turns who-sees-whom and the position bias into what its attention function
-takes for a mask: one folded tensor, or an object that does a layer's attention itself and writes no bias down.
+Before the layers run, a back end's entry turns visibility and the position bias into what its attention function takes
+for a mask: one folded tensor, or an object that does a layer's attention itself and never materialises the bias.
 
 Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys, d head size.
 """
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_tracing
@@ -52,7 +53,7 @@ class PositionBias(Protocol):
 
 
 class BiasedAttention(Protocol):
-    """Who-sees-whom and bias of a layer, able to do its attention."""
+    """Visibility and bias of a layer, with the attention function that applies them."""
 
     def attend(self, query: Tensor, key: Any, value: Any, scaling: float, dropout: float) -> Tensor:
         """Output ``(B, H, Q, d)`` of queries ``(B, H, Q, d)``, and keys and values ``(B, H, K, d)``."""
@@ -87,8 +88,8 @@ def folded_mask(context: AttentionContext, bias: PositionBias | None) -> Tensor 
     return torch.where(is_visible, score, torch.finfo(context.dtype).min).to(context.dtype)
 
 
-def folded_or_linear(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
-    """The quickest of three exact ways: strips on a CPU, augmented keys elsewhere, a folded mask for what is short.
+def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
+    """The quickest of three exact variants: strips on a CPU, augmented keys elsewhere, a folded mask for short texts.
 
     Other biases of distance than ALiBi's go by strips too, where they do not learn. Slopes that learn, or differ by
     query, go by augmented keys, and so does what torch compiles: there one graph serves all lengths. Exceptions keep
@@ -114,7 +115,7 @@ def folded_or_linear(context: AttentionContext, bias: PositionBias | None) -> La
         return _folded(context, bias)
     is_fixed = slopes.shape[:2] == (1, 1) and not slopes.requires_grad
     is_cpu, is_half = slopes.device.type == "cpu", context.dtype.itemsize < 4
-    if is_fixed and (is_cpu or not is_half) and context.spans() is not None:
+    if is_fixed and (is_cpu or not is_half) and context.segments() is not None:
         # To find out which keys count makes the host wait for a GPU.
         return StripAttention(context, _tolerance(context) if is_cpu else 0.0, slopes[0, 0])
     return AugmentedAttention(context, slopes) if is_cpu or is_half else folded_mask(context, bias)
@@ -134,7 +135,7 @@ def reading_every_key() -> Iterator[None]:
 
 
 def _folded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
-    """A folded mask, with one beside it on a CPU where keys lie too far down to count."""
+    """A folded mask, with a second one on a CPU where some keys are too far below the others to count."""
     mask = folded_mask(context, bias)
     if bias is None or context.q_len == 1 or mask.device.type != "cpu" or is_tracing(mask):
         return mask
@@ -153,21 +154,21 @@ def _is_long(context: AttentionContext) -> bool:
 
 
 def _biases_by_distance(context: AttentionContext, bias: PositionBias | None) -> Tensor | None:
-    """``(H, K)`` for strips on a CPU; None where there is no such bias, or where another way is right or quicker."""
+    """``(H, K)`` for strips on a CPU; None without such a bias, or where another variant serves better."""
     positions = context.query_positions
     if bias is None or positions.device.type != "cpu" or is_tracing(positions):
         return None
-    if not (context.is_causal and _is_long(context)) or context.spans() is None:
+    if not (context.is_causal and _is_long(context)) or context.segments() is None:
         return None
     biases = bias.by_distance(context.kv_len, context.bias_dtype, positions.device)
     return None if biases is None or biases.requires_grad else biases
 
 
-def banded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
+def prepare_banded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
     """Only the keys that can matter; a folded mask for single queries, which are cheap.
 
     Raises:
-        ValueError: The position method is not ALiBi, or who sees whom cannot be said in spans of tokens.
+        ValueError: The position method is not ALiBi, or visibility cannot be expressed as segments.
     """
     slopes = None if bias is None else bias.slopes(context.query_positions, context.bias_dtype)
     if slopes is None or slopes.shape[:2] != (1, 1):
@@ -177,7 +178,7 @@ def banded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
         )
     if context.q_len == 1 and not context.keeps_windows:
         return folded_mask(context, bias)
-    if context.spans() is None:
+    if context.segments() is None:
         raise ValueError(
             "attention back end 'alibi_banded' reads runs of tokens: padding between visible tokens, masks of four "
             "dimensions, static caches and compiled packing run on sdpa and eager"
@@ -185,7 +186,7 @@ def banded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
     return BandedAttention(context, slopes[0, 0], bias.tolerance)
 
 
-def flexible(context: AttentionContext, bias: PositionBias | None) -> FlexAttention:
+def prepare_flex(context: AttentionContext, bias: PositionBias | None) -> FlexAttention:
     """ALiBi by its slopes, which the kernel turns into biases; every other bias written down for it to read."""
     if bias is None:
         return FlexAttention(context)
@@ -220,21 +221,32 @@ class AttentionBackend(NamedTuple):
     """An entry of the table.
 
     Attributes:
-        prepare: From who-sees-whom and a layer's bias to what the layer gets for a mask.
-        forward: The attention function; None for those of transformers, and for `eager`, which stands beside the
-            model as the definition of correct.
+        prepare: Turns visibility and a layer's bias into what the layer gets for a mask.
+        forward: The attention function; None for those of transformers, and for `eager`, which the model's file
+            defines.
+        reads_windows: Whether it takes the keys of a cache that keeps a window a head.
     """
 
     prepare: Callable[[AttentionContext, PositionBias | None], LayerMask]
     forward: Callable[..., tuple[Tensor, Tensor | None]] | None = None
+    reads_windows: bool = False
 
 
 ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "eager": AttentionBackend(folded_mask),
-    "sdpa": AttentionBackend(folded_or_linear, attention_forward),
-    "alibi_banded": AttentionBackend(banded, attention_forward),
-    "flex_attention": AttentionBackend(flexible, attention_forward),
+    "sdpa": AttentionBackend(prepare_sdpa, attention_forward),
+    "alibi_banded": AttentionBackend(prepare_banded, attention_forward, reads_windows=True),
+    "flex_attention": AttentionBackend(prepare_flex, attention_forward),
     "paged|eager": AttentionBackend(folded_mask),
+}
+
+# Each computation of ALiBi that the entries above choose from, by name, for measurements and tests: from a context,
+# slopes (H,) in nats per token, and the largest weight that `banded` may leave out of a query.
+ATTENTION_VARIANTS: dict[str, Callable[[AttentionContext, Tensor, float], BiasedAttention]] = {
+    "strips": lambda context, slopes, _: StripAttention(context, exact_tolerance(context.dtype), slopes),
+    "augmented": lambda context, slopes, _: AugmentedAttention(context, slopes[None, None]),
+    "flex": lambda context, slopes, _: FlexAttention(context, slopes[None, None]),
+    "banded": BandedAttention,
 }
 
 # This model's own view of transformers' registry: an entry set here changes a back end for AlibiGPT only.
@@ -247,15 +259,24 @@ AttentionInterface.register("alibi_banded", attention_forward)
 AttentionMaskInterface.register("alibi_banded", sdpa_mask)
 
 
-def attention_backend(name: str) -> AttentionBackend:
+def attention_backend(name: str, cache: Cache | None = None) -> AttentionBackend:
     """Entry of the table.
 
+    Args:
+        name: Of the back end.
+        cache: That it has to read, or None.
+
     Raises:
-        ValueError: The back end is none of the table's, and would run without the position bias.
+        ValueError: The back end is none of the table's, and would run without the position bias; or it cannot read
+            the cache.
     """
     if name not in ATTENTION_BACKENDS:
         raise ValueError(
             f"attention back end {name!r} would drop the position bias silently; AlibiGPT runs on: "
             f"{', '.join(ATTENTION_BACKENDS)}"
         )
-    return ATTENTION_BACKENDS[name]
+    backend = ATTENTION_BACKENDS[name]
+    if getattr(cache, "keeps_windows", False) and not backend.reads_windows:
+        readers = " or ".join(repr(reader) for reader, entry in ATTENTION_BACKENDS.items() if entry.reads_windows)
+        raise ValueError(f"AlibiWindowCache goes with attn_implementation={readers}, got {name!r}")
+    return backend

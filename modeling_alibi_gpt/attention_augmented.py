@@ -46,14 +46,14 @@ class AugmentedAttention:
     """ALiBi over all keys, by more dimensions of queries and keys.
 
     Args:
-        context: Who sees whom, and where they stand.
+        context: Visibility and positions.
         slopes: ``(1 or B, 1 or Q, H)``, nats per token.
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor) -> None:
         positions = context.query_positions, context.key_positions
-        if not is_tracing(slopes) and context.spans() is not None:
-            # Within a span slots are as far apart as positions, which begin anew in every document: far from others.
+        if not is_tracing(slopes) and context.segments() is not None:
+            # Within a segment, slots are as far apart as positions, which restart in every document.
             slots = torch.arange(context.kv_len, device=slopes.device)[None]
             positions = slots[:, context.kv_len - context.q_len :], slots
         self.tensors = slopes, *positions
@@ -108,7 +108,7 @@ def augmented_attention(
         value: ``(B, H, K, d)``.
         slopes: ``(1 or B, 1 or Q, H)``, nats per token.
         query_positions: ``(1 or B, Q)`` int64, tokens.
-        key_positions: ``(1 or B, K)`` int64, tokens; a query must see none that lies after it.
+        key_positions: ``(1 or B, K)`` int64, tokens; a query must see none after its own.
         mask: Bool ``(1 or B, 1, Q, K)``, True where a query sees a key; None means plain causal attention, Q = K.
         scaling: What multiplies ``q . k``.
         dropout: Probability.
@@ -203,7 +203,7 @@ def _distance_digits(
 
     c is the last query's position.
     """
-    # No query sees a key further away, whatever stands at masked positions.
+    # No query sees a key further away, whatever positions masked keys have.
     distance = (query_positions.amax(-1, keepdim=True) - key_positions).clamp(min=0, max=key_positions.shape[-1])
     # One graph serves all lengths.
     num_digits = 2 if not is_tracing(distance) and distance.shape[-1] <= _TWO_DIGITS_TOKENS else 3

@@ -34,14 +34,14 @@ class BandedAttention:
     """ALiBi over the keys that can matter, found anew from the queries and keys of every layer.
 
     Args:
-        context: Who sees whom.
+        context: Visibility.
         slopes: ``(H,)``, nats per token.
         tolerance: Largest weight that a query may lose.
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor, tolerance: float) -> None:
         self.context, self.slopes, self.tolerance = context, slopes, tolerance
-        self.spans = context.spans()
+        self.segments = context.segments()
         self.strips: StripAttention | None = None
         if context.keeps_windows and not context.is_whole:
             context.mask()  # made now, for a layer's update moves the cache on

@@ -1,11 +1,11 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Who sees whom in a forward, and where everybody stands: found once, for all layers. Travels to the Hub.
+"""Positions and visibility for one forward pass, found once for all layers. Travels to the Hub.
 
-Shapes: B batch (or 1, where all rows agree), Q queries, K keys.
+Shapes: B batch (or 1, where all rows agree), Q queries, K keys, D hidden size.
 """
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,48 +15,128 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import is_tracing
 
-from .attention_spans import Slots, Span, document_numbers, spans_of_documents, spans_of_visible_runs
+from .attention_segments import Segment, Slots, document_numbers, segments_of_documents, segments_of_visible_runs
 
 
+class ForwardInputs(NamedTuple):
+    """What the model was called with, as far as it decides positions and visibility.
+
+    Attributes:
+        config: Of the model.
+        inputs_embeds: ``(B, Q, D)``.
+        attention_mask: ``(B, K)``, 1 where a token is visible; or ``(B, 1 or H, Q, K)``; or None.
+        position_ids: ``(B, Q)``, tokens, or None.
+        past_key_values: The cache before this call, or None.
+        may_skip_mask: Whether plain causal attention may go without a mask.
+    """
+
+    config: PreTrainedConfig
+    inputs_embeds: Tensor
+    attention_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    past_key_values: Cache | None = None
+    may_skip_mask: bool = False
+
+
+@dataclass(frozen=True, eq=False)
 class AttentionContext:
-    """Who sees whom, and how far apart; the same for every layer of a forward.
+    """Positions and visibility, the same for every layer of a forward pass.
 
     Attributes:
         query_positions: ``(B, Q)`` int64, tokens.
         key_positions: ``(B, K)`` int64, tokens.
         dtype: What attention computes in.
         num_rows: B of the call.
-        is_causal: Whether no query sees a key that stands after it, as far as can be told beforehand.
-        slots: The same as ``mask()`` says, unless the caller gave a mask of four dimensions.
+        slots: The visibility that ``mask()`` has, as vectors; None where the caller gave a mask of four dimensions.
+        is_causal: Whether no query sees a key after its own, as far as can be told beforehand.
+        is_aligned: Whether the keys are all slots up to the last query's.
         keeps_windows: Whether keys before this call are in a cache that keeps a window a head.
-        is_whole: Whether every row is one text and every query sees all keys up to its own.
+        inputs: What the mask is made of; None makes it of the slots.
     """
 
-    def __init__(
-        self,
+    query_positions: Tensor
+    key_positions: Tensor
+    dtype: torch.dtype
+    num_rows: int
+    slots: Slots | None
+    is_causal: bool
+    is_aligned: bool
+    keeps_windows: bool = False
+    inputs: ForwardInputs | None = None
+    # Not functools.cached_property: on Python 3.11 it takes a lock, which torch.compile cannot trace.
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def from_padding(cls, inputs: ForwardInputs) -> "AttentionContext":
+        """Under a mask ``(B, K)``: positions count the visible tokens of a row, wherever its padding is."""
+        queries, keys, is_aligned = _slots(inputs)
+        visible = inputs.attention_mask.to(device=keys.device, dtype=torch.long)
+        # A static cache has slots beyond the mask, which no query sees yet.
+        visible = F.pad(visible, (0, max(0, keys.shape[0] - visible.shape[-1])))
+        positions = (visible.cumsum(-1) - 1).clamp(min=0)
+        slots = Slots(queries, keys, inputs.attention_mask, None)
+        return cls._from(inputs, positions[:, queries], positions[:, keys], slots, is_aligned)
+
+    @classmethod
+    def from_documents(cls, inputs: ForwardInputs) -> "AttentionContext":
+        """At positions of the caller's, without a cache: packed documents restart at 0 and do not see each other."""
+        queries, keys, is_aligned = _slots(inputs)
+        position_ids, slots = inputs.position_ids, None
+        if inputs.attention_mask is None:
+            documents = document_numbers(position_ids.expand(inputs.inputs_embeds.shape[0], -1))
+            slots = Slots(queries, keys, None, documents)
+        return cls._from(inputs, position_ids, position_ids, slots, is_aligned)
+
+    @classmethod
+    def from_paged(cls, inputs: ForwardInputs, cu_seq_lens_k: Any) -> "AttentionContext":
+        """Under continuous batching, where the keys of all requests are concatenated.
+
+        Args:
+            inputs: With positions ``(1, Q)`` and a mask of four dimensions.
+            cu_seq_lens_k: ``(requests + 1,)``, where each request's keys start; or a dict of it by type of layer.
+        """
+        starts = cu_seq_lens_k["full_attention"] if isinstance(cu_seq_lens_k, dict) else cu_seq_lens_k
+        keys = torch.arange(inputs.attention_mask.shape[-1], device=inputs.position_ids.device)
+        request = torch.searchsorted(starts[1:].to(keys), keys, right=True).clamp(max=starts.shape[0] - 2)
+        return cls._from(inputs, inputs.position_ids, (keys - starts[request])[None], None, is_aligned=False)
+
+    @classmethod
+    def from_slots(cls, inputs: ForwardInputs) -> "AttentionContext":
+        """Without padding or positions of the caller's: positions are the slots of the cache, or of the call."""
+        queries, keys, is_aligned = _slots(inputs)
+        slots = Slots(queries, keys, None, None) if inputs.attention_mask is None else None
+        return cls._from(inputs, queries[None], keys[None], slots, is_aligned)
+
+    @classmethod
+    def from_lengths(
+        cls, q_len: int, kv_len: int, dtype: torch.dtype, device: torch.device | None = None
+    ) -> "AttentionContext":
+        """Plain causal attention of the last ``q_len`` of ``kv_len`` tokens, for one row and without a model."""
+        keys = torch.arange(kv_len, device=device)
+        queries = keys[kv_len - q_len :]
+        slots = Slots(queries, keys, None, None)
+        return cls(queries[None], keys[None], dtype, num_rows=1, slots=slots, is_causal=True, is_aligned=True)
+
+    @classmethod
+    def _from(
+        cls,
+        inputs: ForwardInputs,
         query_positions: Tensor,
         key_positions: Tensor,
-        dtype: torch.dtype,
-        num_rows: int,
-        make_mask: Callable[[], Tensor | None],
-        make_spans: Callable[[], list[Span] | None],
-        is_causal: bool,
-        is_whole: bool,
-        slots: Slots | None = None,
-        keeps_windows: bool = False,
-    ) -> None:
-        self.query_positions = query_positions
-        self.key_positions = key_positions
-        self.dtype = dtype
-        self.num_rows = num_rows
-        self.is_causal = is_causal
-        self.is_whole = is_whole
-        self.slots = slots
-        self.keeps_windows = keeps_windows
-        self._make_mask = make_mask
-        self._make_spans = make_spans
-        self._mask: tuple[Tensor | None] | None = None
-        self._spans: tuple[list[Span] | None] | None = None
+        slots: Slots | None,
+        is_aligned: bool,
+    ) -> "AttentionContext":
+        return cls(
+            query_positions,
+            key_positions,
+            dtype=_attention_dtype(inputs.inputs_embeds),
+            num_rows=inputs.inputs_embeds.shape[0],
+            slots=slots,
+            is_causal=getattr(inputs.config, "is_causal", True) and slots is not None,
+            is_aligned=is_aligned,
+            keeps_windows=getattr(inputs.past_key_values, "keeps_windows", False),
+            inputs=inputs,
+        )
 
     @property
     def q_len(self) -> int:
@@ -71,128 +151,101 @@ class AttentionContext:
         """What biases and slopes are computed in: float32, or float64 in a float64 model."""
         return torch.promote_types(self.dtype, torch.float32)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row is one text and every query sees all keys up to its own."""
+        is_plain = self.is_causal and self.is_aligned
+        return is_plain and self.slots.visible is None and self.slots.documents is None
+
     def mask(self) -> Tensor | None:
         """``(B, 1 or H, Q, K)``, made when it is first asked for.
 
         Bool, True where a query sees a key, or additive, the dtype's minimum or -inf where it does not; None
-        means plain causal attention among the queries themselves.
+        means plain causal attention.
         """
-        if self._mask is None:
-            self._mask = (self._make_mask(),)
-        return self._mask[0]
+        if "mask" not in self._made:
+            self._made["mask"] = self._make_mask()
+        return self._made["mask"]
 
-    def spans(self) -> list[Span] | None:
-        """The same as spans of consecutive tokens; None where it cannot be said so. Queries in no span are padding."""
-        if self._spans is None:
-            self._spans = (self._make_spans(),)
-        return self._spans[0]
+    def segments(self) -> list[Segment] | None:
+        """Visibility as segments; None where it cannot be expressed so. Queries in no segment are padding."""
+        if "segments" not in self._made:
+            self._made["segments"] = self._make_segments()
+        return self._made["segments"]
+
+    def _make_mask(self) -> Tensor | None:
+        if self.inputs is None:
+            return (self.slots.queries[:, None] >= self.slots.keys)[None, None]
+        mask = create_causal_mask(
+            config=self.inputs.config,
+            inputs_embeds=self.inputs.inputs_embeds,
+            attention_mask=self.inputs.attention_mask,
+            past_key_values=self.inputs.past_key_values,
+            position_ids=self.inputs.position_ids,
+            allow_is_causal_skip=self.inputs.may_skip_mask,
+        )
+        if self.slots is None or self.slots.visible is None:
+            return mask
+        return _let_fully_masked_queries_attend_to_self(mask, self.slots.queries, self.slots.keys)
+
+    def _make_segments(self) -> list[Segment] | None:
+        if self.is_whole:
+            return [Segment(slice(0, self.num_rows), slice(0, self.q_len), 0)]
+        if not (self.is_causal and self.is_aligned) or is_tracing(self.query_positions):
+            return None
+        if self.slots.visible is not None:
+            return segments_of_visible_runs(self.slots.visible, self.q_len)
+        return segments_of_documents(self.slots.documents)
 
     def first_keys(self) -> Tensor | None:
-        """``(1 or B, Q)`` int64: the first key that a query sees, from spans; None where that is the first of all.
+        """``(1 or B, Q)`` int64: the first key that a query sees, from segments; None where all see the first key.
 
-        Queries in no span see their own key.
+        Queries in no segment see their own key.
         """
-        spans = self.spans()
+        segments = self.segments()
         if self.is_whole:
             return None
         own_keys = torch.arange(self.kv_len - self.q_len, self.kv_len, device=self.query_positions.device)
-        rows_agree = all(span.rows == slice(0, self.num_rows) for span in spans)
+        rows_agree = all(segment.rows == slice(0, self.num_rows) for segment in segments)
         first_keys = own_keys.repeat(1 if rows_agree else self.num_rows, 1)
-        for span in spans:
-            first_keys[span.rows, span.queries] = span.first_key
+        for segment in segments:
+            first_keys[segment.rows, segment.queries] = segment.first_key
         return first_keys
 
-    def lost_queries(self) -> Tensor | None:
-        """``(B, 1, Q, 1)`` bool, True for queries in no span; None if all are in one."""
-        spans = self.spans()
-        num_in_spans = sum(_length(span.rows) * _length(span.queries) for span in spans)
-        if num_in_spans == self.num_rows * self.q_len:
+    def fully_masked_queries(self) -> Tensor | None:
+        """``(B, 1, Q, 1)`` bool, True for queries in no segment; None if all are in one."""
+        segments = self.segments()
+        num_in_segments = sum(segment.num_queries for segment in segments)
+        if num_in_segments == self.num_rows * self.q_len:
             return None
-        is_lost = torch.ones(self.num_rows, 1, self.q_len, 1, dtype=torch.bool, device=self.query_positions.device)
-        for span in spans:
-            is_lost[span.rows, :, span.queries] = False
-        return is_lost
+        shape, device = (self.num_rows, 1, self.q_len, 1), self.query_positions.device
+        is_fully_masked = torch.ones(shape, dtype=torch.bool, device=device)
+        for segment in segments:
+            is_fully_masked[segment.rows, :, segment.queries] = False
+        return is_fully_masked
 
 
-def _length(run: slice) -> int:
-    return run.stop - run.start
-
-
-def attention_context(
-    config: PreTrainedConfig,
-    inputs_embeds: Tensor,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None,
-    past_key_values: Cache | None,
-    may_skip_mask: bool,
-    kwargs: dict[str, Any],
-) -> AttentionContext:
-    """Read who sees whom from what the model was called with.
+def attention_context(inputs: ForwardInputs, kwargs: dict[str, Any]) -> AttentionContext:
+    """Positions and visibility from what the model was called with.
 
     Positions count the visible tokens where there is a padding mask, are the caller's where nothing is cached (packed
     documents restart at 0), and else are cache slots.
 
     Args:
-        config: Of the model.
-        inputs_embeds: ``(B, Q, D)``.
-        attention_mask: ``(B, K)``, 1 where a token is visible; or ``(B, 1 or H, Q, K)``; or None.
-        position_ids: ``(B, Q)`` or None.
-        past_key_values: The cache before this call, or None.
-        may_skip_mask: Whether plain causal attention may go without a mask.
+        inputs: As the model got them.
         kwargs: What else the model was called with; continuous batching speaks there.
     """
-    num_rows, q_len = inputs_embeds.shape[:2]
-    if _masks_nothing(attention_mask):
-        attention_mask = None
-    if _is_empty(past_key_values, q_len):
-        past_key_values = None
-
-    query_slots, key_slots, is_aligned = _slots(q_len, attention_mask, past_key_values, inputs_embeds.device)
-    is_padded = attention_mask is not None and attention_mask.ndim == 2
-    has_own_mask = attention_mask is not None and not is_padded
-    is_causal = getattr(config, "is_causal", True) and not has_own_mask
-    has_ids = position_ids is not None and attention_mask is None and past_key_values is None
-    documents = document_numbers(position_ids.expand(num_rows, -1)) if has_ids else None
-    is_whole = is_causal and is_aligned and attention_mask is None and not has_ids
-
-    # Neither says what it returns: in a compiled model, torch 2.8 cannot make a union of types.
-    def make_mask():
-        mask = create_causal_mask(
-            config=config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-            allow_is_causal_skip=may_skip_mask,
-        )
-        return _let_lost_queries_see_themselves(mask, query_slots, key_slots) if is_padded else mask
-
-    def make_spans():
-        if is_whole:
-            return [Span(slice(0, num_rows), slice(0, q_len), 0)]
-        if not (is_causal and is_aligned) or is_tracing(inputs_embeds):
-            return None
-        return spans_of_visible_runs(attention_mask, q_len) if is_padded else spans_of_documents(documents)
-
-    if is_padded:
-        positions = _visible_positions(attention_mask, query_slots, key_slots)
-    elif "cu_seq_lens_k" in kwargs and "cache" in kwargs:
-        positions = _paged_positions(kwargs["cu_seq_lens_k"], position_ids, attention_mask)
-    elif position_ids is not None and past_key_values is None:
-        positions = position_ids, position_ids
-    else:
-        positions = query_slots[None], key_slots[None]
-    return AttentionContext(
-        *positions,
-        dtype=_attention_dtype(inputs_embeds),
-        num_rows=num_rows,
-        make_mask=make_mask,
-        make_spans=make_spans,
-        is_causal=is_causal,
-        is_whole=is_whole,
-        slots=None if has_own_mask else Slots(query_slots, key_slots, attention_mask, documents),
-        keeps_windows=getattr(past_key_values, "keeps_windows", False),
-    )
+    if _masks_nothing(inputs.attention_mask):
+        inputs = inputs._replace(attention_mask=None)
+    if _is_empty(inputs.past_key_values, inputs.inputs_embeds.shape[1]):
+        inputs = inputs._replace(past_key_values=None)
+    if inputs.attention_mask is not None and inputs.attention_mask.ndim == 2:
+        return AttentionContext.from_padding(inputs)
+    if "cu_seq_lens_k" in kwargs and "cache" in kwargs:
+        return AttentionContext.from_paged(inputs, kwargs["cu_seq_lens_k"])
+    if inputs.position_ids is not None and inputs.past_key_values is None:
+        return AttentionContext.from_documents(inputs)
+    return AttentionContext.from_slots(inputs)
 
 
 def _masks_nothing(attention_mask: Tensor | None) -> bool:
@@ -209,15 +262,14 @@ def _is_empty(past_key_values: Cache | None, q_len: int) -> bool:
     return past_key_values.get_mask_sizes(q_len, 0) == (q_len, 0)
 
 
-def _slots(
-    q_len: int, attention_mask: Tensor | None, past_key_values: Cache | None, device: torch.device
-) -> tuple[Tensor, Tensor, bool]:
+def _slots(inputs: ForwardInputs) -> tuple[Tensor, Tensor, bool]:
     """Slots ``(Q,)`` and ``(K,)`` in the cache, and whether the keys are all slots up to the last query's."""
+    q_len, device = inputs.inputs_embeds.shape[1], inputs.inputs_embeds.device
     q_offset, kv_offset = 0, 0
-    kv_len = q_len if attention_mask is None else attention_mask.shape[-1]
-    if past_key_values is not None:
-        q_offset = past_key_values.get_query_offset()
-        kv_len, kv_offset = past_key_values.get_mask_sizes(q_len, 0)
+    kv_len = q_len if inputs.attention_mask is None else inputs.attention_mask.shape[-1]
+    if inputs.past_key_values is not None:
+        q_offset = inputs.past_key_values.get_query_offset()
+        kv_len, kv_offset = inputs.past_key_values.get_mask_sizes(q_len, 0)
     # A static cache counts in a tensor that it changes in place; adding makes a new one.
     query_slots = torch.arange(q_len, device=device) + q_offset
     key_slots = torch.arange(kv_len, device=device) + kv_offset
@@ -226,32 +278,17 @@ def _slots(
     return query_slots, key_slots, is_aligned
 
 
-def _visible_positions(attention_mask: Tensor, query_slots: Tensor, key_slots: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions ``(B, Q)`` and ``(B, K)`` that count the visible tokens of a row, wherever its padding stands."""
-    visible = attention_mask.to(device=key_slots.device, dtype=torch.long)
-    # A static cache has slots beyond the mask, which no query sees yet.
-    visible = F.pad(visible, (0, max(0, key_slots.shape[0] - visible.shape[-1])))
-    positions = (visible.cumsum(-1) - 1).clamp(min=0)
-    return positions[:, query_slots], positions[:, key_slots]
-
-
-def _let_lost_queries_see_themselves(mask: Tensor | None, query_slots: Tensor, key_slots: Tensor) -> Tensor | None:
+def _let_fully_masked_queries_attend_to_self(
+    mask: Tensor | None, query_slots: Tensor, key_slots: Tensor
+) -> Tensor | None:
     """Give padding queries, which see no key, their own: a softmax over nothing has wrong gradients or NaN."""
     if not isinstance(mask, Tensor):
         return mask
     is_own = query_slots[:, None] == key_slots[None, :]
     if mask.dtype == torch.bool:
         return mask | (is_own & ~mask.any(-1, keepdim=True))
-    is_lost = (mask <= torch.finfo(mask.dtype).min).all(-1, keepdim=True)
-    return mask.masked_fill(is_own & is_lost, 0.0)
-
-
-def _paged_positions(cu_seq_lens_k: Any, position_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions under continuous batching, where the keys of all requests stand one after another."""
-    starts = cu_seq_lens_k["full_attention"] if isinstance(cu_seq_lens_k, dict) else cu_seq_lens_k
-    key_slots = torch.arange(attention_mask.shape[-1], device=position_ids.device)
-    request = torch.searchsorted(starts[1:].to(key_slots), key_slots, right=True).clamp(max=starts.shape[0] - 2)
-    return position_ids, (key_slots - starts[request])[None]
+    is_fully_masked = (mask <= torch.finfo(mask.dtype).min).all(-1, keepdim=True)
+    return mask.masked_fill(is_own & is_fully_masked, 0.0)
 
 
 def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:

@@ -33,16 +33,16 @@ class FlexAttention:
     """Attention over the keys that the context lets each query see, with the bias of the layer or none.
 
     Args:
-        context: Who sees whom, and where they stand.
+        context: Visibility and positions.
         slopes: ``(1 or B, 1 or Q, H)``, nats per token, where the bias is ``-slope * distance``.
         bias: ``(1 or B, H, Q, K)``, nats, where it is anything else.
 
     Raises:
-        ValueError: Who sees whom cannot be said by slots of tokens.
+        ValueError: The caller gave a mask of four dimensions.
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor | None = None, bias: Tensor | None = None) -> None:
-        if context.slots is None and context.spans() is None:
+        if context.slots is None and context.segments() is None:
             raise ValueError(
                 "attention back end 'flex_attention' reads masks of two dimensions, got one of four, which sdpa and "
                 "eager take"
@@ -68,7 +68,7 @@ class FlexAttention:
         )
         if self.slopes.shape[:2] == (1, 1):
             slopes = self.slopes[0, 0].to(device)
-            if self.context.spans() is not None:
+            if self.context.segments() is not None:
                 return distance_score_mod(slopes, self.context.kv_len - self.context.q_len)
             return slope_score_mod(slopes, query_positions, key_positions)
         slopes = self.slopes.to(device).expand(num_rows, self.context.q_len, -1)
@@ -95,7 +95,7 @@ def flex(
         key: ``(B, H, K, d)``, like ``value``.
         value: ``(B, H, K, d)``.
         score_mod: From a scaled score, and its row, head, query and key, to what the softmax gets.
-        block_mask: Who sees whom.
+        block_mask: Visibility.
         scaling: What multiplies ``q . k``.
         dropout: Must be 0.
 
@@ -143,7 +143,7 @@ def _flex_on_cpu(
 
 
 def distance_score_mod(slopes: Tensor, offset: int) -> ScoreMod:
-    """ALiBi where a key lies as many tokens behind its query as slots, by numbers that the kernel has at hand.
+    """ALiBi where distances of tokens equal distances of slots, whose numbers the kernel has at hand.
 
     Args:
         slopes: ``(H,)``, nats per token.
@@ -175,8 +175,8 @@ def slope_score_mod(slopes: Tensor, query_positions: Tensor, key_positions: Tens
 
 
 def visible_blocks(context: AttentionContext, device: torch.device) -> BlockMask:
-    """Which blocks of queries and keys see each other, and which pairs within: the same that the dense mask says."""
-    if context.spans() is not None:
+    """Visibility as blocks, and as pairs within them: equal to the dense mask."""
+    if context.segments() is not None:
         return run_blocks(context.q_len, context.kv_len, device, context.first_keys())
     make = create_block_mask
     if device.type != "cpu" and not torch.compiler.is_compiling():
@@ -196,18 +196,18 @@ def _mask_mod(context: AttentionContext, device: torch.device) -> MaskMod:
     """Whether a query sees a key, as a function of their numbers within the call."""
     queries, keys, visible, documents = (None if tensor is None else tensor.to(device) for tensor in context.slots)
     is_causal = context.is_causal
-    is_lost = None
+    is_fully_masked = None
     if visible is not None:
         # A static cache has slots beyond the mask, which no query sees yet.
         visible = F.pad(visible.bool(), (0, max(0, keys.shape[0] - visible.shape[-1])))
         counts = visible.cumsum(-1)
-        is_lost = (counts[:, queries] if is_causal else counts[:, -1:].expand(-1, queries.shape[0])) == 0
+        is_fully_masked = (counts[:, queries] if is_causal else counts[:, -1:].expand(-1, queries.shape[0])) == 0
         visible = visible[:, keys]
 
     def mask_mod(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         is_seen = keys[key] <= queries[query] if is_causal else key >= 0
         if visible is not None:
-            is_seen = (is_seen & visible[row, key]) | (is_lost[row, query] & (keys[key] == queries[query]))
+            is_seen = (is_seen & visible[row, key]) | (is_fully_masked[row, query] & (keys[key] == queries[query]))
         if documents is not None:
             is_seen = is_seen & (documents[row, query] == documents[row, key])
         return is_seen

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .attention_bounds import BLOCK_TOKENS, DistanceBias, keys_that_matter, largest_margins
 from .attention_context import AttentionContext
-from .attention_spans import Span
-from .attention_tiles import Strip, Tile, attend_tiles, linear_biases, see_themselves
+from .attention_segments import Segment
+from .attention_tiles import Tile, ToeplitzBias, attend_tiles, attend_to_self, linear_biases
 
 
 # Below so many keys, or numbers in the keys of a head, one bound for all of a head's queries does: to find more takes
@@ -24,7 +24,7 @@ from .attention_tiles import Strip, Tile, attend_tiles, linear_biases, see_thems
 MIN_BANDED_TOKENS = 512
 MIN_BANDED_NUMBERS = 768 * 64
 # Where a head reads every key: up to so many keys, so many queries to a tile. Larger chunks waste the half of a tile
-# that lies in the future, smaller ones do not fill the blocks of the kernel.
+# that is in the future, smaller ones do not fill the blocks of the kernel.
 _WHOLE_CHUNKS = ((2048, 256), (math.inf, 768))
 # Where it does not: below so many blocks read, so many blocks of queries to a chunk.
 _BAND_CHUNKS = ((8, 1), (16, 2), (math.inf, 4))
@@ -35,10 +35,10 @@ _MAX_TILE_KEYS = 2**15
 
 
 class StripAttention:
-    """A bias of distance over the keys that can matter, in the spans of tokens that see each other.
+    """A bias of distance over the keys that can matter, in the segments of tokens that see each other.
 
     Args:
-        context: Who sees whom.
+        context: Visibility.
         tolerance: Largest weight that a query may lose; 0 reads every key.
         slopes: ``(H,)``, nats per token; or
         biases: ``(H, K)``, nats: those of keys 0, 1, 2 ... tokens behind their query.
@@ -51,107 +51,111 @@ class StripAttention:
         slopes: Tensor | None = None,
         biases: Tensor | None = None,
     ) -> None:
-        self.spans, self.lost_queries = context.spans(), context.lost_queries()
+        self.segments, self.fully_masked_queries = context.segments(), context.fully_masked_queries()
         self.offset = context.kv_len - context.q_len
         self.biases = linear_biases(slopes, context.kv_len, context.dtype) if biases is None else biases
         self.bias = DistanceBias(self.biases, tolerance) if tolerance > 0.0 else None
-        longest = max((_num_keys(span, self.offset) for span in self.spans), default=1)
+        longest = max((_num_keys(segment, self.offset) for segment in self.segments), default=1)
         if self.bias is None or not any(self.bias.worth_asking(longest)):
-            tiles = whole_tiles(self.spans, self.biases.shape[0], self.offset)
-            self.whole: tuple[list[Tile], Strip] | None = tiles, Strip(self.biases, tiles)
+            tiles = whole_tiles(self.segments, self.biases.shape[0], self.offset)
+            self.whole: tuple[list[Tile], ToeplitzBias] | None = tiles, ToeplitzBias(self.biases, tiles)
         else:
             self.whole = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Output ``(B, H, Q, d)`` of queries ``(B, H, Q, d)``, and keys and values ``(B, H, K, d)``."""
-        tiles, strip = self.whole or (None, None)
+        tiles, toeplitz = self.whole or (None, None)
         if self.whole is None:
-            tiles = banded_tiles(query, key, self.bias, self.spans, scaling)
-            strip = Strip(self.biases, tiles)
-        output = attend_tiles(query, key, value, strip, tiles, scaling, dropout)
-        return see_themselves(output, value, self.lost_queries)
+            tiles = banded_tiles(query, key, self.bias, self.segments, scaling)
+            toeplitz = ToeplitzBias(self.biases, tiles)
+        output = attend_tiles(query, key, value, toeplitz, tiles, scaling, dropout)
+        return attend_to_self(output, value, self.fully_masked_queries)
 
 
-def whole_tiles(spans: Sequence[Span], num_heads: int, offset: int, chunk_tokens: int | None = None) -> list[Tile]:
+def whole_tiles(
+    segments: Sequence[Segment], num_heads: int, offset: int, chunk_tokens: int | None = None
+) -> list[Tile]:
     """Tiles that read every key which a query sees.
 
     Args:
-        spans: Who sees whom.
+        segments: Visibility.
         num_heads: H.
         offset: Keys before the first query: K - Q.
         chunk_tokens: Queries in a tile, at most; None leaves it to the length of the text.
     """
-    return [tile for span in spans for tile in _whole_tiles(span, slice(0, num_heads), offset, chunk_tokens)]
+    return [tile for segment in segments for tile in _whole_tiles(segment, slice(0, num_heads), offset, chunk_tokens)]
 
 
-def banded_tiles(query: Tensor, key: Tensor, bias: DistanceBias, spans: Sequence[Span], scaling: float) -> list[Tile]:
+def banded_tiles(
+    query: Tensor, key: Tensor, bias: DistanceBias, segments: Sequence[Segment], scaling: float
+) -> list[Tile]:
     """Tiles that read, for every head and chunk of queries, the keys that can matter.
 
     Args:
         query: ``(B, H, Q, d)``, the last Q of K tokens.
         key: ``(B, H, K, d)``.
         bias: Of the heads, with the largest weight that a query may lose.
-        spans: Who sees whom.
+        segments: Visibility.
         scaling: What multiplies ``q . k``.
     """
     offset = key.shape[2] - query.shape[2]
     tiles: list[Tile] = []
     reaches = None
-    for span in spans:
-        num_keys = _num_keys(span, offset)
+    for segment in segments:
+        num_keys = _num_keys(segment, offset)
         is_asked = bias.worth_asking(num_keys)
         is_short = num_keys < MIN_BANDED_TOKENS or num_keys * key.shape[3] < MIN_BANDED_NUMBERS
         if is_short and any(is_asked):
             if reaches is None:
                 margins = largest_margins(query, key, bias, scaling, is_one_text=False)
                 reaches = tuple(bias.reaches(slice(None), margins[:, None])[:, 0].tolist())
-            whole = _whole_tiles(span, slice(0, query.shape[1]), offset)
+            whole = _whole_tiles(segment, slice(0, query.shape[1]), offset)
             tiles += [tile._replace(reaches=reaches) for tile in whole]
             continue
-        tiles += _span_tiles(query, key, bias, span, is_asked, scaling)
+        tiles += _segment_tiles(query, key, bias, segment, is_asked, scaling)
     return tiles
 
 
-def _num_keys(span: Span, offset: int) -> int:
-    return span.queries.stop + offset - span.first_key
+def _num_keys(segment: Segment, offset: int) -> int:
+    return segment.queries.stop + offset - segment.first_key
 
 
-def _whole_tiles(span: Span, heads: slice, offset: int, chunk_tokens: int | None = None) -> Iterator[Tile]:
-    num_keys = _num_keys(span, offset)
+def _whole_tiles(segment: Segment, heads: slice, offset: int, chunk_tokens: int | None = None) -> Iterator[Tile]:
+    num_keys = _num_keys(segment, offset)
     chunk_tokens = chunk_tokens or next(chunk for limit, chunk in _WHOLE_CHUNKS if num_keys <= limit)
-    for start in range(span.queries.start, span.queries.stop, chunk_tokens):
-        queries = slice(start, min(start + chunk_tokens, span.queries.stop))
-        yield Tile(span.rows, heads, queries, slice(span.first_key, queries.stop + offset))
+    for start in range(segment.queries.start, segment.queries.stop, chunk_tokens):
+        queries = slice(start, min(start + chunk_tokens, segment.queries.stop))
+        yield Tile(segment.rows, heads, queries, slice(segment.first_key, queries.stop + offset))
 
 
-def _span_tiles(
-    query: Tensor, key: Tensor, bias: DistanceBias, span: Span, is_asked: list[bool], scaling: float
+def _segment_tiles(
+    query: Tensor, key: Tensor, bias: DistanceBias, segment: Segment, is_asked: list[bool], scaling: float
 ) -> list[Tile]:
-    """Of one span: bands for the heads that are asked and save something by them, else all keys."""
+    """Of one segment: bands for the heads that are asked and save something by them, else all keys."""
     num_heads, offset = query.shape[1], key.shape[2] - query.shape[2]
     bands: list[Tile] = []
     # Heads that read every key, and from which distance on they mask it.
-    whole = dict.fromkeys((head for head in range(num_heads) if not is_asked[head]), _num_keys(span, offset))
+    whole = dict.fromkeys((head for head in range(num_heads) if not is_asked[head]), _num_keys(segment, offset))
     if any(is_asked):
         # One call for all between the first and the last of them, for calls are what a short text has to pay for.
         heads = slice(is_asked.index(True), num_heads - is_asked[::-1].index(True))
-        keys = slice(span.first_key, span.queries.stop + offset)
+        keys = slice(segment.first_key, segment.queries.stop + offset)
         needed = keys_that_matter(
-            query[span.rows, heads, span.queries], key[span.rows, heads, keys], bias, heads, scaling
+            query[segment.rows, heads, segment.queries], key[segment.rows, heads, keys], bias, heads, scaling
         )
-        num_whole_pairs = sum(map(_num_pairs, _whole_tiles(span, slice(0, 1), offset)))
+        num_whole_pairs = sum(map(_num_pairs, _whole_tiles(segment, slice(0, 1), offset)))
         by_head = zip(needed.first_blocks.tolist(), needed.reaches.tolist(), strict=True)
         for head, (first_blocks, reaches) in enumerate(by_head, heads.start):
             if not is_asked[head]:
                 continue
-            tiles = list(_tiles_of_head(span, head, first_blocks, reaches, offset))
+            tiles = list(_tiles_of_head(segment, head, first_blocks, reaches, offset))
             if sum(map(_num_pairs, tiles)) + _CALL_PAIRS * len(tiles) < num_whole_pairs:
                 bands += tiles
             else:
                 whole[head] = max(reaches)
     for run in _runs(sorted(whole)):
         reaches = tuple(whole[head] for head in range(run.start, run.stop))
-        bands += [tile._replace(reaches=reaches) for tile in _whole_tiles(span, run, offset)]
+        bands += [tile._replace(reaches=reaches) for tile in _whole_tiles(segment, run, offset)]
     return list(_join_heads(bands))
 
 
@@ -167,37 +171,43 @@ def _runs(heads: Sequence[int]) -> Iterator[slice]:
         yield slice(numbers[0], numbers[-1] + 1)
 
 
-def _tiles_of_head(span: Span, head: int, first_blocks: list[int], reaches: list[int], offset: int) -> Iterator[Tile]:
+def _tiles_of_head(
+    segment: Segment, head: int, first_blocks: list[int], reaches: list[int], offset: int
+) -> Iterator[Tile]:
     """Chunks of queries with the keys they must read; neighbours in one tile where they read about as many."""
-    num_before = span.queries.start + offset - span.first_key
+    num_before = segment.queries.start + offset - segment.first_key
     # The first block of keys may be short, so that blocks end where the queries begin.
-    block_start = span.first_key - (-num_before % BLOCK_TOKENS)
+    block_start = segment.first_key - (-num_before % BLOCK_TOKENS)
     own_block = -(-num_before // BLOCK_TOKENS)
     widths = sorted(own_block + block + 1 - first for block, first in enumerate(first_blocks))
     num_blocks = next(blocks for limit, blocks in _BAND_CHUNKS if widths[len(widths) // 2] < limit)
     chunk = BLOCK_TOKENS * num_blocks
-    first, num_chunks, num_keys, reach = span.queries.start, 0, 0, 0  # of the tile so far
+    first, num_chunks, num_keys, reach = segment.queries.start, 0, 0, 0  # of the tile so far
     for block in range(0, len(first_blocks), num_blocks):
-        start = span.queries.start + BLOCK_TOKENS * block
-        stop = min(start + chunk, span.queries.stop)
+        start = segment.queries.start + BLOCK_TOKENS * block
+        stop = min(start + chunk, segment.queries.stop)
         first_key = block_start + BLOCK_TOKENS * min(first_blocks[block : block + num_blocks])
-        more_keys = stop + offset - max(span.first_key, first_key)
+        more_keys = stop + offset - max(segment.first_key, first_key)
         more_reach = max(reaches[block : block + num_blocks])
         joined = -(-max(num_keys, more_keys) // chunk) * chunk
         more_pairs = chunk * (joined * (num_chunks + 1) - num_keys * num_chunks - more_keys)
-        fits = stop - start == chunk and first + chunk + offset - joined >= span.first_key
+        fits = stop - start == chunk and first + chunk + offset - joined >= segment.first_key
         if num_chunks and fits and more_pairs <= _CALL_PAIRS and joined * (num_chunks + 1) <= _MAX_TILE_KEYS:
             num_chunks, num_keys, reach = num_chunks + 1, joined, max(reach, more_reach)
             continue
         if num_chunks:
-            yield _tile(span, head, slice(first, min(first + chunk, start)), num_keys, num_chunks, reach, offset)
+            yield _tile(segment, head, slice(first, min(first + chunk, start)), num_keys, num_chunks, reach, offset)
         first, num_chunks, num_keys, reach = start, 1, more_keys, more_reach
-    yield _tile(span, head, slice(first, min(first + chunk, span.queries.stop)), num_keys, num_chunks, reach, offset)
+    yield _tile(
+        segment, head, slice(first, min(first + chunk, segment.queries.stop)), num_keys, num_chunks, reach, offset
+    )
 
 
-def _tile(span: Span, head: int, queries: slice, num_keys: int, num_chunks: int, reach: int, offset: int) -> Tile:
+def _tile(
+    segment: Segment, head: int, queries: slice, num_keys: int, num_chunks: int, reach: int, offset: int
+) -> Tile:
     keys = slice(queries.stop + offset - num_keys, queries.stop + offset)
-    return Tile(span.rows, slice(head, head + 1), queries, keys, num_chunks, (reach,))
+    return Tile(segment.rows, slice(head, head + 1), queries, keys, num_chunks, (reach,))
 
 
 def _join_heads(tiles: Sequence[Tile]) -> Iterator[Tile]:

@@ -1,9 +1,10 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
 """Attention in tiles: chunks of queries, each with one run of keys, and no matrix of biases. Travels to the Hub.
 
-With its queries in reverse order, query i and key j of a tile are ``constant - (i + j)`` tokens apart. So the biases
-of a whole tile are one vector a head, the strip, read with strides ``(1, 1)``: they take no memory, and the kernel
-finds them in its nearest cache. Stock kernels of ``scaled_dot_product_attention`` do the work.
+A bias of distance is a Toeplitz matrix, which one vector a head holds. With its queries in reverse order, query i and
+key j of a tile are ``constant - (i + j)`` tokens apart: the matrix of a tile is a strip of that vector, read with
+strides ``(1, 1)``. It takes no memory of its own, and the kernel finds it in its nearest cache. Stock kernels of
+``scaled_dot_product_attention`` do the work.
 
 Shapes: B batch, H heads, Q queries, K keys, d head size, N chunks of a tile, of C queries and L keys each. Queries are
 the last Q of K tokens.
@@ -114,17 +115,23 @@ def strip_attention(
     Returns:
         ``(B, H, Q, d)``; 0 for queries in no tile.
     """
-    strip = Strip(linear_biases(slopes, key.shape[2], query.dtype), tiles)
-    return attend_tiles(query, key, value, strip, tiles, scaling, dropout)
+    toeplitz = ToeplitzBias(linear_biases(slopes, key.shape[2], query.dtype), tiles)
+    return attend_tiles(query, key, value, toeplitz, tiles, scaling, dropout)
 
 
 def attend_tiles(
-    query: Tensor, key: Tensor, value: Tensor, strip: "Strip", tiles: Sequence[Tile], scaling: float, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    toeplitz: "ToeplitzBias",
+    tiles: Sequence[Tile],
+    scaling: float,
+    dropout: float,
 ) -> Tensor:
-    """:func:`strip_attention` with a strip that was made before."""
-    has_flash = query.device.type == "cpu" and dropout == 0.0 and not strip.values.requires_grad
+    """:func:`strip_attention` with biases that were made before."""
+    has_flash = query.device.type == "cpu" and dropout == 0.0 and not toeplitz.values.requires_grad
     if has_flash and not torch.compiler.is_compiling():
-        return _FlashTiles.apply(query, key, value, strip, tiles, scaling)
+        return _FlashTiles.apply(query, key, value, toeplitz, tiles, scaling)
     output = torch.zeros_like(query)
     for tile in tiles:
         part = F.scaled_dot_product_attention(
@@ -132,7 +139,7 @@ def attend_tiles(
             tile.keys_of(key),
             tile.keys_of(value),
             # Kernels of other devices want the bias aligned, and of the dtype of the queries.
-            attn_mask=strip.bias(tile).to(query.dtype).contiguous(),
+            attn_mask=toeplitz.bias(tile).to(query.dtype).contiguous(),
             dropout_p=dropout,
             scale=scaling,
         )
@@ -140,11 +147,11 @@ def attend_tiles(
     return output
 
 
-def see_themselves(output: Tensor, value: Tensor, lost_queries: Tensor | None) -> Tensor:
+def attend_to_self(output: Tensor, value: Tensor, fully_masked_queries: Tensor | None) -> Tensor:
     """``(B, H, Q, d)`` where queries that see no key, which are padding, have the value of their own, as elsewhere."""
-    if lost_queries is None:
+    if fully_masked_queries is None:
         return output
-    return torch.where(lost_queries, value[:, :, -output.shape[2] :], output)
+    return torch.where(fully_masked_queries, value[:, :, -output.shape[2] :], output)
 
 
 def linear_biases(slopes: Tensor, num_distances: int, dtype: torch.dtype) -> Tensor:
@@ -154,8 +161,8 @@ def linear_biases(slopes: Tensor, num_distances: int, dtype: torch.dtype) -> Ten
     return -slopes[:, None].to(dtype) * distance
 
 
-class Strip:
-    """Bias by distance, ``(H, n)``: from far to near, and -inf for keys that come after the query.
+class ToeplitzBias:
+    """Bias by distance as the vector ``(H, n)`` of a Toeplitz matrix: from far to near, and -inf for keys to come.
 
     Args:
         biases: ``(H, n)``, nats, at distances from 0 to ``n - 1``, at least as far as a tile reaches.
@@ -191,22 +198,28 @@ class _FlashTiles(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, strip: Strip, tiles: Sequence[Tile], scaling: float
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        toeplitz: ToeplitzBias,
+        tiles: Sequence[Tile],
+        scaling: float,
     ) -> Tensor:
         output = _zeros_by_token(query)
-        log_sums = torch.zeros(query.shape[:3], dtype=strip.values.dtype)
+        log_sums = torch.zeros(query.shape[:3], dtype=toeplitz.values.dtype)
         for tile in tiles:
             part, log_sum = _flash_on_cpu(
                 tile.queries_of(query).flip(2),
                 tile.keys_of(key),
                 tile.keys_of(value),
-                attn_mask=strip.bias(tile),
+                attn_mask=toeplitz.bias(tile),
                 scale=scaling,
             )
             tile.queries_of(output).copy_(part.flip(2))
             tile.queries_of(log_sums).copy_(log_sum.flip(2))
         ctx.save_for_backward(query, key, value, output, log_sums)
-        ctx.strip, ctx.tiles, ctx.scaling = strip, tiles, scaling
+        ctx.toeplitz, ctx.tiles, ctx.scaling = toeplitz, tiles, scaling
         return output
 
     @staticmethod
@@ -228,7 +241,7 @@ class _FlashTiles(torch.autograd.Function):
                 log_sum,
                 dropout_p=0.0,
                 is_causal=False,
-                attn_mask=ctx.strip.bias(tile),
+                attn_mask=ctx.toeplitz.bias(tile),
                 scale=ctx.scaling,
             )
             tile.queries_of(grad_query).copy_(grads[0].flip(2))
@@ -238,6 +251,6 @@ class _FlashTiles(torch.autograd.Function):
 
 
 def _zeros_by_token(states: Tensor) -> Tensor:
-    """Zeros ``(B, H, Q, d)`` that lie in memory as ``(B, Q, H, d)``: the order of the kernel and of the next layer."""
+    """Zeros ``(B, H, Q, d)``, stored as ``(B, Q, H, d)``: the order of the kernel and of the next layer."""
     num_rows, num_heads, q_len, head_dim = states.shape
     return states.new_zeros(num_rows, q_len, num_heads, head_dim).transpose(1, 2)

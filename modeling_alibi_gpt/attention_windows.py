@@ -37,7 +37,7 @@ def attend_windows(
     """Attention of new tokens over what the cache kept for each group of heads.
 
     Args:
-        context: Who sees whom; its keys are those of the whole text.
+        context: Visibility; its keys are those of the whole text.
         slopes: ``(H,)``, nats per token.
         query: ``(B, H, Q, d)``.
         key: Of the layer.
@@ -53,7 +53,7 @@ def attend_windows(
     for group, keys, values in zip(key.heads, key.states, value.states, strict=True):
         heads = slice(group.start * shared, group.stop * shared)
         bias = _bias(context, slopes[heads], keys.shape[2]).to(query.dtype)
-        # Heads that share a key stand in line as further queries, so that no key is copied for them.
+        # Heads that share a key become further queries, so that no key is copied for them.
         folded = query[:, heads].unflatten(1, (-1, shared)).flatten(2, 3)  # (B, G, n Q, d)
         bias = bias.unflatten(1, (-1, shared)).flatten(2, 3)  # (B or 1, G, n Q, K)
         output = F.scaled_dot_product_attention(

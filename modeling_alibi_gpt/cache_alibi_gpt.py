@@ -1,7 +1,7 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
 """A cache of bounded size: every head keeps the keys and values that can still matter to it. Travels to the Hub.
 
-Steep heads look at a few dozen tokens, flat ones at thousands. With a bound on how far scores can lie apart
+Steep heads look at a few dozen tokens, flat ones at thousands. With a bound on how far apart scores can be
 (:func:`~modeling_alibi_gpt.alibi.alibi_windows` says how far a head then looks), older keys can be dropped for good,
 and generation runs in constant memory however long the text becomes.
 
@@ -264,7 +264,7 @@ def slopes_of_layers(model: PreTrainedModel) -> list[Tensor]:
         ValueError: The model's positions are not ALiBi with one slope a head.
     """
     method, position = model.base_model.position_method, torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    slopes = [method("query_slopes", idx, position, torch.float32) for idx in range(model.config.num_hidden_layers)]
+    slopes = [method(idx, position, None, torch.float32) for idx in range(model.config.num_hidden_layers)]
     scaling = model.config.alibi_scaling or {"type": "none"}
     if any(layer is None for layer in slopes) or scaling["type"].startswith("dynamic"):
         raise ValueError(

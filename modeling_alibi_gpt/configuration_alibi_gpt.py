@@ -7,53 +7,16 @@ import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
 from transformers.utils import logging
 
-from .alibi import SLOPE_KINDS, alibi_slopes, check_slopes
-from .position_methods import POSITION_METHODS
+from .alibi import alibi_slopes
+from .configuration_keys import foreign_keys, refuse_unknown_keys
+from .position_methods import POSITION_METHODS, plugin_fields, plugin_of
 
 
 logger = logging.get_logger(__name__)
-
-ALIBI_TRAINABLE = ("none", "beta", "slopes")
-ALIBI_SCALING_TYPES = ("linear", "ntk", "dynamic_linear", "dynamic_ntk")
-
-# What transformers itself, or its quantizers and loaders, hand to a config beside the fields it declares.
-_ALLOWED_EXTRA_KEYS = {
-    "attn_implementation",
-    "auto_map",
-    "dtype",
-    "experts_implementation",
-    "is_causal",
-    "model_type",
-    "name_or_path",
-    "num_labels",
-    "output_attentions",
-    "per_layer_config",
-    "quantization_config",
-    "torch_dtype",
-}
-# Other libraries' words for our fields, which users type first.
-_FOREIGN_NAMES = {
-    "max_position_embeddings": "train_context_length",
-    "n_positions": "train_context_length",
-    "n_ctx": "train_context_length",
-    "n_embd": "hidden_size",
-    "d_model": "hidden_size",
-    "n_layer": "num_hidden_layers",
-    "n_layers": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-    "n_heads": "num_attention_heads",
-    "n_inner": "intermediate_size",
-    "relative_attention_num_buckets": "t5_num_buckets",
-    "relative_attention_max_distance": "t5_max_distance",
-    "rope_parameters": "rope_extension",
-    "rope_scaling": "rope_extension",
-    "beta": "alibi_beta",
-    "slopes": "alibi_slopes",
-}
 
 
 @strict
@@ -87,7 +50,11 @@ class AlibiGPTConfig(PreTrainedConfig):
         classifier_dropout (`float`): Dropout of the token classification head.
         train_context_length (`int`): Longest length seen in training, in tokens. Not a limit but of the `learned`
             table; `shared_offset`, `fire`, `rope_extension` and dynamic `alibi_scaling` read it too.
-        position_method (`str`): Where positions come from: `alibi` or one of the baselines.
+        position_method (`str`): Where positions come from: `alibi`, one of the baselines, or what
+            `register_position_method` made known, which may add fields of its own.
+        position_plugin (`str`, *optional*): The module that registers `position_method`, if that is not built in.
+            Set by the config itself; a file that names it does not make anything import it.
+        sinusoidal_amplitude (`float`, *optional*): Amplitude of `sinusoidal`. Defaults to `initializer_range`.
         rope_theta (`float`): Base of the frequencies of `rope`.
         rope_extension (`dict`, *optional*): Extends `rope` beyond the training length: `{"type": "linear" | "ntk" |
             "yarn", "factor": f}`, or `{"type": "dynamic_ntk"}` with an optional factor of 1. YaRN also takes
@@ -163,6 +130,8 @@ class AlibiGPTConfig(PreTrainedConfig):
 
     train_context_length: int = 1024
     position_method: str = "alibi"
+    position_plugin: str | None = None
+    sinusoidal_amplitude: float | int | None = None
     rope_theta: float | int = 10000.0
     rope_extension: dict[str, Any] | None = None
     t5_num_buckets: int = 32
@@ -187,8 +156,10 @@ class AlibiGPTConfig(PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs):
-        self._refuse_unknown_keys(kwargs)
-        super().__post_init__(**kwargs)
+        own_fields = plugin_fields(self.position_method, self.position_plugin, type(self))
+        self.position_plugin = plugin_of(self.position_method)
+        refuse_unknown_keys(kwargs, [*self.__dataclass_fields__, *own_fields])
+        super().__post_init__(**{**own_fields, **kwargs})
         if getattr(self, "auto_map", None) is None:
             self.auto_map = {}  # TRL and transformers read it of every config, or look for a name in it
         if self.num_key_value_heads is None:
@@ -212,7 +183,7 @@ class AlibiGPTConfig(PreTrainedConfig):
         """Slopes ``(H,)`` float32 of this config, before training and before ``alibi_scaling``.
 
         Raises:
-            ValueError: A field of ALiBi lies outside its range.
+            ValueError: A field of ALiBi is out of range.
         """
         return alibi_slopes(
             self.num_attention_heads,
@@ -260,60 +231,13 @@ class AlibiGPTConfig(PreTrainedConfig):
             )
         POSITION_METHODS[self.position_method].check_config(self)
 
-    def validate_alibi(self):
-        """The fields of ALiBi are in range, and another method leaves them at their defaults."""
-        for name in ("alibi_beta", "alibi_bias_max"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a finite number above 0, got {getattr(self, name)!r}")
-        kind = self.alibi_slope_kind
-        if kind not in SLOPE_KINDS:
-            raise ValueError(f"alibi_slope_kind must be one of {', '.join(SLOPE_KINDS)}, got {kind!r}")
-        if (self.alibi_slopes is not None) != (kind == "custom"):
-            raise ValueError(f"alibi_slopes go with alibi_slope_kind custom, got {self.alibi_slopes} and {kind!r}")
-        try:
-            check_slopes(
-                self.num_attention_heads,
-                beta=self.alibi_beta,
-                kind=kind,
-                bias_max=self.alibi_bias_max,
-                custom=self.alibi_slopes,
-            )
-        except ValueError as error:
-            raise ValueError(f"alibi_slopes: {error}") from error
-        if self.alibi_trainable not in ALIBI_TRAINABLE:
-            raise ValueError(
-                f"alibi_trainable must be one of {', '.join(ALIBI_TRAINABLE)}, got {self.alibi_trainable!r}"
-            )
-        if not 0 < self.alibi_tolerance < 1:
-            raise ValueError(f"alibi_tolerance must lie between 0 and 1, got {self.alibi_tolerance}")
+    def validate_unread_fields(self):
+        """A position method that reads no fields of ALiBi leaves them at their defaults."""
         if unread := self._unread_alibi_fields(vars(self), self.position_method):
             raise ValueError(
                 f"{', '.join(unread)} would change nothing: position_method {self.position_method!r} does not read "
                 f"the fields of ALiBi; leave them out, or set position_method to 'alibi'"
             )
-
-    def validate_alibi_scaling(self):
-        """``alibi_scaling`` is None or one of the four types with just its keys."""
-        if self.alibi_scaling is None:
-            return
-        kind = self.alibi_scaling.get("type")
-        if kind not in ALIBI_SCALING_TYPES:
-            raise ValueError(f"alibi_scaling type must be one of {', '.join(ALIBI_SCALING_TYPES)}, got {kind!r}")
-        expected = {"type"} if kind.startswith("dynamic_") else {"type", "factor"}
-        if set(self.alibi_scaling) != expected:
-            raise ValueError(
-                f"alibi_scaling of type {kind} takes the keys {sorted(expected)}, got {self.alibi_scaling}"
-            )
-        factor = self.alibi_scaling.get("factor", 1.0)
-        if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < float("inf"):
-            raise ValueError(f"alibi_scaling factor must be a finite number of at least 1, got {factor!r}")
-        if kind.endswith("ntk") and not self._has_different_slopes():
-            raise ValueError("alibi_scaling of an ntk type needs at least two different slopes; use a linear type")
-
-    def _has_different_slopes(self) -> bool:
-        if self.alibi_slope_kind == "custom":
-            return len(set(self.alibi_slopes)) > 1
-        return self.alibi_slope_kind == "geometric" and self.num_attention_heads > 1
 
     def save_pretrained(self, save_directory, **kwargs):
         """Save as usual, but never with an ``auto_map`` whose code files would be missing from the folder.
@@ -337,17 +261,17 @@ class AlibiGPTConfig(PreTrainedConfig):
         """Read a saved config, in which other programs may have left keys: they are kept and reported.
 
         Keys that would mean something to a reader, such as `alibi_betta` or `n_head`, are refused here too. Fields of
-        ALiBi that a saved config holds beside another position method, or that it keeps when `kwargs` choose another
+        ALiBi that a saved config holds next to another position method, or that it keeps when `kwargs` choose another
         one, are reported and left out.
         """
-        foreign = {key: value for key, value in config_dict.items() if cls._is_unknown(key)}
-        foreign = {key: foreign[key] for key in foreign if not key.startswith("alibi_") and key not in _FOREIGN_NAMES}
+        method = kwargs.get("position_method", config_dict.get("position_method", cls.position_method))
+        own_fields = plugin_fields(method, config_dict.get("position_plugin"), cls)
+        foreign = foreign_keys(config_dict, [*cls.__dataclass_fields__, *own_fields])
         known = {key: value for key, value in config_dict.items() if key not in foreign}
-        method = kwargs.get("position_method", known.get("position_method", cls.position_method))
         for key in cls._unread_alibi_fields(known, method):
             logger.warning_once(f"the config holds '{key}', which position_method '{method}' does not read")
             del known[key]
-        known["position_method"] = method  # the other fields are checked beside it
+        known["position_method"] = method  # the other fields are checked against it
         config, unused = super().from_dict(known, **{**kwargs, "return_unused_kwargs": True})
         for key, value in foreign.items():
             logger.warning_once(f"the config holds '{key}', which AlibiGPT does not read")
@@ -369,19 +293,6 @@ class AlibiGPTConfig(PreTrainedConfig):
             return []
         fields = (field for field in dataclasses.fields(cls) if field.name.startswith("alibi_"))
         return [field.name for field in fields if values.get(field.name, field.default) != field.default]
-
-    @classmethod
-    def _refuse_unknown_keys(cls, kwargs: dict[str, Any]) -> None:
-        for key in filter(cls._is_unknown, kwargs):
-            fields = [field.name for field in dataclasses.fields(cls)]
-            close = _FOREIGN_NAMES.get(key) or next(iter(difflib.get_close_matches(key, fields, n=1)), None)
-            hint = f"did you mean '{close}'?" if close else "see AlibiGPTConfig for the fields"
-            raise ValueError(f"unknown field '{key}' in the config of AlibiGPT; {hint}")
-
-    @classmethod
-    def _is_unknown(cls, key: str) -> bool:
-        allowed = _ALLOWED_EXTRA_KEYS | set(GenerationConfig._get_default_generation_params())
-        return key not in allowed and not key.startswith("_") and key not in cls.__dataclass_fields__
 
 
 __all__ = ["AlibiGPTConfig"]

@@ -29,7 +29,7 @@ from transformers.utils.generic import TransformersKwargs, merge_with_config_def
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import ALL_ATTENTION_FUNCTIONS, LayerMask, attention_backend
-from .attention_context import attention_context
+from .attention_context import ForwardInputs, attention_context
 from .configuration_alibi_gpt import AlibiGPTConfig
 from .position_base import LayerBias, PositionMethod
 from .position_methods import POSITION_METHODS
@@ -163,7 +163,7 @@ class AlibiGPTMLP(nn.Module):
 
 
 class AlibiGPTDecoderLayer(GradientCheckpointingLayer):
-    """Attention and MLP, each behind a LayerNorm and beside a residual connection."""
+    """Attention and MLP, each after a LayerNorm and inside a residual connection."""
 
     def __init__(self, config: AlibiGPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -266,21 +266,16 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
             inputs_embeds = self.embed_tokens(input_ids)
 
         method = self.position_method
-        prepare = attention_backend(self.config._attn_implementation).prepare
-        context = attention_context(
+        prepare = attention_backend(self.config._attn_implementation, past_key_values).prepare
+        inputs = ForwardInputs(
             self.config,
             inputs_embeds,
             attention_mask,
             position_ids,
             past_key_values,
             may_skip_mask=not method.has_bias,
-            kwargs=kwargs,
         )
-        if getattr(past_key_values, "keeps_windows", False) and self.config._attn_implementation != "alibi_banded":
-            raise ValueError(
-                "AlibiWindowCache goes with attn_implementation='alibi_banded', got "
-                f"{self.config._attn_implementation!r}"
-            )
+        context = attention_context(inputs, kwargs)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:

@@ -18,10 +18,12 @@ class PositionMethod(nn.Module):
         reads_alibi_fields: Whether the ``alibi_*`` fields of the config decide anything.
         has_bias: Whether ``bias`` returns a tensor.
         bias_differs_by_layer: Whether every layer needs a bias of its own.
-        bias_is_of_distance: Whether a bias depends on how far a key lies behind its query and on nothing else.
+        bias_is_of_distance: Whether a bias depends on the distance between query and key alone.
         head_mesh: Under tensor parallelism, the ranks over which heads are split.
+        config_fields: Fields that a registered method adds to the config, with their defaults; JSON values.
     """
 
+    config_fields: ClassVar[dict[str, Any]] = {}
     reads_alibi_fields: ClassVar[bool] = False
     has_bias: ClassVar[bool] = False
     bias_is_of_distance: ClassVar[bool] = False
@@ -76,12 +78,17 @@ class PositionMethod(nn.Module):
         """
         return None
 
-    def forward(self, hook: str, *args: Any) -> Any:
-        """A hook by name: what offloads or shards weights brings them back where a module is called.
+    def forward(
+        self, layer_idx: int, query_positions: Tensor, key_positions: Tensor | None, dtype: torch.dtype
+    ) -> Tensor | None:
+        """``bias``; without positions of keys ``query_slopes``. Attention asks for both by calling the module.
 
-        Parameters of ``embed`` and ``rotate`` belong into submodules, which are called too.
+        Libraries that offload or shard weights bring those of a module back when it is called, and a bias may have
+        parameters of this very module. Parameters of ``embed`` and ``rotate`` belong in submodules, which are called.
         """
-        return getattr(self, hook)(*args)
+        if key_positions is None:
+            return self.query_slopes(layer_idx, query_positions, dtype)
+        return self.bias(layer_idx, query_positions, key_positions, dtype)
 
 
 class LayerBias:
@@ -92,11 +99,11 @@ class LayerBias:
 
     def dense(self, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
         """``(B, H, Q, K)`` of ``dtype``, nats."""
-        return self.method("bias", self.layer_idx, query_positions, key_positions, dtype)
+        return self.method(self.layer_idx, query_positions, key_positions, dtype)
 
     def slopes(self, query_positions: Tensor, dtype: torch.dtype) -> Tensor | None:
         """``(1 or B, 1 or Q, H)``, nats per token, where the bias is ``-slope * distance``; else None."""
-        return self.method("query_slopes", self.layer_idx, query_positions, dtype)
+        return self.method(self.layer_idx, query_positions, None, dtype)
 
     def by_distance(self, num_distances: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """``(H, N)``, nats, of keys 0 to ``N - 1`` tokens behind their query; None where more than that decides."""
@@ -133,7 +140,7 @@ class Float32Positions(PositionMethod):
 
 
 def past_distance(query_positions: Tensor, key_positions: Tensor) -> Tensor:
-    """``(B, Q, K)`` int64: tokens that a key lies behind its query; 0 for keys ahead, which the mask hides."""
+    """``(B, Q, K)`` int64: distance of a key behind its query; 0 for keys ahead, which the mask hides."""
     return (query_positions[:, :, None] - key_positions[:, None, :]).clamp(min=0)
 
 

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Biases on the attention scores beside ALiBi: T5, shared offset, KERPLE, FIRE and Sandwich. Travels to the Hub.
+"""Biases on the attention scores other than ALiBi: T5, shared offset, KERPLE, FIRE and Sandwich. Travels to the Hub.
 
 What they learn stays float32 whatever the model's dtype, and a bias is computed in float32 under autocast too. Names
 of parameters hold the word ``bias`` where weight decay has no meaning; Trainer spares those.

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Tensor parallelism of what lies beside the linear layers: slopes and per-head norms. Travels to the Hub.
+"""Tensor parallelism of what is not a linear layer: slopes and per-head norms. Travels to the Hub.
 
 Every rank attends with its own heads, an equal share in their order. Slopes and norms are small, so each rank holds
 all of them; the style in the plan only gives their modules the mesh, and these ask here for what is theirs.

@@ -1,4 +1,4 @@
-"""What ways of attention are tested on: drawn and adversarial tensors, spans, and the float64 loop to be equal to."""
+"""Inputs of the attention tests: random and adversarial tensors, segments, and the float64 reference."""
 
 import itertools
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from modeling_alibi_gpt import attention_strips
 from modeling_alibi_gpt.attention_bounds import DistanceBias
-from modeling_alibi_gpt.attention_spans import Span
+from modeling_alibi_gpt.attention_segments import Segment
 from modeling_alibi_gpt.attention_strips import banded_tiles
 from modeling_alibi_gpt.attention_tiles import Tile, linear_biases
 
@@ -18,11 +18,11 @@ HEAD_DIM = 16
 SCALING = HEAD_DIM**-0.5
 TOLERANCE = 1e-6
 
-SPANS = {
-    "left padding": [Span(slice(0, 1), slice(37, 150), 37), Span(slice(1, 2), slice(0, 150), 0)],
-    "right padding": [Span(slice(0, 1), slice(0, 99), 0), Span(slice(1, 2), slice(0, 1), 0)],
-    "documents": [Span(slice(0, 2), slice(0, 70), 0), Span(slice(0, 2), slice(70, 71), 70),
-                  Span(slice(0, 2), slice(71, 150), 71)],
+SEGMENTS = {
+    "left padding": [Segment(slice(0, 1), slice(37, 150), 37), Segment(slice(1, 2), slice(0, 150), 0)],
+    "right padding": [Segment(slice(0, 1), slice(0, 99), 0), Segment(slice(1, 2), slice(0, 1), 0)],
+    "documents": [Segment(slice(0, 2), slice(0, 70), 0), Segment(slice(0, 2), slice(70, 71), 70),
+                  Segment(slice(0, 2), slice(71, 150), 71)],
 }  # fmt: skip
 
 
@@ -32,29 +32,31 @@ def draw(num_heads: int, q_len: int, kv_len: int, dtype: torch.dtype = torch.flo
     return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
 
 
-def whole(rows: int, q_len: int) -> list[Span]:
-    return [Span(slice(0, rows), slice(0, q_len), 0)]
+def whole(rows: int, q_len: int) -> list[Segment]:
+    return [Segment(slice(0, rows), slice(0, q_len), 0)]
 
 
-def reference(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span] | None = None) -> Tensor:
-    """Attention in float64, a query at a time; gradients by autograd. 0 for queries in no span."""
+def reference(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, segments: list[Segment] | None = None
+) -> Tensor:
+    """Attention in float64, a query at a time; gradients by autograd. 0 for queries in no segment."""
     query, key, value, slopes = (tensor.double() for tensor in (query, key, value, slopes))
     q_len, offset = query.shape[2], key.shape[2] - query.shape[2]
     output = torch.zeros_like(query)
-    for span in spans or whole(query.shape[0], q_len):
-        for i in range(span.queries.start, span.queries.stop):
-            keys = slice(span.first_key, i + offset + 1)
-            distance = torch.arange(i + offset - span.first_key, -1, -1, dtype=torch.float64)
-            content = torch.einsum("bhd,bhkd->bhk", query[span.rows, :, i], key[span.rows, :, keys])
+    for segment in segments or whole(query.shape[0], q_len):
+        for i in range(segment.queries.start, segment.queries.stop):
+            keys = slice(segment.first_key, i + offset + 1)
+            distance = torch.arange(i + offset - segment.first_key, -1, -1, dtype=torch.float64)
+            content = torch.einsum("bhd,bhkd->bhk", query[segment.rows, :, i], key[segment.rows, :, keys])
             weights = torch.softmax(content * SCALING - slopes[:, None] * distance, dim=-1)
-            row = torch.einsum("bhk,bhkd->bhd", weights, value[span.rows, :, keys])
-            output = output.index_put((torch.arange(span.rows.start, span.rows.stop)[:, None],
+            row = torch.einsum("bhk,bhkd->bhd", weights, value[segment.rows, :, keys])
+            output = output.index_put((torch.arange(segment.rows.start, segment.rows.stop)[:, None],
                                        torch.arange(row.shape[1])[None], torch.tensor(i)), row)  # fmt: skip
     return output
 
 
 def dense_reference(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
-    """The same for long texts without spans, as float64 matrices of one head at a time."""
+    """The same for long texts without segments, as float64 matrices of one head at a time."""
     query, key, value, slopes = (tensor.double() for tensor in (query, key, value, slopes))
     q_len, kv_len = query.shape[2], key.shape[2]
     distance = torch.arange(kv_len - q_len, kv_len)[:, None] - torch.arange(kv_len)
@@ -87,13 +89,13 @@ ADVERSARIES = ("normal", "huge", "sink", "constant keys", "distant lover", "shif
 
 
 def band_tiles(
-    query: Tensor, key: Tensor, slopes: Tensor, spans: list[Span], tolerance: float, by_block: bool = True
+    query: Tensor, key: Tensor, slopes: Tensor, segments: list[Segment], tolerance: float, by_block: bool = True
 ) -> list[Tile]:
     """By a bound for each block of queries, however short the text is, or by one for all queries of a head."""
     bias = DistanceBias(linear_biases(slopes.detach(), key.shape[2], query.dtype), tolerance)
     with pytest.MonkeyPatch.context() as patch:
         find_bands_from(patch, 2 if by_block else key.shape[2] + 1)
-        return banded_tiles(query, key, bias, spans, SCALING)
+        return banded_tiles(query, key, bias, segments, SCALING)
 
 
 def find_bands_from(patch: pytest.MonkeyPatch, num_tokens: int) -> None:

@@ -42,6 +42,7 @@ POSITION_CASES = {
         "train_context_length": 8,
     },
     "sinusoidal": {"position_method": "sinusoidal", "initializer_range": 0.5},
+    "sinusoidal_amplitude": {"position_method": "sinusoidal", "sinusoidal_amplitude": 0.3},
     "learned": {"position_method": "learned"},
     "rope": {"position_method": "rope"},
     "rope_theta": {"position_method": "rope", "rope_theta": 100.0},

@@ -137,10 +137,11 @@ def position_embeddings(weights: Weights, config: Any, num_tokens: int) -> Array
         if config.position_method == "learned":
             added[position] = weights["model.position_method.embedding.weight"][position]
         elif config.position_method == "sinusoidal":
+            amplitude = config.sinusoidal_amplitude or config.initializer_range
             for k in range(half):
                 angle = position / 10000.0 ** (2 * k / config.hidden_size)
-                added[position, k] = config.initializer_range * math.sin(angle)
-                added[position, half + k] = config.initializer_range * math.cos(angle)
+                added[position, k] = amplitude * math.sin(angle)
+                added[position, half + k] = amplitude * math.cos(angle)
     return added
 
 

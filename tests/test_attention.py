@@ -1,4 +1,4 @@
-"""The long ways of attention against float64 loops: strips, augmented keys and bands, forward and gradient."""
+"""Attention variants for long texts against float64 loops: strips, augmented keys and bands, forward and gradient."""
 
 import itertools
 from collections.abc import Callable
@@ -12,17 +12,19 @@ from torch.nn.attention.bias import CausalBias
 
 from modeling_alibi_gpt import attention_augmented
 from modeling_alibi_gpt.alibi import alibi_slopes
+from modeling_alibi_gpt.attention import ATTENTION_VARIANTS
 from modeling_alibi_gpt.attention_augmented import augmented_attention
 from modeling_alibi_gpt.attention_banded import score_margins
 from modeling_alibi_gpt.attention_bounds import exact_tolerance
-from modeling_alibi_gpt.attention_spans import Span
+from modeling_alibi_gpt.attention_context import AttentionContext
+from modeling_alibi_gpt.attention_segments import Segment
 from modeling_alibi_gpt.attention_strips import whole_tiles
 from modeling_alibi_gpt.attention_tiles import strip_attention
 from tests.attention_cases import (
     ADVERSARIES,
     HEAD_DIM,
     SCALING,
-    SPANS,
+    SEGMENTS,
     TOLERANCE,
     adversarial,
     band_tiles,
@@ -38,31 +40,33 @@ LENGTHS = (1, 2, 63, 65, 200)
 HEADS = (1, 3, 8, 12)
 
 
-def strips(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span], chunk: int = 48) -> Tensor:
-    tiles = whole_tiles(spans, query.shape[1], key.shape[2] - query.shape[2], chunk)
+def strips(
+    query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, segments: list[Segment], chunk: int = 48
+) -> Tensor:
+    tiles = whole_tiles(segments, query.shape[1], key.shape[2] - query.shape[2], chunk)
     return strip_attention(query, key, value, slopes, tiles, SCALING)
 
 
-def bands(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
-    tiles = band_tiles(query, key, slopes, spans, TOLERANCE)
+def bands(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, segments: list[Segment]) -> Tensor:
+    tiles = band_tiles(query, key, slopes, segments, TOLERANCE)
     return strip_attention(query, key, value, slopes, tiles, SCALING)
 
 
-def masked(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
+def masked(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, segments: list[Segment]) -> Tensor:
     """By one reach for all queries of a head, as short texts go, and nothing lost that float32 could tell."""
-    tiles = band_tiles(query, key, slopes, spans, exact_tolerance(query.dtype), by_block=False)
+    tiles = band_tiles(query, key, slopes, segments, exact_tolerance(query.dtype), by_block=False)
     return strip_attention(query, key, value, slopes, tiles, SCALING)
 
 
-def augmented(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: list[Span]) -> Tensor:
+def augmented(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, segments: list[Segment]) -> Tensor:
     """The back end gives no mask where queries and keys are the same tokens."""
     q_len, kv_len = query.shape[2], key.shape[2]
     positions = torch.arange(kv_len)
     mask = None
-    if q_len != kv_len or spans != whole(query.shape[0], q_len):
+    if q_len != kv_len or segments != whole(query.shape[0], q_len):
         mask = torch.zeros(query.shape[0], 1, q_len, kv_len, dtype=torch.bool)
-        for span in spans:
-            mask[span.rows, :, span.queries, span.first_key : span.queries.stop + kv_len - q_len] = True
+        for segment in segments:
+            mask[segment.rows, :, segment.queries, segment.first_key : segment.queries.stop + kv_len - q_len] = True
         mask &= positions[kv_len - q_len :, None] >= positions
         mask |= ~mask.any(-1, keepdim=True)
     return augmented_attention(
@@ -70,22 +74,28 @@ def augmented(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, spans: 
     )
 
 
-WAYS: dict[str, Callable[..., Tensor]] = {"strips": strips, "bands": bands, "masked": masked, "augmented": augmented}
+# As a long text meets them, forced on short ones.
+FORCED_VARIANTS: dict[str, Callable[..., Tensor]] = {
+    "strips": strips,
+    "bands": bands,
+    "masked": masked,
+    "augmented": augmented,
+}
 
 
-def assert_equals_reference(way: str, tensors: list[Tensor], slopes: Tensor, spans: list[Span]) -> None:
+def assert_equals_reference(variant: str, tensors: list[Tensor], slopes: Tensor, segments: list[Segment]) -> None:
     """Far inside what float32 may cost.
 
     A score sums 16 products of 12 nats at most together, which rounds it by up to 16 * 12 * eps / 2 = 1e-5 nats, and
     the output by twice that times the largest value of 4.5: 1e-4. Asserted is a twentieth of it, and for gradients,
     which pass through such sums twice, a fifth.
     """
-    output = WAYS[way](*tensors, slopes, spans)
-    expected = reference(*tensors, slopes, spans)
-    in_spans = torch.zeros(output.shape[0], output.shape[2], dtype=torch.bool)
-    for span in spans:
-        in_spans[span.rows, span.queries] = True
-    visible = in_spans[:, None, :, None]
+    output = FORCED_VARIANTS[variant](*tensors, slopes, segments)
+    expected = reference(*tensors, slopes, segments)
+    in_segments = torch.zeros(output.shape[0], output.shape[2], dtype=torch.bool)
+    for segment in segments:
+        in_segments[segment.rows, segment.queries] = True
+    visible = in_segments[:, None, :, None]
     assert torch.isfinite(output).all()
     torch.testing.assert_close(output.double() * visible, expected, atol=5e-6, rtol=0)
     direction = torch.randn(output.shape, generator=torch.Generator().manual_seed(0)) * visible
@@ -95,30 +105,42 @@ def assert_equals_reference(way: str, tensors: list[Tensor], slopes: Tensor, spa
         torch.testing.assert_close(gradient, expected_gradient, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", FORCED_VARIANTS)
 @pytest.mark.parametrize(("num_heads", "length"), list(itertools.product(HEADS, LENGTHS)))
-def test_every_length_and_head_count(way: str, num_heads: int, length: int) -> None:
-    assert_equals_reference(way, draw(num_heads, length, length), alibi_slopes(num_heads), whole(2, length))
+def test_every_length_and_head_count(variant: str, num_heads: int, length: int) -> None:
+    assert_equals_reference(variant, draw(num_heads, length, length), alibi_slopes(num_heads), whole(2, length))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("variant", ATTENTION_VARIANTS)
+@pytest.mark.parametrize(("q_len", "kv_len"), [(1, 1), (1, 200), (65, 65), (65, 200), (600, 600)])
+def test_every_variant_of_the_table(variant: str, q_len: int, kv_len: int) -> None:
+    """The bound of ``assert_equals_reference``, and what `banded` may leave out: its share of the largest value."""
+    query, key, value = (tensor.detach() for tensor in draw(3, q_len, kv_len, rows=1))
+    context, slopes = AttentionContext.from_lengths(q_len, kv_len, torch.float32), alibi_slopes(3)
+    output = ATTENTION_VARIANTS[variant](context, slopes, TOLERANCE).attend(query, key, value, SCALING, 0.0)
+    left_out = 2 * TOLERANCE * value.abs().max().item() if variant == "banded" else 0.0
+    expected = dense_reference(query, key, value, slopes)
+    torch.testing.assert_close(output.double(), expected, atol=5e-6 + left_out, rtol=0)
+
+
+@pytest.mark.parametrize("variant", FORCED_VARIANTS)
 @pytest.mark.parametrize(("q_len", "kv_len"), [(1, 200), (5, 64), (64, 65), (65, 200), (130, 131)])
-def test_queries_are_the_last_of_the_keys(way: str, q_len: int, kv_len: int) -> None:
-    assert_equals_reference(way, draw(3, q_len, kv_len), alibi_slopes(3), whole(2, q_len))
+def test_queries_are_the_last_of_the_keys(variant: str, q_len: int, kv_len: int) -> None:
+    assert_equals_reference(variant, draw(3, q_len, kv_len), alibi_slopes(3), whole(2, q_len))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("spans", SPANS.values(), ids=SPANS)
-def test_spans_do_not_see_each_other(way: str, spans: list[Span]) -> None:
-    assert_equals_reference(way, draw(3, 150, 150), alibi_slopes(3), spans)
+@pytest.mark.parametrize("variant", FORCED_VARIANTS)
+@pytest.mark.parametrize("segments", SEGMENTS.values(), ids=SEGMENTS)
+def test_segments_do_not_see_each_other(variant: str, segments: list[Segment]) -> None:
+    assert_equals_reference(variant, draw(3, 150, 150), alibi_slopes(3), segments)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_slopes_have_the_gradient_of_the_reference(way: str) -> None:
+@pytest.mark.parametrize("variant", FORCED_VARIANTS)
+def test_slopes_have_the_gradient_of_the_reference(variant: str) -> None:
     slopes = alibi_slopes(3).requires_grad_()
     tensors = draw(3, 90, 90)
     direction = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(0))
-    output = WAYS[way](*tensors, slopes, whole(2, 90))
+    output = FORCED_VARIANTS[variant](*tensors, slopes, whole(2, 90))
     (gradient,) = torch.autograd.grad(output, slopes, direction)
     (expected,) = torch.autograd.grad(reference(*tensors, slopes), slopes, direction.double())
     # A sum over 2 x 90 queries of weighted distances up to 90.
@@ -126,14 +148,14 @@ def test_slopes_have_the_gradient_of_the_reference(way: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
-@pytest.mark.parametrize("way", WAYS)
-def test_other_dtypes(way: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("variant", FORCED_VARIANTS)
+def test_other_dtypes(variant: str, dtype: torch.dtype) -> None:
     """At most twice the error of plain causal attention in that dtype, in units of the output's size."""
     tensors = [tensor.detach() for tensor in draw(8, 400, 400, dtype)]
     slopes = alibi_slopes(8)
     errors = []
     for output, expected in (
-        (WAYS[way](*tensors, slopes, whole(2, 400)), reference(*tensors, slopes)),
+        (FORCED_VARIANTS[variant](*tensors, slopes, whole(2, 400)), reference(*tensors, slopes)),
         (F.scaled_dot_product_attention(*tensors, is_causal=True), reference(*tensors, torch.zeros(8))),
     ):
         assert output.dtype == dtype
@@ -141,8 +163,9 @@ def test_other_dtypes(way: str, dtype: torch.dtype) -> None:
         errors.append((error.abs().max() / expected.abs().max(), error.norm() / expected.norm()))
     # Kernels keep scores in float32 or better: of 8 nats where a weight counts, or slope times length where a kernel
     # adds augmented keys in an order of its own. And a band leaves weights out, in float64 too.
-    rounding = (0.5 * 400 if way == "augmented" else 8) * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
-    left_out = 2 * TOLERANCE if way == "bands" else 0.0
+    size = 0.5 * 400 if variant == "augmented" else 8
+    rounding = size * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    left_out = 2 * TOLERANCE if variant == "bands" else 0.0
     for error, plain in zip(*errors, strict=True):
         assert error <= 2 * plain + rounding + left_out
 

@@ -12,7 +12,7 @@ from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention import reading_every_key
 from modeling_alibi_gpt.attention_bounds import exact_tolerance
 from modeling_alibi_gpt.attention_folded import FoldedAttention, hide_far
-from modeling_alibi_gpt.attention_spans import Span
+from modeling_alibi_gpt.attention_segments import Segment
 from modeling_alibi_gpt.attention_strips import StripAttention
 from modeling_alibi_gpt.attention_tiles import strip_attention
 from modeling_alibi_gpt.evaluation.precision import last_queries_context
@@ -70,13 +70,13 @@ def test_long_texts_equal_float64_forward_and_backward(
 def test_long_packed_documents_equal_float64() -> None:
     """Steep slopes, documents of all lengths, among them one token and some that are banded."""
     edges = (0, 400, 401, 1337, 1537)
-    spans = [Span(slice(0, 1), slice(*edge), edge[0]) for edge in itertools.pairwise(edges)]
+    segments = [Segment(slice(0, 1), slice(*edge), edge[0]) for edge in itertools.pairwise(edges)]
     for beta in (1.0, 64.0):
         query, key, value = (tensor.detach() for tensor in draw(8, 1537, 1537, rows=1))
         slopes = alibi_slopes(8, beta=beta)
-        output = strip_attention(query, key, value, slopes, band_tiles(query, key, slopes, spans, EXACT), SCALING)
+        output = strip_attention(query, key, value, slopes, band_tiles(query, key, slopes, segments, EXACT), SCALING)
         # Far inside the 1e-4 that rounded scores may cost.
-        torch.testing.assert_close(output.double(), reference(query, key, value, slopes, spans), atol=2e-6, rtol=0)
+        torch.testing.assert_close(output.double(), reference(query, key, value, slopes, segments), atol=2e-6, rtol=0)
 
 
 @pytest.mark.parametrize("by_block", [False, True])
@@ -131,9 +131,9 @@ def test_a_switch_reads_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     num_read = []
     attend = attention_strips.attend_tiles
 
-    def observe(query: Tensor, key: Tensor, value: Tensor, strip: object, tiles: list, *args: float) -> Tensor:
+    def observe(query: Tensor, key: Tensor, value: Tensor, toeplitz: object, tiles: list, *args: float) -> Tensor:
         num_read.append(pairs_read(tiles, query.shape[1], query.shape[2]).tril().sum().item())
-        return attend(query, key, value, strip, tiles, *args)
+        return attend(query, key, value, toeplitz, tiles, *args)
 
     monkeypatch.setattr(attention_strips, "attend_tiles", observe)
     model = make_model("alibi", alibi_beta=64.0)

@@ -10,16 +10,16 @@ from modeling_alibi_gpt import attention_blocks, attention_flex
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_blocks import BLOCK_TOKENS, band_blocks, first_blocks_that_matter, run_blocks
 from modeling_alibi_gpt.attention_flex import distance_score_mod, slope_score_mod
-from modeling_alibi_gpt.attention_spans import Span
+from modeling_alibi_gpt.attention_segments import Segment
 from tests.attention_cases import ADVERSARIES, SCALING, TOLERANCE, adversarial, draw, reference
 from tests.exact_cases import BATCHES, make_model
 
 
-def first_keys_of_spans(spans: list[Span], rows: int, q_len: int, kv_len: int) -> Tensor:
-    """``(B, Q)``: all keys of the span, the own key of queries in none."""
+def first_keys_of_segments(segments: list[Segment], rows: int, q_len: int, kv_len: int) -> Tensor:
+    """``(B, Q)``: all keys of the segment, the own key of queries in none."""
     first_keys = torch.arange(kv_len - q_len, kv_len).repeat(rows, 1)
-    for span in spans:
-        first_keys[span.rows, span.queries] = span.first_key
+    for segment in segments:
+        first_keys[segment.rows, segment.queries] = segment.first_key
     return first_keys
 
 
@@ -35,9 +35,9 @@ RUNS = {
     "causal, cut short": (None, 300, 300),
     "last queries": (None, 300, 700),
     "one query": (None, 1, 500),
-    "own keys": (first_keys_of_spans([], 2, 260, 390), 260, 390),
-    "documents": (first_keys_of_spans([Span(slice(0, 1), slice(0, 130), 0), Span(slice(0, 2), slice(130, 513), 130)],
-                                      2, 513, 513), 513, 513),
+    "own keys": (first_keys_of_segments([], 2, 260, 390), 260, 390),
+    "documents": (first_keys_of_segments([Segment(slice(0, 1), slice(0, 130), 0),
+                                          Segment(slice(0, 2), slice(130, 513), 130)], 2, 513, 513), 513, 513),
     "short runs": (random_runs(3, 520, 900, 20), 520, 900),
     "long runs": (random_runs(3, 520, 900, 800), 520, 900),
     "aligned": ((torch.arange(512) // BLOCK_TOKENS * BLOCK_TOKENS)[None], 512, 512),
@@ -114,9 +114,9 @@ def test_last_queries_lose_no_more_either(num_heads: int, q_len: int, kv_len: in
 def test_queries_of_documents_and_of_padded_rows_lose_no_more_either(kind: str) -> None:
     """What others' keys add to the bound makes it wider; the divisor may count keys only that the query sees."""
     query, key, _ = (states.repeat(2, 1, 1, 1) for states in adversarial(kind, 4, 1300, seed=5))
-    spans = [Span(slice(0, 1), slice(0, 300), 0), Span(slice(0, 1), slice(300, 1300), 300),
-             Span(slice(1, 2), slice(450, 1300), 450)]  # fmt: skip
-    first_keys = first_keys_of_spans(spans, 2, 1300, 1300)
+    segments = [Segment(slice(0, 1), slice(0, 300), 0), Segment(slice(0, 1), slice(300, 1300), 300),
+                Segment(slice(1, 2), slice(450, 1300), 450)]  # fmt: skip
+    first_keys = first_keys_of_segments(segments, 2, 1300, 1300)
     lost, _ = weight_left_out(query, key, alibi_slopes(4, beta=8.0), first_keys, TOLERANCE)
     assert lost.max() <= TOLERANCE
 

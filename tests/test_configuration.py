@@ -55,6 +55,14 @@ def test_derived_values() -> None:
         ({"num_key_value_heads": 5}, "must be a multiple of num_key_value_heads .5."),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be at least 1, got 0"),
         ({"hidden_size": 765, "num_attention_heads": 5, "position_method": "sinusoidal"}, "even hidden_size, got 765"),
+        (
+            {"position_method": "sinusoidal", "sinusoidal_amplitude": 0.0},
+            "sinusoidal_amplitude must be",
+        ),
+        (
+            {"position_method": "sinusoidal", "sinusoidal_amplitude": math.inf},
+            "finite number above 0 or null, got inf",
+        ),
         ({"hidden_size": 60, "position_method": "rope"}, "even head_dim, got 5"),
         ({"position_method": "rope", "rope_theta": 1.0}, "rope_theta must be a finite number above 1, got 1.0"),
         (

@@ -101,11 +101,11 @@ def feed_static(model: AlibiGPTForCausalLM, batch: Batch) -> torch.Tensor:
 
 
 FEEDS = {"at_once": feed_at_once, "cached": feed_at_once_cached, "dynamic": feed_dynamic, "static": feed_static}
-WAYS = [(layout, feed) for layout, feed in itertools.product(BATCHES, FEEDS) if layout != "packed"]
-WAYS += [("packed", "at_once"), ("packed", "cached")]
-FEW_WAYS = [("whole", "at_once"), ("left", "dynamic"), ("middle", "static"), ("packed", "cached")]
+INPUTS = [(layout, feed) for layout, feed in itertools.product(BATCHES, FEEDS) if layout != "packed"]
+INPUTS += [("packed", "at_once"), ("packed", "cached")]
+FEW_INPUTS = [("whole", "at_once"), ("left", "dynamic"), ("middle", "static"), ("packed", "cached")]
 # Positions meet every layout and cache in their own way; the rest of the architecture does not know of them.
-MATRIX = [(case, *way) for case in CASES for way in (WAYS if case in POSITION_CASES else FEW_WAYS)]
+MATRIX = [(case, *inputs) for case in CASES for inputs in (INPUTS if case in POSITION_CASES else FEW_INPUTS)]
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
@@ -117,7 +117,7 @@ def test_logits_equal_the_reference(case: str, layout: str, feed: str, back_end:
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS)
-@pytest.mark.parametrize(("layout", "feed"), FEW_WAYS)
+@pytest.mark.parametrize(("layout", "feed"), FEW_INPUTS)
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_float64_logits_equal_the_reference(case: str, layout: str, feed: str, back_end: str) -> None:
@@ -128,12 +128,12 @@ def test_float64_logits_equal_the_reference(case: str, layout: str, feed: str, b
 
 # Methods whose bias is a function of distance, which long texts need not write down.
 OF_DISTANCE = ("alibi", "t5", "shared_offset", "kerple", "sandwich")
-# Spans of tokens need no padding in between and a cache that ends with the last token; bands one slope a head.
+# Segments of tokens need no padding in between and a cache that ends with the last token; bands one slope a head.
 LONG_MATRIX = [
     (case, layout, feed, back_end)
     for case, layout, feed, back_end in itertools.product(POSITION_CASES, BATCHES, FEEDS, ("sdpa", "alibi_banded"))
     if case.startswith(OF_DISTANCE)
-    and (layout, feed) in WAYS
+    and (layout, feed) in INPUTS
     and (
         back_end == "sdpa"
         or (case.startswith("alibi") and not (layout == "middle" or feed == "static" or "dynamic" in case))
@@ -159,7 +159,9 @@ def test_long_ways_equal_the_reference(
 
 # A CPU takes flex attention by its slow definition, so a case for each way to a bias meets the layouts and caches.
 FLEX_CASES = ("alibi_inside", "alibi_dynamic_ntk", "alibi_trained_slopes", "t5", "fire", "rope", "learned", "heads_1")
-FLEX_MATRIX = [("alibi", *way) for way in WAYS] + [(case, *way) for case in FLEX_CASES for way in FEW_WAYS]
+FLEX_MATRIX = [("alibi", *inputs) for inputs in INPUTS] + [
+    (case, *inputs) for case in FLEX_CASES for inputs in FEW_INPUTS
+]
 
 
 @pytest.mark.parametrize(("case", "layout", "feed"), FLEX_MATRIX)

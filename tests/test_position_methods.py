@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
+from tests.exact_cases import make_model
 
 
 TRAIN_LENGTH = 32
@@ -71,6 +73,21 @@ def test_length_beyond_training(method: str) -> None:
                 model(tokens(1, TRAIN_LENGTH + 1))
         else:
             assert model(tokens(1, 8 * TRAIN_LENGTH)).logits.isfinite().all()
+
+
+@pytest.mark.parametrize("back_end", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    "case", ["alibi", "alibi_trained_beta", "alibi_trained_slopes", "learned", "t5", "shared_offset", "kerple", "fire"]
+)
+def test_weights_may_be_offloaded(case: str, back_end: str) -> None:
+    """Accelerate holds weights on meta and brings those of a module back when it is called."""
+    model = make_model(case, back_end)
+    input_ids = tokens(2, 12)
+    with torch.no_grad():
+        expected = model(input_ids).logits
+        cpu_offload(model, execution_device="cpu", offload_buffers=True)
+        assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+        assert torch.equal(model(input_ids).logits, expected)
 
 
 @pytest.mark.parametrize("method", METHODS)

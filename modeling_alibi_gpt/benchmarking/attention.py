@@ -12,11 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
-from modeling_alibi_gpt.attention_augmented import AugmentedAttention
-from modeling_alibi_gpt.attention_banded import BandedAttention
-from modeling_alibi_gpt.attention_bounds import exact_tolerance
-from modeling_alibi_gpt.attention_flex import FlexAttention
-from modeling_alibi_gpt.attention_strips import StripAttention
+from modeling_alibi_gpt.attention import ATTENTION_VARIANTS
 from modeling_alibi_gpt.benchmarking.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.evaluation.precision import exact_attention, last_queries_context
 from modeling_alibi_gpt.reporting.records import Record
@@ -27,6 +23,8 @@ MODES = ("forward", "forward_backward")
 REFERENCE = "plain"
 # Queries at the end of the text whose output is compared with float64.
 _NUM_CHECKED = 64
+# What `banded` may leave out of a query: the default of AlibiGPTConfig.
+_TOLERANCE = 1e-6
 
 # From q, k and v (1, H, T, d) and slopes (H,) to (1, H, T, d).
 Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -133,32 +131,13 @@ def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
     return attend
 
 
-def _strips(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
-    attention = StripAttention(
-        last_queries_context(length_tokens, length_tokens, dtype, slopes.device), exact_tolerance(dtype), slopes
-    )
-    return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
+def _variant(name: str) -> Callable[[int, torch.dtype, Tensor], Way]:
+    def make(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+        context = last_queries_context(length_tokens, length_tokens, dtype, slopes.device)
+        attention = ATTENTION_VARIANTS[name](context, slopes, _TOLERANCE)
+        return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
 
-
-def _augmented(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
-    attention = AugmentedAttention(
-        last_queries_context(length_tokens, length_tokens, dtype, slopes.device), slopes[None, None]
-    )
-    return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
-
-
-def _flex(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
-    attention = FlexAttention(
-        last_queries_context(length_tokens, length_tokens, dtype, slopes.device), slopes[None, None]
-    )
-    return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
-
-
-def _banded(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
-    attention = BandedAttention(
-        last_queries_context(length_tokens, length_tokens, dtype, slopes.device), slopes, tolerance=1e-6
-    )
-    return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
+    return make
 
 
 # `strips` is what `sdpa` does on a CPU, `augmented` what it does elsewhere.
@@ -166,10 +145,7 @@ WAYS: dict[str, Callable[[int, torch.dtype, Tensor], Way]] = {
     "plain": _plain,
     "dense": _dense,
     "eager": _eager,
-    "strips": _strips,
-    "augmented": _augmented,
-    "flex": _flex,
-    "banded": _banded,
+    **{name: _variant(name) for name in ATTENTION_VARIANTS},
 }
 
 

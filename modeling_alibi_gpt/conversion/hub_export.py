@@ -57,6 +57,10 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
     model_config = load_model_config(source)
     if model_config.model_type != "alibi_gpt":
         raise ValueError(f"{source} holds a {model_config.model_type}, expected an alibi_gpt")
+    if model_config.position_plugin is not None:
+        raise ValueError(
+            f"{source} has a position_method of {model_config.position_plugin!r}, whose code cannot travel"
+        )
     files = _files_to_copy(source)
     if any(path.name in TOKENIZER_FILES for path in files):
         load_model_tokenizer(source)

@@ -18,7 +18,6 @@ from modeling_alibi_gpt.attention import folded_mask
 from modeling_alibi_gpt.attention_banded import BandedAttention
 from modeling_alibi_gpt.attention_bounds import exact_tolerance
 from modeling_alibi_gpt.attention_context import AttentionContext
-from modeling_alibi_gpt.attention_spans import Span
 from modeling_alibi_gpt.attention_strips import StripAttention
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.position_base import LayerBias
@@ -62,18 +61,7 @@ def last_queries_context(
     q_len: int, kv_len: int, dtype: torch.dtype, device: torch.device | None = None
 ) -> AttentionContext:
     """Causal attention of the last ``q_len`` of ``kv_len`` positions, for one row."""
-    key_positions = torch.arange(kv_len, device=device)[None]
-    query_positions = key_positions[:, kv_len - q_len :]
-    return AttentionContext(
-        query_positions,
-        key_positions,
-        dtype,
-        num_rows=1,
-        make_mask=lambda: query_positions[:, None, :, None] >= key_positions[:, None, None, :],
-        make_spans=lambda: [Span(slice(0, 1), slice(0, q_len), 0)],
-        is_causal=True,
-        is_whole=True,
-    )
+    return AttentionContext.from_lengths(q_len, kv_len, dtype, device)
 
 
 def _layer_bias(slopes: Tensor) -> LayerBias:

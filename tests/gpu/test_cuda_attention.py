@@ -14,7 +14,7 @@ from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention import ATTENTION_BACKENDS, attention_forward
 from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
-from modeling_alibi_gpt.attention_context import AttentionContext, attention_context
+from modeling_alibi_gpt.attention_context import AttentionContext, ForwardInputs, attention_context
 from modeling_alibi_gpt.attention_flex import FlexAttention
 from modeling_alibi_gpt.evaluation.precision import exact_attention, exact_plain_attention, last_queries_context
 from modeling_alibi_gpt.position_base import LayerBias
@@ -78,7 +78,7 @@ def context_of(case: Case, config: AlibiGPTConfig, device: str) -> AttentionCont
     rows, _, length, head_dim = case.query.shape
     embeds = torch.zeros(rows, length, 1, device=device, dtype=case.query.dtype)
     mask, positions = (None if part is None else part.to(device) for part in (case.attention_mask, case.position_ids))
-    return attention_context(config, embeds, mask, positions, None, may_skip_mask=False, kwargs={})
+    return attention_context(ForwardInputs(config, embeds, mask, positions), kwargs={})
 
 
 def definition(case: Case, slopes: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:

@@ -9,7 +9,7 @@ from modeling_alibi_gpt import AlibiWindowCache
 from tests import test_cache, test_continuous_batching
 from tests.exact_cases import BATCHES, CASES, POSITION_CASES, Batch, make_model
 from tests.gpu.device import DEVICE
-from tests.test_modeling_exact import FEEDS, FEW_WAYS, TOLERANCE, expected_logits, feed_at_once, max_error
+from tests.test_modeling_exact import FEEDS, FEW_INPUTS, TOLERANCE, expected_logits, feed_at_once, max_error
 
 
 pytestmark = pytest.mark.gpu
@@ -29,7 +29,7 @@ def on_gpu(batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("back_end", ["eager", "sdpa"])
-@pytest.mark.parametrize(("layout", "feed"), FEW_WAYS)
+@pytest.mark.parametrize(("layout", "feed"), FEW_INPUTS)
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_logits_equal_the_reference(case: str, layout: str, feed: str, back_end: str) -> None:
@@ -37,7 +37,7 @@ def test_logits_equal_the_reference(case: str, layout: str, feed: str, back_end:
     assert max_error(logits.cpu(), expected_logits(case, layout), BATCHES[layout].visible) <= TOLERANCE
 
 
-@pytest.mark.parametrize(("layout", "feed"), [*FEW_WAYS, ("left", "at_once"), ("packed", "at_once")])
+@pytest.mark.parametrize(("layout", "feed"), [*FEW_INPUTS, ("left", "at_once"), ("packed", "at_once")])
 @pytest.mark.parametrize("case", FLEX_CASES)
 @torch.no_grad()
 def test_flex_logits_are_those_of_eager(case: str, layout: str, feed: str) -> None:

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Two short ways to say who sees whom: spans of consecutive tokens, and slots. Travels to the Hub.
+"""Two compact forms of visibility: segments of consecutive tokens, and slots. Travels to the Hub.
 
 Shapes: B batch, Q queries, K keys.
 """
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class Span(NamedTuple):
-    """Tokens that see each other and nobody else, each one position after the one before it.
+class Segment(NamedTuple):
+    """Consecutive tokens that see each other and no other token, each one position after the one before it.
 
     Attributes:
         rows: Rows of the batch.
@@ -26,9 +26,14 @@ class Span(NamedTuple):
     queries: slice
     first_key: int
 
+    @property
+    def num_queries(self) -> int:
+        """In all its rows."""
+        return (self.rows.stop - self.rows.start) * (self.queries.stop - self.queries.start)
+
 
 class Slots(NamedTuple):
-    """Who sees whom, as a few vectors; a causal query sees no slot after its own.
+    """Visibility as a few vectors; a causal query sees no slot after its own.
 
     Attributes:
         queries: ``(Q,)`` int64, slots of the cache, or of the call.
@@ -48,8 +53,8 @@ def document_numbers(position_ids: Tensor) -> Tensor:
     return F.pad(torch.diff(position_ids, dim=-1) != 1, (1, 0)).cumsum(-1)
 
 
-def spans_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Span] | None:
-    """One span a row, from its first visible token to its last; None if a row has padding in between."""
+def segments_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Segment] | None:
+    """One segment a row, from its first visible token to its last; None if a row has padding in between."""
     visible = attention_mask.bool()
     first = visible.int().argmax(-1)
     num_keys = visible.shape[-1]
@@ -61,24 +66,24 @@ def spans_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Span] | No
     runs = []
     for start, stop, count in zip(first.tolist(), last.tolist(), counts.tolist(), strict=True):
         queries = slice(max(0, start - offset), stop - offset)
-        runs.append([Span(slice(0, 0), queries, start)] if count and queries.start < queries.stop else [])
+        runs.append([Segment(slice(0, 0), queries, start)] if count and queries.start < queries.stop else [])
     return list(_join_equal_rows(runs))
 
 
-def spans_of_documents(documents: Tensor) -> list[Span]:
-    """One span for each document of each row."""
-    spans = []
+def segments_of_documents(documents: Tensor) -> list[Segment]:
+    """One segment for each document of each row."""
+    segments = []
     for row in documents:
         edges = itertools.accumulate(row.bincount().tolist(), initial=0)
-        spans.append([Span(slice(0, 0), slice(*edge), edge[0]) for edge in itertools.pairwise(edges)])
-    return list(_join_equal_rows(spans))
+        segments.append([Segment(slice(0, 0), slice(*edge), edge[0]) for edge in itertools.pairwise(edges)])
+    return list(_join_equal_rows(segments))
 
 
-def _join_equal_rows(spans_by_row: list[list[Span]]) -> Iterator[Span]:
-    """The spans of all rows, where equal rows that stand together share theirs."""
+def _join_equal_rows(segments_by_row: list[list[Segment]]) -> Iterator[Segment]:
+    """The segments of all rows; adjacent equal rows share theirs."""
     row = 0
-    for spans, equal_rows in itertools.groupby(spans_by_row):
+    for segments, equal_rows in itertools.groupby(segments_by_row):
         stop = row + len(list(equal_rows))
-        for span in spans:
-            yield span._replace(rows=slice(row, stop))
+        for segment in segments:
+            yield segment._replace(rows=slice(row, stop))
         row = stop

@@ -1,0 +1,146 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""ALiBi as a position method: its slopes, fixed or trained, and the checks of its fields. Travels to the Hub.
+
+Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import initialization as init
+
+from .alibi import SLOPE_KINDS, alibi_slopes, check_slopes, scale_slopes
+from .position_base import Float32Positions
+from .tensor_parallel import heads_of_rank
+
+
+ALIBI_TRAINABLE = ("none", "beta", "slopes")
+ALIBI_SCALING_TYPES = ("linear", "ntk", "dynamic_linear", "dynamic_ntk")
+
+
+class AlibiPositions(Float32Positions):
+    """ALiBi: a penalty on distance, one slope a head (Press et al. 2022, arXiv:2108.12409, section 3).
+
+    Slopes stay float32 whatever the model's dtype: they are not powers of two for most head counts, and bfloat16 would
+    round them by up to 0.4 %. What trains is their logarithm, so that a slope stays positive. The names of these
+    parameters hold the word ``bias``, by which Trainer spares them from weight decay, a pull towards beta = 1.
+    """
+
+    reads_alibi_fields = True
+    has_bias = True
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.trainable = config.alibi_trainable
+        self.bias_differs_by_layer = self.trainable != "none"
+        self.slopes = nn.Buffer(torch.empty(config.num_attention_heads, dtype=torch.float32), persistent=False)
+        self.init_weights()
+
+    @classmethod
+    def check_config(cls, config: Any) -> None:
+        for name in ("alibi_beta", "alibi_bias_max"):
+            if not 0 < getattr(config, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number above 0, got {getattr(config, name)!r}")
+        _check_slope_fields(config)
+        if config.alibi_trainable not in ALIBI_TRAINABLE:
+            raise ValueError(
+                f"alibi_trainable must be one of {', '.join(ALIBI_TRAINABLE)}, got {config.alibi_trainable!r}"
+            )
+        if not 0 < config.alibi_tolerance < 1:
+            raise ValueError(f"alibi_tolerance must lie between 0 and 1, got {config.alibi_tolerance}")
+        if config.alibi_scaling is not None:
+            _check_scaling(config)
+
+    @classmethod
+    def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
+        if config.alibi_trainable == "beta":
+            return {"bias_log_beta": (config.num_hidden_layers,)}
+        if config.alibi_trainable == "slopes":
+            return {"bias_log_slopes": (config.num_hidden_layers, config.num_attention_heads)}
+        return {}
+
+    def init_weights(self) -> None:
+        config = self.config
+        multipliers = alibi_slopes(
+            config.num_attention_heads,
+            kind=config.alibi_slope_kind,
+            bias_max=config.alibi_bias_max,
+            custom=config.alibi_slopes,
+        )
+        slopes = config.base_alibi_slopes()
+        if self.trainable == "beta":
+            init.copy_(self.slopes, multipliers)
+            init.copy_(self.bias_log_beta, torch.tensor(config.alibi_beta).float().log().expand_as(self.bias_log_beta))
+        else:
+            init.copy_(self.slopes, slopes)
+        if self.trainable == "slopes":
+            init.copy_(self.bias_log_slopes, slopes.log().expand_as(self.bias_log_slopes))
+
+    def layer_slopes(self, layer_idx: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Slopes ``(H,)`` of one layer before ``alibi_scaling``, nats per token; differentiable if they train."""
+        if self.trainable == "beta":
+            return self.slopes.to(dtype) * self.bias_log_beta[layer_idx].to(dtype).exp()
+        if self.trainable == "slopes":
+            return self.bias_log_slopes[layer_idx].to(dtype).exp()
+        return self.slopes.to(dtype)
+
+    def query_slopes(self, layer_idx: int, query_positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Slopes as the scores of each query see them, nats per token: ``(1, 1, H)``, or ``(B, Q, H)`` if dynamic.
+
+        A dynamic factor belongs to the query, not to the call: the tokens up to and including the query over the
+        training length. So a token's result does not depend on how the text was cut into chunks or cached.
+
+        Under tensor parallelism H are the heads of this rank.
+        """
+        slopes = self.layer_slopes(layer_idx, dtype)[None, None, :]
+        if (scaling := self.config.alibi_scaling) is not None:
+            kind, factor = scaling["type"], scaling.get("factor")
+            if kind.startswith("dynamic_"):
+                kind = kind.removeprefix("dynamic_")
+                factor = ((query_positions[..., None] + 1).to(dtype) / self.config.train_context_length).clamp(min=1.0)
+            slopes = scale_slopes(slopes, kind, factor)
+        if self.config.alibi_bias_inside_scaling:
+            slopes = slopes * self.config.scaling
+        return heads_of_rank(slopes, self.head_mesh)
+
+    def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
+        slopes = self.query_slopes(layer_idx, query_positions, dtype).transpose(1, 2)[..., None]  # (B, H, Q or 1, 1)
+        # The distance is taken before anything is rounded; positions themselves are exact up to 2**24 in float32.
+        distance = (query_positions[:, :, None].to(dtype) - key_positions[:, None, :].to(dtype)).abs()
+        return -slopes * distance[:, None]
+
+
+def _check_slope_fields(config: Any) -> None:
+    kind, custom = config.alibi_slope_kind, config.alibi_slopes
+    if kind not in SLOPE_KINDS:
+        raise ValueError(f"alibi_slope_kind must be one of {', '.join(SLOPE_KINDS)}, got {kind!r}")
+    if (custom is not None) != (kind == "custom"):
+        raise ValueError(f"alibi_slopes go with alibi_slope_kind custom, got {custom} and {kind!r}")
+    numbers = {"beta": config.alibi_beta, "bias_max": config.alibi_bias_max}
+    try:
+        check_slopes(config.num_attention_heads, kind=kind, custom=custom, **numbers)
+    except ValueError as error:
+        raise ValueError(f"alibi_slopes: {error}") from error
+
+
+def _check_scaling(config: Any) -> None:
+    """``alibi_scaling`` is one of the four types with just its keys."""
+    kind = config.alibi_scaling.get("type")
+    if kind not in ALIBI_SCALING_TYPES:
+        raise ValueError(f"alibi_scaling type must be one of {', '.join(ALIBI_SCALING_TYPES)}, got {kind!r}")
+    expected = {"type"} if kind.startswith("dynamic_") else {"type", "factor"}
+    if set(config.alibi_scaling) != expected:
+        raise ValueError(f"alibi_scaling of type {kind} takes the keys {sorted(expected)}, got {config.alibi_scaling}")
+    factor = config.alibi_scaling.get("factor", 1.0)
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < math.inf:
+        raise ValueError(f"alibi_scaling factor must be a finite number of at least 1, got {factor!r}")
+    if kind.endswith("ntk") and not _has_different_slopes(config):
+        raise ValueError("alibi_scaling of an ntk type needs at least two different slopes; use a linear type")
+
+
+def _has_different_slopes(config: Any) -> bool:
+    if config.alibi_slope_kind == "custom":
+        return len(set(config.alibi_slopes)) > 1
+    return config.alibi_slope_kind == "geometric" and config.num_attention_heads > 1

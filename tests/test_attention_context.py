@@ -1,0 +1,84 @@
+"""Positions and visibility of each way to call the model: padding, documents, a cache and continuous batching."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from modeling_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.attention_context import AttentionContext, ForwardInputs, attention_context
+from modeling_alibi_gpt.attention_segments import Segment
+
+
+CONFIG = AlibiGPTConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, attn_implementation="sdpa")
+
+
+def inputs_of(rows: int, q_len: int, **fields) -> ForwardInputs:
+    return ForwardInputs(CONFIG, torch.zeros(rows, q_len, 8), **fields)
+
+
+def assert_visible(context: AttentionContext, expected: Tensor) -> None:
+    assert torch.equal(context.mask().expand(expected.shape[0], -1, -1, -1)[:, 0], expected)
+
+
+def test_padding_counts_visible_tokens() -> None:
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    context = attention_context(inputs_of(2, 4, attention_mask=mask), {})
+    assert context.query_positions.tolist() == [[0, 0, 0, 1], [0, 1, 2, 2]]
+    assert context.segments() == [
+        Segment(slice(0, 1), slice(2, 4), 2),
+        Segment(slice(1, 2), slice(0, 3), 0),
+    ]
+    assert not context.is_whole
+    visible = mask.bool()[:, None] & torch.ones(4, 4, dtype=torch.bool).tril()
+    fully_masked = ~visible.any(-1)
+    assert fully_masked.nonzero().tolist() == [[0, 0], [0, 1]]
+    assert_visible(context, visible | (torch.eye(4, dtype=torch.bool) & fully_masked[..., None]))
+    assert context.first_keys().tolist() == [[0, 1, 2, 2], [0, 0, 0, 3]]
+    in_no_segment = context.fully_masked_queries()[:, 0, :, 0]
+    assert in_no_segment.tolist() == [[True, True, False, False], [False, False, False, True]]
+
+
+def test_documents_restart_and_do_not_see_each_other() -> None:
+    position_ids = torch.tensor([[0, 1, 0, 1, 2]])
+    context = attention_context(inputs_of(1, 5, position_ids=position_ids), {})
+    assert torch.equal(context.key_positions, position_ids)
+    assert context.segments() == [Segment(slice(0, 1), slice(0, 2), 0), Segment(slice(0, 1), slice(2, 5), 2)]
+    document = torch.tensor([0, 0, 1, 1, 1])
+    assert_visible(context, (torch.ones(5, 5).tril().bool() & (document[:, None] == document))[None])
+
+
+def test_a_cache_puts_queries_last() -> None:
+    cache = DynamicCache(config=CONFIG)
+    cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 0)
+    context = attention_context(inputs_of(1, 2, past_key_values=cache), {})
+    assert (context.query_positions.tolist(), context.key_positions.tolist()) == ([[3, 4]], [[0, 1, 2, 3, 4]])
+    assert context.is_whole
+    assert_visible(context, torch.ones(2, 5).tril(3).bool()[None])
+
+
+def test_paged_keys_count_from_the_start_of_their_request() -> None:
+    """Two requests with 3 and 2 keys, of which the last two and the last one are new."""
+    mask, positions = torch.zeros(1, 1, 3, 5), torch.tensor([[1, 2, 1]])
+    inputs = inputs_of(1, 3, attention_mask=mask, position_ids=positions)
+    starts = torch.tensor([0, 3, 5], dtype=torch.int32)
+    for cu_seq_lens_k in (starts, {"full_attention": starts}):
+        context = attention_context(inputs, {"cu_seq_lens_k": cu_seq_lens_k, "cache": object()})
+        assert context.key_positions.tolist() == [[0, 1, 2, 0, 1]]
+        assert torch.equal(context.query_positions, positions)
+        assert context.segments() is None and context.slots is None and not context.is_causal
+
+
+def test_lengths_alone_are_the_last_queries_of_a_text() -> None:
+    context = AttentionContext.from_lengths(2, 5, torch.float32)
+    assert context.is_whole and context.segments() == [Segment(slice(0, 1), slice(0, 2), 0)]
+    assert_visible(context, torch.ones(2, 5).tril(3).bool()[None])
+
+
+def test_it_is_frozen_and_makes_its_mask_once() -> None:
+    context = attention_context(inputs_of(1, 4), {})
+    assert context.mask() is context.mask() and context.segments() is context.segments()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        context.num_rows = 2
