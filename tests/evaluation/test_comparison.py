@@ -206,7 +206,7 @@ def test_the_script_prints_the_grid(settings: dict[str, Any], tmp_path: Path, ca
     spec.loader.exec_module(script)
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps(settings | {"variants": {"alibi": {}}, "seeds": [0]}), encoding="utf-8")
-    assert script.main(["--config", str(path)]) == 0
+    assert script.main(["--config", str(path), "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("alibi, flatter") for line in lines)
     assert json.loads(lines[-1])["records"] == str(tmp_path / "out" / "comparison.jsonl")

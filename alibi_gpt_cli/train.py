@@ -1,0 +1,24 @@
+"""``alibi-gpt train``."""
+
+from alibi_gpt_cli.console import print_result
+from alibi_gpt_cli.options import Json, RequiredConfig, Settings
+
+
+def train(config: RequiredConfig, settings: Settings = None, as_json: Json = False) -> None:
+    """Train a model, from scratch or from a checkpoint.
+
+    Killed at any moment, the same command goes on. torchrun --nproc_per_node N scripts/train.py ... trains in N
+    processes.
+
+    alibi-gpt train --config configs/experiment/demo.yaml --set training.max_steps=100
+    """
+    from modeling_alibi_gpt.evaluation.processes import process_state
+    from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
+    from modeling_alibi_gpt.training.trainer import train as run_training
+
+    record = run_training(load_config(ExperimentConfig, config, settings or ()))
+    process_state().print(
+        f"{record['name']}: validation perplexity {record['validation_perplexity']:.2f} after "
+        f"{record['num_train_tokens']:,} tokens; model in {record['model_dir']}"
+    )
+    print_result({key: value for key, value in record.items() if key not in ("loss_history", "provenance")}, as_json)
