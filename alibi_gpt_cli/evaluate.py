@@ -17,7 +17,7 @@ def evaluate(
 ) -> None:
     """Measure token-exact perplexity and bits per byte of one model on one text.
 
-    torchrun --nproc_per_node N scripts/evaluate.py ... shares the windows among N processes.
+    torchrun --nproc_per_node N -m alibi_gpt_cli evaluate ... shares the windows among N processes.
 
     alibi-gpt evaluate --model runs/demo/alibi --set protocol=sliding --set length_tokens=512
     """

@@ -7,8 +7,9 @@ from alibi_gpt_cli.options import Json, RequiredConfig, Settings
 def train(config: RequiredConfig, settings: Settings = None, as_json: Json = False) -> None:
     """Train a model, from scratch or from a checkpoint.
 
-    Killed at any moment, the same command goes on. torchrun --nproc_per_node N scripts/train.py ... trains in N
-    processes.
+    Killed at any moment, the same command goes on.
+
+    torchrun --nproc_per_node N -m alibi_gpt_cli train ... trains in N processes.
 
     alibi-gpt train --config configs/experiment/demo.yaml --set training.max_steps=100
     """
