@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from alibi_gpt_cli.console import print_result
-from alibi_gpt_cli.options import Config, Data, Json, Settings
+from alibi_gpt_cli.options import Config, Data, Json, Settings, TrustRemoteCode
 
 
 def evaluate(
@@ -13,6 +13,7 @@ def evaluate(
     model: Annotated[str | None, typer.Option(metavar="DIR", help="Checkpoint folder with its tokenizer.")] = None,
     data: Data = None,
     settings: Settings = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Measure token-exact perplexity and bits per byte of one model on one text.
@@ -24,8 +25,10 @@ def evaluate(
     from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
     from modeling_alibi_gpt.evaluation.processes import process_state
     from modeling_alibi_gpt.training.experiment import load_config
+    from modeling_alibi_gpt.training.remote_code import trusting_remote_code
 
-    record = evaluate_perplexity(load_config(PerplexityConfig, config, settings or (), model=model, source=data))
+    with trusting_remote_code(trust_remote_code):
+        record = evaluate_perplexity(load_config(PerplexityConfig, config, settings or (), model=model, source=data))
     stride = f", stride {record['stride_tokens']}" if record["stride_tokens"] else ""
     process_state().print(
         f"{record['name']}: perplexity {record['perplexity']:.3f}, {record['nats_per_token']:.4f} nats per token, "

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from alibi_gpt_cli.console import print_result
-from alibi_gpt_cli.options import Config, Data, Json, Settings
+from alibi_gpt_cli.options import Config, Data, Json, Settings, TrustRemoteCode
 
 
 FIELDS_IN_SHORT = ("name", "protocol", "length_tokens", "perplexity", "error")
@@ -24,6 +24,7 @@ def extrapolate(
         str | None, typer.Option(metavar="FILE.jsonl", help="Gets a record as soon as a row is done.")
     ] = None,
     settings: Settings = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Measure the perplexity of several models over a grid of lengths, under both protocols.
@@ -37,10 +38,12 @@ def extrapolate(
     from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, format_grid, run_extrapolation
     from modeling_alibi_gpt.evaluation.processes import process_state
     from modeling_alibi_gpt.training.experiment import load_config
+    from modeling_alibi_gpt.training.remote_code import trusting_remote_code
 
     named = {"models": models or None, "lengths_tokens": lengths or None, "source": data, "output": output}
     grid = load_config(ExtrapolationConfig, config, settings or (), **named)
-    rows = run_extrapolation(grid, on_row=_print_row)
+    with trusting_remote_code(trust_remote_code):
+        rows = run_extrapolation(grid, on_row=_print_row)
     process_state().print(f"\n{format_grid(rows)}\nrecords in {grid.output}")
     in_short = [{field: row[field] for field in FIELDS_IN_SHORT} for row in rows]
     print_result({"output": grid.output, "num_rows": len(rows), "rows": in_short}, as_json)

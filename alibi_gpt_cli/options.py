@@ -12,6 +12,9 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as training.seed=1; repeatable."),
 ]
 Data = Annotated[str | None, typer.Option(metavar="URI", help="stdlib, text:GLOB or hub:NAME[:CONFIG].")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that a checkpoint brings; read it first.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, the last line.")]
 
 

@@ -78,12 +78,12 @@ class RetrainObjective:
     def __init__(self, sweep: SweepConfig) -> None:
         self.sweep = sweep
         self.experiment = _load_experiment(sweep)
-        trial_config = model_config(self._experiment(Path("unused"), sweep.seeds[0], beta=1.0).model)
-        if (method := getattr(trial_config, "position_method", None)) != "alibi":
+        trial = self._experiment(Path("unused"), sweep.seeds[0], beta=1.0)
+        if (method := getattr(model_config(trial.model), "position_method", None)) != "alibi":
             raise ValueError(f"a sweep of beta needs position_method alibi, the experiment has {method!r}")
         if self.experiment.precision == "auto":
             raise ValueError("a sweep needs one precision for all its trainings: float32 or bfloat16, not auto")
-        if check_experiment(self.experiment).eval_strategy == "no" and sweep.pruning:
+        if check_experiment(trial).eval_strategy == "no" and sweep.pruning:
             raise ValueError("pruning needs evaluations during training: set training.eval_strategy in the experiment")
         self.trained_points = [{TRAINABLE: kind, "seed": seed} for kind in sweep.trained for seed in sweep.seeds]
         self.data_fingerprint = prepare_data(self.experiment).fingerprint
@@ -156,6 +156,7 @@ class RetrainObjective:
         return dataclasses.replace(
             base,
             model=dataclasses.replace(base.model, overrides=overrides),
+            position_learning_rate=1.0 if trainable == "none" else base.position_learning_rate,
             training={**base.training, "output_dir": str(output_dir), "seed": seed},
         )
 

@@ -27,6 +27,7 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import DatabaseError
 
+from modeling_alibi_gpt.evaluation.storage_failures import LastingStorage, is_full, storage_failure
 from modeling_alibi_gpt.evaluation.storage_urls import shown_url, without_password
 
 
@@ -82,7 +83,7 @@ def _open(name: str, storage: str) -> optuna.Study:
         num_left -= 1
         try:
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-                database = RDBStorage(
+                database = LastingStorage(
                     storage,
                     {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}} if path else None,
                     heartbeat_interval=HEARTBEAT_SECONDS,
@@ -96,6 +97,8 @@ def _open(name: str, storage: str) -> optuna.Study:
                 load_if_exists=True,
             )
         except Exception as error:  # each database driver has its own classes
+            if is_full(error):
+                raise storage_failure(error, storage) from error
             # Workers that start together collide in making the tables on a server; a moment later they are there.
             if path or not isinstance(error, DatabaseError | StorageInternalError) or not num_left:
                 reason = without_password(str(error), storage)
@@ -115,9 +118,11 @@ def _make_database(path: Path) -> None:
         beside = path.with_name(f".{path.name}.new")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
-        RDBStorage(f"sqlite:///{beside / path.name}").engine.dispose()
-        os.replace(beside / path.name, path)
-        beside.rmdir()
+        try:
+            RDBStorage(f"sqlite:///{beside / path.name}").engine.dispose()
+            os.replace(beside / path.name, path)
+        finally:
+            shutil.rmtree(beside)
 
 
 def run_grid(

@@ -29,6 +29,7 @@ from modeling_alibi_gpt.evaluation.beta_study import (
     running_trials,
 )
 from modeling_alibi_gpt.evaluation.processes import process_state
+from modeling_alibi_gpt.evaluation.storage_failures import reported_storage_failures
 from modeling_alibi_gpt.reporting.beta_choice import describe_choice
 from modeling_alibi_gpt.reporting.records import write_json, write_records
 from modeling_alibi_gpt.reporting.statistics import choose_trial
@@ -53,18 +54,20 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
 
     Raises:
         ValueError: A setting cannot be used, or the study belongs to another objective.
+        OSError: The disk is full, or the storage failed; the same command goes on once that is mended.
     """
     if process_state().num_processes > 1:
         raise ValueError("a sweep runs one process a worker: start the command several times instead of launching it")
     objective: Objective = RetrainObjective(config) if config.mode == "retrain" else PosthocObjective(config)
-    studies = [open_study(config.study_name, config.storage_url, objective.settings)]
-    if objective.trained_points:
-        studies.append(open_study(f"{config.study_name}-trained", config.storage_url, objective.settings))
-    _run_trials(config, objective, studies)
     output_dir = Path(config.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(output_dir / ".results.lock"):  # workers end at the same time
-        return _write_results(config, objective, studies)
+    with reported_storage_failures(config.storage_url):
+        studies = [open_study(config.study_name, config.storage_url, objective.settings)]
+        if objective.trained_points:
+            studies.append(open_study(f"{config.study_name}-trained", config.storage_url, objective.settings))
+        _run_trials(config, objective, studies)
+        output_dir.mkdir(parents=True, exist_ok=True)
+        with FileLock(output_dir / ".results.lock"):  # workers end at the same time
+            return _write_results(config, objective, studies)
 
 
 def _run_trials(config: SweepConfig, objective: Objective, studies: Sequence[optuna.Study]) -> None:

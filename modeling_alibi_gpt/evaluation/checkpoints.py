@@ -11,8 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from modeling_alibi_gpt.reporting.parsing import read_mapping
 from modeling_alibi_gpt.training.checkpoint_folder import check_weights
-from modeling_alibi_gpt.training.model_setup import check_overrides
+from modeling_alibi_gpt.training.model_setup import check_overrides, check_vocabulary
 from modeling_alibi_gpt.training.model_size import check_model_memory
+from modeling_alibi_gpt.training.quantization import check_quantization
+from modeling_alibi_gpt.training.remote_code import is_remote_code_trusted, load_failure
 from modeling_alibi_gpt.training.tokenization import load_tokenizer
 
 
@@ -32,13 +34,14 @@ def load_model_config(model_dir: str | Path, overrides: Mapping[str, Any] | None
         raise ValueError(f"{model_dir}: no model here, expected a folder with config.json and model.safetensors")
     try:
         read_mapping(Path(model_dir) / "config.json")
-        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=is_remote_code_trusted())
         check_overrides(overrides or {}, type(config))
-        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=False, **(overrides or {}))
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=is_remote_code_trusted(), **(overrides or {}))
         config.validate()  # overrides are set one by one, which checks their types only
+        check_quantization(config)
     except Exception as error:  # other families' configs fail in whatever way their code stumbles
         what = f"config.json with {dict(overrides)}" if overrides else "config.json"
-        raise ValueError(f"{model_dir}: {what} cannot be used: {error}") from error
+        raise ValueError(f"{model_dir}: {what} cannot be used: {load_failure(error)}") from error
     check_weights(Path(model_dir), config)
     return config
 
@@ -75,12 +78,12 @@ def load_causal_lm(
             use_safetensors=True,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            trust_remote_code=False,
+            trust_remote_code=is_remote_code_trusted(),
         )
     except SafetensorError as error:
         raise ValueError(f"{model_dir}: its weights are truncated or damaged ({error}), copy them again") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{model_dir}: the model cannot be loaded: {error}") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"{model_dir}: the model cannot be loaded: {load_failure(error)}") from error
     _check_weights(model_dir, loading)
     return model.eval()
 
@@ -89,15 +92,14 @@ def load_model_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checkpoint folder.
 
     Raises:
-        ValueError: The folder has no tokenizer, or one with more tokens than the model has embeddings.
+        ValueError: The folder has no tokenizer, or one with an id beyond the embeddings of the model.
     """
     vocab_size = load_model_config(model_dir).get_text_config().vocab_size
     tokenizer = load_tokenizer(str(model_dir))
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"{model_dir}: the tokenizer has {len(tokenizer)} tokens but the model only {vocab_size}; "
-            "use the tokenizer that the model was trained with"
-        )
+    try:
+        check_vocabulary(tokenizer, vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{model_dir}: {error}, such as that which the model was trained with") from error
     return tokenizer
 
 

@@ -25,6 +25,7 @@ from modeling_alibi_gpt.training.experiment import (
     ExperimentConfig,
     ModelSection,
     build_config,
+    convert_value,
     load_config,
 )
 from modeling_alibi_gpt.training.model_setup import laid_over, model_config
@@ -36,6 +37,9 @@ from modeling_alibi_gpt.training.trainer import named_tokenizer, prepare_data, t
 POLL_SECONDS = 2
 ROWS_FILE = "extrapolation.jsonl"
 _OF_RUNS = {"models", "names", "overrides", "output"}
+_OF_RUN = {"output_dir", "seed"}
+_POSITION_RATE = "position_learning_rate"
+_TRAINING_PREFIX = "training."
 _OF_TRAINING = ("training", "bias_by_distance")
 
 logger = logging.getLogger(__name__)
@@ -49,7 +53,9 @@ class ComparisonConfig:
         name: Of the comparison, in its records.
         experiment: Path of the experiment that every run starts from, or the mapping itself.
         experiment_overrides: ``a.b=value`` assignments laid over it.
-        variants: Name to fields of ``AlibiGPTConfig``: what sets one training apart from another.
+        variants: Name to fields of ``AlibiGPTConfig``: what sets one training apart from another. Beside them a
+            variant may set ``position_learning_rate`` and any ``training.KEY`` of its experiment, such as
+            ``training.learning_rate``.
         readings: Name of a variant to names of readings to fields of ``AlibiGPTConfig`` that its trained model is
             given without training, such as an ``alibi_scaling``. As trained it is read in any case.
         reference: The variant that the others are compared with, seed by seed.
@@ -97,7 +103,15 @@ def _check_mapping(where: str, fields: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One variant with one seed: a training, and the ways in which its model is read."""
+    """One variant with one seed: a training, and the ways in which its model is read.
+
+    Attributes:
+        variant: Its name.
+        fields: All that the variant sets, of the model and of its training.
+        seed: Of the training.
+        experiment: The training.
+        evaluations: How its model is read, by the names of the readings.
+    """
 
     variant: str
     fields: dict[str, Any]
@@ -168,8 +182,9 @@ def _check_texts(run: Run) -> None:
 def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, seed: int) -> Run:
     fields = config.variants[variant] or {}
     folder = Path(config.output_dir) / run_folder_name(variant, seed)
+    base = _with_settings(base, variant, fields)
     training = {**base.training, "seed": seed, "output_dir": str(folder)}
-    model = _with_fields(base.model, fields)
+    model = _with_fields(base.model, {key: value for key, value in fields.items() if not _is_setting(key)})
     readings = {AS_TRAINED: {}, **(config.readings.get(variant) or {})}
     readings = {name: overrides or {} for name, overrides in readings.items()}
     trained = model_config(model)
@@ -191,6 +206,22 @@ def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, se
             for name, named in evaluations.items()
         },
     )
+
+
+def _is_setting(key: str) -> bool:
+    """Whether a key of a variant is the experiment's, and no field of its model."""
+    return key == _POSITION_RATE or key.startswith(_TRAINING_PREFIX)
+
+
+def _with_settings(base: ExperimentConfig, variant: str, fields: dict[str, Any]) -> ExperimentConfig:
+    training = {
+        key.removeprefix(_TRAINING_PREFIX): value for key, value in fields.items() if key.startswith(_TRAINING_PREFIX)
+    }
+    for key in _OF_RUN & training.keys():
+        raise ValueError(f"variants.{variant}: training.{key} cannot be set: it follows from seeds and output_dir")
+    rate = fields.get(_POSITION_RATE, base.position_learning_rate)
+    rate = convert_value(rate, float, f"variants.{variant}.{_POSITION_RATE}")
+    return dataclasses.replace(base, training={**base.training, **training}, position_learning_rate=rate)
 
 
 def _with_fields(section: ModelSection, fields: dict[str, Any]) -> ModelSection:

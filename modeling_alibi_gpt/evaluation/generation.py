@@ -6,6 +6,7 @@ from typing import Any
 from transformers import GenerationConfig, pipeline, set_seed
 
 from modeling_alibi_gpt.evaluation.checkpoints import load_causal_lm, load_model_tokenizer
+from modeling_alibi_gpt.training.remote_code import refuse_hub_kernel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class GenerateConfig:
             raise ValueError("prompt is empty: give the text to continue")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        refuse_hub_kernel(self.attn_implementation)
 
 
 def generate_text(config: GenerateConfig) -> dict[str, Any]:
@@ -58,5 +60,5 @@ def generate_text(config: GenerateConfig) -> dict[str, Any]:
         pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         **sampling,
     )
-    writer = pipeline("text-generation", model=model, tokenizer=tokenizer)
+    writer = pipeline("text-generation", model=model, tokenizer=tokenizer, trust_remote_code=False)
     return {"prompt": config.prompt, "text": writer(config.prompt, generation_config=settings)[0]["generated_text"]}

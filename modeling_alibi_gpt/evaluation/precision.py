@@ -1,8 +1,9 @@
-"""What half precision costs ALiBi: errors of its bias and of attention with it, beside attention without a bias.
+"""What a number format costs ALiBi: errors of its bias and of attention with it, beside attention without a bias.
 
 Shapes: H heads, Q queries (the last of the text), K keys, d head size.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from modeling_alibi_gpt import attention_augmented
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention import folded_mask
-from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
 from modeling_alibi_gpt.attention_bounds import exact_tolerance
 from modeling_alibi_gpt.attention_context import AttentionContext
@@ -25,7 +26,7 @@ from modeling_alibi_gpt.position_methods import AlibiPositions
 from modeling_alibi_gpt.reporting.records import Record, check_record, provenance
 
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 HEAD_DIM = 64
 NUM_QUERIES = 64
 # Keys whose bias is lower get less than 1e-7 of the weight of the query's own key, were their contents alike.
@@ -41,7 +42,7 @@ def measure_precision(
     num_heads: Sequence[int] = (8, 12, 32),
     lengths_tokens: Sequence[int] = (2048, 8192, 32768),
     dtypes: Sequence[str] = tuple(DTYPES),
-    paths: Sequence[str] = ("folded", "strips", "augmented", "banded"),
+    paths: Sequence[str] = ("folded", "strips", "augmented", "compiled", "banded"),
     seed: int = 0,
 ) -> list[Record]:
     """One ``precision`` record for each dtype, number of heads and length.
@@ -109,7 +110,24 @@ def strip_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
 def augmented_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """The model's attention on `sdpa` elsewhere."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
-    return AugmentedAttention(context, slopes[None, None]).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
+    return attention_augmented.AugmentedAttention(context, slopes[None, None]).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
+
+
+def compiled_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """The same in a model that torch compiles, of the first Q / 2 queries of a text and the last.
+
+    There all queries of a text share an origin, the last of them. The first are furthest from it, which is where an
+    error that grows with the text shows.
+    """
+    key_positions, end = torch.arange(k.shape[2], device=k.device)[None], q.shape[2] // 2
+    query_positions = torch.cat((key_positions[:, :end], key_positions[:, -end:]), dim=1)
+    mask = query_positions[:, None, :, None] >= key_positions[:, None, None, :]
+    return _compiled_attention()(q, k, v, slopes[None, None], query_positions, key_positions, mask, HEAD_DIM**-0.5)
+
+
+@functools.cache
+def _compiled_attention() -> Callable[..., Tensor]:
+    return torch.compile(attention_augmented.augmented_attention, fullgraph=True, dynamic=True)
 
 
 def banded_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
@@ -122,8 +140,11 @@ PATHS: dict[str, AttentionPath] = {
     "folded": folded_attention,
     "strips": strip_attention,
     "augmented": augmented_attention,
+    "compiled": compiled_attention,
     "banded": banded_attention,
 }
+# Those that are given the queries of both ends of a text in one call.
+PATHS_OF_BOTH_ENDS = {"compiled"}
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
@@ -196,7 +217,9 @@ def _distance(q_len: int, kv_len: int) -> Tensor:
     return positions[kv_len - q_len :, None] - positions[None, :]
 
 
-def output_errors(attention: AttentionPath, exact: AttentionPath, inputs: Sequence[Tensor]) -> dict[str, float]:
+def output_errors(
+    attention: AttentionPath, exact: AttentionPath, inputs: Sequence[Tensor], *, takes_both_ends: bool = False
+) -> dict[str, float]:
     """How far the output of ``attention`` is from that of ``exact``, for the queries at both ends of a text.
 
     Early queries average few values, so that outputs, and absolute errors, are largest there; without a bias they fall
@@ -206,6 +229,7 @@ def output_errors(attention: AttentionPath, exact: AttentionPath, inputs: Sequen
         attention: Under test.
         exact: What it approximates.
         inputs: Queries ``(1, H, Q, d)``, taken for the first and for the last of the text; keys, values and slopes.
+        takes_both_ends: Whether ``attention`` takes both in one call, else the first as a text of their own.
 
     Returns:
         ``max_error``, absolute, of first and last queries; ``last_max_error`` of the last alone;
@@ -214,9 +238,13 @@ def output_errors(attention: AttentionPath, exact: AttentionPath, inputs: Sequen
     """
     q, k, v, slopes = inputs
     first = (q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]], slopes)
-    first_error = (attention(*first).double() - exact(*first)).abs().max().item()
+    if takes_both_ends:
+        outputs = attention(torch.cat((q, q), dim=2), k, v, slopes).chunk(2, dim=2)
+    else:
+        outputs = attention(*first), attention(*inputs)
+    first_error = (outputs[0].double() - exact(*first)).abs().max().item()
     expected = exact(*inputs)
-    error = attention(*inputs).double() - expected
+    error = outputs[1].double() - expected
     last_error, output_rms = error.abs().max().item(), expected.square().mean().sqrt().item()
     return {
         "max_error": max(first_error, last_error),
@@ -249,7 +277,8 @@ def _measure_case(dtype_name: str, num_heads: int, length_tokens: int, paths: Se
         **{name: (PATHS[name], exact_attention) for name in paths},
     }
     for name, (attention, exact) in attentions.items():
-        figures = output_errors(attention, exact, (q, k, v, slopes))
+        takes_both_ends = name in PATHS_OF_BOTH_ENDS
+        figures = output_errors(attention, exact, (q, k, v, slopes), takes_both_ends=takes_both_ends)
         record |= {f"{name}_{figure}": value for figure, value in figures.items()}
     record["provenance"] = provenance(seed=seed)
     check_record(record)

@@ -19,7 +19,7 @@ from modeling_alibi_gpt.reporting.figures import (
 )
 from modeling_alibi_gpt.reporting.milestones import milestone_sections
 from modeling_alibi_gpt.reporting.page import Picture, Section, render_html, render_markdown
-from modeling_alibi_gpt.reporting.records import Record, check_record, write_bytes, write_text
+from modeling_alibi_gpt.reporting.records import Record, check_record
 from modeling_alibi_gpt.reporting.speed import speed_sections
 from modeling_alibi_gpt.reporting.tables import (
     BETA,
@@ -33,6 +33,7 @@ from modeling_alibi_gpt.reporting.tables import (
     trained_slopes_table,
     training_table,
 )
+from modeling_alibi_gpt.reporting.whole import write_together
 
 
 # How a sweep of beta is headed, and what one of its trials is.
@@ -75,7 +76,7 @@ def build_report(
     html: bool = True,
     claims: bool = False,
 ) -> dict[str, Any]:
-    """Write a page and its figures; everything is drawn before anything is written.
+    """Write a page and its figures: all of them, or none where the disk is full.
 
     Args:
         records: of the kinds in ``RECORD_FIELDS``, in any order; kinds without records are left out.
@@ -104,12 +105,9 @@ def build_report(
     texts = {output_dir / f"{page}.md": render_markdown(title, sections, figures_folder=figures_folder)}
     if html:
         texts[output_dir / f"{page}.html"] = render_html(title, sections)
-    figures = []
-    for picture in (picture for section in sections for picture in section.pictures):
-        figures.append(output_dir / figures_folder / picture.file_name)
-        write_bytes(figures[-1], picture.png)
-    for path, text in texts.items():
-        write_text(path, text)
+    pictures = (picture for section in sections for picture in section.pictures)
+    figures = {output_dir / figures_folder / picture.file_name: picture.png for picture in pictures}
+    write_together({**figures, **{path: text.encode("utf-8") for path, text in texts.items()}})
     return {
         "html": str(output_dir / f"{page}.html") if html else None,
         "markdown": str(output_dir / f"{page}.md"),

@@ -11,7 +11,13 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    WEIGHTS_INDEX_NAME,
+    WEIGHTS_NAME,
+    cached_file,
+)
 
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.reporting.parsing import parse_json
@@ -23,6 +29,7 @@ from modeling_alibi_gpt.training.model_size import (
     check_model_memory,
     weight_shapes,
 )
+from modeling_alibi_gpt.training.remote_code import is_remote_code_trusted, load_failure
 
 
 INDEX_NAMES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
@@ -50,6 +57,23 @@ def read_index(path: Path) -> dict[str, str]:
                 f"{path} names {name!r}, which is no file of its folder: do not trust where it comes from"
             )
     return weight_map
+
+
+def check_hub_index(repository: str) -> None:
+    """Raise a ValueError if a Hub repository has an index of shards that is none, or that leaves the repository.
+
+    Only the index is downloaded.
+    """
+    path = cached_file(repository, SAFE_WEIGHTS_INDEX_NAME, _raise_exceptions_for_missing_entries=False)
+    if path is not None:
+        _check_index(Path(path))
+
+
+def _check_index(path: Path) -> None:
+    """Raise a ValueError unless an index is one that transformers can follow, which does not look."""
+    read_index(path)
+    if not isinstance(parse_json(path.read_bytes()).get("metadata"), dict):
+        raise ValueError(f'{path} has no mapping of metadata, which transformers asks for; add "metadata": {{}} to it')
 
 
 def is_plain_name(name: str) -> bool:
@@ -117,6 +141,8 @@ def check_weights(folder: Path, config: PreTrainedConfig) -> None:
     files are looked at.
     """
     stored = stored_shapes(folder)
+    if not (folder / SAFE_WEIGHTS_NAME).is_file():
+        _check_index(folder / SAFE_WEIGHTS_INDEX_NAME)
     if getattr(config, "quantization_config", None) is not None:
         return
     try:
@@ -159,11 +185,10 @@ def _check_other_family(stored: Mapping[str, Shape], config: PreTrainedConfig) -
     check_model_memory(config, _LEAST_BYTES)  # for its layers, which the next lines build one by one
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=is_remote_code_trusted())
     except Exception as error:  # other families' code does not check what their configs hold
-        raise ValueError(
-            f"config.json makes no model of transformers ({type(error).__name__}: {error}), check its sizes"
-        ) from error
+        reason = f"{type(error).__name__}: {load_failure(error)}"
+        raise ValueError(f"config.json makes no model of transformers ({reason}), check its sizes") from error
     _check_size(model.num_parameters(), stored)
     for name, tensor in model.state_dict().items():
         if name in stored:

@@ -272,7 +272,7 @@ def _hub_splits(location: str) -> DatasetDict:
     name, _, config = location.partition(":")
     try:
         with _os_errors_in_the_open():
-            return load_dataset(name, config or None)
+            return load_dataset(name, config or None, trust_remote_code=False)
     except (ConnectionError, FileNotFoundError, RuntimeError, DatasetsError) as error:
         raise ValueError(
             f"hub:{location} cannot be read ({error.__cause__ or error}): check the name and the network, set "

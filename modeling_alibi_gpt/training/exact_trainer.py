@@ -5,12 +5,35 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from torch import nn
 from torch.utils.data import RandomSampler, Sampler
 from transformers import Trainer
 
+from modeling_alibi_gpt.training.experiment import check_position_learning_rate
+from modeling_alibi_gpt.training.optimizer import set_position_learning_rate
+
 
 class ExactTrainer(Trainer):
-    """Trainer with whole global batches, whole checkpoints and no step beyond the last."""
+    """Trainer with whole global batches, whole checkpoints, no step beyond the last and a learning rate for positions.
+
+    Args:
+        *args: What Trainer takes.
+        position_learning_rate: Multiple of the learning rate at which the parameters of positions train.
+        **kwargs: What Trainer takes.
+    """
+
+    def __init__(self, *args: Any, position_learning_rate: float = 1.0, **kwargs: Any) -> None:
+        check_position_learning_rate(position_learning_rate)
+        super().__init__(*args, **kwargs)
+        self.position_learning_rate = position_learning_rate
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Trainer's own optimizer, with groups of their own for positions where their learning rate is another."""
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if is_new:
+            set_position_learning_rate(optimizer, self.model if model is None else model, self.position_learning_rate)
+        return optimizer
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """Shuffled sequences, filled up to whole global batches by sequences of a second shuffle.

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from modeling_alibi_gpt.reporting.parsing import MAX_DEPTH, parse_yaml, read_mapping
+from modeling_alibi_gpt.training.remote_code import refuse_hub_kernel
 
 
 if typing.TYPE_CHECKING:
@@ -40,6 +41,7 @@ class ModelSection:
             raise ValueError(
                 "model: give either 'config' (a new model) or 'checkpoint' (fine-tuning), not both or none"
             )
+        refuse_hub_kernel(self.attn_implementation)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,9 @@ class ExperimentConfig:
         global_batch_size: Sequences per optimizer step over all processes and accumulation steps, so that the same
             file gives the same training (but for dropout masks) on one process or several. Null leaves
             ``per_device_train_batch_size`` as ``training`` says.
+        position_learning_rate: Multiple of ``training.learning_rate`` at which what positions learn is trained: beta
+            and slopes of ALiBi, the tables of T5 and shared offsets, the parameters of KERPLE and FIRE. Any but 1
+            trains them without weight decay, and is refused where a model has none of them.
         precision: ``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch, takes the
             faster and keeps to it.
         milestones: What is measured along the way; null is nothing. The records go to ``milestones.jsonl``.
@@ -125,6 +130,7 @@ class ExperimentConfig:
     model: ModelSection
     data: DataSection
     global_batch_size: int | None = None
+    position_learning_rate: float = 1.0
     precision: str = "float32"
     milestones: MilestoneSection | None = None
     training: dict[str, Any]
@@ -132,6 +138,7 @@ class ExperimentConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16", "auto"):
             raise ValueError(f"precision must be float32, bfloat16 or auto, got {self.precision!r}")
+        check_position_learning_rate(self.position_learning_rate)
         if self.training.get("hub_token") is not None:
             raise ValueError(
                 "training.hub_token is a secret, and an experiment is written to files that people publish: leave it "
@@ -139,6 +146,12 @@ class ExperimentConfig:
             )
         if not self.training.get("output_dir"):
             raise ValueError("training.output_dir is missing: say where the run is written")
+
+
+def check_position_learning_rate(position_learning_rate: float) -> None:
+    """Raise a ValueError unless this is a multiple that a learning rate can be given."""
+    if not 0 < position_learning_rate < math.inf:
+        raise ValueError(f"position_learning_rate must be a finite number above 0, got {position_learning_rate}")
 
 
 def load_config(config_class: type[Config], path: str | None, overrides: Sequence[str] = (), **named: Any) -> Config:

@@ -12,9 +12,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.training.checkpoint_folder import check_weights
+from modeling_alibi_gpt.training.checkpoint_folder import check_hub_index, check_weights
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSection, read_mapping, refuse_unknown_key
 from modeling_alibi_gpt.training.model_size import TRAINING_BYTES, check_model_memory
+from modeling_alibi_gpt.training.quantization import check_quantization
+from modeling_alibi_gpt.training.remote_code import is_remote_code_trusted, load_failure
 
 
 # What a checkpoint with trained slopes holds as weights instead.
@@ -55,18 +57,18 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
 
     Raises:
         ValueError: The configuration is not valid, the checkpoint cannot be loaded or cannot read the training length,
-            or the tokenizer has more tokens than the model.
+            or the tokenizer has ids beyond the embeddings of the model.
     """
     section, length = config.model, config.data.train_length_tokens
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     if section.checkpoint is None:
         new_config = _new_config(section, {**special, "train_context_length": length})
-        _check_vocabulary(tokenizer, new_config.vocab_size)
+        check_vocabulary(tokenizer, new_config.vocab_size)
         model = AlibiGPTForCausalLM._from_config(
             new_config, dtype=torch.float32, attn_implementation=section.attn_implementation
         )
     else:
-        _check_vocabulary(tokenizer, _checkpoint_config(section).get_text_config().vocab_size)
+        check_vocabulary(tokenizer, _checkpoint_config(section).get_text_config().vocab_size)
         model = _load_checkpoint(section)
         _check_length(model, section, length)
         for name, value in special.items():
@@ -74,6 +76,20 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
         if hasattr(model.config, "train_context_length"):
             model.config.train_context_length = max(length, model.config.train_context_length)
     return model
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Raise a ValueError where a tokenizer gives an id that the model has no embedding for.
+
+    Ids may have gaps, and those that a tokenizer puts around a text stand in no vocabulary.
+    """
+    around_a_text = tokenizer("").input_ids
+    needed = 1 + max((*tokenizer.get_vocab().values(), *around_a_text), default=-1)
+    if needed > vocab_size:
+        raise ValueError(
+            f"the tokenizer gives ids up to {needed - 1}, but the model has embeddings for {vocab_size}; "
+            f"set vocab_size to at least {needed} or choose another tokenizer"
+        )
 
 
 def _new_config(section: ModelSection, derived: dict[str, Any]) -> AlibiGPTConfig:
@@ -93,7 +109,7 @@ def _checkpoint_config(section: ModelSection) -> PreTrainedConfig:
     if folder.is_dir():
         read_mapping(folder / "config.json")
     try:
-        config = AutoConfig.from_pretrained(section.checkpoint, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(section.checkpoint, trust_remote_code=is_remote_code_trusted())
         check_overrides(section.overrides, type(config), "model.overrides.")
         if (kind := getattr(config, "alibi_trainable", "none")) != "none":
             for key in _SLOPE_FIELDS & section.overrides.keys():
@@ -101,12 +117,17 @@ def _checkpoint_config(section: ModelSection) -> PreTrainedConfig:
                     f"model.overrides.{key} changes nothing: the slopes of {section.checkpoint} are weights, trained "
                     f"with alibi_trainable {kind}"
                 )
-        config = AutoConfig.from_pretrained(section.checkpoint, trust_remote_code=False, **section.overrides)
+        config = AutoConfig.from_pretrained(
+            section.checkpoint, trust_remote_code=is_remote_code_trusted(), **section.overrides
+        )
         config.validate()  # overrides are set one by one, which checks their types only
+        check_quantization(config)
     except Exception as error:  # other families' configs fail in whatever way their code stumbles
-        raise ValueError(f"model.checkpoint {section.checkpoint}: {error}") from error
+        raise ValueError(f"model.checkpoint {section.checkpoint}: {load_failure(error)}") from error
     if folder.is_dir():
         check_weights(folder, config)
+    else:
+        check_hub_index(section.checkpoint)
     return config
 
 
@@ -119,10 +140,10 @@ def _load_checkpoint(section: ModelSection) -> PreTrainedModel:
             attn_implementation=section.attn_implementation,
             use_safetensors=True,
             output_loading_info=True,
-            trust_remote_code=False,
+            trust_remote_code=is_remote_code_trusted(),
         )
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"model.checkpoint {section.checkpoint} cannot be loaded: {error}") from error
+    except (OSError, SafetensorError, RuntimeError, ImportError) as error:
+        raise ValueError(f"model.checkpoint {section.checkpoint} cannot be loaded: {load_failure(error)}") from error
     # A position method that starts to learn here has new parameters, which start from the config.
     missing = [name for name in loading["missing_keys"] if ".position_method." not in name]
     for names, complaint in ((missing, "lacks"), (loading["unexpected_keys"], "has, beyond those of its config,")):
@@ -139,11 +160,3 @@ def _check_length(model: PreTrainedModel, section: ModelSection, length_tokens: 
         raise ValueError(
             f"model.checkpoint {section.checkpoint} cannot read data.train_length_tokens = {length_tokens}: {error}"
         ) from error
-
-
-def _check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"the tokenizer has {len(tokenizer)} tokens but the model only {vocab_size}; "
-            f"set vocab_size to at least {len(tokenizer)} or choose another tokenizer"
-        )

@@ -8,18 +8,25 @@ from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.model_size import FLOAT32_BYTES, check_memory
+from modeling_alibi_gpt.training.optimizer import learns_positions
 
 
 def check_experiment(config: ExperimentConfig) -> TrainingArguments:
     """The arguments of an experiment whose model, batches and arguments can be used.
 
     Raises:
-        ValueError: The model or an argument is not valid, a package is missing, or model or batch exceed memory.
+        ValueError: The model or an argument is not valid, a package is missing, model or batch exceed memory, or a
+            learning rate of positions would change nothing.
     """
     arguments = build_arguments(config)
     model = model_config(config.model)
     if isinstance(model, AlibiGPTConfig) and config.model.attn_implementation is not None:
         attention_backend(config.model.attn_implementation)
+    if config.position_learning_rate != 1.0 and not learns_positions(model):
+        raise ValueError(
+            f"position_learning_rate {config.position_learning_rate:g} would change nothing: the model learns no bias "
+            "of positions; leave it at 1, or choose a position_method or alibi_trainable that does"
+        )
     _check_batches(arguments, config.data.train_length_tokens, model)
     return arguments
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from modeling_alibi_gpt.training.corpora import cached_dataset, describe_documents
+from modeling_alibi_gpt.training.remote_code import is_remote_code_trusted, load_failure
 
 
 END_OF_TEXT = "<|endoftext|>"
@@ -93,7 +94,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
     pads with its end-of-text token, as GPT-2's users do.
 
     Raises:
-        ValueError: There is no tokenizer, it is code (which is never run), it is slow (it cannot say which bytes a
+        ValueError: There is no tokenizer, it is code that may not run, it is slow (it cannot say which bytes a
             token stands for) or it has no end-of-text token.
     """
     name = str(name_or_path)
@@ -101,8 +102,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
         tokenizer = _from_pretrained(name)
     except Exception as error:  # for a damaged file the tokenizers library raises nothing more precise
         raise ValueError(
-            f"no tokenizer could be loaded from {name!r} ({error}): expected a folder with tokenizer.json, one with "
-            "vocab.json and merges.txt, or the name of a model on the Hub"
+            f"no tokenizer could be loaded from {name!r} ({load_failure(error)}): expected a folder with "
+            "tokenizer.json, one with vocab.json and merges.txt, or the name of a model on the Hub"
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"the tokenizer {name!r} is slow: expected a fast one, with a tokenizer.json")
@@ -116,8 +117,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
 def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
     files = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
     if {file for file in files if os.path.exists(os.path.join(name, file))} == {"vocab.json", "merges.txt"}:
-        return GPT2Tokenizer.from_pretrained(name)  # AutoTokenizer cannot tell whose files these are
-    return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        return GPT2Tokenizer.from_pretrained(name, trust_remote_code=False)  # AutoTokenizer cannot tell whose files
+    return AutoTokenizer.from_pretrained(name, trust_remote_code=is_remote_code_trusted())
 
 
 def tokenize_documents(

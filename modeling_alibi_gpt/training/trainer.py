@@ -44,7 +44,7 @@ from modeling_alibi_gpt.training.data import PackedCollator, pack_documents
 from modeling_alibi_gpt.training.exact_trainer import ExactTrainer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, read_mapping
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
-from modeling_alibi_gpt.training.model_setup import build_model, model_config
+from modeling_alibi_gpt.training.model_setup import build_model, check_vocabulary, model_config
 from modeling_alibi_gpt.training.precision import faster_precision
 from modeling_alibi_gpt.training.preflight import check_experiment
 from modeling_alibi_gpt.training.tokenization import (
@@ -168,10 +168,14 @@ def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
     """The tokenizer that an experiment or its checkpoint brings; None where one is trained on the text.
 
     Raises:
-        ValueError: It cannot be used.
+        ValueError: It cannot be used, or has ids beyond the embeddings of the model.
     """
     name = config.data.tokenizer or config.model.checkpoint
-    return None if name in (None, "train") else load_tokenizer(name)
+    if name in (None, "train"):
+        return None
+    tokenizer = load_tokenizer(name)
+    check_vocabulary(tokenizer, model_config(config.model).get_text_config().vocab_size)
+    return tokenizer
 
 
 def training_documents(data: DataSection) -> Dataset:
@@ -214,6 +218,7 @@ def make_trainer(
         compute_metrics=_mean_nats,
         preprocess_logits_for_metrics=_sequence_nats,
         callbacks=list(callbacks),
+        position_learning_rate=config.position_learning_rate,
     )
 
 
@@ -257,6 +262,8 @@ def _record(
         "train_length_tokens": length,
         "num_train_tokens": int(trainer.state.num_input_tokens_seen),
         "num_steps": trainer.state.global_step,
+        "learning_rate": arguments.learning_rate,
+        "position_learning_rate": config.position_learning_rate,
         "validation_nats_per_token": figures["nats_per_token"],
         "validation_perplexity": figures["perplexity"],
         "validation_bits_per_byte": figures["bits_per_byte"],

@@ -35,6 +35,12 @@ def _index(content: Any, model: Path) -> None:
     (model / INDEX).write_text(text, encoding="utf-8")
 
 
+def _metadata(change: Callable[[dict[str, Any]], Any], model: Path) -> None:
+    index = json.loads((model / INDEX).read_text(encoding="utf-8"))
+    change(index)
+    _index(index, model)
+
+
 def _first_shard(name: str, model: Path) -> None:
     """One weight of an index is said to lie in the file ``name``."""
     index = json.loads((model / INDEX).read_text(encoding="utf-8"))
@@ -88,6 +94,12 @@ def _index_cases() -> list[Case]:
         cases += loading_cases(f"an index {name}", partial(_index, content), message, sharded=True)
     cases += loading_cases("an index cut short", partial(_index, '{"weight_map": '), NO_INDEX, sharded=True)
     cases += loading_cases("an index nested deep", partial(_index, "[" * 10**5), NO_INDEX, sharded=True)
+    metadata: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "without metadata": lambda index: index.pop("metadata"),
+        "whose metadata is a list": lambda index: index.update(metadata=[1]),
+    }
+    for name, change in metadata.items():
+        cases += loading_cases(f"an index {name}", partial(_metadata, change), "no mapping of metadata", sharded=True)
     for name in NAMES:
         hostile = partial(_first_shard, name)
         cases += loading_cases(f"a shard named {name!r}", hostile, "which is no file of its folder", sharded=True)
@@ -142,6 +154,51 @@ def _tokenizer_cases() -> list[Case]:
         for name, spoil in spoils.items()
         for case in loading_cases(f"a tokenizer {name}", spoil, "")
         if case.script in reading
+    ]
+
+
+def _far_id(model: Path) -> None:
+    """Of as many tokens as before, one has an id far beyond the embeddings."""
+    path = model / "tokenizer.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields["model"]["vocab"][max(fields["model"]["vocab"], key=fields["model"]["vocab"].get)] = 10**6
+    path.write_text(json.dumps(fields), encoding="utf-8")
+
+
+def _far_id_around_texts(model: Path) -> None:
+    special = {"[CLS]": {"id": "[CLS]", "ids": [10**6], "tokens": ["[CLS]"]}}
+    single = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    around = {"type": "TemplateProcessing", "single": single, "pair": single, "special_tokens": special}
+    edit_json(model / "tokenizer.json", post_processor=around)
+
+
+def _vocabulary_cases() -> list[Case]:
+    reading = ("evaluate", "extrapolate", "generate", "export_to_hub", "sweep_beta", "train", "compare", "to_gguf")
+    message = "the tokenizer gives ids up to 1000000, but the model has embeddings for 264"
+    return [
+        case
+        for name, spoil in {"with an id": _far_id, "that puts an id around texts": _far_id_around_texts}.items()
+        for case in loading_cases(f"a tokenizer {name} beyond the vocabulary", spoil, message)
+        if str(case).rpartition("(")[2].rstrip(")") in reading
+    ]
+
+
+def _quantization_cases() -> list[Case]:
+    said: dict[str, tuple[Any, str]] = {
+        "of an unknown method": ({"quant_method": "nonsense", "bits": 3}, "quant_method 'nonsense' cannot be used"),
+        "without a method": ({"bits": 3}, "quant_method None cannot be used"),
+        "that is empty": ({}, "quant_method None cannot be used"),
+        "that is a list": ([4], ""),
+        "with a value of a wrong type": ({"quant_method": "gptq", "bits": "x"}, "quant_method 'gptq' cannot be used"),
+    }
+    return [
+        case
+        for name, (value, message) in said.items()
+        for case in loading_cases(
+            f"a quantisation {name}",
+            lambda model, v=value: edit_json(model / "config.json", quantization_config=v),
+            message,
+        )
     ]
 
 
@@ -210,6 +267,11 @@ def test_index(case: Case, tmp_path: Path, inputs: Inputs, capfd: pytest.Capture
 
 @parametrized(_weight_cases())
 def test_weights(case: Case, tmp_path: Path, inputs: Inputs, capfd: pytest.CaptureFixture[str]) -> None:
+    refused(case, tmp_path, inputs, capfd)
+
+
+@parametrized(_vocabulary_cases() + _quantization_cases())
+def test_silent_changes(case: Case, tmp_path: Path, inputs: Inputs, capfd: pytest.CaptureFixture[str]) -> None:
     refused(case, tmp_path, inputs, capfd)
 
 

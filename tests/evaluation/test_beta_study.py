@@ -397,14 +397,14 @@ def test_workers_that_collide_in_making_the_tables_of_a_server_try_again(
     study: optuna.Study, url: str, monkeypatch: pytest.MonkeyPatch
 ):
     collisions = [OperationalError("CREATE TABLE studies", None, Exception("it exists"))] * 2
-    storage = beta_study.RDBStorage
+    storage = beta_study.LastingStorage
 
     def collide(url: str, *arguments: Any, **settings: Any) -> optuna.storages.RDBStorage:
         if collisions:
             raise collisions.pop()
         return storage(url.replace("sqlite+pysqlite", "sqlite"), *arguments, **settings)
 
-    monkeypatch.setattr(beta_study, "RDBStorage", collide)
+    monkeypatch.setattr(beta_study, "LastingStorage", collide)
     monkeypatch.setattr(beta_study.time, "sleep", lambda seconds: None)
     opened = open_study("beta", url.replace("sqlite", "sqlite+pysqlite"), OBJECTIVE)
     assert opened.study_name == study.study_name

@@ -54,7 +54,10 @@ def add_tokens(folder: Path, num_tokens: int) -> None:
         (lambda folder: edit_config(folder, hidden_size=32), "asks for .*, the weights hold"),
         (lambda folder: edit_config(folder, alibi_beta=-1), "beta must be a finite number above 0"),
         (lambda folder: edit_config(folder, vocab_size=100), "asks for .*embed_tokens.*, the weights hold"),
-        (lambda folder: add_tokens(folder, 9), r"the tokenizer has \d+ tokens but the model only \d+"),
+        (
+            lambda folder: add_tokens(folder, 9),
+            r"the tokenizer gives ids up to \d+, but the model has embeddings for \d+",
+        ),
         (lambda folder: (folder / "config.json").write_text("{", encoding="utf-8"), "config.json cannot be used"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda folder: rewrite_weights(folder, lambda w: w["model.norm.weight"].fill_(math.nan)), "nan nats"),

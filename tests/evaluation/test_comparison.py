@@ -61,6 +61,19 @@ def test_variants_of_other_methods_leave_the_fields_of_alibi_behind(settings: di
         _runs(ComparisonConfig(**settings))
 
 
+def test_a_variant_may_set_learning_rates(settings: dict[str, Any]) -> None:
+    learned = {"alibi_trainable": "beta", "position_learning_rate": 30, "training.learning_rate": 0.004}
+    settings |= {"variants": {"alibi": {}, "learned": learned}, "readings": {}, "seeds": [0]}
+    plain, run = (run.experiment for run in _runs(ComparisonConfig(**settings)))
+    assert (plain.position_learning_rate, plain.training.get("learning_rate")) == (1.0, None)
+    assert (run.position_learning_rate, run.training["learning_rate"]) == (30.0, 0.004)
+    assert run.model.overrides == {"alibi_trainable": "beta"}
+    records = run_comparison(ComparisonConfig(**settings))
+    (record,) = [r for r in records if r["kind"] == "training" and r["variant"] == "learned"]
+    assert record["fields"] == learned
+    assert (record["learning_rate"], record["position_learning_rate"]) == (0.004, 30.0)
+
+
 def test_every_variant_is_trained_and_read_with_every_seed(settings: dict[str, Any], tmp_path: Path) -> None:
     records = run_comparison(ComparisonConfig(**settings))
     for record in records:
@@ -125,6 +138,11 @@ def test_a_run_that_another_worker_holds_is_left_to_it(
         ({"seeds": [1, 1]}, "seeds must be one or more"),
         ({"readings": {"rope": {}}}, "'rope' is no variant"),
         ({"variants": {"alibi": {"alibi_betta": 2}}}, "alibi_beta"),
+        ({"variants": {"alibi": {"training.learning_rat": 1}}}, "did you mean 'training.learning_rate'"),
+        ({"variants": {"alibi": {"training.seed": 1}}}, "variants.alibi: training.seed cannot be set"),
+        ({"variants": {"alibi": {"position_learning_rate": "fast"}}}, "position_learning_rate' must be float"),
+        ({"variants": {"alibi": {"position_learning_rate": 0}}}, "must be a finite number above 0, got 0"),
+        ({"variants": {"alibi": {"position_learning_rate": 30}}}, "position_learning_rate 30 would change nothing"),
         ({"readings": {"alibi": {"x": {"alibi_scaling": {"type": "cubic"}}}}}, "alibi_scaling type"),
         ({"readings": {"alibi": {"x": {"alibi_betta": 2}}}}, "unknown key 'model.overrides.alibi_betta'"),
         ({"readings": {"alibi": {"x": {"model_type": "gpt2"}}}}, "unknown key 'model.overrides.model_type'"),

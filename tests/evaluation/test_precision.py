@@ -1,4 +1,4 @@
-"""Half precision costs attention with ALiBi at most twice what it costs plain attention, and its bias one rounding."""
+"""A number format costs attention with ALiBi at most twice what it costs plain attention, its bias one rounding."""
 
 import importlib
 import math
@@ -7,11 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from modeling_alibi_gpt import attention_augmented
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
+from modeling_alibi_gpt.evaluation import precision
 from modeling_alibi_gpt.evaluation.precision import (
     DTYPES,
+    HEAD_DIM,
     PATHS,
     TOLERANCE,
+    WEIGHTED_NATS,
     absolute_attention,
     alibi_mask,
     bias_errors,
@@ -20,6 +24,7 @@ from modeling_alibi_gpt.evaluation.precision import (
     last_queries_context,
     measure_precision,
     output_errors,
+    plain_attention,
 )
 from modeling_alibi_gpt.reporting.records import Record, read_records
 
@@ -31,6 +36,13 @@ LENGTHS_TOKENS = (2048, 8192, 32768)
 # is 2**-14 of one of the 11 bits of float16.
 HALF_ULP = 0.5 + 2**-14
 PROMISED_TIMES_PLAIN = 2.0
+# Kernels add in float32. There the score of the furthest key that still has weight is off by half a unit in the last
+# place, and the weights with it, by that part; values deviate from their mean by 1.
+SCORE_ROUNDING = WEIGHTED_NATS * torch.finfo(torch.float32).eps / 2
+# In half formats a compiled path adds the products of digits, at most three of three pieces, and of states around the
+# bias at the far end of a text, and rounds each sum.
+NUM_SUMS = 9 + HEAD_DIM
+HALF_DTYPES = (torch.bfloat16, torch.float16)
 CASES = [
     pytest.param(dtype, heads, length, marks=[pytest.mark.slow] if heads * length > 2**16 else [])
     for dtype in DTYPES
@@ -39,13 +51,23 @@ CASES = [
 ]
 
 
+def rounding(record: Record, path: str) -> float:
+    """Of scores, beyond what half formats hide by rounding the output."""
+    if record["dtype"] == "float32":
+        return SCORE_ROUNDING
+    if path != "compiled":
+        return 0.0
+    furthest_nats = alibi_slopes(record["num_heads"]).max().item() * record["length_tokens"]
+    return NUM_SUMS * furthest_nats * torch.finfo(torch.float32).eps / 2
+
+
 def assert_promise_is_kept(record: Record) -> None:
     assert record["bias_error_ulps"] <= HALF_ULP
     for path in PATHS:
         # A band may leave weights out.
         left_out = 4 * TOLERANCE if path == "banded" else 0.0
-        for figure in ("max_error", "relative_rms_error"):
-            promised = PROMISED_TIMES_PLAIN * record[f"plain_{figure}"] + left_out
+        for figure, more in (("max_error", left_out + rounding(record, path)), ("relative_rms_error", left_out)):
+            promised = PROMISED_TIMES_PLAIN * record[f"plain_{figure}"] + more
             assert record[f"{path}_{figure}"] <= promised, (path, figure)
 
 
@@ -72,7 +94,7 @@ def test_bias_at_32768_tokens_is_rounded_once(num_heads: int, dtype: torch.dtype
     assert errors["bias_error_nats"] <= 8 * HALF_ULP * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", HALF_DTYPES, ids=str)
 def test_positions_rounded_before_they_are_subtracted_lose_nats(dtype: torch.dtype) -> None:
     """The way of BLOOM: keys within 16 nats of the query collide. Powers of two in float16 alone escape, to 2,048."""
     torch.manual_seed(0)
@@ -120,6 +142,30 @@ def test_a_path_that_forgets_the_bias_is_found_out(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(PATHS, "folded", no_bias)
     (record,) = measure_precision([8], [2048], ["float16"], ["folded"])
     assert record["folded_relative_rms_error"] > 0.5
+
+
+def test_a_compiled_path_that_rounds_far_from_its_origin_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were slopes not taken apart in what torch compiles, products of slopes and positions would be rounded."""
+    cut = attention_augmented._leading_bits
+
+    def uncut_where_compiled(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return values if torch.compiler.is_compiling() else cut(values, dtype)
+
+    monkeypatch.setattr(attention_augmented, "_leading_bits", uncut_where_compiled)
+    monkeypatch.setattr(precision, "_compiled_attention", precision._compiled_attention.__wrapped__)
+    torch._dynamo.reset()
+    (record,) = measure_precision([12], [2048], ["float32"])
+    torch._dynamo.reset()
+    with pytest.raises(AssertionError, match="'compiled', 'max_error'"):
+        assert_promise_is_kept(record)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+def test_plain_attention_compiled_is_the_yardstick_too(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    inputs = [torch.randn(1, 12, length, 64).to(dtype) for length in (64, 2048, 2048)]
+    compiled = torch.compile(plain_attention, fullgraph=True)
+    assert torch.equal(compiled(*inputs, alibi_slopes(12)), plain_attention(*inputs, alibi_slopes(12)))
 
 
 def test_the_command_writes_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,8 +23,8 @@ def test_a_password_is_never_shown(url: str, monkeypatch: pytest.MonkeyPatch):
     def repeat_the_url(storage: str, *args: object, **kwargs: object):
         raise OSError(f"no connection to {storage} with s3cret")
 
-    for refuse in (beta_study.RDBStorage, repeat_the_url):
-        monkeypatch.setattr(beta_study, "RDBStorage", refuse)
+    for refuse in (beta_study.LastingStorage, repeat_the_url):
+        monkeypatch.setattr(beta_study, "LastingStorage", refuse)
         with pytest.raises(ValueError, match=r"storage \w+.*://.*\*\*\*.* cannot be opened as a study") as refusal:
             open_study("beta", url, {})
         assert not re.search("s3cret|%733cret", str(refusal.value))

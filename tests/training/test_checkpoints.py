@@ -4,8 +4,6 @@ import dataclasses
 import errno
 import json
 import os
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from modeling_alibi_gpt.training.checkpoints import (
 )
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
 from modeling_alibi_gpt.training.trainer import train
+from tests.full_disk import SmallDisk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,36 +181,6 @@ def test_saving_replaces_a_model_as_a_whole_or_not_at_all(tmp_path: Path, monkey
 
 
 # A disk that is really full
-
-
-class SmallDisk:
-    """A file system in memory whose free room can be set."""
-
-    def __init__(self, folder: Path, size_bytes: int) -> None:
-        self.folder = folder
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(folder)], check=True, capture_output=True
-        )
-
-    def leave_free(self, free_bytes: int) -> None:
-        status = os.statvfs(self.folder)
-        ballast = max(0, status.f_bavail * status.f_frsize - free_bytes)
-        (self.folder / "ballast").write_bytes(bytes(ballast))
-
-    def make_room(self) -> None:
-        (self.folder / "ballast").unlink()
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    try:
-        disk = SmallDisk(folder, 4 * 2**20)
-    except (OSError, subprocess.CalledProcessError) as error:
-        pytest.skip(f"needs the right to mount a file system: {error}")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 @pytest.mark.parametrize(

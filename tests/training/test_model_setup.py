@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM
 from transformers.utils import logging
@@ -194,6 +196,37 @@ def test_a_damaged_checkpoint_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"model.norm.weight": "../../../secret.safetensors"}}, "which is no file of its folder"),
+        ({"weight_map": {"model.norm.weight": "/etc/passwd"}}, "which is no file of its folder"),
+        ({"weight_map": [1]}, "not an index of weights"),
+        ({"weight_map": {"model.norm.weight": "model.safetensors"}}, "no mapping of metadata"),
+    ],
+)
+def test_a_hostile_index_of_a_hub_name_is_refused(
+    make_experiment: MakeExperiment,
+    checkpoint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    index: dict[str, Any],
+    message: str,
+) -> None:
+    """Before transformers follows it, and before any folder is made: the repository is one in the Hub's cache."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    repository = tmp_path / "cache" / "models--org--name"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    shutil.copytree(checkpoint, snapshot, ignore=shutil.ignore_patterns("checkpoint-*", "*.safetensors"))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("a" * 40)
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match=message):
+        train(make_experiment("model.config=null", "model.checkpoint=org/name"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_missing_checkpoint_is_refused(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nowhere"):
         train(make_experiment("model.config=null", f"model.checkpoint={tmp_path / 'nowhere'}"))
@@ -230,6 +263,6 @@ def test_a_model_that_cannot_be_is_refused(
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(make_experiment: MakeExperiment, checkpoint: str) -> None:
-    message = "the tokenizer has 270 tokens but the model only 260; set vocab_size to at least 270"
+    message = "the tokenizer gives ids up to 269, but the model has embeddings for 260; set vocab_size to at least 270"
     with pytest.raises(ValueError, match=message):
         train(make_experiment(f"data.tokenizer={checkpoint}", "model.config.vocab_size=260"))

@@ -103,8 +103,9 @@ def test_killed_at_every_file_operation(experiment_file: Path, uninterrupted: An
         ["training.gradient_accumulation_steps=2", "data.isolate_documents=true", "training.eval_strategy=epoch"],
         ["training.save_strategy=epoch", "training.logging_strategy=epoch"],
         ["precision=bfloat16", "training.lr_scheduler_type=cosine", "model.overrides.alibi_trainable=slopes"],
+        ["position_learning_rate=30", "training.lr_scheduler_type=cosine", "model.overrides.alibi_trainable=beta"],
     ],
-    ids=["evaluation", "epochs", "bfloat16"],
+    ids=["evaluation", "epochs", "bfloat16", "positions"],
 )
 def test_other_ways_to_train_resume_too(
     experiment_file: Path, write_experiment: Callable[[Path], Path], tmp_path: Path, settings: list[str]
