@@ -4,8 +4,7 @@ import copy
 import dataclasses
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +13,7 @@ from filelock import FileLock
 from optuna.trial import Trial
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from modeling_alibi_gpt.conversion.companions import WEIGHT_PATTERNS, companion_files
+from modeling_alibi_gpt.evaluation.best_model import copy_model, folder_beside
 from modeling_alibi_gpt.evaluation.beta_config import SweepConfig
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.checkpoints import (
@@ -126,12 +125,7 @@ class RetrainObjective:
         source = self._trial_dir(beta, self.sweep.seeds[0])
         if not (source / RECORD_FILE).exists():
             return False
-        # What a trial says of the machine that trained it stays there: people publish this folder.
-        weights = [path for pattern in WEIGHT_PATTERNS for path in source.glob(pattern)]
-        with _folder_beside(folder) as beside:
-            beside.mkdir()
-            for path in (source / "config.json", *weights, *companion_files(source)):
-                shutil.copyfile(path, beside / path.name)
+        copy_model(source, folder)
         return True
 
     def _settings(self) -> dict[str, Any]:
@@ -222,7 +216,7 @@ class PosthocObjective:
         return dataclasses.asdict(build_config(ExperimentConfig, {**base, **values}))
 
     def save_best_model(self, beta: float, folder: Path) -> bool:
-        with _folder_beside(folder) as beside:
+        with folder_beside(folder) as beside:
             beside.mkdir()
             save_model_folder(_with_beta(load_causal_lm(self.sweep.checkpoint), beta), self.tokenizer, beside)
         return True
@@ -283,17 +277,3 @@ def _with_beta(model: PreTrainedModel, beta: float) -> PreTrainedModel:
     model.config.alibi_beta = beta
     model.model.position_method.init_weights()
     return model
-
-
-@contextmanager
-def _folder_beside(folder: Path) -> Iterator[Path]:
-    """A path, still free, for what takes the place of ``folder`` when it is complete."""
-    beside = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)  # a kill leaves it
-    try:
-        yield beside
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)

@@ -1,36 +1,44 @@
-"""What lies in a run's folder: whose run it is, which checkpoints are whole, and how the final model gets there."""
+"""What lies in a run's folder: whose run it is, on which text, and how the final model gets there."""
 
 import dataclasses
 import errno
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_alibi_gpt.reporting.records import write_json
-from modeling_alibi_gpt.training.checkpoint_folder import INDEX_NAMES, read_index
 from modeling_alibi_gpt.training.experiment import read_mapping
+from modeling_alibi_gpt.training.resumable import (
+    DATA_FILE,
+    adopt_checkpoints,
+    check_indexes,
+    drop_damaged_checkpoints,
+    has_checkpoints,
+    remove_torn_checkpoints,
+)
 
 
 EXPERIMENT_FILE = "experiment.json"
 PRECISION_FILE = "precision.json"
 RECORD_FILE = "training.jsonl"
+MILESTONES_FILE = "milestones.jsonl"
 _LOCK_FILE = ".lock"
 _SAVING_DIR = ".saving"
 _FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 _PROBE_BYTES = 2**16
+
+logger = logging.getLogger(__name__)
 
 
 def check_output_dir(output_dir: Path, config: Any) -> None:
@@ -46,9 +54,7 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
         ValueError: The folder holds checkpoints of another experiment, files that no run of ours wrote, or an index of
             weights that no run of ours wrote, such as one that names files elsewhere.
     """
-    for checkpoint in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if _is_complete(checkpoint):
-            _shards(checkpoint)
+    check_indexes(output_dir)
     claim = output_dir / EXPERIMENT_FILE
     if claim.exists():
         differing = _differing_keys(read_mapping(claim), _settings(config))
@@ -62,17 +68,20 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
 
 
 @contextmanager
-def claimed_output_dir(output_dir: Path, config: Any) -> Iterator[None]:
-    """Mark a folder as the place of this experiment and hold it against other processes.
+def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -> Iterator[None]:
+    """Mark a folder as the place of this experiment on this text and hold it against other processes.
 
-    What a killed run left half-written is removed, and what another experiment left that never got to a checkpoint.
+    What a killed run left half-written is removed, as are damaged checkpoints, and what another experiment left that
+    never got to a checkpoint. A run of an earlier version, which noted neither its text nor checksums, goes on with a
+    warning and is protected from then on (``adopt_checkpoints``).
 
     Args:
         output_dir: The folder; made if it is missing.
         config: The experiment, a dataclass.
+        text: Fingerprints of what the run reads, by what they are of.
 
     Raises:
-        ValueError: The folder holds something else, or another process is at work in it.
+        ValueError: The folder holds something else, or a run on another text, or another process is at work in it.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -81,26 +90,51 @@ def claimed_output_dir(output_dir: Path, config: Any) -> Iterator[None]:
         raise ValueError(f"another process is training in {output_dir}; wait for it or end it") from error
     with lock:
         check_output_dir(output_dir, config)
+        _check_text(output_dir, text)
         _remove_leftovers(output_dir)
-        claim, settings = output_dir / EXPERIMENT_FILE, _settings(config)
-        if not claim.exists() or read_mapping(claim) != settings:
-            (output_dir / PRECISION_FILE).unlink(missing_ok=True)
-            write_json(claim, settings)
+        _write_claim(output_dir, _settings(config), dict(text))
+        drop_damaged_checkpoints(output_dir, needs_best=bool(config.training.get("load_best_model_at_end")))
         yield
 
 
-def remove_torn_checkpoints(output_dir: Path) -> None:
-    """Remove the checkpoints that a kill or a full disk left half-written.
+def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
+    """Raise a ValueError where checkpoints were trained on another text, or one that another tokenizer cut."""
+    path = output_dir / DATA_FILE
+    if not path.exists() or not has_checkpoints(output_dir):
+        return
+    begun = read_mapping(path)
+    for what, fingerprint in text.items():
+        if begun.get(what) != fingerprint:
+            raise ValueError(
+                f"{output_dir} holds a run on other {what}: got fingerprint {fingerprint}, expected "
+                f"{begun.get(what)}; bring back the text and the tokenizer that it began with, choose another "
+                "training.output_dir or delete that folder"
+            )
 
-    Trainer writes its state file last; the other files are looked at too, for a machine may die as well.
-    """
-    for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        if not _is_complete(path):
-            shutil.rmtree(path)
+
+def _write_claim(output_dir: Path, settings: dict[str, Any], text: dict[str, str]) -> None:
+    claim, data = output_dir / EXPERIMENT_FILE, output_dir / DATA_FILE
+    if not claim.exists() or _differing_keys(read_mapping(claim), settings):
+        for name in (PRECISION_FILE, MILESTONES_FILE, DATA_FILE):
+            (output_dir / name).unlink(missing_ok=True)
+    if not claim.exists() or read_mapping(claim) != settings:
+        write_json(claim, settings)
+    if has_checkpoints(output_dir) and not data.exists():
+        logger.warning(
+            "%s was begun by an earlier version, which did not note its text: it goes on with the text as it is now",
+            output_dir,
+        )
+        adopt_checkpoints(output_dir)
+    if data.exists() and read_mapping(data) != text:  # without any checkpoint: only milestones were measured on it
+        (output_dir / MILESTONES_FILE).unlink(missing_ok=True)
+    write_json(data, text)
 
 
-def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[Path]:
     """Save model and tokenizer for ``from_pretrained``: written beside, then moved file by file, config last.
+
+    Returns:
+        The files.
 
     Raises:
         OSError: The disk is full; what the folder held before is whole.
@@ -110,10 +144,12 @@ def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         with full_disk_as_os_error(folder):
             model.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
-        for path in sorted(beside.iterdir(), key=lambda path: path.name == "config.json"):
+        written = sorted(beside.iterdir(), key=lambda path: path.name == "config.json")
+        for path in written:
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+    return [folder / path.name for path in written]
 
 
 @contextmanager
@@ -152,28 +188,6 @@ def _is_disk_full(folder: Path) -> bool:
     return False
 
 
-def _is_complete(checkpoint: Path) -> bool:
-    try:
-        for path in (checkpoint / TRAINER_STATE_NAME, *checkpoint.glob("*.json")):
-            json.loads(path.read_text(encoding="utf-8"))
-        for path in checkpoint.glob("*.safetensors"):
-            with safe_open(path, framework="pt"):
-                pass
-    except (OSError, ValueError, SafetensorError):
-        return False
-    with suppress(ValueError):  # an index that no run of ours wrote is not dropped in silence
-        if not all(path.is_file() for path in _shards(checkpoint)):
-            return False
-    archives = (path for pattern in ("*.pt", "*.pth", "*.bin") for path in checkpoint.glob(pattern))
-    return all(zipfile.is_zipfile(path) for path in archives)
-
-
-def _shards(checkpoint: Path) -> list[Path]:
-    """The files that a checkpoint's indexes name; a ValueError where one is none of ours, as ``read_index`` says."""
-    indexes = [checkpoint / name for name in INDEX_NAMES if (checkpoint / name).is_file()]
-    return [checkpoint / name for index in indexes for name in sorted(set(read_index(index).values()))]
-
-
 def _is_leftover(path: Path) -> bool:
     """Whether a file is what a run that was killed at its very start leaves."""
     return path.name == _LOCK_FILE or path.match(".*.tmp")
@@ -183,11 +197,10 @@ def _remove_leftovers(output_dir: Path) -> None:
     shutil.rmtree(output_dir / _SAVING_DIR, ignore_errors=True)
     for path in output_dir.glob(".*.tmp"):
         path.unlink()
-    remove_torn_checkpoints(output_dir)
 
 
 def _has_results(output_dir: Path) -> bool:
-    return (output_dir / RECORD_FILE).exists() or any(output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+    return (output_dir / RECORD_FILE).exists() or has_checkpoints(output_dir)
 
 
 def _settings(config: Any) -> dict[str, Any]:

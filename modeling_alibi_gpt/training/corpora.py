@@ -8,14 +8,15 @@ import sysconfig
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets, load_dataset
-from datasets.exceptions import DatasetGenerationError, DatasetsError
+from datasets.exceptions import DatasetsError
+
+from modeling_alibi_gpt.training.dataset_cache import cached_dataset, naming_damage, os_errors_in_the_open
 
 
 SPLITS = ("train", "validation", "test", "all")
@@ -83,36 +84,6 @@ def describe_documents(documents: Iterable[dict[str, str]]) -> dict[str, Any]:
         num_documents += 1
         num_bytes += len(text)
     return {"num_documents": num_documents, "num_bytes": num_bytes, "fingerprint": digest.hexdigest()[:16]}
-
-
-def cached_dataset(
-    generate: Callable[[], Iterator[dict[str, Any]]],
-    features: Features,
-    fingerprint: str,
-    rows_per_write: int | None = None,
-) -> Dataset:
-    """Rows of a generator, kept on disk by ``datasets`` under ``fingerprint`` and generated only once.
-
-    ``rows_per_write`` rows are held in memory until they are written, None is the library's thousand.
-
-    Raises:
-        OSError: The rows could not be written, for instance to a full disk.
-    """
-    with _os_errors_in_the_open():
-        return Dataset.from_generator(
-            generate, features=features, fingerprint=fingerprint, writer_batch_size=rows_per_write
-        )
-
-
-@contextmanager
-def _os_errors_in_the_open() -> Iterator[None]:
-    """Gives back the ``OSError``, which says that the disk is full, that ``datasets`` wraps in an error of its own."""
-    try:
-        yield
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, OSError):
-            raise error.__cause__ from error
-        raise
 
 
 def _cached_documents(generate: Callable[[], Iterator[dict[str, str]]], source: str, split: str) -> Dataset:
@@ -248,16 +219,17 @@ def _hub_documents(location: str, split: str, text_column: str, validation_fract
     if rows.features.get(text_column) not in (Value("string"), Value("large_string")):
         columns = ", ".join(rows.column_names)
         raise ValueError(f"hub:{location} has no column of text {text_column!r}: its columns are {columns}")
-    documents = rows.map(
-        _name_rows,
-        batched=True,
-        with_indices=True,
-        input_columns=text_column,
-        fn_kwargs={"prefix": f"{location}/{taken_from}", "hashes": hashes},
-        remove_columns=rows.column_names,
-        features=DOCUMENT_FEATURES,
-        desc="Reading documents",
-    )
+    with naming_damage(f"hub:{location}"):
+        documents = rows.map(
+            _name_rows,
+            batched=True,
+            with_indices=True,
+            input_columns=text_column,
+            fn_kwargs={"prefix": f"{location}/{taken_from}", "hashes": hashes},
+            remove_columns=rows.column_names,
+            features=DOCUMENT_FEATURES,
+            desc="Reading documents",
+        )
     if not len(documents) and hashes == (0.0, 1.0):
         raise ValueError(f"hub:{location} holds no text in the column {text_column!r} of its {split} split")
     if not len(documents):
@@ -271,7 +243,7 @@ def _hub_documents(location: str, split: str, text_column: str, validation_fract
 def _hub_splits(location: str) -> DatasetDict:
     name, _, config = location.partition(":")
     try:
-        with _os_errors_in_the_open():
+        with os_errors_in_the_open(), naming_damage(f"hub:{location}"):
             return load_dataset(name, config or None, trust_remote_code=False)
     except (ConnectionError, FileNotFoundError, RuntimeError, DatasetsError) as error:
         raise ValueError(

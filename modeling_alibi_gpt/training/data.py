@@ -1,5 +1,6 @@
 """From tokenised documents to batches: packed into blocks of one length with nothing dropped, then collated."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +13,12 @@ from datasets.fingerprint import Hasher
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from modeling_alibi_gpt.training.corpora import cached_dataset
+from modeling_alibi_gpt.training.dataset_cache import cached_dataset
 
 
 IGNORED_LABEL = -100
 DOCUMENTS_PER_READ = 64
+BLOCKS_PER_READ = 1024
 PACKING_VERSION = 1  # part of every cache key: raise it when the same inputs give other blocks
 
 
@@ -56,6 +58,18 @@ def pack_documents(
             f"got {num_tokens}"
         )
     return blocks
+
+
+def blocks_fingerprint(blocks: Dataset) -> str:
+    """The first 16 hex digits of a sha256 over all columns of packed blocks: what a training really reads."""
+    digest = hashlib.sha256()
+    for rows in blocks.with_format("arrow").iter(batch_size=BLOCKS_PER_READ):
+        for column in rows.combine_chunks().columns:
+            for chunk in column.chunks:
+                lengths, tokens = chunk.value_lengths(), chunk.flatten()
+                digest.update(lengths.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+                digest.update(tokens.to_numpy(zero_copy_only=False).astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _blocks(

@@ -1,6 +1,7 @@
 """transformers.Trainer whose result depends neither on the number of processes nor on how often it was killed."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,8 +9,10 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import RandomSampler, Sampler
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from modeling_alibi_gpt.training.experiment import check_position_learning_rate
+from modeling_alibi_gpt.training.manifest import write_manifest
 from modeling_alibi_gpt.training.optimizer import set_position_learning_rate
 
 
@@ -52,8 +55,23 @@ class ExactTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """The manifest, which marks a whole checkpoint, comes last, and only then do older checkpoints go.
+
+        Trainer itself would let them go before: a kill in between would leave none that is whole.
+        """
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self.args.save_total_limit = limit
+        if self.args.should_save:
+            run_dir = self._get_output_dir(trial=trial)
+            write_manifest(Path(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+            rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
+
     def _save_rng_state(self, output_dir: str) -> None:
-        """Wait for the random states of all processes: the state file, which marks a whole checkpoint, comes next."""
+        """Wait for the random states of all processes, which the manifest lists."""
         super()._save_rng_state(output_dir)
         self.accelerator.wait_for_everyone()
 

@@ -12,11 +12,9 @@ from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
 from modeling_alibi_gpt.reporting.records import append_record, provenance, read_records
+from modeling_alibi_gpt.training.checkpoints import MILESTONES_FILE
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.tokenization import TokenStream
-
-
-MILESTONES_FILE = "milestones.jsonl"
 
 
 class MilestoneCallback(TrainerCallback):

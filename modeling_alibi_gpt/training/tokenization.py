@@ -1,6 +1,7 @@
 """Tokenizers, trained here or loaded, and the token streams that training packs and evaluation reads."""
 
 import json
+import logging
 import os
 import re
 import tempfile
@@ -19,7 +20,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from modeling_alibi_gpt.training.corpora import cached_dataset, describe_documents
+from modeling_alibi_gpt.training.corpora import describe_documents
+from modeling_alibi_gpt.training.dataset_cache import cached_dataset
+from modeling_alibi_gpt.training.manifest import manifest_difference, write_manifest
 from modeling_alibi_gpt.training.remote_code import is_remote_code_trusted, load_failure
 
 
@@ -30,6 +33,8 @@ PIECE_CHARACTERS = 250_000  # a tokenizer takes about 160 bytes of memory a char
 LONE_NEWLINE = re.compile(r"(?<=\S\n)(?=\S)")
 TOKENIZED_FEATURES = Features({"input_ids": List(Value("int32"))})
 TOKENIZATION_VERSION = 1  # part of every cache key: raise it when the same inputs give other tokens
+
+logger = logging.getLogger(__name__)
 
 
 def train_tokenizer(documents: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
@@ -70,15 +75,22 @@ def train_tokenizer(documents: Dataset, vocab_size: int) -> PreTrainedTokenizerF
 def cached_tokenizer(documents: Dataset, vocab_size: int, cache_dir: str | Path) -> PreTrainedTokenizerFast:
     """``train_tokenizer``, done once for the same documents and size and kept in a folder of ``cache_dir``.
 
-    The folder appears whole or not at all, so a run may be killed and several may train at once.
+    The folder appears whole or not at all, so a run may be killed and several may train at once. Where its files are
+    not as its manifest says, or there is none, a warning names the difference and the tokenizer is trained again.
     """
     folder = Path(cache_dir, f"bpe-{vocab_size}-{describe_documents(documents)['fingerprint']}")
-    if not folder.exists():
+    difference = manifest_difference(folder) if folder.exists() else None
+    if difference is not None:
+        logger.warning("the cached tokenizer %s is trained again, it is not whole: %s", folder, difference)
+    if difference is not None or not folder.exists():
         tokenizer = train_tokenizer(documents, vocab_size)
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokenizer-") as beside:
             written = Path(beside, folder.name)
             tokenizer.save_pretrained(written)
+            write_manifest(written)
+            if difference is not None:
+                os.replace(folder, Path(beside, "damaged"))
             try:
                 os.replace(written, folder)
             except OSError:

@@ -29,7 +29,7 @@ from modeling_alibi_gpt.evaluation.bias_record import (
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
 from modeling_alibi_gpt.evaluation.processes import failing_together, process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
-from modeling_alibi_gpt.reporting.records import provenance, read_records, write_json, write_records
+from modeling_alibi_gpt.reporting.records import provenance, write_json, write_records
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.checkpoints import (
     PRECISION_FILE,
@@ -40,9 +40,11 @@ from modeling_alibi_gpt.training.checkpoints import (
     save_model_folder,
 )
 from modeling_alibi_gpt.training.corpora import describe_documents, load_documents
-from modeling_alibi_gpt.training.data import PackedCollator, pack_documents
+from modeling_alibi_gpt.training.data import PackedCollator, blocks_fingerprint, pack_documents
 from modeling_alibi_gpt.training.exact_trainer import ExactTrainer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, read_mapping
+from modeling_alibi_gpt.training.finished import finished_record
+from modeling_alibi_gpt.training.manifest import write_manifest
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
 from modeling_alibi_gpt.training.model_setup import build_model, check_vocabulary, model_config
 from modeling_alibi_gpt.training.precision import faster_precision
@@ -66,6 +68,7 @@ class PreparedData:
         validation: Packed sequences, for the evaluations during training.
         validation_stream: The same text as one stream, for the token-exact figure at the end.
         fingerprint: Of the documents of both splits.
+        token_fingerprint: Of the packed sequences of both splits.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -73,29 +76,37 @@ class PreparedData:
     validation: Dataset
     validation_stream: TokenStream
     fingerprint: str
+    token_fingerprint: str
+
+    @property
+    def text(self) -> dict[str, str]:
+        """What a run that goes on must find as it was."""
+        return {"documents": self.fingerprint, "tokens": self.token_fingerprint}
 
 
 def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Run an experiment to its end and return its ``training`` record.
 
     Killed at any moment, the same call goes on from the last whole checkpoint and reaches the same weights; once
-    finished, it only returns the record again. Under a launcher every process calls it; started again with another
-    number of processes it goes on as well, with other dropout masks.
+    finished, it makes sure that the model is still there and returns the record again. Under a launcher every process
+    calls it; started again with another number of processes it goes on as well, with other dropout masks.
 
     Args:
         config: The experiment.
         callbacks: Added to Trainer's own.
 
     Raises:
-        ValueError: Something in the experiment cannot be used.
+        ValueError: Something in the experiment cannot be used, its text is no longer what the run began with, or the
+            model of a finished run is missing or damaged.
         OSError: The disk is full; what was written before is whole.
     """
     with failing_together():
         arguments = check_experiment(config)
         output_dir, is_main = Path(arguments.output_dir), process_state().is_main_process
         check_output_dir(output_dir, config)
-    if (output_dir / RECORD_FILE).exists():
-        return read_records(output_dir / RECORD_FILE)[0]
+        finished = finished_record(output_dir, reads_model=is_main)
+    if finished is not None:
+        return finished
 
     with ExitStack() as held, full_disk_as_os_error(output_dir):
         with failing_together():  # the main process first: it fills the caches from which the others read
@@ -106,7 +117,7 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
         use_cache = model.config.use_cache  # Trainer turns it off
         with failing_together():
             if is_main:
-                held.enter_context(claimed_output_dir(output_dir, config))
+                held.enter_context(claimed_output_dir(output_dir, config, data.text))
 
         if config.milestones is not None:
             callbacks = [*callbacks, MilestoneCallback(config, data.validation_stream, data.fingerprint)]
@@ -118,7 +129,7 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
         with failing_together():
             if is_main:
                 model.config.use_cache = use_cache
-                save_model_folder(model, data.tokenizer, output_dir)
+                write_manifest(output_dir, save_model_folder(model, data.tokenizer, output_dir))
                 biases = bias_by_distance_records(model, config.name, bias_before)
                 write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(model, config.name), *biases])
     return record
@@ -161,6 +172,7 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
         validation=packed[1],
         validation_stream=token_stream(validation_documents, tokenizer, data.max_validation_tokens),
         fingerprint="+".join(fingerprints),
+        token_fingerprint="+".join(map(blocks_fingerprint, packed)),
     )
 
 

@@ -19,6 +19,7 @@ import transformers.dynamic_module_utils
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from modeling_alibi_gpt.conversion.hub_export import ExportConfig, export_to_hub
+from modeling_alibi_gpt.training.manifest import write_manifest
 from modeling_alibi_gpt.training.tokenization import load_tokenizer
 from tests.bad_input.loading import LOADING
 from tests.bad_input.refusals import SCRIPTS, Inputs, config_file, edit_json, experiment, script
@@ -220,11 +221,13 @@ def test_a_run_that_goes_on_unpickles_no_code(name: str, tmp_path: Path, inputs:
     (tmp_path / "run" / "training.jsonl").unlink()
     for checkpoint in (tmp_path / "run").glob("checkpoint-*"):
         torch.save(Evil(ran), checkpoint / name)
+        write_manifest(checkpoint)  # whoever plants code makes the checksums agree
     with suppress(pickle.UnpicklingError):
         assert script("train").main(config_file(tmp_path, values)) in (0, 2)
     assert not ran.exists()
-    torch.load(checkpoint / name, weights_only=False) if checkpoint.exists() else None
-    assert ran.exists() == checkpoint.exists(), "it is what it is taken for"
+    torch.save(Evil(ran), tmp_path / name)
+    torch.load(tmp_path / name, weights_only=False)
+    assert ran.exists(), "it is what it is taken for"
 
 
 def test_every_load_says_whether_code_may_run() -> None:

@@ -18,12 +18,14 @@ from sweep_cases import tiny_experiment, training_record
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from modeling_alibi_gpt.evaluation import beta_objectives, beta_study, beta_sweep
+from modeling_alibi_gpt.evaluation.best_model import folder_beside
 from modeling_alibi_gpt.evaluation.beta_study import open_study
 from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig, run_sweep
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.reporting.records import RECORD_FIELDS, check_record, read_records
 from modeling_alibi_gpt.reporting.statistics import choose_trial
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
+from modeling_alibi_gpt.training.manifest import write_manifest
 
 
 ROOT = Path(__file__).parents[2]
@@ -145,6 +147,14 @@ def test_best_config_is_a_whole_experiment_that_repeats_the_best_trial(finished:
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_steps"] == 2
 
 
+def assert_names_no_place(folder: str, *places: str) -> None:
+    """People publish a best model: nothing in it tells where it was made."""
+    known = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in Path(folder).iterdir()} == known
+    written = b"".join(path.read_bytes() for path in Path(folder).iterdir())
+    assert not [place for place in (*places, "_name_or_path") if place.encode() in written]
+
+
 def test_best_model_is_that_of_the_best_trial(finished: SweepConfig):
     best, _ = choose_trial(records_of(finished, "beta_trial"))
     folder = f"{finished.output_dir}/best_model"
@@ -153,11 +163,7 @@ def test_best_model_is_that_of_the_best_trial(finished: SweepConfig):
     source = finished.experiment["data"]["source"]
     measured = evaluate_perplexity(PerplexityConfig(model=folder, source=source, split="validation"))
     assert measured["nats_per_token"] == best["nats_per_token_by_seed"][0]
-    known = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
-    assert {path.name for path in Path(folder).iterdir()} == known
-    written = b"".join(path.read_bytes() for path in Path(folder).iterdir())
-    # People publish this folder: nothing in it tells where it was made.
-    assert not any(place.encode() in written for place in (finished.output_dir, source.removeprefix("text:")))
+    assert_names_no_place(folder, finished.output_dir, source.removeprefix("text:"))
 
 
 def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_not_told_apart(
@@ -172,6 +178,7 @@ def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_no
         folder.mkdir(parents=True)
         (folder / "training.jsonl").write_text("")
         (folder / "config.json").write_text(json.dumps({"alibi_beta": experiment.model.overrides["alibi_beta"]}))
+        write_manifest(folder, [folder / "config.json"])
         return {"validation_nats_per_token": loss}
 
     monkeypatch.setattr(beta_objectives, "train", train)
@@ -211,6 +218,16 @@ def test_the_model_of_another_machines_trial_is_left_there(copied: SweepConfig):
     assert result["best_model"] is None
     assert not Path(copied.output_dir, "best_model").exists(), "not that of another trial either"
     assert Path(result["best_config"]).exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_damaged_model_of_the_best_trial_is_refused_and_leaves_the_old_one(copied: SweepConfig, name: str):
+    best, _ = choose_trial(records_of(copied, "beta_trial"))
+    trial = Path(copied.output_dir, "trials", f"beta-{best['beta']}-seed-0")
+    (trial / name).unlink()
+    with pytest.raises(ValueError, match=f"{trial} is the best trial, but its model is damaged .{name} is missing"):
+        run_sweep(copied)
+    assert AutoModelForCausalLM.from_pretrained(f"{copied.output_dir}/best_model").config.alibi_beta == best["beta"]
 
 
 class Interrupt(TrainerCallback):
@@ -303,6 +320,7 @@ def test_posthoc_is_the_perplexity_of_a_model_with_that_beta(posthoc: SweepConfi
     assert unchanged["nats_per_token"] == records_of(posthoc, "beta_trial")[1]["nats_per_token"]
     assert len({trial["nats_per_token"] for trial in records_of(posthoc, "beta_trial")}) == 3
 
+    assert_names_no_place(result["best_model"], posthoc.output_dir, posthoc.checkpoint)
     best = evaluate_perplexity(PerplexityConfig(model=result["best_model"], source=posthoc.source))
     assert best["perplexity"] == result["perplexity"]
     model = AutoModelForCausalLM.from_pretrained(result["best_model"])
@@ -524,6 +542,7 @@ def test_fine_tuning_is_swept_from_one_checkpoint(finished: SweepConfig, tmp_pat
     experiment = finished.experiment | {"model": {"checkpoint": str(checkpoint)}}
     config = SweepConfig(output_dir=str(tmp_path / "tuned"), experiment=experiment, betas=[1, 2], trained=[])
     result = run_sweep(config)
+    assert_names_no_place(result["best_model"], str(tmp_path), finished.output_dir)
     tuned = AutoModelForCausalLM.from_pretrained(result["best_model"]).config
     assert (tuned.alibi_beta, tuned.alibi_trainable) == (result["best_beta"], "none")
     shutil.copy(f"{finished.output_dir}/trials/beta-0.5-seed-1/model.safetensors", checkpoint)
@@ -545,7 +564,7 @@ def test_best_folder_is_replaced_whole_or_not_at_all(tmp_path: Path):
     folder = tmp_path / "best_model"
     folder.mkdir()
     (folder / "config.json").write_text("old")
-    with pytest.raises(OSError, match="full"), beta_objectives._folder_beside(folder) as beside:
+    with pytest.raises(OSError, match="full"), folder_beside(folder) as beside:
         beside.mkdir()
         (beside / "config.json").write_text("ne")
         raise OSError(28, "disk full")

@@ -23,6 +23,7 @@ from modeling_alibi_gpt.training.checkpoints import (
     save_model_folder,
 )
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
+from modeling_alibi_gpt.training.manifest import write_manifest
 from modeling_alibi_gpt.training.trainer import train
 from tests.full_disk import SmallDisk
 
@@ -35,10 +36,11 @@ class Settings:
 
 ONE = Settings("one", {"seed": 0, "max_steps": 3})
 OTHER = Settings("one", {"seed": 1, "learning_rate": 0.1})
+TEXT = {"documents": "0123+4567", "tokens": "89ab+cdef"}
 
 
-def claim(folder: Path, settings: Settings) -> None:
-    with claimed_output_dir(folder, settings):
+def claim(folder: Path, settings: Settings, text: dict[str, str] = TEXT) -> None:
+    with claimed_output_dir(folder, settings, text):
         pass
 
 
@@ -58,14 +60,30 @@ def test_results_of_another_experiment_are_never_gone_on_with(tmp_path: Path, re
 
 def test_an_experiment_without_results_gives_way(tmp_path: Path) -> None:
     claim(tmp_path, ONE)
-    (tmp_path / "precision.json").write_text("{}")
+    for name in ("precision.json", "milestones.jsonl"):
+        (tmp_path / name).write_text("{}")
     claim(tmp_path, ONE)
-    assert names(tmp_path) == {".lock", "experiment.json", "precision.json"}
+    assert names(tmp_path) == {".lock", "data.json", "experiment.json", "milestones.jsonl", "precision.json"}
     claim(tmp_path, OTHER)
-    assert names(tmp_path) == {".lock", "experiment.json"}, "what was measured for the one is not for the other"
+    assert names(tmp_path) == {".lock", "data.json", "experiment.json"}, "what was measured is of the one"
     (tmp_path / "checkpoint-3").mkdir()
     with pytest.raises(ValueError, match="holds another run"):
         check_output_dir(tmp_path, ONE)
+
+
+def test_a_setting_that_a_later_version_adds_costs_a_run_nothing(tmp_path: Path) -> None:
+    """A key that is new, and null, makes no other experiment."""
+    claim(tmp_path, ONE)
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    write_manifest(tmp_path / "checkpoint-3")
+    for name in ("precision.json", "milestones.jsonl"):
+        (tmp_path / name).write_text("{}")
+    before = names(tmp_path)
+    grown = dataclasses.make_dataclass("Grown", [("name", str), ("training", dict), ("later", None, None)])
+    claim(tmp_path, grown("one", ONE.training))
+    assert names(tmp_path) == before
+    assert json.loads((tmp_path / "experiment.json").read_text())["later"] is None
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
@@ -82,19 +100,20 @@ def test_what_a_kill_at_the_very_start_leaves_is_no_foreign_folder(tmp_path: Pat
         (tmp_path / name).write_text("{")
     check_output_dir(tmp_path, ONE)
     claim(tmp_path, ONE)
-    assert names(tmp_path) == {".lock", "experiment.json"}
+    assert names(tmp_path) == {".lock", "data.json", "experiment.json"}
 
 
 def test_leftovers_go_and_whole_checkpoints_stay(tmp_path: Path) -> None:
     claim(tmp_path, ONE)
     (tmp_path / ".saving").mkdir()
     (tmp_path / ".training.jsonl.99.tmp").touch()
-    for name, state in (("checkpoint-2", "{}"), ("checkpoint-10", "{"), ("checkpoint-12", None)):
+    for name, state in (("checkpoint-2", "{}"), ("checkpoint-10", "{}"), ("checkpoint-12", None)):
         (tmp_path / name).mkdir()
         if state is not None:
             (tmp_path / name / "trainer_state.json").write_text(state)
+    write_manifest(tmp_path / "checkpoint-2")
     claim(tmp_path, ONE)
-    assert names(tmp_path) == {".lock", "experiment.json", "checkpoint-2"}
+    assert names(tmp_path) == {".lock", "data.json", "experiment.json", "checkpoint-2"}
 
 
 def sharded_checkpoint(folder: Path, weight_map: Any) -> None:
@@ -129,7 +148,7 @@ def test_a_checkpoint_whose_index_no_run_wrote_is_neither_gone_on_with_nor_dropp
 
 
 def test_a_folder_is_claimed_by_one_process_at_a_time(tmp_path: Path) -> None:
-    with claimed_output_dir(tmp_path, ONE), pytest.raises(ValueError, match="another process is training in"):
+    with claimed_output_dir(tmp_path, ONE, TEXT), pytest.raises(ValueError, match="another process is training in"):
         claim(tmp_path, ONE)
     claim(tmp_path, ONE)
 

@@ -231,6 +231,16 @@ def test_hub_shares_that_cannot_be_had_are_refused_in_a_line(write_corpus):
         load_documents(source, "test")
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["rows", "documents"])
+def test_a_cut_copy_of_a_hub_dataset_in_the_cache_is_named(write_corpus, tmp_path, number):
+    source = write_corpus([f"document {number} " * 50 for number in range(300)])
+    load_documents(source, "train")
+    cached = sorted((tmp_path / "datasets-cache").rglob("*.arrow"), key=lambda path: path.name.startswith("cache-"))
+    cached[number].write_bytes(cached[number].read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=f"{source}: its copy in the datasets cache {tmp_path}.*: delete that copy"):
+        load_documents(source, "train")
+
+
 def test_hub_dataset_of_other_splits_names_them(write_corpus):
     source = write_corpus(["a test"], "test")
     for split in ("train", "validation"):

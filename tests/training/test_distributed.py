@@ -79,10 +79,11 @@ def test_two_processes_train_what_one_does(experiment_file: Path) -> None:
     assert losses(folder / "run")[0] == pytest.approx(losses(whole)[0], rel=tolerance)
 
 
-def test_two_processes_that_are_killed_go_on(experiment_file: Path) -> None:
+@pytest.mark.parametrize("killed_at", ["open checkpoint-8/trainer_state.json", "open checkpoint-8/.manifest.json.*"])
+def test_two_processes_that_are_killed_go_on(experiment_file: Path, killed_at: str) -> None:
     folder = experiment_file.parent
     assert exit_codes(start_two(experiment_file, f"training.output_dir={folder / 'straight'}")) == [0, 0]
-    first, second = start_two(experiment_file, killed_at="open checkpoint-8/trainer_state.json")
+    first, second = start_two(experiment_file, killed_at=killed_at)
     assert exit_code(first) == -signal.SIGKILL
     second.kill()  # as a launcher does
     assert exit_code(second) != 0
@@ -90,6 +91,8 @@ def test_two_processes_that_are_killed_go_on(experiment_file: Path) -> None:
     assert read_records(folder / "run" / "training.jsonl")[0]["resumed_from"] == "checkpoint-4"
     assert weights(folder / "run") == weights(folder / "straight")
     assert losses(folder / "run") == losses(folder / "straight")
+    files = json.loads((folder / "run" / "checkpoint-10" / "manifest.json").read_text())["files"]
+    assert {"rng_state_0.pth", "rng_state_1.pth"} < set(files), "what every process saved is listed"
 
 
 def test_one_process_goes_on_where_two_were_killed(experiment_file: Path) -> None:
@@ -115,14 +118,14 @@ def test_what_one_process_refuses_ends_both(experiment_file: Path) -> None:
 
 def test_a_folder_that_only_one_process_cannot_claim_ends_both(experiment_file: Path, make_experiment: Any) -> None:
     config = make_experiment()
-    with claimed_output_dir(Path(config.training["output_dir"]), config):
+    with claimed_output_dir(Path(config.training["output_dir"]), config, {}):
         assert exit_codes(start_two(experiment_file)) == [2, 2]
     assert [("another process is training in" in line) for line in errors(experiment_file.parent)] == [True, True]
 
 
 def test_a_second_run_beside_the_first_is_refused(experiment_file: Path, make_experiment: Any) -> None:
     config = make_experiment()
-    with claimed_output_dir(Path(config.training["output_dir"]), config):
+    with claimed_output_dir(Path(config.training["output_dir"]), config, {}):
         assert exit_code(start_training(experiment_file)) == 2
     assert exit_code(start_training(experiment_file)) == 0, "the lock ends with its holder"
 

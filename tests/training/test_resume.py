@@ -1,5 +1,6 @@
 """Killed at any moment, the same command goes on and ends with the same weights and losses, to the last bit."""
 
+import json
 import random
 import shutil
 import signal
@@ -22,11 +23,16 @@ STAGES = (
     "open .lock",
     "open .experiment.json.*.tmp",
     "os.rename .experiment.json.*.tmp",
+    "open .data.json.*.tmp",
+    "os.rename .data.json.*.tmp",
     "os.mkdir checkpoint-4",
     "open checkpoint-4/config.json",
     "open checkpoint-4/trainer_state.json",
+    "open checkpoint-4/.manifest.json.*.tmp",
     "open checkpoint-8/generation_config.json",
+    "os.rename checkpoint-8/.manifest.json.*.tmp",
     "shutil.rmtree checkpoint-4",
+    "open checkpoint-10/.manifest.json.*.tmp",
     "open checkpoint-10/trainer_state.json",
     "os.rmdir checkpoint-4",
     "open .saving/config.json",
@@ -34,12 +40,13 @@ STAGES = (
     "os.rename .saving/model.safetensors",
     "os.rename .saving/config.json",
     "shutil.rmtree .saving",
+    "open .manifest.json.*.tmp",
     "open .training.jsonl.*.tmp",
     "os.rename .training.jsonl.*.tmp",
 )
 CHECKPOINT_FILES = (  # in the order in which Trainer writes them
     *("config.json", "generation_config.json", "model.safetensors", "training_args.bin", "optimizer.pt"),
-    *("scheduler.pt", "rng_state.pth", "trainer_state.json"),
+    *("scheduler.pt", "rng_state.pth", "trainer_state.json", "manifest.json"),
 )
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "halved": lambda data: data[: len(data) // 2],
@@ -150,13 +157,13 @@ def test_truncated_checkpoint_is_not_used(
     assert {path.name for path in checkpoint.iterdir()} == set(CHECKPOINT_FILES)
     path = checkpoint / name
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    # Without its last newline a JSON file says what it said.
-    is_whole = damage == "one byte short" and path.suffix == ".json"
+    # The manifest, without its last newline, says what it said; other files must be what it says.
+    is_whole = damage == "one byte short" and name == "manifest.json"
     assert train(interrupted.config)["resumed_from"] == ("checkpoint-8" if is_whole else "checkpoint-4")
     assert outcome(interrupted.run) == uninterrupted
 
 
-@pytest.mark.parametrize("num_files", [0, 3, 7])
+@pytest.mark.parametrize("num_files", [0, 3, 8])
 def test_checkpoint_killed_between_its_files_is_not_used(
     interrupted: Interrupted, uninterrupted: Any, one_thread: None, num_files: int
 ) -> None:
@@ -165,6 +172,51 @@ def test_checkpoint_killed_between_its_files_is_not_used(
         (checkpoint / name).unlink()
     assert train(interrupted.config)["resumed_from"] == "checkpoint-4"
     assert outcome(interrupted.run) == uninterrupted
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_FILES)
+def test_a_checkpoint_that_lacks_a_file_is_dropped_and_named(
+    interrupted: Interrupted, uninterrupted: Any, one_thread: None, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    checkpoint = interrupted.set_back()
+    (checkpoint / name).unlink()
+    assert train(interrupted.config)["resumed_from"] == "checkpoint-4"
+    assert outcome(interrupted.run) == uninterrupted
+    [warning] = [record.getMessage() for record in caplog.records if "is dropped" in record.getMessage()]
+    assert warning.startswith(f"{checkpoint} is dropped, it is not whole: {name} is missing.")
+
+
+@pytest.mark.parametrize("step", [10**9, -5])
+def test_a_step_that_was_not_trained_is_not_believed(
+    interrupted: Interrupted, uninterrupted: Any, one_thread: None, step: int
+) -> None:
+    path = interrupted.set_back() / "trainer_state.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"global_step": step}), encoding="utf-8")
+    assert train(interrupted.config)["resumed_from"] == "checkpoint-4"
+    assert outcome(interrupted.run) == uninterrupted
+
+
+def test_one_other_bit_in_the_weights_is_noticed(
+    interrupted: Interrupted, uninterrupted: Any, one_thread: None
+) -> None:
+    path = interrupted.set_back() / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    assert train(interrupted.config)["resumed_from"] == "checkpoint-4"
+    assert outcome(interrupted.run) == uninterrupted
+
+
+def test_an_older_checkpoint_is_there_until_the_new_one_has_its_manifest(
+    experiment_file: Path, uninterrupted: Any, one_thread: None
+) -> None:
+    killed_at = "open checkpoint-8/.manifest.json.*.tmp"
+    assert exit_code(start_training(experiment_file, KEEP_ONE, killed_at=killed_at)) == -signal.SIGKILL
+    assert exit_code(start_training(experiment_file, KEEP_ONE)) == 0
+    run = experiment_file.parent / "run"
+    assert read_records(run / "training.jsonl")[0]["resumed_from"] == "checkpoint-4"
+    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-10"]
+    assert outcome(run) == uninterrupted
 
 
 def test_going_on_warns_of_nothing(

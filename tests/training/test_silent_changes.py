@@ -1,0 +1,324 @@
+"""What is changed or damaged behind a run's back is named: nothing is mixed, believed or passed over in silence."""
+
+import json
+import logging
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from train_commands import exit_code, load_script, start_training
+
+from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
+from modeling_alibi_gpt.training.manifest import MANIFEST_FILE, manifest_difference, write_manifest
+from modeling_alibi_gpt.training.trainer import train
+
+
+class Killed:
+    """The tiny experiment on a text, a tokenizer and caches of its own, killed after its second checkpoint."""
+
+    def __init__(self, experiment_file: Path, corpus: Path) -> None:
+        self.file, self.folder = experiment_file, experiment_file.parent
+        self.run = self.folder / "run"
+        self.text, self.cache = self.folder / "text", self.folder / "tokenizers"
+        self.text.mkdir()
+        for path in corpus.glob("*.txt"):
+            shutil.copy(path, self.text)
+        self.settings = [f"data.source=text:{self.text}/*.txt", f"data.cache_dir={self.cache}"]
+        self.kill()
+
+    def kill(self) -> None:
+        killed = start_training(self.file, *self.settings, killed_at="os.mkdir checkpoint-10")
+        assert exit_code(killed) == -signal.SIGKILL
+
+    def config(self, *settings: str) -> ExperimentConfig:
+        return load_config(ExperimentConfig, str(self.file), [*self.settings, *settings])
+
+    def command(self) -> int:
+        arguments = ["--config", str(self.file)]
+        for setting in self.settings:
+            arguments += ["--set", setting]
+        return load_script().main(arguments)
+
+
+@pytest.fixture
+def killed(experiment_file: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Killed]:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets-cache"))
+    yield Killed(experiment_file, corpus)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], run: Killed) -> str:
+    """The one line of a command that is refused and changes nothing in the run's folder."""
+    before = tree(run.run)
+    capsys.readouterr()
+    assert run.command() == 2
+    captured = capsys.readouterr()
+    [error] = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert captured.out == "" and captured.err.endswith(f"{error}\n")
+    assert tree(run.run) == before
+    return error
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [
+        record.getMessage()
+        for record in caplog.records
+        if record.levelno == logging.WARNING and record.name.startswith("modeling_alibi_gpt")
+    ]
+
+
+def flip_last_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGES: dict[str, Callable[[Path], Any]] = {
+    "missing": Path.unlink,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-9]),
+    "one other bit": flip_last_bit,
+}
+
+
+# The text
+
+
+@pytest.mark.parametrize("place", ["training", "validation"])
+def test_text_that_changed_between_kill_and_resume_is_refused(
+    killed: Killed, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    path = killed.text / "0.txt"
+    whole = path.read_text()
+    path.write_text(f"changed {whole}" if place == "training" else f"{whole} changed")
+    error = refusal(capsys, killed)
+    begun = json.loads((killed.run / "data.json").read_text())["documents"]
+    assert f"{killed.run} holds a run on other documents: got fingerprint " in error
+    assert f", expected {begun}; bring back the text and the tokenizer that it began with" in error
+    path.write_text(whole)
+    assert killed.command() == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["resumed_from"] == "checkpoint-8"
+
+
+def test_a_tokenizer_that_changed_between_kill_and_resume_is_refused(
+    killed: Killed, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [trained] = killed.cache.glob("bpe-*")
+    mine = killed.folder / "mine"
+    shutil.copytree(trained, mine)
+    killed.settings.append(f"data.tokenizer={mine}")
+    shutil.rmtree(killed.run)
+    killed.kill()
+    backend = json.loads((mine / "tokenizer.json").read_text())
+    backend["model"]["merges"] = backend["model"]["merges"][:-2]
+    (mine / "tokenizer.json").write_text(json.dumps(backend))
+    assert "holds a run on other tokens: got fingerprint " in refusal(capsys, killed)
+
+
+def test_a_run_of_an_earlier_version_goes_on_and_says_so_once(
+    killed: Killed, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (*killed.run.rglob(MANIFEST_FILE), killed.run / "data.json"):
+        path.unlink()
+    (killed.run / "checkpoint-8" / "optimizer.pt").unlink()
+    shutil.copytree(killed.run, killed.folder / "copy")
+    assert train(killed.config())["resumed_from"] == "checkpoint-4"
+    earlier, dropped = warnings(caplog)
+    assert earlier.startswith(f"{killed.run} was begun by an earlier version, which did not note its text")
+    assert dropped.startswith(f"{killed.run / 'checkpoint-8'} is dropped, it is not whole: optimizer.pt is missing")
+
+    shutil.rmtree(killed.run)
+    shutil.copytree(killed.folder / "copy", killed.run)
+    killed.kill()  # which adopts it and saves checkpoint-8 again
+    caplog.clear()
+    assert train(killed.config())["resumed_from"] == "checkpoint-8"
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("optimizer.pt", "optimizer.pt is missing"),
+        ("scheduler.pt", "scheduler.pt is missing"),
+        ("rng_state.pth", "rng_state*.pth is missing"),
+        ("model.safetensors", "model*.safetensors is missing"),
+    ],
+)
+def test_a_checkpoint_of_an_earlier_version_must_have_every_part(
+    killed: Killed, caplog: pytest.LogCaptureFixture, name: str, words: str
+) -> None:
+    for path in (*killed.run.rglob(MANIFEST_FILE), killed.run / "data.json"):
+        path.unlink()
+    (killed.run / "checkpoint-8" / name).unlink()
+    assert train(killed.config())["resumed_from"] == "checkpoint-4"
+    assert f"it is not whole: {words}" in warnings(caplog)[1]
+
+
+def test_a_checkpoint_of_an_earlier_version_must_be_of_the_step_in_its_name(
+    killed: Killed, caplog: pytest.LogCaptureFixture
+) -> None:
+    for path in (*killed.run.rglob(MANIFEST_FILE), killed.run / "data.json"):
+        path.unlink()
+    state = killed.run / "checkpoint-8" / "trainer_state.json"
+    state.write_text(json.dumps(json.loads(state.read_text()) | {"global_step": 10**9}))
+    assert train(killed.config())["resumed_from"] == "checkpoint-4"
+    assert "trainer_state.json is of step 1000000000" in warnings(caplog)[1]
+
+
+def test_milestones_measured_on_another_text_are_not_kept(killed: Killed) -> None:
+    shutil.rmtree(killed.run)
+    killed.settings += ["milestones.steps=[0]", "milestones.lengths_tokens=[32]"]
+    process = start_training(killed.file, *killed.settings, killed_at="os.mkdir checkpoint-4")
+    assert exit_code(process) == -signal.SIGKILL
+    (killed.text / "0.txt").write_text("plan window " * 200)
+    record = train(killed.config())
+    measured = [json.loads(line) for line in (killed.run / "milestones.jsonl").read_text().splitlines()]
+    of_text = {record["provenance"]["data_fingerprint"]}
+    assert {milestone["provenance"]["data_fingerprint"] for milestone in measured} == of_text
+
+
+# The best model
+
+
+def test_a_damaged_best_checkpoint_takes_the_run_back_to_before_it(
+    killed: Killed, caplog: pytest.LogCaptureFixture
+) -> None:
+    best = ["load_best_model_at_end=true", "metric_for_best_model=nats_per_token", "learning_rate=3.0"]
+    best += ["eval_strategy=steps", "eval_steps=2", "save_steps=2", "save_total_limit=5"]
+    killed.settings += [f"training.{setting}" for setting in best]
+    shutil.rmtree(killed.run)
+    killed.kill()
+    state = json.loads((killed.run / "checkpoint-8" / "trainer_state.json").read_text())
+    name = Path(state["best_model_checkpoint"]).name
+    assert name != "checkpoint-8", "this learning rate must diverge, or the test shows nothing"
+    (killed.run / name / "model.safetensors").unlink()
+    weights = train(killed.config()), (killed.run / "model.safetensors").read_bytes()
+    words = f"it is not whole: of {name}, which holds the best model so far, model.safetensors is missing. "
+    assert any(words in warning for warning in warnings(caplog))
+    straight = train(killed.config(f"training.output_dir={killed.folder / 'straight'}"))
+    assert weights[0]["loss_history"] == straight["loss_history"]
+    assert weights[1] == (killed.folder / "straight" / "model.safetensors").read_bytes()
+
+
+# Caches
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_tokenizer_in_the_cache_is_named_and_trained_again(
+    killed: Killed, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    [folder] = killed.cache.glob("bpe-*")
+    before = tree(folder)
+    DAMAGES[damage](folder / "tokenizer.json")
+    assert train(killed.config())["resumed_from"] == "checkpoint-8"
+    [warning] = warnings(caplog)
+    assert warning.startswith(f"the cached tokenizer {folder} is trained again, it is not whole: tokenizer.json ")
+    assert tree(folder) == before
+    assert list(killed.cache.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_of_text_is_named_and_made_again(
+    killed: Killed, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    arrows = sorted(Path(datasets.config.HF_DATASETS_CACHE).rglob("*.arrow"))
+    assert len(arrows) == 6, "documents, tokens and blocks of both splits"
+    before = [path.read_bytes() for path in arrows]
+    for path in arrows:
+        DAMAGES[damage](path)
+    assert train(killed.config())["resumed_from"] == "checkpoint-8"
+    found = warnings(caplog)
+    assert len(found) == 6
+    assert all(w.startswith("the cached text ") and "it is not whole: " in w and ".arrow " in w for w in found)
+    assert [path.read_bytes() for path in arrows] == before
+
+
+# A finished run
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "an earlier version's"])
+def test_a_finished_run_without_its_model_is_refused(
+    experiment_file: Path, capsys: pytest.CaptureFixture[str], name: str, damage: str
+) -> None:
+    run = Finished(experiment_file)
+    path = run.run / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    if damage == "an earlier version's":
+        (run.run / MANIFEST_FILE).unlink()
+    error = refusal(capsys, run)
+    assert error.startswith(f"error: {run.run} holds a finished run that is damaged (")
+    assert error.endswith(
+        f"): restore the file, or delete {run.run}/training.jsonl, and the same command goes on from the last "
+        "checkpoint or, without one, from the start"
+    )
+    if damage == "missing":
+        assert f"({name} is missing)" in error
+
+    (run.run / "training.jsonl").unlink()
+    assert run.command() == 0
+    assert run.command() == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "{}\n", '{"kind": "perplexity"}\n', "[1]\n", "{\n", '{"kind": "training"}\n']
+)
+def test_a_damaged_record_is_one_line(experiment_file: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
+    run = Finished(experiment_file)
+    (run.run / "training.jsonl").write_text(text)
+    assert "holds a finished run that is damaged (" in refusal(capsys, run)
+
+
+def test_a_finished_run_of_an_earlier_version_is_believed_where_its_model_loads(
+    experiment_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Finished(experiment_file)
+    (run.run / MANIFEST_FILE).unlink()
+    assert run.command() == 0
+    assert f"model in {run.run}" in capsys.readouterr().out
+
+
+class Finished(Killed):
+    """The tiny experiment, shortened and finished."""
+
+    def __init__(self, experiment_file: Path) -> None:
+        self.file, self.run = experiment_file, experiment_file.parent / "run"
+        self.settings = ["training.max_steps=2"]
+        assert exit_code(start_training(self.file, *self.settings)) == 0
+
+
+# The manifest
+
+
+def test_a_manifest_names_the_first_difference(tmp_path: Path) -> None:
+    assert manifest_difference(tmp_path) == "manifest.json is missing"
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "a").write_text("aa")
+    (tmp_path / "inner" / "b").write_text("bb")
+    write_manifest(tmp_path)
+    (tmp_path / "beside").touch()
+    assert manifest_difference(tmp_path) is None
+    (tmp_path / "a").write_text("xx")
+    assert manifest_difference(tmp_path) == "a holds other bytes than were written"
+    (tmp_path / "inner" / "b").write_text("b")
+    assert manifest_difference(tmp_path) == "inner/b has 1 bytes, expected 2"
+    (tmp_path / "a").unlink()
+    assert manifest_difference(tmp_path) == "a is missing"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"files": {}}', '{"files": {"a": 1}}', '{"files": {"../a": {"size_bytes": 1, "sha256": ""}}}'],
+)
+def test_a_manifest_that_is_none_matches_nothing(tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST_FILE).write_text(content)
+    assert manifest_difference(tmp_path).startswith("manifest.json is damaged: ")
