@@ -83,7 +83,7 @@ def _model_commands(output_dir: Path, is_tiny: bool) -> list[list[str]]:
 
 
 def _evidence_commands(output_dir: Path, is_tiny: bool) -> list[list[str]]:
-    command = [sys.executable, "scripts/compare.py", "--config", EVIDENCE_CONFIG]
+    command = [sys.executable, "-m", "alibi_gpt_cli", "compare", "--config", EVIDENCE_CONFIG]
     settings = [f"output_dir={output_dir / 'evidence'}"]
     if is_tiny:
         settings += [

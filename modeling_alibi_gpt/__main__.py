@@ -1,40 +1,32 @@
-"""The command line of transformers, with AlibiGPT known to it: ``python -m modeling_alibi_gpt serve FOLDER``.
+"""``alibi-gpt`` and four measurements: ``python -m modeling_alibi_gpt precision --output FILE.jsonl``.
 
-Commands of ours: ``python -m modeling_alibi_gpt precision --output FILE.jsonl``, likewise ``differences``,
-``python -m modeling_alibi_gpt margins --model DIR --data URI`` and
-``python -m modeling_alibi_gpt llama-cpp --model DIR --data URI``.
+Likewise ``differences``, ``margins --model DIR --data URI`` and ``llama-cpp --model DIR --data URI``.
 """
 
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import transformers
 import typer
-from transformers.cli.transformers import app, main
 
-from modeling_alibi_gpt import AlibiGPTForCausalLM
+from alibi_gpt_cli.main import add, main
 from modeling_alibi_gpt.conversion.differences import measure_differences
 from modeling_alibi_gpt.evaluation.llama_cpp import LlamaCppConfig, measure_llama_cpp
 from modeling_alibi_gpt.evaluation.margins import MarginsConfig, measure_margins
 from modeling_alibi_gpt.evaluation.precision import measure_precision
-from modeling_alibi_gpt.reporting.console import exit_code
 from modeling_alibi_gpt.reporting.records import write_records
 
 
-@app.command()
 def precision(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
     """Measure what bfloat16, float16 and float32 cost attention with ALiBi, in some minutes on a CPU."""
     write_records(output, measure_precision())
 
 
-@app.command()
 def differences(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
     """Measure where other families' code departs from ALiBi, on random models, in a minute on a CPU."""
     write_records(output, measure_differences())
 
 
-@app.command()
 def margins(
     model: Annotated[str, typer.Option(help="Checkpoint folder.")],
     data: Annotated[str, typer.Option(help="stdlib, text:GLOB or hub:NAME[:CONFIG]")] = "stdlib",
@@ -50,7 +42,6 @@ def margins(
         typer.echo(f"         windows of {', '.join(f'{value:,}' for value in windows)} tokens")
 
 
-@app.command()
 def llama_cpp(
     model: Annotated[str, typer.Option(help="Checkpoint folder, with its tokenizer.")],
     data: Annotated[str, typer.Option(help="stdlib, text:GLOB or hub:NAME[:CONFIG]")] = "stdlib",
@@ -66,6 +57,6 @@ def llama_cpp(
 
 
 if __name__ == "__main__":
-    # `serve` looks for the class of a checkpoint among the attributes of transformers, not in its Auto classes.
-    transformers.AlibiGPTForCausalLM = AlibiGPTForCausalLM
-    sys.exit(exit_code(main))
+    for command in (precision, differences, margins, llama_cpp):
+        add(command)
+    sys.exit(main())

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "modeling_alibi_gpt"
 TRAVELLING = sorted(path for path in PACKAGE.glob("*.py") if not path.name.startswith("__"))
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
+COMMAND_LINE = sorted((ROOT / "alibi_gpt_cli").glob("*.py"))
 
 
 def _imports(path: Path) -> set[str]:
@@ -67,9 +68,19 @@ def test_reporting_imports_nothing_of_ours() -> None:
         assert all(name.startswith("modeling_alibi_gpt.reporting") for name in ours), path
 
 
-def test_nothing_imports_scripts() -> None:
+def test_nothing_imports_scripts_or_the_command_line() -> None:
     for path in MODULES.values():
-        assert not any(name.split(".")[0] == "scripts" for name in _imports(path)), path
+        imported = {name.split(".")[0] for name in _imports(path)}
+        # `python -m modeling_alibi_gpt` is the command line with some commands more.
+        assert not imported & {"scripts", "alibi_gpt_cli"} or path.name == "__main__.py", path
+
+
+def test_no_command_needs_the_library_that_a_script_hides() -> None:
+    """``python scripts/NAME.py`` makes ``import evaluate`` find ``scripts/evaluate.py``."""
+    metric = "modeling_alibi_gpt.evaluation.token_perplexity"
+    users = [name for name, path in MODULES.items() if {"evaluate", metric} & _imports(path)]
+    assert users == [metric]
+    assert not any(metric in _imports(path) for path in COMMAND_LINE)
 
 
 def test_no_drawer_for_odds_and_ends() -> None:
@@ -111,8 +122,9 @@ def _declared() -> dict[str, SpecifierSet]:
 
 def test_what_is_imported_is_declared() -> None:
     distributions = {"xllamacpp": ["xllamacpp"], **metadata.packages_distributions()}  # which few machines have
-    ours = {"modeling_alibi_gpt", "_typeshed", *sys.stdlib_module_names}  # _typeshed is of type checkers
-    files = [*MODULES.values(), *(ROOT / "scripts").glob("*.py")]
+    # `_typeshed` is of type checkers.
+    ours = {"alibi_gpt_cli", "modeling_alibi_gpt", "_typeshed", *sys.stdlib_module_names}
+    files = [*MODULES.values(), *COMMAND_LINE, *(ROOT / "scripts").glob("*.py")]
     imported = {name.split(".")[0] for path in files for name in _imports(path)} - ours
     undeclared = [name for name in imported if not {*map(canonicalize_name, distributions[name])} & _declared().keys()]
     assert undeclared == [] and {"torch", "sqlalchemy", "typer"} <= imported

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,12 +23,7 @@ from modeling_alibi_gpt.evaluation.checkpoints import (
     load_model_tokenizer,
     train_context_length,
 )
-from modeling_alibi_gpt.evaluation.measurement import (
-    block_nats,
-    load_text,
-    measurement_provenance,
-    perplexity_figures,
-)
+from modeling_alibi_gpt.evaluation.measurement import block_nats, load_text, measurement_provenance, perplexity_figures
 from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import resolve_stride
@@ -43,6 +39,8 @@ BETA = "alibi_beta"
 TRAINABLE = "alibi_trainable"
 # The text itself is known by its fingerprint.
 _NOT_DECIDING = {"training": ("output_dir", "seed"), "data": ("source", "validation_source", "cache_dir")}
+
+logger = logging.getLogger(__name__)
 
 
 class Objective(Protocol):
@@ -101,6 +99,7 @@ class RetrainObjective:
         trial.set_user_attr("provenance", provenance(data_fingerprint=self.data_fingerprint))
         records = []
         for index, seed in enumerate(self.sweep.seeds):
+            logger.info("beta %g, seed %d, training %d of %d", beta, seed, index + 1, len(self.sweep.seeds))
             callbacks = [_PruningCallback(trial)] if self.sweep.pruning and index == 0 else []
             records.append(_train(self._experiment(self._trial_dir(beta, seed), seed, beta), callbacks))
         nats = [record["validation_nats_per_token"] for record in records]

@@ -133,7 +133,10 @@ def run_grid(
     def choose(claimed: list[Params]) -> Params | None:
         return next((point for point in points if point not in claimed), None)
 
-    _run_claims(study, choose, distributions, objective)
+    def label(trial: Trial) -> str:
+        return _label(points.index(trial.params) + 1, len(points), trial)
+
+    _run_claims(study, choose, distributions, objective, label)
 
 
 def run_sampled(
@@ -157,7 +160,16 @@ def run_sampled(
         draft = create_trial(state=TrialState.RUNNING)
         return {name: sampler.sample_independent(study, draft, name, distribution)}
 
-    _run_claims(study, choose, {name: distribution}, objective, limit=num_trials)
+    def label(trial: Trial) -> str:
+        trials = study.get_trials(deepcopy=False, states=_CLAIMED)
+        return _label(sum(other.number <= trial.number for other in trials), num_trials, trial)
+
+    _run_claims(study, choose, {name: distribution}, objective, label, limit=num_trials)
+
+
+def _label(place: int, num_trials: int, trial: Trial) -> str:
+    shown = " ".join(f"{name.removeprefix('alibi_')} {setting}" for name, setting in trial.params.items())
+    return f"[{place}/{num_trials} {shown}]"
 
 
 def _run_claims(
@@ -165,6 +177,7 @@ def _run_claims(
     choose: Callable[[list[Params]], Params | None],
     distributions: Distributions,
     objective: Objective,
+    label: Callable[[Trial], str],
     limit: float = math.inf,
 ) -> None:
     while True:
@@ -174,7 +187,7 @@ def _run_claims(
             return
         trial = _claim(study, point, distributions, limit)
         if trial is not None:
-            _run(study, trial, objective)
+            _run(study, trial, objective, label(trial))
 
 
 def _claim(study: optuna.Study, point: Params, distributions: Distributions, limit: float) -> Trial | None:
@@ -192,8 +205,9 @@ def _claim(study: optuna.Study, point: Params, distributions: Distributions, lim
     return Trial(study, mine._trial_id)
 
 
-def _run(study: optuna.Study, trial: Trial, objective: Objective) -> None:
+def _run(study: optuna.Study, trial: Trial, objective: Objective, label: str) -> None:
     value = None
+    logger.info("%s begins", label)
     # What study.optimize does too, but that shows every mistake of a user with its traceback.
     with get_heartbeat_thread(trial._trial_id, study._storage):
         try:
@@ -207,8 +221,7 @@ def _run(study: optuna.Study, trial: Trial, objective: Objective) -> None:
             _tell(study, trial.number, TrialState.FAIL)
             raise
     _tell(study, trial.number, state, value)
-    shown = ", ".join(f"{name} {setting}" for name, setting in trial.params.items())
-    logger.info("trial %d, %s: %s", trial.number, shown, "pruned" if value is None else f"{value:.4f} nats per token")
+    logger.info("%s %s", label, "pruned" if value is None else f"{value:.4f} nats per token")
 
 
 def _tell(study: optuna.Study, number: int, state: TrialState, value: float | None = None) -> None:

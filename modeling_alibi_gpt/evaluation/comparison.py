@@ -141,11 +141,10 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
         raise ValueError("a comparison runs one process a worker: start the command several times, do not launch it")
     runs = _runs(config)
     _check_texts(runs[0])
-    waiting = [run for run in runs if not _run_if_free(run)]
-    while waiting:
+    waiting = {f"[{place}/{len(runs)} {run.variant} seed {run.seed}]": run for place, run in enumerate(runs, 1)}
+    while waiting := {label: run for label, run in waiting.items() if not _run_if_free(run, label)}:
         logger.info("waiting for %d runs of other workers", len(waiting))
         time.sleep(POLL_SECONDS)
-        waiting = [run for run in waiting if not _run_if_free(run)]
     records = _corpus_records(config.name, runs[0].experiment.data)
     records += [record for run in runs for record in _collect(config.name, run)]
     records += comparison_records(records, reference=config.reference)
@@ -229,7 +228,7 @@ def _with_fields(section: ModelSection, fields: dict[str, Any]) -> ModelSection:
     return dataclasses.replace(section, overrides=laid_over(section.overrides, fields))
 
 
-def _run_if_free(run: Run) -> bool:
+def _run_if_free(run: Run, label: str) -> bool:
     """Train and read one run, or what is left of it; False while another worker is at it."""
     run.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -237,10 +236,11 @@ def _run_if_free(run: Run) -> bool:
     except Timeout:
         return False
     with lock:
+        logger.info("%s begins", label)
         record = train(run.experiment)
         for evaluation in run.evaluations.values():
             run_extrapolation(evaluation)
-        logger.info("%s, seed %d: perplexity %.2f", run.variant, run.seed, record["validation_perplexity"])
+        logger.info("%s validation perplexity %.2f", label, record["validation_perplexity"])
     return True
 
 

@@ -1,6 +1,9 @@
 """What every measurement of a checkpoint on a text shares: settings, text, figures and their provenance."""
 
 import hashlib
+import math
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +15,6 @@ from modeling_alibi_gpt.attention import ALL_ATTENTION_FUNCTIONS
 from modeling_alibi_gpt.evaluation.checkpoints import DTYPES
 from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
-from modeling_alibi_gpt.evaluation.token_perplexity import TokenPerplexity
 from modeling_alibi_gpt.reporting.records import provenance
 from modeling_alibi_gpt.training.corpora import SPLITS, describe_documents, load_documents
 from modeling_alibi_gpt.training.tokenization import TokenStream, token_stream
@@ -121,11 +123,39 @@ def perplexity_figures(scores: WindowScores, num_bytes: Tensor | np.ndarray) -> 
         ValueError: The loss is not a number.
     """
     predicted_bytes = np.asarray(num_bytes)[1:]
-    return TokenPerplexity(keep_in_memory=True).compute(
-        nats=scores.window_nats,
-        num_tokens=scores.window_num_tokens,
-        num_bytes=[predicted_bytes[window.scored].sum() for window in scores.windows],
+    return perplexity_of_nats(
+        scores.window_nats,
+        scores.window_num_tokens,
+        [predicted_bytes[window.scored].sum() for window in scores.windows],
     )
+
+
+def perplexity_of_nats(
+    nats: Sequence[float], num_tokens: Sequence[int], num_bytes: Sequence[int]
+) -> dict[str, float | int]:
+    """Perplexity, nats per token and bits per byte of sequences whose nats, tokens and bytes are already summed.
+
+    Args:
+        nats: Negative log likelihood of the scored tokens of each sequence.
+        num_tokens: Scored tokens of each.
+        num_bytes: UTF-8 bytes of the same tokens. Bits per byte compare models that have different tokenizers.
+
+    Raises:
+        ValueError: No token or no byte was scored, or the loss is not a number.
+    """
+    total_nats, total_tokens, total_bytes = math.fsum(nats), int(sum(num_tokens)), int(sum(num_bytes))
+    if total_tokens < 1 or total_bytes < 1:
+        raise ValueError(f"perplexity needs scored text, got {total_tokens} tokens that stand for {total_bytes} bytes")
+    nats_per_token = total_nats / total_tokens
+    if not nats_per_token < math.log(sys.float_info.max):
+        raise ValueError(f"the loss is {nats_per_token} nats per token, from which no perplexity follows")
+    return {
+        "nats_per_token": nats_per_token,
+        "perplexity": math.exp(nats_per_token),
+        "bits_per_byte": total_nats / math.log(2) / total_bytes,
+        "num_tokens": total_tokens,
+        "num_bytes": total_bytes,
+    }
 
 
 def block_nats(scores: WindowScores) -> list[float]:

@@ -1,5 +1,6 @@
 """The processes that share a piece of work: who they are, and how they fail together."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,7 +8,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 
-from modeling_alibi_gpt.reporting.launching import is_lone_launch
+
+# What launchers export to each of several processes, as accelerate reads it.
+WORLD_SIZE_NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def process_state() -> PartialState:
@@ -18,7 +21,7 @@ def process_state() -> PartialState:
     Raises:
         ValueError: Several processes were asked for and one was started.
     """
-    if is_lone_launch():
+    if _is_lone_launch():
         raise ValueError(
             "accelerate launch was asked for several processes and started one: give it --multi_gpu and no --cpu "
             "(right without GPU too), or use torchrun --nproc_per_node"
@@ -55,6 +58,15 @@ def failing_together() -> Iterator[None]:
 def hides_progress() -> bool | None:
     """What tqdm takes as ``disable``: True in all processes but one; None there, which is silent off a terminal."""
     return None if process_state().is_main_process else True
+
+
+def _is_lone_launch() -> bool:
+    """Whether ``accelerate launch`` was asked for several processes and started one.
+
+    It does so, without a word, where it finds no several accelerators; all it leaves is the address to meet at.
+    """
+    is_asked_for_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
+    return is_asked_for_several and not any(name in os.environ for name in WORLD_SIZE_NAMES)
 
 
 def _gather_failures(failure: Exception | None) -> list[str]:

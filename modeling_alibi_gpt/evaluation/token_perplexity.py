@@ -1,11 +1,15 @@
-"""Perplexity as a local ``evaluate.Metric`` over summed nats, so that it needs no network and no logits."""
+"""Perplexity of summed nats as a local ``evaluate.Metric``, which needs no network: for users of that library.
 
-import math
-import sys
+Nothing here imports this file, so that ``python scripts/evaluate.py``, whose own folder Python searches first, cannot
+hide the library from a command.
+"""
+
 from collections.abc import Sequence
 
 import datasets
 import evaluate
+
+from modeling_alibi_gpt.evaluation.measurement import perplexity_of_nats
 
 
 class TokenPerplexity(evaluate.Metric):
@@ -37,18 +41,4 @@ class TokenPerplexity(evaluate.Metric):
     def _compute(
         self, nats: Sequence[float], num_tokens: Sequence[int], num_bytes: Sequence[int]
     ) -> dict[str, float | int]:
-        total_nats, total_tokens, total_bytes = math.fsum(nats), sum(num_tokens), sum(num_bytes)
-        if total_tokens < 1 or total_bytes < 1:
-            raise ValueError(
-                f"perplexity needs scored text, got {total_tokens} tokens that stand for {total_bytes} bytes"
-            )
-        nats_per_token = total_nats / total_tokens
-        if not nats_per_token < math.log(sys.float_info.max):
-            raise ValueError(f"the loss is {nats_per_token} nats per token, from which no perplexity follows")
-        return {
-            "nats_per_token": nats_per_token,
-            "perplexity": math.exp(nats_per_token),
-            "bits_per_byte": total_nats / math.log(2) / total_bytes,
-            "num_tokens": total_tokens,
-            "num_bytes": total_bytes,
-        }
+        return perplexity_of_nats(nats, num_tokens, num_bytes)

@@ -62,7 +62,7 @@ def refusal(script: ModuleType, source: Path | str, capsys: pytest.CaptureFixtur
 
 def test_the_script_converts(script: ModuleType, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ours, back = tmp_path / "ours", tmp_path / "back"
-    assert script.main(["--model", str(source), "--output-dir", str(ours), "--set", "dtype=float32"]) == 0
+    assert script.main(["--model", str(source), "--output-dir", str(ours), "--set", "dtype=float32", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["converted_from"], result["model_type"]) == ("bloom", "alibi_gpt")
     assert result["files"] == ["config.json", "generation_config.json", "model.safetensors"]

@@ -227,7 +227,7 @@ def test_the_script_writes_the_file(save: Callable, tmp_path: Path, capsys: pyte
     assert script.main([*arguments, "--set", "dtype=float64"]) == 2
     assert script.main([*arguments, "--set", "as_transformers=true"]) == 2
     assert not (tmp_path / "out").exists()
-    assert script.main([*arguments, "--set", "context_length_tokens=777"]) == 0
+    assert script.main([*arguments, "--set", "context_length_tokens=777", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["files"] == ["LICENSE", "model.gguf"]
     reader = GGUFReader(tmp_path / "out" / "model.gguf")
     assert reader.get_field("mpt.context_length").contents() == 777

@@ -1,5 +1,6 @@
 """The study that workers share: every trial runs once, none is lost, and nobody else's is touched."""
 
+import logging
 import math
 import os
 import re
@@ -270,6 +271,18 @@ def test_pruned_trials_are_finished(study: optuna.Study):
     grid(study, prune)
     assert price.asked == [0.5, 1.0, 2.0]
     assert [trial.state for trial in finished_trials(study)] == [TrialState.PRUNED] * 3
+
+
+def test_progress_says_which_trial_of_how_many(study: optuna.Study, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO, logger="modeling_alibi_gpt")
+    run_grid(study, [{"beta": 1.0}], {"beta": BETA}, Price())
+    run_grid(study, [{"beta": 0.5}, {"beta": 1.0}, {"beta": 2.0}], {"beta": BETA}, Price())
+    run_sampled(study, "beta", BETA, 4, 0, Price())
+    begun = [message.removesuffix(" begins") for message in caplog.messages if message.endswith(" begins")]
+    assert begun[:3] == ["[1/1 beta 1.0]", "[1/3 beta 0.5]", "[3/3 beta 2.0]"]
+    assert begun[3].startswith("[4/4 beta ") and len(begun) == 4
+    ended = [message for message in caplog.messages if message.endswith(" nats per token")]
+    assert [message.partition("]")[0] + "]" for message in ended] == begun
 
 
 def test_sampled_values_are_as_many_as_asked_for_and_go_on(study: optuna.Study, url: str):

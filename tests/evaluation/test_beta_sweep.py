@@ -137,13 +137,13 @@ def test_best_config_is_a_whole_experiment_that_repeats_the_best_trial(finished:
     best, _ = choose_trial(records_of(finished, "beta_trial"))
     path = f"{finished.output_dir}/best.json"
     assert load_config(ExperimentConfig, path).model.overrides["alibi_beta"] == best["beta"]
-    assert train.main(["--config", path]) == 0
+    assert train.main(["--config", path, "--json"]) == 0
     repeated = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert repeated["model_dir"] == f"{finished.output_dir}/best_run"
     assert repeated["validation_nats_per_token"] == best["nats_per_token_by_seed"][0]
 
     changed = ["--set", "training.max_steps=2", "--set", f"training.output_dir={tmp_path}/short"]
-    assert train.main(["--config", path, *changed]) == 0
+    assert train.main(["--config", path, *changed, "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_steps"] == 2
 
 
@@ -331,7 +331,8 @@ def test_best_config_of_posthoc_fine_tunes_with_the_best_beta(posthoc: SweepConf
     result = run_sweep(posthoc)
     train = load_script("train")
     settings = ["training.max_steps=2", "training.report_to=none", "data.cache_dir=/nowhere"]
-    assert train.main(["--config", result["best_config"], *(part for s in settings for part in ("--set", s))]) == 0
+    command = ["--config", result["best_config"], *(part for s in settings for part in ("--set", s)), "--json"]
+    assert train.main(command) == 0
     record = json.loads(capsys.readouterr().out.splitlines()[-1])
     tuned = AutoModelForCausalLM.from_pretrained(record["model_dir"])
     assert (record["num_steps"], tuned.config.alibi_beta) == (2, result["best_beta"])
@@ -384,7 +385,7 @@ def test_a_worker_waits_for_the_others_and_takes_over_from_the_dead(
 def test_script_prints_the_trials_and_ends_with_the_result(finished: SweepConfig, tmp_path: Path, capsys):
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(dataclasses.asdict(finished)), encoding="utf-8")
-    assert load_script("sweep_beta").main(["--config", str(path)]) == 0
+    assert load_script("sweep_beta").main(["--config", str(path), "--json"]) == 0
     captured = capsys.readouterr()
     assert "optuna" not in captured.err.lower()
     *_, best, last = captured.out.splitlines()

@@ -218,14 +218,17 @@ def test_the_comparisons_of_the_project_can_be_built(path: Path, monkeypatch: py
     assert model_config(base.model).model_type == "alibi_gpt"
 
 
-def test_the_script_prints_the_grid(settings: dict[str, Any], tmp_path: Path, capsys) -> None:
+def test_the_script_prints_the_grid(settings: dict[str, Any], tmp_path: Path, capsys, caplog) -> None:
     spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts" / "compare.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     path = tmp_path / "comparison.json"
     path.write_text(json.dumps(settings | {"variants": {"alibi": {}}, "seeds": [0]}), encoding="utf-8")
-    assert script.main(["--config", str(path)]) == 0
+    assert script.main(["--config", str(path), "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("alibi, flatter") for line in lines)
     assert json.loads(lines[-1])["records"] == str(tmp_path / "out" / "comparison.jsonl")
+    label = "[1/1 alibi seed 0]"
+    begins, ends = [message for message in caplog.messages if message.startswith("[")]
+    assert begins == f"{label} begins" and ends.startswith(f"{label} validation perplexity ")
     assert script.main(["--config", str(path), "--set", "seeds=[]"]) == 2

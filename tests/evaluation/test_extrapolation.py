@@ -245,7 +245,7 @@ def test_script_ends_with_the_rows_in_short(config: ExtrapolationConfig, capsys)
     spec.loader.exec_module(script)
     arguments = ["--config", str(ROOT / "configs/evaluation/length_extrapolation.yaml"), "--data", config.source]
     arguments += ["--models", *config.models, "--lengths", "8", "32", "--output", config.output]
-    assert script.main(arguments) == 0
+    assert script.main([*arguments, "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
     assert (result["output"], result["num_rows"]) == (config.output, 12)

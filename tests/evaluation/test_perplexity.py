@@ -92,7 +92,7 @@ def test_script_ends_with_the_record_or_with_one_line(make_folder, source: str, 
     output = tmp_path / "perplexity.jsonl"
     config = str(ROOT / "configs/evaluation/perplexity.yaml")
     arguments = ["--config", config, "--model", make_folder("alibi"), "--data", source, "--set", f"output={output}"]
-    assert script.main([*arguments, "--set", "protocol=sliding"]) == 0
+    assert script.main([*arguments, "--set", "protocol=sliding", "--json"]) == 0
     assert [json.loads(capsys.readouterr().out.splitlines()[-1])] == read_records(output)
 
     assert script.main([*arguments, "--set", "lenght_tokens=8"]) == 2
@@ -104,6 +104,7 @@ def test_script_ends_with_the_record_or_with_one_line(make_folder, source: str, 
 @pytest.mark.slow
 def test_two_processes_print_the_record_of_one(make_folder, source: str):
     arguments = ["scripts/evaluate.py", "--model", make_folder("alibi"), "--data", source, "--set", "batch_tokens=64"]
+    arguments.append("--json")
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     records = []
     for prefix in ([], launch):

@@ -148,7 +148,7 @@ def test_scripts_started_at_once_share_a_study_and_survive_one_of_them(
     config = SweepConfig(**{**vars(straight), "output_dir": str(root / "shared")})
     settings = root / "shared.yaml"
     settings.write_text(yaml.safe_dump(vars(config)), encoding="utf-8")
-    command = [sys.executable, str(ROOT / "scripts" / "sweep_beta.py"), "--config", str(settings)]
+    command = [sys.executable, str(ROOT / "scripts" / "sweep_beta.py"), "--config", str(settings), "--json"]
     workers = {}
     for _ in range(2):
         worker = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

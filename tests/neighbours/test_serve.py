@@ -1,7 +1,7 @@
 """``transformers serve`` with continuous batching answers from a saved checkpoint folder.
 
 The stock command does not know the model, and ``--trust-remote-code`` does not help it: it looks for the class among
-the attributes of transformers itself. ``python -m modeling_alibi_gpt serve FOLDER`` is the same command with it there.
+the attributes of transformers itself. ``alibi-gpt serve FOLDER`` is the same command with it there.
 """
 
 import json
@@ -70,7 +70,7 @@ def address(model, tokenizer, tmp_path: Path) -> Iterator[str]:
     folder, log, port = tmp_path / "model", tmp_path / "serve.log", free_port()
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    command = [sys.executable, "-m", "modeling_alibi_gpt", "serve", str(folder), "--continuous-batching", *BATCHING]
+    command = [sys.executable, "-m", "alibi_gpt_cli", "serve", str(folder), "--continuous-batching", *BATCHING]
     command += ["--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
     with log.open("w") as output:
         server = subprocess.Popen(

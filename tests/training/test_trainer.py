@@ -186,7 +186,7 @@ def test_another_experiment_in_the_folder_is_refused(
     experiment_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["--config", str(experiment_file), "--set", "training.max_steps=2"]
-    assert load_script().main(command) == 0
+    assert load_script().main([*command, "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["kind"], result["num_steps"]) == ("training", 2)
     assert load_script().main([*command, "--set", "model.config.alibi_beta=2.0"]) == 2

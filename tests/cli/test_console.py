@@ -1,4 +1,4 @@
-"""Every script ends in one JSON line, or in one line that says what was wrong."""
+"""Every command ends in its result, or in one line that says what was wrong."""
 
 import errno
 import json
@@ -6,23 +6,24 @@ import json
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 
-from modeling_alibi_gpt.reporting.console import USER_ERROR_EXIT_CODE, run_command
+from alibi_gpt_cli.console import USER_ERROR_EXIT_CODE, exit_code, print_result
 
 
-def fail_with(error: Exception) -> None:
-    def command() -> dict[str, object]:
+def fail_with(error: BaseException) -> int:
+    def command() -> None:
         raise error
 
-    assert run_command(command) == USER_ERROR_EXIT_CODE
+    return exit_code(command)
 
 
-def test_the_result_is_the_last_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def command() -> dict[str, object]:
-        print("for people")
-        return {"perplexity": 97.3, "path": "runs/demo"}
-
-    assert run_command(command) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"perplexity": 97.3, "path": "runs/demo"}
+def test_the_result_is_the_last_line_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    result = {"perplexity": 97.3, "path": "runs/demo"}
+    print("for people")
+    print_result(result, as_json=True)
+    first, last = capsys.readouterr().out.splitlines()
+    assert (first, json.loads(last)) == ("for people", result)
+    print_result(result, as_json=False)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_the_result_is_the_last_line(capsys: pytest.CaptureFixture[str]) -> None
     ],
 )
 def test_what_users_cause_is_one_line_and_exit_code_2(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
-    fail_with(error)
+    assert fail_with(error) == USER_ERROR_EXIT_CODE
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ") and printed.err.count("\n") == 1
@@ -42,20 +43,17 @@ def test_what_users_cause_is_one_line_and_exit_code_2(error: Exception, capsys: 
 
 
 def test_a_full_disk_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
-    fail_with(OSError(errno.ENOSPC, "No space left on device"))
+    assert fail_with(OSError(errno.ENOSPC, "No space left on device")) == USER_ERROR_EXIT_CODE
     assert "free some space" in capsys.readouterr().err
 
 
 def test_an_error_without_words_has_its_name(capsys: pytest.CaptureFixture[str]) -> None:
-    fail_with(ValueError())
+    assert fail_with(ValueError()) == USER_ERROR_EXIT_CODE
     assert capsys.readouterr().err == "error: ValueError\n"
 
 
 def test_an_interrupt_is_one_word(capsys: pytest.CaptureFixture[str]) -> None:
-    def command() -> dict[str, object]:
-        raise KeyboardInterrupt
-
-    assert run_command(command) == 130
+    assert fail_with(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
@@ -68,5 +66,5 @@ def test_only_the_process_of_rank_0_prints_the_result(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert run_command(lambda: {"perplexity": 97.3}) == 0
+    print_result({"perplexity": 97.3}, as_json=True)
     assert capsys.readouterr().out == ""

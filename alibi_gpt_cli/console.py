@@ -1,15 +1,16 @@
-"""How every script runs: its result is one JSON object as the last line, a user's mistake one line and exit code 2."""
+"""What a terminal gets of every command: its result, and a user's mistake as one line with exit code 2."""
 
 import errno
+import functools
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import typer
 from huggingface_hub.errors import StrictDataclassError
-
-from modeling_alibi_gpt.reporting.launching import start_missing_processes
 
 
 USER_ERROR_EXIT_CODE = 2
@@ -17,28 +18,13 @@ MAX_ERROR_CHARACTERS = 1000  # of what a message quotes, a file may hold any amo
 INTERRUPTED_EXIT_CODE = 130  # by the custom of shells
 
 
-def run_command(command: Callable[[], dict[str, Any]]) -> int:
-    """Run ``command``, print its result as the last line of standard output, and return the exit code.
+def exit_code(call: Callable[[], Any]) -> int:
+    """Call, and return 0, or the exit code of a user's mistake or of Ctrl-C, whose line is printed.
 
     ``ValueError``, ``OSError`` and the errors of a config's own checks are what users cause (a misspelt key, a missing
     file, a full disk): they become one line on standard error and exit code 2. Anything else is a defect of ours and
     keeps its traceback. Ctrl-C ends with one word and exit code 130.
-
-    Under a launcher only the process with rank 0 prints the result.
     """
-    start_missing_processes()
-
-    def print_result() -> None:
-        result = command()
-        if os.environ.get("RANK", "0") == "0":
-            sys.stdout.flush()
-            print(json.dumps(result, allow_nan=False), flush=True)
-
-    return exit_code(print_result)
-
-
-def exit_code(call: Callable[[], Any]) -> int:
-    """Call, and return 0, or the exit code of a user's mistake or of Ctrl-C, whose line is printed."""
     try:
         call()
     except (ValueError, OSError, StrictDataclassError) as error:
@@ -48,6 +34,34 @@ def exit_code(call: Callable[[], Any]) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED_EXIT_CODE
     return 0
+
+
+def ends_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose mistakes end as ``exit_code`` says; its name, help and options stay."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        code = exit_code(functools.partial(command, *args, **options))
+        if code:
+            raise typer.Exit(code)
+
+    return run
+
+
+def print_result(result: dict[str, Any], as_json: bool) -> None:
+    """Print a command's result as the last line, for programs, where ``--json`` asks for it.
+
+    Under a launcher only the process with rank 0 prints.
+    """
+    if as_json and os.environ.get("RANK", "0") == "0":
+        sys.stdout.flush()
+        print(json.dumps(result, allow_nan=False), flush=True)
+
+
+def show_progress() -> None:
+    """Let the package say on standard error which run it is at."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("modeling_alibi_gpt").setLevel(logging.INFO)
 
 
 def _one_line(error: Exception) -> str:

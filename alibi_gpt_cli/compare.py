@@ -1,0 +1,27 @@
+"""``alibi-gpt compare``."""
+
+from pathlib import Path
+
+from alibi_gpt_cli.console import print_result, show_progress
+from alibi_gpt_cli.options import Json, RequiredConfig, Settings
+
+
+def compare(config: RequiredConfig, settings: Settings = None, as_json: Json = False) -> None:
+    """Train the variants of an experiment with the same seeds and read each at every length.
+
+    Run it again and it goes on. Start the command several times, each with OMP_NUM_THREADS=1, and the workers share
+    the runs.
+
+    alibi-gpt compare --config configs/comparison/methods_gutenberg.yaml
+    """
+    from modeling_alibi_gpt.evaluation.comparison import ComparisonConfig, run_comparison
+    from modeling_alibi_gpt.evaluation.extrapolation import format_grid
+    from modeling_alibi_gpt.training.experiment import load_config
+
+    show_progress()
+    comparison = load_config(ComparisonConfig, config, settings or ())
+    records = run_comparison(comparison)
+    path = Path(comparison.output_dir) / "comparison.jsonl"
+    print(format_grid([record for record in records if record["kind"] == "comparison"]))
+    print(f"records in {path}")
+    print_result({"records": str(path), "num_records": len(records)}, as_json)

@@ -1,0 +1,43 @@
+"""``alibi-gpt convert``."""
+
+from typing import Annotated
+
+import typer
+
+from alibi_gpt_cli.console import print_result
+from alibi_gpt_cli.options import Config, Json, Settings
+
+
+def convert(
+    config: Config = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="DIR|NAME", help="Checkpoint folder, or name on the Hub.")
+    ] = None,
+    output_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder to make.")] = None,
+    to: Annotated[str | None, typer.Option(metavar="FAMILY", help="alibi_gpt (default), bloom, mpt or gguf.")] = None,
+    reader: Annotated[
+        str | None,
+        typer.Option(metavar="PROGRAM", help="Who reads an MPT: transformers (default), llama.cpp or vllm."),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Read pickled weights where there are no others.")
+    ] = False,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Turn a checkpoint of BLOOM, MPT, Falcon with ALiBi or GPT-2 into AlibiGPT, or AlibiGPT into BLOOM, MPT or GGUF.
+
+    alibi-gpt convert --model bigscience/bloom-560m --output-dir runs/bloom-560m
+    """
+    from modeling_alibi_gpt.conversion.convert import ConvertConfig
+    from modeling_alibi_gpt.conversion.convert import convert as convert_checkpoint
+    from modeling_alibi_gpt.training.experiment import load_config
+
+    named = {"model": model, "output_dir": output_dir, "to": to, "reader": reader}
+    result = convert_checkpoint(
+        load_config(ConvertConfig, config, settings or (), **named, allow_pickle=allow_pickle or None)
+    )
+    print(f"{result['converted_from']} as {result['model_type']}: {result['output_dir']}")
+    if result["left_out"]:
+        print(f"left out: {', '.join(result['left_out'])}; fine-tune before use")
+    print_result(result, as_json)

@@ -1,0 +1,31 @@
+"""``alibi-gpt init``."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+CONFIGS = Path(__file__).with_name("configs")
+# Pages about records that only a checkout of the project has.
+LEFT_OUT = "report"
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Gets a folder 'configs'.")],
+) -> None:
+    """Write the example settings that other commands take, to be run as they are or changed.
+
+    alibi-gpt init mine && cd mine && alibi-gpt train --config configs/experiment/demo.yaml
+    """
+    target = folder / "configs"
+    if target.exists():
+        raise ValueError(f"{target} is there already; give another folder, or remove it first")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".configs-") as beside:
+        written = shutil.copytree(CONFIGS, Path(beside) / "configs", ignore=shutil.ignore_patterns(LEFT_OUT))
+        num_files = sum(path.is_file() for path in written.rglob("*"))
+        written.rename(target)
+    print(f"{num_files} files in {target}; try: cd {folder} && alibi-gpt train --config configs/experiment/demo.yaml")

@@ -1,0 +1,97 @@
+"""The entry of ``alibi-gpt``: its commands, and how the words of a command line reach them."""
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from importlib import metadata
+from typing import Annotated, Any
+
+import typer
+
+from alibi_gpt_cli.benchmark import benchmark
+from alibi_gpt_cli.compare import compare
+from alibi_gpt_cli.console import USER_ERROR_EXIT_CODE, ends_in_one_line
+from alibi_gpt_cli.convert import convert
+from alibi_gpt_cli.evaluate import evaluate
+from alibi_gpt_cli.export import export
+from alibi_gpt_cli.extrapolate import extrapolate
+from alibi_gpt_cli.generate import generate
+from alibi_gpt_cli.init import init
+from alibi_gpt_cli.options import settings_help
+from alibi_gpt_cli.report import report
+from alibi_gpt_cli.serve import serve
+from alibi_gpt_cli.sweep import sweep
+from alibi_gpt_cli.train import train
+
+
+PROGRAM = "alibi-gpt"
+# Options that take several words at once, by command. Typer's take one word each time.
+SEVERAL_WORDS = {"extrapolate": ("--models", "--lengths"), "report": ("--records",)}
+
+app = typer.Typer(
+    help="Train, measure and convert language models with ALiBi (Attention with Linear Biases).",
+    context_settings={"help_option_names": ["--help", "-h"]},
+    pretty_exceptions_enable=False,
+)
+
+
+def add(command: Callable[..., None], **settings: Any) -> None:
+    """Make a function a command of ``app``; ``settings`` are those of ``typer.Typer.command``."""
+    app.command(**settings)(ends_in_one_line(command))
+
+
+add(train, epilog=settings_help("experiment"))
+add(evaluate, epilog=settings_help("evaluation"))
+add(extrapolate, epilog=settings_help("evaluation"))
+add(compare, epilog=settings_help("comparison"))
+add(sweep, epilog=settings_help("sweep"))
+add(convert)
+add(export)
+add(generate)
+add(report)
+add(benchmark, epilog=settings_help("benchmark"))
+add(serve, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+add(init)
+
+
+def _print_version(is_wanted: bool) -> None:
+    if is_wanted:
+        typer.echo(f"{PROGRAM} {metadata.version(PROGRAM)}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line ``arguments``, those of this process by default, and return the exit code."""
+    words = repeated_options(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        return app(words, prog_name=PROGRAM, standalone_mode=False) or 0
+    except typer.TyperException as error:  # an unknown option, or a value of another type
+        print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+
+
+def run(command: str, arguments: Sequence[str] | None = None) -> int:
+    """Run one command with ``arguments``, those of this process by default, and return the exit code."""
+    return main([command, *(sys.argv[1:] if arguments is None else arguments)])
+
+
+def repeated_options(words: Iterable[str]) -> list[str]:
+    """A command line where ``--models A B`` has become ``--models A --models B``."""
+    command, *rest = words or [""]
+    option, is_followed, spelled = None, False, []
+    for word in rest:
+        if word.startswith("-"):
+            option, is_followed = (word, False) if word in SEVERAL_WORDS.get(command, ()) else (None, False)
+        elif option is not None:
+            spelled += [option] if is_followed else []
+            is_followed = True
+        spelled.append(word)
+    return [command, *spelled] if command else []

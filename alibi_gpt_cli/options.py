@@ -1,0 +1,27 @@
+"""Options that several commands share."""
+
+from typing import Annotated
+
+import typer
+
+
+Config = Annotated[str | None, typer.Option(metavar="FILE", help="Settings, YAML or JSON.")]
+RequiredConfig = Annotated[str, typer.Option(metavar="FILE", help="Settings, YAML or JSON.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as training.seed=1; repeatable."),
+]
+Data = Annotated[str | None, typer.Option(metavar="URI", help="stdlib, text:GLOB or hub:NAME[:CONFIG].")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run the Python code that a checkpoint brings; read it first.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, the last line.")]
+
+
+def settings_help(folder: str) -> str:
+    """What the help of a command says of the keys of its settings.
+
+    Args:
+        folder: Of ``configs/``, with examples for this command.
+    """
+    return f"For settings, see the examples in configs/{folder}/; 'alibi-gpt init DIR' writes them."

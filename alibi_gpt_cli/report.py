@@ -1,0 +1,37 @@
+"""``alibi-gpt report``."""
+
+from typing import Annotated
+
+import typer
+
+from alibi_gpt_cli.console import print_result
+from alibi_gpt_cli.options import Config, Json, Settings
+
+
+def report(
+    config: Config = None,
+    records: Annotated[
+        list[str] | None, typer.Option(metavar="FILE.jsonl ...", help="What other commands wrote.")
+    ] = None,
+    output_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Gets report.html, report.md and figures/.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(metavar="TEXT", help="Heading of the page.")] = None,
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Turn records into a report: one HTML file that opens anywhere, Markdown tables, PNG figures.
+
+    alibi-gpt report --records runs/demo/training.jsonl runs/demo/extrapolation.jsonl --output-dir runs/demo
+    """
+    from modeling_alibi_gpt.reporting.records import read_checked_records
+    from modeling_alibi_gpt.reporting.report import ReportConfig, build_report
+    from modeling_alibi_gpt.training.experiment import load_config
+
+    named = {"records": records or None, "output_dir": output_dir, "title": title}
+    what = load_config(ReportConfig, config, settings or (), **named)
+    read = [record for path in what.records for record in read_checked_records(path)]
+    page = {name: getattr(what, name) for name in ("title", "page", "figures_folder", "html", "claims")}
+    paths = build_report(read, what.output_dir, **page)
+    print(f"{len(read)} records, {len(paths['figures'])} figures: open {paths['html'] or paths['markdown']}")
+    print_result(paths, as_json)

@@ -1,0 +1,36 @@
+"""``alibi-gpt sweep``."""
+
+from alibi_gpt_cli.console import print_result, show_progress
+from alibi_gpt_cli.options import Config, Json, Settings
+
+
+def sweep(config: Config = None, settings: Settings = None, as_json: Json = False) -> None:
+    """Tune beta on validation perplexity.
+
+    Start the command several times and the workers share the trials.
+
+    alibi-gpt sweep --config configs/sweep/beta.yaml --set betas="[0.5, 1, 2]"
+    """
+    import optuna
+
+    from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig, run_sweep
+    from modeling_alibi_gpt.training.experiment import load_config
+
+    show_progress()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    result = run_sweep(load_config(SweepConfig, config, settings or ()))
+    _print_trials(result["trials"])
+    print(result["choice"])
+    if result["best_model"] is None:
+        print("its model lies on the machine that trained it: run the command there to get best_model")
+    print_result(result, as_json)
+
+
+def _print_trials(path: str) -> None:
+    from modeling_alibi_gpt.reporting.records import read_records
+    from modeling_alibi_gpt.reporting.tables import beta_table, group_by, trained_beta_table
+
+    tables = {"beta_trial": beta_table, "trained_beta": trained_beta_table}
+    for kind, records in group_by(read_records(path), lambda record: record["kind"]).items():
+        table = tables[kind](records)
+        print("\n".join("".join(cell.rjust(16) for cell in row) for row in (table.header, *table.rows)), end="\n\n")
