@@ -1,5 +1,7 @@
 """``alibi-gpt benchmark``."""
 
+import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,8 +20,9 @@ def benchmark(
 
     alibi-gpt benchmark --config configs/benchmark/cpu.yaml
     """
-    from modeling_alibi_gpt.benchmarking.benchmark import BenchmarkConfig, run_benchmark
-    from modeling_alibi_gpt.training.experiment import load_config
+    _find_benchmarks()
+    from benchmarks.run import BenchmarkConfig, run_benchmark
+    from modeling_alibi_gpt.runtime.config import load_config
 
     cases = load_config(BenchmarkConfig, config, settings or (), output=output)
     num_records = 0
@@ -28,6 +31,21 @@ def benchmark(
         print(_described(record), flush=True)
     print(f"records in {cases.output}")
     print_result({"output": cases.output, "num_records": num_records}, as_json)
+
+
+def _find_benchmarks() -> None:
+    """Benchmarks belong to the repository and are no part of the wheel, so that they must be found beside this file.
+
+    Raises:
+        ValueError: This is no checkout.
+    """
+    root = Path(__file__).resolve().parents[1]
+    if not (root / "benchmarks" / "run.py").is_file():
+        raise ValueError(
+            "benchmarks come with the repository, not with the wheel: clone it and 'pip install -e .' there"
+        )
+    if str(root) not in sys.path:
+        sys.path.append(str(root))
 
 
 def _described(record: dict[str, Any]) -> str:

@@ -14,9 +14,9 @@ def compare(config: RequiredConfig, settings: Settings = None, as_json: Json = F
 
     alibi-gpt compare --config configs/comparison/methods_gutenberg.yaml
     """
-    from modeling_alibi_gpt.evaluation.comparison import ComparisonConfig, run_comparison
     from modeling_alibi_gpt.evaluation.extrapolation import format_grid
-    from modeling_alibi_gpt.training.experiment import load_config
+    from modeling_alibi_gpt.experiments.compare import ComparisonConfig, run_comparison
+    from modeling_alibi_gpt.runtime.config import load_config
 
     show_progress()
     comparison = load_config(ComparisonConfig, config, settings or ())

@@ -29,9 +29,9 @@ def convert(
 
     alibi-gpt convert --model bigscience/bloom-560m --output-dir runs/bloom-560m
     """
-    from modeling_alibi_gpt.conversion.convert import ConvertConfig
-    from modeling_alibi_gpt.conversion.convert import convert as convert_checkpoint
-    from modeling_alibi_gpt.training.experiment import load_config
+    from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig
+    from modeling_alibi_gpt.checkpoints.convert.conversion import convert as convert_checkpoint
+    from modeling_alibi_gpt.runtime.config import load_config
 
     named = {"model": model, "output_dir": output_dir, "to": to, "reader": reader}
     result = convert_checkpoint(

@@ -23,9 +23,9 @@ def evaluate(
     alibi-gpt evaluate --model runs/demo/alibi --set protocol=sliding --set length_tokens=512
     """
     from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
-    from modeling_alibi_gpt.evaluation.processes import process_state
-    from modeling_alibi_gpt.training.experiment import load_config
-    from modeling_alibi_gpt.training.remote_code import trusting_remote_code
+    from modeling_alibi_gpt.runtime.config import load_config
+    from modeling_alibi_gpt.runtime.distributed import process_state
+    from modeling_alibi_gpt.runtime.remote_code import trusting_remote_code
 
     with trusting_remote_code(trust_remote_code):
         record = evaluate_perplexity(load_config(PerplexityConfig, config, settings or (), model=model, source=data))

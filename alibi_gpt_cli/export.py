@@ -19,8 +19,8 @@ def export(
 
     alibi-gpt export --model runs/demo/alibi --output-dir runs/demo/hub && hf upload NAME/REPO runs/demo/hub
     """
-    from modeling_alibi_gpt.conversion.hub_export import ExportConfig, export_to_hub
-    from modeling_alibi_gpt.training.experiment import load_config
+    from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
+    from modeling_alibi_gpt.runtime.config import load_config
 
     result = export_to_hub(load_config(ExportConfig, config, settings or (), model=model, output_dir=output_dir))
     print(f"{len(result['files'])} files in {result['output_dir']}; upload them with: hf upload NAME/REPO DIR")

@@ -36,9 +36,9 @@ def extrapolate(
     alibi-gpt extrapolate --models runs/demo/alibi runs/demo/rope --lengths 128 256 512 1024 2048
     """
     from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, format_grid, run_extrapolation
-    from modeling_alibi_gpt.evaluation.processes import process_state
-    from modeling_alibi_gpt.training.experiment import load_config
-    from modeling_alibi_gpt.training.remote_code import trusting_remote_code
+    from modeling_alibi_gpt.runtime.config import load_config
+    from modeling_alibi_gpt.runtime.distributed import process_state
+    from modeling_alibi_gpt.runtime.remote_code import trusting_remote_code
 
     named = {"models": models or None, "lengths_tokens": lengths or None, "source": data, "output": output}
     grid = load_config(ExtrapolationConfig, config, settings or (), **named)

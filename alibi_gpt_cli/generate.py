@@ -21,8 +21,8 @@ def generate(
     alibi-gpt generate --model runs/demo/alibi --prompt "def main(" --set max_new_tokens=200
     """
     from modeling_alibi_gpt.evaluation.generation import GenerateConfig, generate_text
-    from modeling_alibi_gpt.training.experiment import load_config
-    from modeling_alibi_gpt.training.remote_code import trusting_remote_code
+    from modeling_alibi_gpt.runtime.config import load_config
+    from modeling_alibi_gpt.runtime.remote_code import trusting_remote_code
 
     with trusting_remote_code(trust_remote_code):
         result = generate_text(load_config(GenerateConfig, config, settings or (), model=model, prompt=prompt))

@@ -16,6 +16,7 @@ from alibi_gpt_cli.export import export
 from alibi_gpt_cli.extrapolate import extrapolate
 from alibi_gpt_cli.generate import generate
 from alibi_gpt_cli.init import init
+from alibi_gpt_cli.margins import margins
 from alibi_gpt_cli.options import settings_help
 from alibi_gpt_cli.report import report
 from alibi_gpt_cli.serve import serve
@@ -47,6 +48,7 @@ add(sweep, epilog=settings_help("sweep"))
 add(convert)
 add(export)
 add(generate)
+add(margins)
 add(report)
 add(benchmark, epilog=settings_help("benchmark"))
 add(serve, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

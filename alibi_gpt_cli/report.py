@@ -26,7 +26,7 @@ def report(
     """
     from modeling_alibi_gpt.reporting.records import read_checked_records
     from modeling_alibi_gpt.reporting.report import ReportConfig, build_report
-    from modeling_alibi_gpt.training.experiment import load_config
+    from modeling_alibi_gpt.runtime.config import load_config
 
     named = {"records": records or None, "output_dir": output_dir, "title": title}
     what = load_config(ReportConfig, config, settings or (), **named)

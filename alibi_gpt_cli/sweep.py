@@ -13,8 +13,8 @@ def sweep(config: Config = None, settings: Settings = None, as_json: Json = Fals
     """
     import optuna
 
-    from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig, run_sweep
-    from modeling_alibi_gpt.training.experiment import load_config
+    from modeling_alibi_gpt.experiments.sweep import SweepConfig, run_sweep
+    from modeling_alibi_gpt.runtime.config import load_config
 
     show_progress()
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -18,9 +18,10 @@ def train(
 
     alibi-gpt train --config configs/experiment/demo.yaml --set training.max_steps=100
     """
-    from modeling_alibi_gpt.evaluation.processes import process_state
-    from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
-    from modeling_alibi_gpt.training.remote_code import trusting_remote_code
+    from modeling_alibi_gpt.runtime.config import load_config
+    from modeling_alibi_gpt.runtime.distributed import process_state
+    from modeling_alibi_gpt.runtime.remote_code import trusting_remote_code
+    from modeling_alibi_gpt.training.experiment import ExperimentConfig
     from modeling_alibi_gpt.training.trainer import train as run_training
 
     with trusting_remote_code(trust_remote_code):

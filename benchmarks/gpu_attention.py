@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from modeling_alibi_gpt.benchmarking.attention import AttentionCase, time_attention
+from benchmarks.attention import AttentionCase, time_attention
 from modeling_alibi_gpt.reporting.records import Record, append_record, check_record, provenance
 
 

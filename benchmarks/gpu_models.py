@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
+from benchmarks.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, AlibiWindowCache
-from modeling_alibi_gpt.benchmarking.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.reporting.records import Record, append_record, check_record, provenance
 
 

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tests.full_disk import small_disk
+from tests.support.full_disk import small_disk
 
 
 __all__ = ["small_disk"]

@@ -20,7 +20,7 @@ from modeling_alibi_gpt.attention_context import AttentionContext
 from modeling_alibi_gpt.attention_segments import Segment
 from modeling_alibi_gpt.attention_strips import whole_tiles
 from modeling_alibi_gpt.attention_tiles import strip_attention
-from tests.attention_cases import (
+from tests.support.attention_cases import (
     ADVERSARIES,
     HEAD_DIM,
     SCALING,

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.precision import last_queries_context
 from modeling_alibi_gpt import attention, attention_folded, attention_strips
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention import reading_every_key
@@ -15,8 +16,7 @@ from modeling_alibi_gpt.attention_folded import FoldedAttention, hide_far
 from modeling_alibi_gpt.attention_segments import Segment
 from modeling_alibi_gpt.attention_strips import StripAttention
 from modeling_alibi_gpt.attention_tiles import strip_attention
-from modeling_alibi_gpt.evaluation.precision import last_queries_context
-from tests.attention_cases import (
+from tests.support.attention_cases import (
     ADVERSARIES,
     SCALING,
     adversarial,
@@ -28,7 +28,7 @@ from tests.attention_cases import (
     reference,
     whole,
 )
-from tests.exact_cases import make_model
+from tests.support.exact_cases import make_model
 
 
 EXACT = exact_tolerance(torch.float32)

@@ -11,8 +11,8 @@ from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_blocks import BLOCK_TOKENS, band_blocks, first_blocks_that_matter, run_blocks
 from modeling_alibi_gpt.attention_flex import distance_score_mod, slope_score_mod
 from modeling_alibi_gpt.attention_segments import Segment
-from tests.attention_cases import ADVERSARIES, SCALING, TOLERANCE, adversarial, draw, reference
-from tests.exact_cases import BATCHES, make_model
+from tests.support.attention_cases import ADVERSARIES, SCALING, TOLERANCE, adversarial, draw, reference
+from tests.support.exact_cases import BATCHES, make_model
 
 
 def first_keys_of_segments(segments: list[Segment], rows: int, q_len: int, kv_len: int) -> Tensor:

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
-from modeling_alibi_gpt.evaluation.beta_sweep import SweepConfig
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig
+from modeling_alibi_gpt.experiments.sweep import SweepConfig
+from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.training.arguments import build_arguments
-from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.trainer import train
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
 from modeling_alibi_gpt import AlibiGPTConfig
-from tests.exact_cases import POSITION_CASES, SMALL
+from tests.support.exact_cases import POSITION_CASES, SMALL
 
 
 def test_derived_values() -> None:

@@ -19,7 +19,7 @@ from transformers import (
 
 import modeling_alibi_gpt
 from modeling_alibi_gpt import AlibiGPTConfig
-from modeling_alibi_gpt.conversion.hub_export import AUTO_MAP, ExportConfig, export_to_hub
+from modeling_alibi_gpt.checkpoints.hub import AUTO_MAP, ExportConfig, export_to_hub
 
 
 HEADS = {

@@ -68,11 +68,10 @@ def test_reporting_imports_nothing_of_ours() -> None:
         assert all(name.startswith("modeling_alibi_gpt.reporting") for name in ours), path
 
 
-def test_nothing_imports_scripts_or_the_command_line() -> None:
+def test_nothing_imports_scripts_benchmarks_or_the_command_line() -> None:
     for path in MODULES.values():
         imported = {name.split(".")[0] for name in _imports(path)}
-        # `python -m modeling_alibi_gpt` is the command line with some commands more.
-        assert not imported & {"scripts", "alibi_gpt_cli"} or path.name == "__main__.py", path
+        assert not imported & {"scripts", "alibi_gpt_cli", "benchmarks"}, path
 
 
 def test_no_command_needs_the_library_that_a_script_hides() -> None:
@@ -81,6 +80,26 @@ def test_no_command_needs_the_library_that_a_script_hides() -> None:
     users = [name for name, path in MODULES.items() if {"evaluate", metric} & _imports(path)]
     assert users == [metric]
     assert not any(metric in _imports(path) for path in COMMAND_LINE)
+
+
+ROOMS = ("", "reporting", "runtime", "data", "checkpoints", "evaluation", "training", "experiments")
+
+
+def test_folders_import_only_folders_above_them() -> None:
+    """The rooms in order: the travelling files, then each folder with what it may stand on before it."""
+    for name, path in MODULES.items():
+        room = _room(name)
+        allowed = {"reporting"} if room == "reporting" else set(ROOMS[: ROOMS.index(room) + 1])
+        found = {_room(target) for target in _imports(path) & MODULES.keys()}
+        assert found <= allowed, f"{name} imports {sorted(found - allowed)}"
+
+
+def _room(module: str) -> str:
+    """The folder of a module of ours; "" for the travelling files."""
+    path = MODULES[module]
+    folder = path.parent if path.name != "__init__.py" else path.parent
+    parts = folder.relative_to(PACKAGE).parts
+    return parts[0] if parts else ""
 
 
 def test_no_drawer_for_odds_and_ends() -> None:

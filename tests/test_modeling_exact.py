@@ -13,9 +13,9 @@ from transformers import DynamicCache, StaticCache
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, attention
 from modeling_alibi_gpt.attention_strips import StripAttention
-from tests.attention_cases import find_bands_from
-from tests.exact_cases import BATCHES, CASES, POSITION_CASES, SMALL, Batch, make_model
-from tests.reference import layer_slopes, reference_logits, slopes_of_query
+from tests.support.attention_cases import find_bands_from
+from tests.support.exact_cases import BATCHES, CASES, POSITION_CASES, SMALL, Batch, make_model
+from tests.support.reference import layer_slopes, reference_logits, slopes_of_query
 
 
 TOLERANCE = 1e-5  # promised for float32 logits of order one

@@ -14,8 +14,8 @@ from modeling_alibi_gpt.position_base import PositionMethod
 from modeling_alibi_gpt.position_biases import t5_bucket
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.position_rope import rope_frequencies
-from tests.exact_cases import CASES, make_model
-from tests.position_reference import FORMULAS, pair_bias
+from tests.support.exact_cases import CASES, make_model
+from tests.support.position_reference import FORMULAS, pair_bias
 
 
 BIAS_CASES = [case for case, fields in CASES.items() if fields.get("position_method") in FORMULAS]

@@ -9,7 +9,7 @@ from accelerate import cpu_offload
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
-from tests.exact_cases import make_model
+from tests.support.exact_cases import make_model
 
 
 TRAIN_LENGTH = 32

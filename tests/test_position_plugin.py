@@ -12,7 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, PositionMethod, register_position_method
-from modeling_alibi_gpt.conversion.hub_export import ExportConfig, export_to_hub
+from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 
 

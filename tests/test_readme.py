@@ -12,7 +12,9 @@ import typer
 
 from alibi_gpt_cli.main import app, repeated_options
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
-from modeling_alibi_gpt.evaluation.beta_config import SweepConfig
+from modeling_alibi_gpt.data.corpora import load_documents
+from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
 from modeling_alibi_gpt.reporting.claims import claims_section
 from modeling_alibi_gpt.reporting.findings import beta_curve, choose_of_curve
 from modeling_alibi_gpt.reporting.gpu import gpu_attention_table, gpu_model_table
@@ -29,9 +31,8 @@ from modeling_alibi_gpt.reporting.speed import (
     model_speed_table,
 )
 from modeling_alibi_gpt.reporting.tables import Table, beta_table, extrapolation_table, group_by
-from modeling_alibi_gpt.training.corpora import load_documents
-from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
-from modeling_alibi_gpt.training.tokenization import train_tokenizer
+from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 
 ROOT = Path(__file__).parent.parent

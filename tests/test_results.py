@@ -4,7 +4,7 @@ from pathlib import Path
 
 from modeling_alibi_gpt.reporting.records import read_records
 from modeling_alibi_gpt.reporting.report import ReportConfig, build_report
-from modeling_alibi_gpt.training.experiment import load_config
+from modeling_alibi_gpt.runtime.config import load_config
 
 
 ROOT = Path(__file__).resolve().parents[1]

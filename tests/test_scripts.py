@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
-from modeling_alibi_gpt.training.corpora import load_documents
-from modeling_alibi_gpt.training.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.corpora import load_documents
+from modeling_alibi_gpt.data.tokenization import train_tokenizer
 
 
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from transformers.distributed import DistributedConfig
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.tensor_parallel import HeadParallel
-from tests.exact_cases import BATCHES, make_model
+from tests.support.exact_cases import BATCHES, make_model
 
 
 TOLERANCE = 1e-10  # float64, as in the exactness matrix

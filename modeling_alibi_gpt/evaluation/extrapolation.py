@@ -11,7 +11,7 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from modeling_alibi_gpt.evaluation.checkpoints import (
+from modeling_alibi_gpt.checkpoints.load import (
     checkpoint_fingerprint,
     load_causal_lm,
     load_model_config,
@@ -27,11 +27,11 @@ from modeling_alibi_gpt.evaluation.measurement import (
     measurement_provenance,
     perplexity_figures,
 )
-from modeling_alibi_gpt.evaluation.processes import hides_progress, process_state
 from modeling_alibi_gpt.evaluation.scoring import WindowScores, score_stream
 from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
 from modeling_alibi_gpt.reporting.records import append_record, read_records
 from modeling_alibi_gpt.reporting.tables import extrapolation_table
+from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state
 
 
 # The grid of lengths, in training lengths, when none is given.

@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import GenerationConfig, pipeline, set_seed
 
-from modeling_alibi_gpt.evaluation.checkpoints import load_causal_lm, load_model_tokenizer
-from modeling_alibi_gpt.training.remote_code import refuse_hub_kernel
+from modeling_alibi_gpt.checkpoints.load import load_causal_lm, load_model_tokenizer
+from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

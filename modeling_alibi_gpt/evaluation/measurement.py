@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.attention import ALL_ATTENTION_FUNCTIONS
-from modeling_alibi_gpt.evaluation.checkpoints import DTYPES
-from modeling_alibi_gpt.evaluation.processes import process_state
+from modeling_alibi_gpt.checkpoints.load import DTYPES
+from modeling_alibi_gpt.data.corpora import SPLITS, describe_documents, load_documents
+from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.reporting.records import provenance
-from modeling_alibi_gpt.training.corpora import SPLITS, describe_documents, load_documents
-from modeling_alibi_gpt.training.tokenization import TokenStream, token_stream
+from modeling_alibi_gpt.runtime.distributed import process_state
 
 
 # Enough for a standard error, and each long enough that its neighbours say little of it.

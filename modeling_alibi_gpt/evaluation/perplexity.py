@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modeling_alibi_gpt.evaluation.checkpoints import (
+from modeling_alibi_gpt.checkpoints.load import (
     checkpoint_fingerprint,
     load_causal_lm,
     load_model_config,
@@ -18,10 +18,10 @@ from modeling_alibi_gpt.evaluation.measurement import (
     measurement_provenance,
     perplexity_figures,
 )
-from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import resolve_stride
 from modeling_alibi_gpt.reporting.records import append_record
+from modeling_alibi_gpt.runtime.distributed import process_state
 
 
 @dataclass(frozen=True, kw_only=True)

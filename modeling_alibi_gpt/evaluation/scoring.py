@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
-from modeling_alibi_gpt.evaluation.processes import fail_together, hides_progress, process_state
 from modeling_alibi_gpt.evaluation.windows import Window, plan_windows
+from modeling_alibi_gpt.runtime.distributed import fail_together, hides_progress, process_state
 
 
 # One float32 tensor of logits, or of attention scores or mask over all heads, stays below this.

@@ -15,7 +15,8 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 from transformers.training_args import trainer_log_levels
 from transformers.utils import is_liger_kernel_available
 
-from modeling_alibi_gpt.training.experiment import ExperimentConfig, convert_value, refuse_unknown_key
+from modeling_alibi_gpt.runtime.config import convert_value, refuse_unknown_key
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 
 # What each field must be; transformers takes most of them as they come.

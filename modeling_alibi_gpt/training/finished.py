@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from modeling_alibi_gpt.evaluation.checkpoints import load_model_tokenizer
+from modeling_alibi_gpt.checkpoints.load import load_model_tokenizer
 from modeling_alibi_gpt.reporting.records import Record, check_record, read_records
-from modeling_alibi_gpt.training.checkpoints import RECORD_FILE
-from modeling_alibi_gpt.training.manifest import MANIFEST_FILE, manifest_difference
+from modeling_alibi_gpt.runtime.manifest import MANIFEST_FILE, manifest_difference
+from modeling_alibi_gpt.training.run_folder import RECORD_FILE
 
 
 def finished_record(output_dir: Path, *, reads_model: bool = True) -> Record | None:

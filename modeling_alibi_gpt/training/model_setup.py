@@ -1,7 +1,6 @@
 """The model of an experiment, new or from a checkpoint, fitted to its tokenizer and its training length."""
 
-import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,15 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from modeling_alibi_gpt.checkpoints.folder import check_hub_index, check_weights
+from modeling_alibi_gpt.checkpoints.load import check_overrides, check_vocabulary
+from modeling_alibi_gpt.checkpoints.model_size import TRAINING_BYTES, check_model_memory
+from modeling_alibi_gpt.checkpoints.quantization import check_quantization
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.training.checkpoint_folder import check_hub_index, check_weights
-from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSection, read_mapping, refuse_unknown_key
-from modeling_alibi_gpt.training.model_size import TRAINING_BYTES, check_model_memory
-from modeling_alibi_gpt.training.quantization import check_quantization
-from modeling_alibi_gpt.training.remote_code import is_remote_code_trusted, load_failure
+from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_failure
+from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSection
 
 
 # What a checkpoint with trained slopes holds as weights instead.
@@ -33,14 +34,6 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
     config = _new_config(section, {}) if section.checkpoint is None else _checkpoint_config(section)
     check_model_memory(config, TRAINING_BYTES)
     return config
-
-
-def check_overrides(overrides: Iterable[str], config_class: type[PreTrainedConfig], where: str = "") -> None:
-    """Raise a ValueError unless every override is a field of the model itself: not its type, its code or its dtype."""
-    of_any_model = {field.name for field in dataclasses.fields(PreTrainedConfig)}
-    own = {field.name for field in dataclasses.fields(config_class)} - of_any_model
-    for key in overrides:
-        refuse_unknown_key(key, own, where)
 
 
 def laid_over(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,20 +69,6 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
         if hasattr(model.config, "train_context_length"):
             model.config.train_context_length = max(length, model.config.train_context_length)
     return model
-
-
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Raise a ValueError where a tokenizer gives an id that the model has no embedding for.
-
-    Ids may have gaps, and those that a tokenizer puts around a text stand in no vocabulary.
-    """
-    around_a_text = tokenizer("").input_ids
-    needed = 1 + max((*tokenizer.get_vocab().values(), *around_a_text), default=-1)
-    if needed > vocab_size:
-        raise ValueError(
-            f"the tokenizer gives ids up to {needed - 1}, but the model has embeddings for {vocab_size}; "
-            f"set vocab_size to at least {needed} or choose another tokenizer"
-        )
 
 
 def _new_config(section: ModelSection, derived: dict[str, Any]) -> AlibiGPTConfig:

@@ -3,11 +3,11 @@
 from transformers import PreTrainedConfig, TrainingArguments
 
 from modeling_alibi_gpt.attention import attention_backend
+from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, check_memory
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
-from modeling_alibi_gpt.training.model_size import FLOAT32_BYTES, check_memory
 from modeling_alibi_gpt.training.optimizer import learns_positions
 
 

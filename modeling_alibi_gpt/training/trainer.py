@@ -21,40 +21,42 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from modeling_alibi_gpt.checkpoints.load import check_vocabulary
+from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
+from modeling_alibi_gpt.data.packing import PackedCollator, blocks_fingerprint, pack_documents
+from modeling_alibi_gpt.data.tokenization import (
+    TokenStream,
+    cached_tokenizer,
+    load_tokenizer,
+    token_stream,
+    tokenize_documents,
+)
 from modeling_alibi_gpt.evaluation.bias_record import (
     bias_by_distance,
     bias_by_distance_records,
     bias_matrix_records,
 )
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
-from modeling_alibi_gpt.evaluation.processes import failing_together, process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
+from modeling_alibi_gpt.reporting.parsing import read_mapping
 from modeling_alibi_gpt.reporting.records import provenance, write_json, write_records
+from modeling_alibi_gpt.runtime.distributed import failing_together, process_state
+from modeling_alibi_gpt.runtime.manifest import write_manifest
 from modeling_alibi_gpt.training.arguments import build_arguments
-from modeling_alibi_gpt.training.checkpoints import (
+from modeling_alibi_gpt.training.auto_precision import faster_precision
+from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
+from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
+from modeling_alibi_gpt.training.finished import finished_record
+from modeling_alibi_gpt.training.milestones import MilestoneCallback
+from modeling_alibi_gpt.training.model_setup import build_model, model_config
+from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.run_folder import (
     PRECISION_FILE,
     RECORD_FILE,
     check_output_dir,
     claimed_output_dir,
-    full_disk_as_os_error,
     save_model_folder,
-)
-from modeling_alibi_gpt.training.corpora import describe_documents, load_documents
-from modeling_alibi_gpt.training.data import PackedCollator, blocks_fingerprint, pack_documents
-from modeling_alibi_gpt.training.exact_trainer import ExactTrainer
-from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, read_mapping
-from modeling_alibi_gpt.training.finished import finished_record
-from modeling_alibi_gpt.training.manifest import write_manifest
-from modeling_alibi_gpt.training.milestones import MilestoneCallback
-from modeling_alibi_gpt.training.model_setup import build_model, check_vocabulary, model_config
-from modeling_alibi_gpt.training.precision import faster_precision
-from modeling_alibi_gpt.training.preflight import check_experiment
-from modeling_alibi_gpt.training.tokenization import (
-    TokenStream,
-    cached_tokenizer,
-    load_tokenizer,
-    token_stream,
-    tokenize_documents,
+    whole_checkpoints_on_a_full_disk,
 )
 
 
@@ -108,7 +110,7 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
     if finished is not None:
         return finished
 
-    with ExitStack() as held, full_disk_as_os_error(output_dir):
+    with ExitStack() as held, whole_checkpoints_on_a_full_disk(output_dir):
         with failing_together():  # the main process first: it fills the caches from which the others read
             data = prepare_data(config) if is_main else None
         data = data or prepare_data(config)

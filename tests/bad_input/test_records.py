@@ -11,8 +11,8 @@ import pytest
 from modeling_alibi_gpt.reporting.record_types import FIELD_TYPES
 from modeling_alibi_gpt.reporting.records import RECORD_FIELDS
 from tests.bad_input.refusals import Case, Inputs, parametrized, refused
-from tests.comparison_cases import methods
 from tests.example_records import demo_records
+from tests.support.comparison_cases import methods
 
 
 # What no field of a record is.

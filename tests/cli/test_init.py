@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from alibi_gpt_cli.main import main
-from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
+from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 
 

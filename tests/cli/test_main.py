@@ -89,7 +89,7 @@ def test_an_interrupted_command_ends_with_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("modeling_alibi_gpt.training.experiment.load_config", interrupt)
+    monkeypatch.setattr("modeling_alibi_gpt.runtime.config.load_config", interrupt)
     assert run("generate", ["--model", "x"]) == console.INTERRUPTED_EXIT_CODE
     assert capsys.readouterr().err == "interrupted\n"
 

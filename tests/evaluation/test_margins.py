@@ -11,7 +11,7 @@ from modeling_alibi_gpt.alibi import alibi_windows
 from modeling_alibi_gpt.cache_alibi_gpt import measured_margins
 from modeling_alibi_gpt.evaluation.margins import MarginsConfig, measure_margins
 from modeling_alibi_gpt.reporting.records import read_records
-from tests.exact_cases import make_model
+from tests.support.exact_cases import make_model
 
 
 @torch.no_grad()

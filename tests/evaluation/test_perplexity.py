@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from scoring_reference import reference_nats
 
-from modeling_alibi_gpt.evaluation.checkpoints import load_causal_lm, load_model_tokenizer
+from modeling_alibi_gpt.checkpoints.load import load_causal_lm, load_model_tokenizer
+from modeling_alibi_gpt.data.corpora import load_documents
+from modeling_alibi_gpt.data.tokenization import token_stream
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.reporting.records import read_records
-from modeling_alibi_gpt.training.corpora import load_documents
-from modeling_alibi_gpt.training.tokenization import token_stream
+from tests.support.scoring_reference import reference_nats
 
 
 ROOT = Path(__file__).resolve().parents[2]

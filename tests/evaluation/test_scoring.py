@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scoring_reference import context_start, reference_nats
 from torch import Tensor
 from transformers import (
     BloomConfig,
@@ -30,6 +29,7 @@ from transformers import (
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.evaluation import scoring
 from modeling_alibi_gpt.evaluation.scoring import MAX_TENSOR_BYTES, plan_calls, score_stream
+from tests.support.scoring_reference import context_start, reference_nats
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,9 +1,9 @@
 """Windows score every token once, in the context that their protocol promises."""
 
 import pytest
-from scoring_reference import context_start
 
 from modeling_alibi_gpt.evaluation.windows import plan_windows
+from tests.support.scoring_reference import context_start
 
 
 @pytest.mark.parametrize("length, stride", [(1, None), (4, None), (7, None), (1, 1), (4, 1), (7, 3), (8, 8), (50, 9)])

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.precision import exact_attention, exact_plain_attention, last_queries_context
 from modeling_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention import ATTENTION_BACKENDS, attention_forward
@@ -16,7 +17,6 @@ from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
 from modeling_alibi_gpt.attention_context import AttentionContext, ForwardInputs, attention_context
 from modeling_alibi_gpt.attention_flex import FlexAttention
-from modeling_alibi_gpt.evaluation.precision import exact_attention, exact_plain_attention, last_queries_context
 from modeling_alibi_gpt.position_base import LayerBias
 from modeling_alibi_gpt.position_methods import AlibiPositions
 from tests.gpu.device import DEVICE

@@ -7,8 +7,8 @@ from transformers import Trainer, TrainingArguments
 
 from modeling_alibi_gpt import AlibiWindowCache
 from tests import test_cache, test_continuous_batching
-from tests.exact_cases import BATCHES, CASES, POSITION_CASES, Batch, make_model
 from tests.gpu.device import DEVICE
+from tests.support.exact_cases import BATCHES, CASES, POSITION_CASES, Batch, make_model
 from tests.test_modeling_exact import FEEDS, FEW_INPUTS, TOLERANCE, expected_logits, feed_at_once, max_error
 
 

@@ -9,8 +9,8 @@ import torch
 from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from modeling_alibi_gpt.conversion.gguf_export import GgufConfig, export_gguf
-from modeling_alibi_gpt.evaluation.llama_cpp import LlamaCpp, LlamaCppConfig, compare, measure_llama_cpp
+from benchmarks.llama_cpp import LlamaCpp, LlamaCppConfig, compare, measure_llama_cpp
+from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
 from modeling_alibi_gpt.reporting.records import read_records
 
 

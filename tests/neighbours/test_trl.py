@@ -14,7 +14,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from modeling_alibi_gpt.conversion.hub_export import ExportConfig, export_to_hub
+from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
 
 
 pytest.importorskip("trl")

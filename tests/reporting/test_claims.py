@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from modeling_alibi_gpt.evaluation.paired import comparison_records
+from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.reporting.claims import claims_section
 from modeling_alibi_gpt.reporting.grid import Grid
-from tests.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed, read_otherwise, rows_of
 from tests.example_records import training_record
+from tests.support.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed, read_otherwise, rows_of
 
 
 def verdicts(*grids: Grid) -> dict[str, tuple[str, str]]:

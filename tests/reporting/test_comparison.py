@@ -17,7 +17,7 @@ from modeling_alibi_gpt.reporting.records import read_records
 from modeling_alibi_gpt.reporting.report import build_report
 from modeling_alibi_gpt.reporting.statistics import between_trainings
 from modeling_alibi_gpt.reporting.tables import differences_table, group_by
-from tests.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed
+from tests.support.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed
 
 
 def titles_of(records: list[dict[str, Any]], **options: Any) -> list[str]:

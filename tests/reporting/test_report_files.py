@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from modeling_alibi_gpt.reporting.report import build_report
-from tests.comparison_cases import methods
+from tests.support.comparison_cases import methods
 
 
 def test_figures_of_one_name_are_numbered(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from modeling_alibi_gpt.reporting.records import write_records
 from modeling_alibi_gpt.reporting.report import build_report
 from modeling_alibi_gpt.reporting.whole import write_together
 from tests.bad_input.refusals import script
-from tests.comparison_cases import methods
-from tests.full_disk import SmallDisk
+from tests.support.comparison_cases import methods
+from tests.support.full_disk import SmallDisk
 
 
 def tree(folder: Path) -> dict[str, bytes]:

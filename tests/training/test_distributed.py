@@ -13,12 +13,12 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from train_commands import SCRIPT, exit_code, start_training
 
-from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.reporting.records import read_records
-from modeling_alibi_gpt.training.checkpoints import claimed_output_dir
+from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.training.run_folder import claimed_output_dir
 from modeling_alibi_gpt.training.trainer import train
+from tests.support.train_commands import SCRIPT, exit_code, start_training
 
 
 NO_DROPOUT = [f"model.config.{name}=0.0" for name in ("embd_pdrop", "resid_pdrop", "attention_dropout")]

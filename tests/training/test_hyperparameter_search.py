@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
-from modeling_alibi_gpt.training.data import PackedCollator
+from modeling_alibi_gpt.data.packing import PackedCollator
 
 
 BETAS = [0.01, 0.3, 10.0]

@@ -11,8 +11,8 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
-from modeling_alibi_gpt.training.data import PackedCollator
-from modeling_alibi_gpt.training.exact_trainer import ExactTrainer
+from modeling_alibi_gpt.data.packing import PackedCollator
+from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
 from modeling_alibi_gpt.training.optimizer import (
     learns_positions,
     position_parameters,

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from train_commands import exit_code, start_training
 
 from modeling_alibi_gpt.reporting.records import read_records
-from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
+from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.trainer import train
+from tests.support.train_commands import exit_code, start_training
 
 
 KEEP_ONE = "training.save_total_limit=1"

@@ -10,11 +10,12 @@ from typing import Any
 
 import datasets
 import pytest
-from train_commands import exit_code, load_script, start_training
 
-from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
-from modeling_alibi_gpt.training.manifest import MANIFEST_FILE, manifest_difference, write_manifest
+from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.runtime.manifest import MANIFEST_FILE, manifest_difference, write_manifest
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.trainer import train
+from tests.support.train_commands import exit_code, load_script, start_training
 
 
 class Killed:

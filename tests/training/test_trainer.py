@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from train_commands import load_script
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.reporting.records import check_record, read_records
 from modeling_alibi_gpt.training.arguments import build_arguments
-from modeling_alibi_gpt.training.exact_trainer import ExactTrainer
+from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import build_model
 from modeling_alibi_gpt.training.trainer import make_trainer, prepare_data, train, training_documents
+from tests.support.train_commands import load_script
 
 
 MakeExperiment = Callable[..., ExperimentConfig]

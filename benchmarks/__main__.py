@@ -1,0 +1,53 @@
+"""Measurements that no test needs: ``python -m benchmarks precision --output FILE.jsonl``.
+
+Likewise ``differences``, and ``llama-cpp --model DIR --data URI``.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alibi_gpt_cli.console import ends_in_one_line
+from benchmarks.conversion import measure_differences
+from benchmarks.llama_cpp import LlamaCppConfig, measure_llama_cpp
+from benchmarks.precision import measure_precision
+from modeling_alibi_gpt.reporting.records import write_records
+
+
+app = typer.Typer(help="Measure precision, conversions and llama.cpp.", pretty_exceptions_enable=False)
+
+
+@app.command()
+@ends_in_one_line
+def precision(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
+    """Measure what bfloat16, float16 and float32 cost attention with ALiBi, in some minutes on a CPU."""
+    write_records(output, measure_precision())
+
+
+@app.command()
+@ends_in_one_line
+def differences(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
+    """Measure where other families' code departs from ALiBi, on random models, in a minute on a CPU."""
+    write_records(output, measure_differences())
+
+
+@app.command()
+@ends_in_one_line
+def llama_cpp(
+    model: Annotated[str, typer.Option(help="Checkpoint folder, with its tokenizer.")],
+    data: Annotated[str, typer.Option(help="stdlib, text:GLOB or hub:NAME[:CONFIG]")] = "stdlib",
+    output: Annotated[str | None, typer.Option(help="JSON Lines file to append to.")] = None,
+) -> None:
+    """Run a checkpoint in llama.cpp and say how far it is from PyTorch."""
+    for record in measure_llama_cpp(LlamaCppConfig(model=model, source=data, output=output)):
+        typer.echo(
+            f"{record['length_tokens']:,} tokens, {record['precision']}: log-probabilities within "
+            f"{record['max_log_prob_difference_nats']:.1e} nats, "
+            f"{record['greedy_tokens_equal']} of {record['num_new_tokens']} greedy tokens equal"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(app(standalone_mode=False))

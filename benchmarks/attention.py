@@ -1,0 +1,156 @@
+"""Attention alone: the ways that ALiBi can go, against plain causal attention without any positions.
+
+Shapes: H heads, T tokens, d head size.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.precision import exact_attention, last_queries_context
+from benchmarks.timing import extra_bytes, summarize, take_turns
+from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
+from modeling_alibi_gpt.attention import ATTENTION_VARIANTS
+from modeling_alibi_gpt.reporting.records import Record
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MODES = ("forward", "forward_backward")
+REFERENCE = "plain"
+# Queries at the end of the text whose output is compared with float64.
+_NUM_CHECKED = 64
+# What `banded` may leave out of a query: the default of AlibiGPTConfig.
+_TOLERANCE = 1e-6
+
+# From q, k and v (1, H, T, d) and slopes (H,) to (1, H, T, d).
+Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionCase:
+    """What is timed; every combination of lengths and dtypes.
+
+    Attributes:
+        lengths_tokens: Values of T.
+        num_heads: H.
+        ways: Keys of ``WAYS``; ``plain``, the reference, is always among them.
+        dtypes: Keys of ``DTYPES``.
+        mode: ``forward`` or ``forward_backward``.
+        head_dim: d.
+        num_rounds: Turns each way takes.
+    """
+
+    lengths_tokens: list[int]
+    num_heads: int
+    ways: list[str]
+    dtypes: list[str] = field(default_factory=lambda: ["float32"])
+    mode: str = "forward"
+    head_dim: int = 64
+    num_rounds: int = 5
+
+    def __post_init__(self) -> None:
+        for name, values, known in (
+            ("ways", self.ways, WAYS),
+            ("dtypes", self.dtypes, DTYPES),
+            ("mode", [self.mode], MODES),
+        ):
+            for value in values:
+                if value not in known:
+                    raise ValueError(f"{name}: expected {', '.join(known)}, got {value!r}")
+        if self.num_heads < 1 or self.head_dim < 1 or self.num_rounds < 1 or min(self.lengths_tokens, default=0) < 1:
+            raise ValueError("num_heads, head_dim, num_rounds and all lengths_tokens must be at least 1")
+
+
+def time_attention(case: AttentionCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
+    """``attention_speed`` records, without their provenance, for standard normal queries, keys and values."""
+    for dtype in case.dtypes:
+        for length_tokens in case.lengths_tokens:
+            yield from _time_length(case, dtype, length_tokens, device, seed)
+
+
+def _time_length(
+    case: AttentionCase, dtype: str, length_tokens: int, device: torch.device, seed: int
+) -> Iterator[Record]:
+    slopes = alibi_slopes(case.num_heads).to(device)
+    generator = torch.Generator(device).manual_seed(seed)
+    shape = (1, case.num_heads, length_tokens, case.head_dim)
+    learns = case.mode == "forward_backward"
+    q, k, v, direction = (torch.randn(shape, generator=generator, device=device).to(DTYPES[dtype]) for _ in range(4))
+    inputs = [tensor.requires_grad_(learns) for tensor in (q, k, v)]
+
+    def run(way: Way) -> Tensor:
+        output = way(*inputs, slopes)
+        if learns:
+            torch.autograd.grad(output, inputs, direction)
+        return output.detach()
+
+    names = list(dict.fromkeys((REFERENCE, *case.ways)))
+    with torch.set_grad_enabled(learns):
+        # What a model prepares once for all layers is done here.
+        ways = {name: WAYS[name](length_tokens, DTYPES[dtype], slopes) for name in names}
+        contestants = {name: partial(run, way) for name, way in ways.items()}
+        errors = {name: _max_error(contestants[name](), inputs, slopes * (name != REFERENCE)) for name in names}
+        memory = {name: extra_bytes(contestants[name]) for name in names}
+        summary = summarize(take_turns(contestants, case.num_rounds), REFERENCE)
+    for name in names:
+        yield {
+            "kind": "attention_speed",
+            "name": name,
+            "mode": case.mode,
+            "dtype": dtype,
+            "length_tokens": length_tokens,
+            "num_heads": case.num_heads,
+            "head_dim": case.head_dim,
+            **summary[name],
+            "extra_bytes": memory[name],
+            "max_error": errors[name],
+        }
+
+
+def _plain(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+    return lambda q, k, v, slopes: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def _dense(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+    mask = alibi_causal_bias(slopes, length_tokens, mask_value=-torch.inf).to(dtype)[None]
+    return lambda q, k, v, slopes: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+    """As BLOOM and MPT do it: scores, bias and softmax one after another."""
+    mask = alibi_causal_bias(slopes, length_tokens, mask_value=-torch.inf).to(dtype)[None]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+        scores = torch.matmul(q, k.mT) * q.shape[-1] ** -0.5 + mask
+        return torch.matmul(F.softmax(scores, dim=-1, dtype=torch.float32).to(q.dtype), v)
+
+    return attend
+
+
+def _variant(name: str) -> Callable[[int, torch.dtype, Tensor], Way]:
+    def make(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+        context = last_queries_context(length_tokens, length_tokens, dtype, slopes.device)
+        attention = ATTENTION_VARIANTS[name](context, slopes, _TOLERANCE)
+        return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
+
+    return make
+
+
+# `strips` is what `sdpa` does on a CPU, `augmented` what it does elsewhere.
+WAYS: dict[str, Callable[[int, torch.dtype, Tensor], Way]] = {
+    "plain": _plain,
+    "dense": _dense,
+    "eager": _eager,
+    **{name: _variant(name) for name in ATTENTION_VARIANTS},
+}
+
+
+def _max_error(output: Tensor, inputs: list[Tensor], slopes: Tensor) -> float:
+    """The largest error of the last queries, against float64."""
+    q, k, v = (tensor.detach() for tensor in inputs)
+    expected = exact_attention(q[:, :, -_NUM_CHECKED:], k, v, slopes)
+    return (output[:, :, -_NUM_CHECKED:].double() - expected).abs().max().item()

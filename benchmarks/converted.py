@@ -1,0 +1,119 @@
+"""A model of another family beside the AlibiGPT that it converts to: the same weights, the same logits, other code."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from benchmarks.models import MODELS, Shape, describe_shape
+from benchmarks.timing import extra_bytes, summarize, take_turns
+from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
+from modeling_alibi_gpt.checkpoints.load import load_causal_lm
+from modeling_alibi_gpt.reporting.records import Record
+
+
+FAMILIES = ("bloom", "mpt", "falcon")
+MODES = ("forward", "generate")
+# What float32 arithmetic costs logits of the order of 1, as in the tests of conversion.
+ROUNDING = 1e-5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertedCase(Shape):
+    """What is timed: an original against its conversion on each of its back ends.
+
+    Attributes:
+        family: Of the original: ``bloom``, ``mpt`` or ``falcon``.
+        length_tokens: Tokens of the text, or of the prompt.
+        mode: ``forward``, or ``generate``: the prompt and ``num_new_tokens`` greedy tokens.
+        num_new_tokens: Of ``generate``.
+        back_ends: Of the converted model.
+        num_rounds: Turns each takes.
+    """
+
+    family: str
+    length_tokens: int
+    mode: str = "forward"
+    num_new_tokens: int = 32
+    back_ends: tuple[str, ...] = ("sdpa", "alibi_banded")
+    num_rounds: int = 3
+
+    def __post_init__(self) -> None:
+        for name, known in (("family", FAMILIES), ("mode", MODES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}: expected {', '.join(known)}, got {getattr(self, name)!r}")
+        if min(self.length_tokens, self.num_new_tokens, self.num_rounds) < 1:
+            raise ValueError("length_tokens, num_new_tokens and num_rounds must be at least 1")
+
+
+@torch.no_grad()
+def time_converted(case: ConvertedCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
+    """``conversion_speed`` records, without their provenance.
+
+    Raises:
+        ValueError: The logits of the two differ, so that times would mean nothing.
+    """
+    torch.manual_seed(seed)
+    original = MODELS[case.family](case, case.length_tokens + case.num_new_tokens).eval().to(device)
+    models = {case.family: original}
+    for back_end in case.back_ends:
+        models[f"{case.family} as AlibiGPT, {back_end}"] = _converted(original, back_end).to(device)
+    tokens = torch.randint(case.vocab_size, (1, case.length_tokens)).to(device)
+    expected = original(tokens).logits
+    differences = {name: (model(tokens).logits - expected).abs().max().item() for name, model in models.items()}
+    if (worst := max(differences.values())) > max_logit_difference(case.length_tokens):
+        raise ValueError(f"{case.family}: logits of the conversion differ by {worst:.1e}, so they are not timed")
+    run = _forward if case.mode == "forward" else partial(_generate, num_new_tokens=case.num_new_tokens)
+    contestants = {name: partial(run, model, tokens) for name, model in models.items()}
+    memory = {name: extra_bytes(contestant) for name, contestant in contestants.items()}
+    summary = summarize(take_turns(contestants, case.num_rounds), case.family)
+    for name in models:
+        yield {
+            "kind": "conversion_speed",
+            "name": name,
+            "mode": case.mode,
+            "dtype": "float32",
+            "length_tokens": case.length_tokens,
+            "num_new_tokens": case.num_new_tokens if case.mode == "generate" else None,
+            **describe_shape(case),
+            **summary[name],
+            "extra_bytes": memory[name],
+            "max_logit_difference": differences[name],
+        }
+
+
+def max_logit_difference(length_tokens: int) -> float:
+    """What may lie between an original and its conversion in float32, where both compute the same.
+
+    Originals bias by absolute position: at slopes below 1 that is up to ``length_tokens`` nats, whose rounding reaches
+    the scores twice, with the product and with the sum. Where an original rounds to bfloat16 (Falcon) more does.
+    """
+    return ROUNDING + 2 * torch.finfo(torch.float32).eps * length_tokens
+
+
+def _converted(original: PreTrainedModel, back_end: str) -> PreTrainedModel:
+    with tempfile.TemporaryDirectory() as folder:
+        original.save_pretrained(Path(folder, "original"))
+        convert(ConvertConfig(model=str(Path(folder, "original")), output_dir=str(Path(folder, "converted"))))
+        return load_causal_lm(Path(folder, "converted"), attn_implementation=back_end)
+
+
+def _forward(model: PreTrainedModel, tokens: Tensor) -> None:
+    model(tokens, use_cache=False)
+
+
+def _generate(model: PreTrainedModel, tokens: Tensor, num_new_tokens: int) -> None:
+    model.generate(
+        tokens,
+        attention_mask=torch.ones_like(tokens),
+        max_new_tokens=num_new_tokens,
+        min_new_tokens=num_new_tokens,
+        do_sample=False,
+        use_cache=True,  # MPT's default is to do without
+        pad_token_id=0,
+    )

@@ -1,0 +1,249 @@
+"""Conversion of whole checkpoint folders between AlibiGPT and other families."""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from transformers import PreTrainedConfig
+
+from modeling_alibi_gpt.checkpoints.companions import COMPANION_FILES, LICENCE_FILES, WEIGHT_PATTERNS, companion_files
+from modeling_alibi_gpt.checkpoints.convert.bloom import BLOOM
+from modeling_alibi_gpt.checkpoints.convert.falcon import FALCON
+from modeling_alibi_gpt.checkpoints.convert.families import Family, Fields
+from modeling_alibi_gpt.checkpoints.convert.gpt2 import GPT2
+from modeling_alibi_gpt.checkpoints.convert.mpt import MPT
+from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
+from modeling_alibi_gpt.checkpoints.load import check_overrides, load_model_config
+from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, format_bytes, num_parameters
+from modeling_alibi_gpt.checkpoints.source_weights import SourceWeights
+from modeling_alibi_gpt.checkpoints.streaming import Plan, plan_conversion, write_weights
+from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.reporting.records import write_json
+from modeling_alibi_gpt.runtime.atomic import appearing_whole, refuse_taken
+
+
+FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gpt2": GPT2}
+OURS = AlibiGPTConfig.model_type
+GGUF = "gguf"
+READERS = ("transformers", "llama.cpp", "vllm")
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What tells how the weights are laid out, so that another value would read other weights out of them.
+_LAYOUT_FIELDS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
+    "intermediate_size",
+)
+_PICKLE_PATTERNS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """What ``scripts/convert.py`` does.
+
+    Attributes:
+        model: Checkpoint folder, or name on the Hub.
+        output_dir: Folder to make; it must not exist or be empty.
+        to: ``alibi_gpt``, the family that an AlibiGPT becomes, or ``gguf``: one file ``model.gguf`` for llama.cpp.
+        as_transformers: Reproduce what the code of transformers computes where it departs from what the model was
+            trained with: MPT's slopes, whose range it takes for 8, and the width of its MLP.
+        overrides: Fields of ``AlibiGPTConfig`` laid over the translated ones, except sizes. ``position_method:
+            alibi`` leaves out the learned positions of a GPT-2, which must then be fine-tuned.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor.
+        allow_pickle: Read pickled weights, with ``weights_only=True``, where there are no others.
+        max_shard_bytes: Size from which on weights are spread over several files.
+        reader: For ``mpt``: the program that is to compute the same, ``transformers``, or ``llama.cpp`` or ``vllm``,
+            which honour ``alibi_bias_max``.
+        context_length_tokens: For ``gguf``: what readers take for the longest text; null is the training length.
+    """
+
+    model: str
+    output_dir: str
+    to: str = OURS
+    as_transformers: bool = False
+    overrides: dict[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
+    allow_pickle: bool = False
+    max_shard_bytes: int = 5 * 10**9
+    reader: str = READERS[0]
+    context_length_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if wrong := [name for name in self.overrides if name in _LAYOUT_FIELDS]:
+            raise ValueError(f"overrides must not change {', '.join(wrong)}, by which the weights are laid out")
+        check_overrides(self.overrides, AlibiGPTConfig, "overrides.")
+        if self.max_shard_bytes < 1:
+            raise ValueError(f"max_shard_bytes must be at least 1, got {self.max_shard_bytes}")
+        ways_out = [name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None]
+        if self.to not in (OURS, *ways_out, GGUF):
+            raise ValueError(f"to must be one of {', '.join([OURS, *ways_out, GGUF])}, got {self.to!r}")
+        if self.reader not in READERS:
+            raise ValueError(f"reader must be one of {', '.join(READERS)}, got {self.reader!r}")
+        if self.to != "mpt" and self.reader != READERS[0]:
+            raise ValueError(f"reader is for conversions to mpt, not to {self.to}")
+        if self.to != GGUF and self.context_length_tokens is not None:
+            raise ValueError(f"context_length_tokens is for conversions to {GGUF}, not to {self.to}")
+
+
+def convert(config: ConvertConfig) -> dict[str, Any]:
+    """Write a checkpoint as another family's: weights, config, and tokenizer, model card and licence as they are.
+
+    Tensors are read one by one and written file by file, so that a checkpoint may be larger than memory. Everything
+    that can be refused is refused before anything is written.
+
+    Returns:
+        ``output_dir``, ``model_type`` before (``converted_from``) and after, the names of the ``files`` written, and
+        those of source tensors that were ``left_out`` on purpose.
+
+    Raises:
+        ValueError: The source is missing, damaged or cannot be represented exactly, or the output folder is taken.
+    """
+    target = Path(config.output_dir).resolve()
+    refuse_taken(target)
+    folder = find_folder(config.model, allow_pickle=config.allow_pickle)
+    model_type = read_mapping(folder / "config.json").get("model_type")
+    if config.to == GGUF:
+        return _write_gguf(config, folder, target)
+    translate = _translate_in if config.to == OURS else _translate_out
+    translation = translate(config, folder, model_type)
+    dtype = DTYPES[config.dtype] if config.dtype else None
+    source, plan = translation.plan(folder, allow_pickle=config.allow_pickle, dtype=dtype)
+    target_config = translation.target_config
+    target_config.dtype = dtype or source.describe(plan.steps[0].sources[0]).dtype
+    companions = companion_files(folder)
+    with appearing_whole(target) as beside:
+        write_weights(plan, source, beside, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
+        target_config.save_pretrained(beside)
+        for path in companions:
+            shutil.copyfile(path, beside / path.name)
+        if config.to == OURS:
+            _let_generate_use_the_cache(beside / "generation_config.json")
+    return {
+        "output_dir": config.output_dir,
+        "converted_from": model_type,
+        "model_type": config.to,
+        "files": sorted(path.name for path in target.iterdir()),
+        "left_out": plan.left_out,
+    }
+
+
+def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:
+    _refuse_ways_in(config)
+    licences = companion_files(folder, LICENCE_FILES)
+    with appearing_whole(target) as beside:
+        export_gguf(
+            GgufConfig(
+                model=str(folder),
+                output=str(beside / "model.gguf"),
+                # A snapshot of the Hub lies in a folder that is named for its commit.
+                name=None if Path(config.model).is_dir() else config.model.rpartition("/")[2],
+                dtype=config.dtype or "float32",
+                context_length_tokens=config.context_length_tokens,
+            )
+        )
+        for path in licences:
+            shutil.copyfile(path, beside / path.name)
+    named = {"output_dir": config.output_dir, "converted_from": OURS, "model_type": GGUF}
+    return {**named, "files": sorted(path.name for path in target.iterdir()), "left_out": []}
+
+
+def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
+    """The folder of a checkpoint: itself, or a snapshot from the Hub or its cache.
+
+    Raises:
+        ValueError: There is no such folder, and no such model on the Hub that can be had from here.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        weights = WEIGHT_PATTERNS + (_PICKLE_PATTERNS if allow_pickle else ())
+        try:
+            folder = Path(snapshot_download(model, allow_patterns=["config.json", *COMPANION_FILES, *weights]))
+        except (HFValidationError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"{model}: no such folder, and it cannot be had from the Hub ({reason})") from error
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{model}: no model here, expected config.json beside the weights")
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Translation:
+    """Both configs of a conversion, of which the source's has been read and the target's is new."""
+
+    family: Family
+    fields: Fields
+    ours: AlibiGPTConfig
+    target_config: PreTrainedConfig
+
+    @property
+    def to_ours(self) -> bool:
+        return self.target_config is self.ours
+
+    def plan(self, folder: Path, *, allow_pickle: bool, dtype: torch.dtype | None) -> tuple[SourceWeights, Plan]:
+        """The weights of the source, and what becomes of them."""
+        source_class, target_class = self.family.causal_lm, AlibiGPTForCausalLM
+        if not self.to_ours:
+            source_class, target_class = target_class, source_class
+        source = SourceWeights(folder, source_class.base_model_prefix, allow_pickle=allow_pickle)
+        # Conversions read one tensor at a time and may exceed memory, but not what there is to read.
+        if (total := num_parameters(self.ours)) > 2 * (num_held := source.num_parameters):
+            needed, held = (format_bytes(FLOAT32_BYTES * count) for count in (total, num_held))
+            raise ValueError(
+                f"{folder}: config.json asks for {total:,} parameters, which need {needed} as float32; "
+                f"there are {num_held:,}, of {held}"
+            )
+        with torch.device("meta"):
+            target = target_class(self.target_config)
+        self.target_config.architectures = [target_class.__name__]
+        plan = plan_conversion(
+            source,
+            target,
+            self.family.rules(self.ours, self.fields),
+            to_ours=self.to_ours,
+            tied=self.ours.tie_word_embeddings,
+            dtype=dtype,
+            ignored=self.family.ignored_tensors if self.to_ours else (),
+        )
+        return source, plan
+
+
+def _translate_in(config: ConvertConfig, folder: Path, model_type: Any) -> _Translation:
+    for name, family in FAMILIES.items():
+        if model_type in (name, *family.other_model_types):
+            break
+    else:
+        raise ValueError(f"{folder}: model_type is {model_type!r}, expected one of {', '.join(FAMILIES)}")
+    try:
+        fields = family.read_fields(folder)
+        translated = family.to_alibi_gpt(fields, config.as_transformers)
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(f"{folder}: config.json holds a value of a wrong type ({error})") from error
+    # Published MPTs do without a cache, as their first code had to; results are the same, generating is not.
+    ours = AlibiGPTConfig(**{**translated, "use_cache": True, **config.overrides})
+    return _Translation(family=family, fields=fields, ours=ours, target_config=ours)
+
+
+def _translate_out(config: ConvertConfig, folder: Path, model_type: Any) -> _Translation:
+    if model_type != OURS:
+        raise ValueError(f"{folder}: model_type is {model_type!r}, expected {OURS!r}; convert it to {OURS} first")
+    _refuse_ways_in(config)
+    family, ours = FAMILIES[config.to], load_model_config(folder)
+    assert family.from_alibi_gpt is not None
+    target_config = family.from_alibi_gpt(ours, config.reader == READERS[0])
+    return _Translation(family=family, fields={}, ours=ours, target_config=target_config)
+
+
+def _let_generate_use_the_cache(path: Path) -> None:
+    if path.is_file() and not read_mapping(path).get("use_cache", True):
+        write_json(path, read_mapping(path) | {"use_cache": True})
+
+
+def _refuse_ways_in(config: ConvertConfig) -> None:
+    if config.overrides or config.as_transformers:
+        raise ValueError(f"overrides and as_transformers are for conversions to {OURS}, not to {config.to}")

@@ -1,0 +1,88 @@
+"""A checkpoint folder that carries its own code, for users who have not installed this package."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+import modeling_alibi_gpt
+from modeling_alibi_gpt.checkpoints.companions import TOKENIZER_FILES, companion_files, refuse_link
+from modeling_alibi_gpt.checkpoints.folder import weight_files
+from modeling_alibi_gpt.checkpoints.load import load_model_config, load_model_tokenizer
+from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.runtime.atomic import appearing_whole
+
+
+# Every class that a user may ask for, whichever of them the weights were trained as.
+AUTO_MAP = {
+    "AutoConfig": "configuration_alibi_gpt.AlibiGPTConfig",
+    "AutoModel": "modeling_alibi_gpt.AlibiGPTModel",
+    "AutoModelForCausalLM": "modeling_alibi_gpt.AlibiGPTForCausalLM",
+    "AutoModelForQuestionAnswering": "modeling_alibi_gpt.AlibiGPTForQuestionAnswering",
+    "AutoModelForSequenceClassification": "modeling_alibi_gpt.AlibiGPTForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_alibi_gpt.AlibiGPTForTokenClassification",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What ``scripts/export_to_hub.py`` does.
+
+    Attributes:
+        model: Checkpoint folder.
+        output_dir: Folder to make; it must not exist or be empty.
+    """
+
+    model: str
+    output_dir: str
+
+
+def export_to_hub(config: ExportConfig) -> dict[str, Any]:
+    """Write a folder that ``from_pretrained(folder, trust_remote_code=True)`` loads without this package.
+
+    Weights, tokenizer, model card and licence are copied as they are, the travelling files of this package go beside
+    them, and ``config.json`` names the class of every head. No other code travels.
+
+    Returns:
+        ``output_dir`` and the names of the files in it.
+
+    Raises:
+        ValueError: The model folder holds no whole AlibiGPT with safetensors weights, a link in place of a file, or a
+            tokenizer that is code, cannot be loaded or has more tokens than the model; or the output folder is taken.
+    """
+    source, target = Path(config.model), Path(config.output_dir).resolve()
+    model_config = load_model_config(source)
+    if model_config.model_type != "alibi_gpt":
+        raise ValueError(f"{source} holds a {model_config.model_type}, expected an alibi_gpt")
+    if model_config.position_plugin is not None:
+        raise ValueError(
+            f"{source} has a position_method of {model_config.position_plugin!r}, whose code cannot travel"
+        )
+    files = _files_to_copy(source)
+    if any(path.name in TOKENIZER_FILES for path in files):
+        load_model_tokenizer(source)
+    if (source / GENERATION_CONFIG_NAME).is_file():
+        read_mapping(source / GENERATION_CONFIG_NAME)
+    with appearing_whole(target) as partial:
+        for path in files:
+            shutil.copyfile(path, partial / path.name)
+        fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        fields["auto_map"] = AUTO_MAP
+        fields.pop("custom_pipelines", None)  # names code, which stays behind
+        (partial / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return {"output_dir": config.output_dir, "files": sorted(path.name for path in target.iterdir())}
+
+
+def _files_to_copy(source: Path) -> list[Path]:
+    weights = list(weight_files(source))
+    if SAFE_WEIGHTS_NAME not in {path.name for path in weights}:
+        weights.append(source / SAFE_WEIGHTS_INDEX_NAME)
+    for path in weights:
+        refuse_link(path)
+    # The rule of the house: flat files of the package travel; its folders, __init__.py and __main__.py stay home.
+    package = Path(modeling_alibi_gpt.__file__).parent
+    code = [path for path in package.glob("*.py") if not path.name.startswith("__")]
+    return [*weights, *companion_files(source), *code]

@@ -1,0 +1,164 @@
+"""Loading a checkpoint folder for measurement: whole, safetensors only, and with a tokenizer that fits it."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_alibi_gpt.checkpoints.folder import check_weights
+from modeling_alibi_gpt.checkpoints.model_size import check_model_memory
+from modeling_alibi_gpt.checkpoints.quantization import check_quantization
+from modeling_alibi_gpt.data.tokenization import load_tokenizer
+from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.runtime.config import refuse_unknown_key
+from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_failure
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Where configs of other families keep the longest length seen in training.
+_CONTEXT_FIELDS = ("train_context_length", "max_position_embeddings", "max_seq_len")
+
+
+def load_model_config(model_dir: str | Path, overrides: Mapping[str, Any] | None = None) -> PreTrainedConfig:
+    """The configuration of a checkpoint folder, with ``overrides`` laid over its fields.
+
+    Raises:
+        ValueError: The folder is missing, its ``config.json`` cannot be read, an override is no field of it or out
+            of range, or the weights in the folder are not those of this configuration.
+    """
+    if not (Path(model_dir) / "config.json").is_file():
+        raise ValueError(f"{model_dir}: no model here, expected a folder with config.json and model.safetensors")
+    try:
+        read_mapping(Path(model_dir) / "config.json")
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=is_remote_code_trusted())
+        check_overrides(overrides or {}, type(config))
+        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=is_remote_code_trusted(), **(overrides or {}))
+        config.validate()  # overrides are set one by one, which checks their types only
+        check_quantization(config)
+    except Exception as error:  # other families' configs fail in whatever way their code stumbles
+        what = f"config.json with {dict(overrides)}" if overrides else "config.json"
+        raise ValueError(f"{model_dir}: {what} cannot be used: {load_failure(error)}") from error
+    check_weights(Path(model_dir), config)
+    return config
+
+
+def load_causal_lm(
+    model_dir: str | Path,
+    *,
+    dtype: str = "float32",
+    attn_implementation: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> PreTrainedModel:
+    """A causal language model from a folder, in evaluation mode on the CPU.
+
+    Args:
+        model_dir: Folder with ``config.json`` and ``*.safetensors``.
+        dtype: ``float32`` or ``bfloat16``, of the weights and the arithmetic.
+        attn_implementation: Attention back end; None is the model's default.
+        overrides: Fields laid over those of its config.
+
+    Raises:
+        ValueError: The folder is missing, its weights are missing, truncated or of another shape than its config
+            says, or the dtype or back end is not one the model has.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    config = load_model_config(model_dir, overrides)
+    check_model_memory(config, DTYPES[dtype].itemsize)
+    try:
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            model_dir,
+            config=config,
+            dtype=DTYPES[dtype],
+            attn_implementation=attn_implementation,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            trust_remote_code=is_remote_code_trusted(),
+        )
+    except SafetensorError as error:
+        raise ValueError(f"{model_dir}: its weights are truncated or damaged ({error}), copy them again") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(f"{model_dir}: the model cannot be loaded: {load_failure(error)}") from error
+    _check_weights(model_dir, loading)
+    return model.eval()
+
+
+def load_model_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        ValueError: The folder has no tokenizer, or one with an id beyond the embeddings of the model.
+    """
+    vocab_size = load_model_config(model_dir).get_text_config().vocab_size
+    tokenizer = load_tokenizer(str(model_dir))
+    try:
+        check_vocabulary(tokenizer, vocab_size)
+    except ValueError as error:
+        raise ValueError(f"{model_dir}: {error}, such as that which the model was trained with") from error
+    return tokenizer
+
+
+def _check_weights(model_dir: str | Path, loading: dict[str, Any]) -> None:
+    """Raise a ValueError unless weights and config agree; transformers would fill or drop what does not, and go on."""
+    missing, unexpected = loading["missing_keys"], loading["unexpected_keys"]
+    if loading["mismatched_keys"]:
+        key, found, expected = min(loading["mismatched_keys"])
+        raise ValueError(
+            f"{model_dir}: config.json asks for {key} of {tuple(expected)}, the weights hold {tuple(found)}"
+        )
+    if missing:
+        raise ValueError(
+            f"{model_dir}: {len(missing)} weights that config.json asks for are missing, e.g. {min(missing)}"
+        )
+    if unexpected:
+        raise ValueError(
+            f"{model_dir}: {len(unexpected)} weights are not of the model in config.json, e.g. {min(unexpected)}"
+        )
+
+
+def position_method(config: PreTrainedConfig) -> str:
+    """The method of positions by its AlibiGPT name, or the model type of another family."""
+    return getattr(config, "position_method", config.model_type)
+
+
+def train_context_length(config: PreTrainedConfig) -> int | None:
+    """Longest length in tokens that the model saw in training, None where its config does not say."""
+    config = config.get_text_config()
+    return next((getattr(config, field) for field in _CONTEXT_FIELDS if getattr(config, field, None)), None)
+
+
+def checkpoint_fingerprint(model_dir: str | Path) -> str:
+    """SHA-256 of the config and the weights of a folder, by content."""
+    digest = hashlib.sha256()
+    for path in [Path(model_dir) / "config.json", *sorted(Path(model_dir).glob("*.safetensors"))]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check_overrides(overrides: Iterable[str], config_class: type[PreTrainedConfig], where: str = "") -> None:
+    """Raise a ValueError unless every override is a field of the model itself: not its type, its code or its dtype."""
+    of_any_model = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    own = {field.name for field in dataclasses.fields(config_class)} - of_any_model
+    for key in overrides:
+        refuse_unknown_key(key, own, where)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """Raise a ValueError where a tokenizer gives an id that the model has no embedding for.
+
+    Ids may have gaps, and those that a tokenizer puts around a text stand in no vocabulary.
+    """
+    around_a_text = tokenizer("").input_ids
+    needed = 1 + max((*tokenizer.get_vocab().values(), *around_a_text), default=-1)
+    if needed > vocab_size:
+        raise ValueError(
+            f"the tokenizer gives ids up to {needed - 1}, but the model has embeddings for {vocab_size}; "
+            f"set vocab_size to at least {needed} or choose another tokenizer"
+        )

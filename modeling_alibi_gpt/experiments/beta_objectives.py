@@ -1,0 +1,281 @@
+"""What one beta costs: the validation loss of a training with it, or of one checkpoint that is given it."""
+
+import copy
+import dataclasses
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import optuna
+from filelock import FileLock
+from optuna.trial import Trial
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from modeling_alibi_gpt.checkpoints.load import (
+    checkpoint_fingerprint,
+    load_causal_lm,
+    load_model_config,
+    load_model_tokenizer,
+    train_context_length,
+)
+from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
+from modeling_alibi_gpt.evaluation.measurement import block_nats, load_text, measurement_provenance, perplexity_figures
+from modeling_alibi_gpt.evaluation.scoring import score_stream
+from modeling_alibi_gpt.evaluation.windows import resolve_stride
+from modeling_alibi_gpt.experiments.best_model import copy_model, folder_beside
+from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
+from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.reporting.records import provenance
+from modeling_alibi_gpt.runtime.config import build_config, load_config
+from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.model_setup import model_config
+from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE, save_model_folder
+from modeling_alibi_gpt.training.trainer import RECORD_FILE, prepare_data, train
+
+
+BETA = "alibi_beta"
+TRAINABLE = "alibi_trainable"
+# The text itself is known by its fingerprint.
+_NOT_DECIDING = {"training": ("output_dir", "seed"), "data": ("source", "validation_source", "cache_dir")}
+
+logger = logging.getLogger(__name__)
+
+
+class Objective(Protocol):
+    """A way to price a beta, and what follows from the best one.
+
+    Attributes:
+        settings: What decides the price beside beta; JSON values.
+        trained_points: Trainings in which beta is learned, by ``alibi_trainable`` and ``seed``.
+    """
+
+    settings: dict[str, Any]
+    trained_points: list[dict[str, Any]]
+
+    def price(self, trial: Trial) -> float:
+        """Validation nats per token with the beta of ``trial``, the mean over seeds; details go to its attributes."""
+
+    def learn(self, trial: Trial) -> float:
+        """Validation nats per token where beta is learned; what became of it goes to the trial's attributes."""
+
+    def best_experiment(self, beta: float) -> dict[str, Any]:
+        """A complete experiment that ``scripts/train.py`` accepts."""
+
+    def save_best_model(self, beta: float, folder: Path) -> bool:
+        """Write the model with the best beta for ``from_pretrained``; False if only another machine has it."""
+
+
+class RetrainObjective:
+    """Trains the experiment once for each seed; a killed training goes on from its checkpoint.
+
+    Raises:
+        ValueError: The experiment or its text cannot be used, has no ALiBi to tune, or cannot be pruned.
+    """
+
+    def __init__(self, sweep: SweepConfig) -> None:
+        self.sweep = sweep
+        self.experiment = _load_experiment(sweep)
+        trial = self._experiment(Path("unused"), sweep.seeds[0], beta=1.0)
+        if (method := getattr(model_config(trial.model), "position_method", None)) != "alibi":
+            raise ValueError(f"a sweep of beta needs position_method alibi, the experiment has {method!r}")
+        if self.experiment.precision == "auto":
+            raise ValueError("a sweep needs one precision for all its trainings: float32 or bfloat16, not auto")
+        if check_experiment(trial).eval_strategy == "no" and sweep.pruning:
+            raise ValueError("pruning needs evaluations during training: set training.eval_strategy in the experiment")
+        self.trained_points = [{TRAINABLE: kind, "seed": seed} for kind in sweep.trained for seed in sweep.seeds]
+        self.data_fingerprint = prepare_data(self.experiment).fingerprint
+        self.settings = {
+            "mode": "retrain",
+            "seeds": sweep.seeds,
+            "experiment": self._settings(),
+            "text": self.data_fingerprint,
+        }
+
+    def price(self, trial: Trial) -> float:
+        beta = trial.params[BETA]
+        # Of pruned trials, too, there is a record.
+        trial.set_user_attr("provenance", provenance(data_fingerprint=self.data_fingerprint))
+        records = []
+        for index, seed in enumerate(self.sweep.seeds):
+            logger.info("beta %g, seed %d, training %d of %d", beta, seed, index + 1, len(self.sweep.seeds))
+            callbacks = [_PruningCallback(trial)] if self.sweep.pruning and index == 0 else []
+            records.append(_train(self._experiment(self._trial_dir(beta, seed), seed, beta), callbacks))
+        nats = [record["validation_nats_per_token"] for record in records]
+        trial.set_user_attr("nats_per_token_by_seed", nats)
+        return sum(nats) / len(nats)
+
+    def learn(self, trial: Trial) -> float:
+        kind, seed = trial.params[TRAINABLE], trial.params["seed"]
+        folder = Path(self.sweep.output_dir) / "trained" / f"{kind}-seed-{seed}"
+        record = _train(self._experiment(folder, seed, trainable=kind))
+        for name, values in learned_slopes(load_causal_lm(folder)).items():
+            trial.set_user_attr(name, values)
+        trial.set_user_attr("provenance", record["provenance"])
+        return record["validation_nats_per_token"]
+
+    def best_experiment(self, beta: float) -> dict[str, Any]:
+        """The training of the first seed, to the letter."""
+        return dataclasses.asdict(
+            self._experiment(Path(self.sweep.output_dir) / "best_run", self.sweep.seeds[0], beta)
+        )
+
+    def save_best_model(self, beta: float, folder: Path) -> bool:
+        source = self._trial_dir(beta, self.sweep.seeds[0])
+        if not (source / RECORD_FILE).exists():
+            return False
+        copy_model(source, folder)
+        return True
+
+    def _settings(self) -> dict[str, Any]:
+        """The experiment without what each trial sets and without places, which differ between machines."""
+        settings = dataclasses.asdict(self.experiment)
+        for section, keys in _NOT_DECIDING.items():
+            settings[section] = {key: value for key, value in settings[section].items() if key not in keys}
+        for key in (BETA, TRAINABLE):
+            settings["model"]["overrides"].pop(key, None)
+        if (checkpoint := self.experiment.model.checkpoint) is not None and Path(checkpoint).is_dir():
+            settings["model"]["checkpoint"] = checkpoint_fingerprint(checkpoint)
+        return settings
+
+    def _trial_dir(self, beta: float, seed: int) -> Path:
+        return Path(self.sweep.output_dir) / "trials" / f"beta-{beta!r}-seed-{seed}"
+
+    def _experiment(
+        self, output_dir: Path, seed: int, beta: float | None = None, trainable: str = "none"
+    ) -> ExperimentConfig:
+        base = self.experiment
+        overrides = {**base.model.overrides, TRAINABLE: trainable} | ({} if beta is None else {BETA: beta})
+        return dataclasses.replace(
+            base,
+            model=dataclasses.replace(base.model, overrides=overrides),
+            position_learning_rate=1.0 if trainable == "none" else base.position_learning_rate,
+            training={**base.training, "output_dir": str(output_dir), "seed": seed},
+        )
+
+
+class PosthocObjective:
+    """Evaluates one checkpoint with its beta replaced; nothing is trained.
+
+    Raises:
+        ValueError: The checkpoint or the text cannot be used, or its slopes were trained, so that beta no longer
+            decides them.
+    """
+
+    def __init__(self, sweep: SweepConfig) -> None:
+        self.sweep = sweep
+        self.trained_points: list[dict[str, Any]] = []
+        config = load_model_config(sweep.checkpoint)
+        if getattr(config, "position_method", None) != "alibi" or config.alibi_trainable != "none":
+            raise ValueError(f"{sweep.checkpoint}: a sweep of beta needs an AlibiGPT with alibi and untrained slopes")
+        self.length_tokens = train_context_length(config) if sweep.length_tokens is None else sweep.length_tokens
+        resolve_stride(self.length_tokens, "nonoverlapping", sweep.stride_tokens)
+        self.tokenizer = load_model_tokenizer(sweep.checkpoint)
+        self.text = load_text(sweep, self.tokenizer)
+        self.text.check_length(self.length_tokens)
+        self.model = load_causal_lm(sweep.checkpoint, dtype=sweep.dtype, attn_implementation=sweep.attn_implementation)
+        self.model_fingerprint = checkpoint_fingerprint(sweep.checkpoint)
+        self.settings = {
+            "mode": "posthoc",
+            "model": self.model_fingerprint,
+            "text": self.text.stream_fingerprint,
+            "length_tokens": self.length_tokens,
+            "dtype": sweep.dtype,
+        }
+
+    def price(self, trial: Trial) -> float:
+        scores = score_stream(
+            _with_beta(self.model, trial.params[BETA]),
+            self.text.stream.input_ids,
+            length_tokens=self.length_tokens,
+            protocol="nonoverlapping",
+            batch_tokens=self.sweep.batch_tokens,
+            device=process_state().device,
+        )
+        nats = perplexity_figures(scores, self.text.stream.num_bytes)["nats_per_token"]
+        trial.set_user_attr("nats_per_token_by_seed", [nats])
+        trial.set_user_attr("nats_per_token_by_block", block_nats(scores))
+        trial.set_user_attr("provenance", measurement_provenance(self.sweep, self.text, self.model_fingerprint))
+        return nats
+
+    def learn(self, trial: Trial) -> float:
+        raise AssertionError("a sweep without training learns no beta")
+
+    def best_experiment(self, beta: float) -> dict[str, Any]:
+        """Fine-tuning of the checkpoint with the best beta, on the text and by the settings it was trained with."""
+        path = Path(self.sweep.checkpoint) / EXPERIMENT_FILE
+        text = {key: getattr(self.sweep, key) for key in ("source", "validation_fraction", "text_column")}
+        base = read_mapping(path) if path.exists() else {"data": text, "training": {}}
+        values = {
+            "name": f"{Path(self.sweep.checkpoint).name}-beta-{beta:g}",
+            "model": {"checkpoint": self.sweep.checkpoint, "overrides": {BETA: beta}},
+            "data": {"train_length_tokens": self.length_tokens, **base["data"], "tokenizer": None},
+            "training": {**base["training"], "output_dir": str(Path(self.sweep.output_dir) / "best_run")},
+        }
+        return dataclasses.asdict(build_config(ExperimentConfig, {**base, **values}))
+
+    def save_best_model(self, beta: float, folder: Path) -> bool:
+        with folder_beside(folder) as beside:
+            beside.mkdir()
+            save_model_folder(_with_beta(load_causal_lm(self.sweep.checkpoint), beta), self.tokenizer, beside)
+        return True
+
+
+class _PruningCallback(TrainerCallback):
+    """Reports each evaluation to Optuna and ends the training when the trial is to be pruned."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        self.trial.report(metrics["eval_nats_per_token"], state.global_step)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def _load_experiment(sweep: SweepConfig) -> ExperimentConfig:
+    """The experiment of a sweep, its model's configuration in place of the path: nobody changes that later."""
+    path, values = sweep.experiment, {}
+    if isinstance(path, dict):
+        path, values = None, copy.deepcopy(path)
+    experiment = load_config(ExperimentConfig, path, sweep.experiment_overrides, **values)
+    if not isinstance(experiment.model.config, str):
+        return experiment
+    model = dataclasses.replace(experiment.model, config=read_mapping(experiment.model.config))
+    return dataclasses.replace(experiment, model=model)
+
+
+def _train(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    """Train, or go on, and drop the checkpoints once they serve no purpose."""
+    folder = Path(experiment.training["output_dir"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # A worker that was asleep and taken for dead may still be at work here.
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        try:
+            record = train(experiment, callbacks=callbacks)
+        except optuna.TrialPruned:
+            _remove_checkpoints(folder)
+            raise
+        _remove_checkpoints(folder)
+    return record
+
+
+def _remove_checkpoints(folder: Path) -> None:
+    for checkpoint in folder.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+
+
+def _with_beta(model: PreTrainedModel, beta: float) -> PreTrainedModel:
+    model.config.alibi_beta = beta
+    model.model.position_method.init_weights()
+    return model

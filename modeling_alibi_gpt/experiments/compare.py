@@ -1,0 +1,277 @@
+"""Variants of one experiment, trained with the same seeds and read at the same lengths: what curves rest on."""
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from modeling_alibi_gpt.checkpoints.load import load_causal_lm
+from modeling_alibi_gpt.checkpoints.model_size import weight_shapes
+from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
+from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
+from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
+from modeling_alibi_gpt.experiments.paired import comparison_records
+from modeling_alibi_gpt.experiments.run_names import check_names, run_folder_name
+from modeling_alibi_gpt.reporting.grid import AS_TRAINED
+from modeling_alibi_gpt.reporting.records import provenance, read_records, write_records
+from modeling_alibi_gpt.runtime.config import build_config, convert_value, load_config
+from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
+from modeling_alibi_gpt.training.model_setup import laid_over, model_config
+from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.run_folder import RECORD_FILE
+from modeling_alibi_gpt.training.trainer import named_tokenizer, prepare_data, train, training_documents
+
+
+POLL_SECONDS = 2
+ROWS_FILE = "extrapolation.jsonl"
+_OF_RUNS = {"models", "names", "overrides", "output"}
+_OF_RUN = {"output_dir", "seed"}
+_POSITION_RATE = "position_learning_rate"
+_TRAINING_PREFIX = "training."
+_OF_TRAINING = ("training", "bias_by_distance")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonConfig:
+    """What ``scripts/compare.py`` trains and reads.
+
+    Attributes:
+        name: Of the comparison, in its records.
+        experiment: Path of the experiment that every run starts from, or the mapping itself.
+        experiment_overrides: ``a.b=value`` assignments laid over it.
+        variants: Name to fields of ``AlibiGPTConfig``: what sets one training apart from another. Beside them a
+            variant may set ``position_learning_rate`` and any ``training.KEY`` of its experiment, such as
+            ``training.learning_rate``.
+        readings: Name of a variant to names of readings to fields of ``AlibiGPTConfig`` that its trained model is
+            given without training, such as an ``alibi_scaling``. As trained it is read in any case.
+        reference: The variant that the others are compared with, seed by seed.
+        seeds: Training seeds, the same for every variant.
+        evaluation: Settings of ``ExtrapolationConfig``: text, lengths, protocols.
+        output_dir: Gets a folder for each run, and ``comparison.jsonl``.
+    """
+
+    name: str
+    experiment: str | dict[str, Any]
+    experiment_overrides: list[str] = field(default_factory=list)
+    variants: dict[str, Any]
+    readings: dict[str, Any] = field(default_factory=dict)
+    reference: str
+    seeds: list[int]
+    evaluation: dict[str, Any]
+    output_dir: str
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be one or more, each once, got {self.seeds}")
+        for name in [self.reference, *self.readings]:
+            if name not in self.variants:
+                raise ValueError(f"{name!r} is no variant; there are {', '.join(self.variants)}")
+        check_names("variants", self.variants)
+        for name, fields in self.variants.items():
+            _check_mapping(f"variants.{name}", fields)
+        for variant, readings in self.readings.items():
+            _check_mapping(f"readings.{variant}", readings)
+            check_names(f"readings.{variant}", readings or {})
+            for name, fields in (readings or {}).items():
+                _check_mapping(f"readings.{variant}.{name}", fields)
+            if AS_TRAINED in (readings or {}):
+                raise ValueError(f"readings.{variant}: {AS_TRAINED!r} is what every model is read as in any case")
+        if "source" not in self.evaluation:
+            raise ValueError("evaluation.source is missing: say which text the models read")
+        for key in _OF_RUNS & self.evaluation.keys():
+            raise ValueError(f"evaluation.{key} cannot be set: it follows from variants, readings and output_dir")
+
+
+def _check_mapping(where: str, fields: Any) -> None:
+    if not isinstance(fields, dict | None):
+        raise ValueError(f"{where} must be a mapping of config fields, got {fields!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One variant with one seed: a training, and the ways in which its model is read.
+
+    Attributes:
+        variant: Its name.
+        fields: All that the variant sets, of the model and of its training.
+        seed: Of the training.
+        experiment: The training.
+        evaluations: How its model is read, by the names of the readings.
+    """
+
+    variant: str
+    fields: dict[str, Any]
+    seed: int
+    experiment: ExperimentConfig
+    evaluations: dict[str, ExtrapolationConfig]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.experiment.training["output_dir"])
+
+
+def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
+    """Run what is left of a comparison, all variants of one seed before the next, and collect its records.
+
+    Start the same command several times and the runs are shared out. A killed run goes on from its last checkpoint
+    and its last finished row, in any worker.
+
+    Returns:
+        The records written to ``comparison.jsonl``: of the corpus, of every training, of every reading at every
+        length, and the ``comparison`` of each with the reference.
+
+    Raises:
+        ValueError: A variant, a reading, the text or a setting cannot be used.
+    """
+    if process_state().num_processes > 1:
+        raise ValueError("a comparison runs one process a worker: start the command several times, do not launch it")
+    runs = _runs(config)
+    _check_texts(runs[0])
+    waiting = {f"[{place}/{len(runs)} {run.variant} seed {run.seed}]": run for place, run in enumerate(runs, 1)}
+    while waiting := {label: run for label, run in waiting.items() if not _run_if_free(run, label)}:
+        logger.info("waiting for %d runs of other workers", len(waiting))
+        time.sleep(POLL_SECONDS)
+    records = _corpus_records(config.name, runs[0].experiment.data)
+    records += [record for run in runs for record in _collect(config.name, run)]
+    records += comparison_records(records, reference=config.reference)
+    output_dir = Path(config.output_dir)
+    with FileLock(output_dir / ".results.lock"):  # workers end at the same time
+        write_records(output_dir / "comparison.jsonl", records)
+    return records
+
+
+def _runs(config: ComparisonConfig) -> list[Run]:
+    """Every run of a comparison; what it says of models and readings is checked before the first one starts."""
+    if isinstance(config.experiment, str):
+        base = load_config(ExperimentConfig, config.experiment, config.experiment_overrides)
+    else:
+        base = load_config(ExperimentConfig, None, config.experiment_overrides, **config.experiment)
+    runs = [_make_run(config, base, variant, seed) for seed in config.seeds for variant in config.variants]
+    for run in runs:
+        check_experiment(run.experiment)
+    return runs
+
+
+def _check_texts(run: Run) -> None:
+    """Raise a ValueError unless the texts of a run can be read; they are the same for all, and cached."""
+    named_tokenizer(run.experiment)
+    evaluation = run.evaluations[AS_TRAINED]
+    load_documents(
+        evaluation.source,
+        evaluation.text_split,
+        validation_fraction=evaluation.validation_fraction,
+        text_column=evaluation.text_column,
+    )
+    prepare_data(run.experiment)
+
+
+def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, seed: int) -> Run:
+    fields = config.variants[variant] or {}
+    folder = Path(config.output_dir) / run_folder_name(variant, seed)
+    base = _with_settings(base, variant, fields)
+    training = {**base.training, "seed": seed, "output_dir": str(folder)}
+    model = _with_fields(base.model, {key: value for key, value in fields.items() if not _is_setting(key)})
+    readings = {AS_TRAINED: {}, **(config.readings.get(variant) or {})}
+    readings = {name: overrides or {} for name, overrides in readings.items()}
+    trained = model_config(model)
+    for name, overrides in readings.items():
+        read = model_config(_with_fields(model, overrides))
+        if isinstance(read, AlibiGPTConfig) and weight_shapes(read) != weight_shapes(trained):
+            raise ValueError(f"readings.{variant}.{name} needs other weights than those trained: {overrides}")
+    evaluations = {
+        name: {"models": [str(folder)], "names": [name], "overrides": overrides, "output": str(folder / ROWS_FILE)}
+        for name, overrides in readings.items()
+    }
+    return Run(
+        variant=variant,
+        fields=fields,
+        seed=seed,
+        experiment=dataclasses.replace(base, name=variant, model=model, training=training),
+        evaluations={
+            name: build_config(ExtrapolationConfig, {**config.evaluation, **named}, "evaluation.")
+            for name, named in evaluations.items()
+        },
+    )
+
+
+def _is_setting(key: str) -> bool:
+    """Whether a key of a variant is the experiment's, and no field of its model."""
+    return key == _POSITION_RATE or key.startswith(_TRAINING_PREFIX)
+
+
+def _with_settings(base: ExperimentConfig, variant: str, fields: dict[str, Any]) -> ExperimentConfig:
+    training = {
+        key.removeprefix(_TRAINING_PREFIX): value for key, value in fields.items() if key.startswith(_TRAINING_PREFIX)
+    }
+    for key in _OF_RUN & training.keys():
+        raise ValueError(f"variants.{variant}: training.{key} cannot be set: it follows from seeds and output_dir")
+    rate = fields.get(_POSITION_RATE, base.position_learning_rate)
+    rate = convert_value(rate, float, f"variants.{variant}.{_POSITION_RATE}")
+    return dataclasses.replace(base, training={**base.training, **training}, position_learning_rate=rate)
+
+
+def _with_fields(section: ModelSection, fields: dict[str, Any]) -> ModelSection:
+    return dataclasses.replace(section, overrides=laid_over(section.overrides, fields))
+
+
+def _run_if_free(run: Run, label: str) -> bool:
+    """Train and read one run, or what is left of it; False while another worker is at it."""
+    run.folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(run.folder.with_name(f".{run.folder.name}.lock")).acquire(blocking=False)
+    except Timeout:
+        return False
+    with lock:
+        logger.info("%s begins", label)
+        record = train(run.experiment)
+        for evaluation in run.evaluations.values():
+            run_extrapolation(evaluation)
+        logger.info("%s validation perplexity %.2f", label, record["validation_perplexity"])
+    return True
+
+
+def _collect(name: str, run: Run) -> list[dict[str, Any]]:
+    """The records of a run, each with the comparison, the variant, the seed and the reading that it belongs to."""
+    where = {"comparison": name, "variant": run.variant, "fields": run.fields, "seed": run.seed}
+    trained = [record | where for record in read_records(run.folder / RECORD_FILE) if record["kind"] in _OF_TRAINING]
+    if run.experiment.model.overrides.get("alibi_trainable", "none") != "none":
+        trained.append(_trained_beta_record(run, trained[0]) | where)
+    rows = []
+    for reading, evaluation in run.evaluations.items():
+        label = {"reading": reading, "name": run.variant if reading == AS_TRAINED else f"{run.variant}, {reading}"}
+        rows += [row | where | label for row in run_extrapolation(evaluation)]
+    return [*trained, *rows]
+
+
+def _trained_beta_record(run: Run, training: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "kind": "trained_beta",
+        "alibi_trainable": run.experiment.model.overrides["alibi_trainable"],
+        **learned_slopes(load_causal_lm(run.folder)),
+        "nats_per_token": training["validation_nats_per_token"],
+        "perplexity": training["validation_perplexity"],
+        "provenance": training["provenance"],
+    }
+
+
+def _corpus_records(name: str, data: DataSection) -> list[dict[str, Any]]:
+    """One ``corpus`` record: which documents were learned, so that anyone can gather them again."""
+    documents = training_documents(data)
+    return [
+        {
+            "kind": "corpus",
+            "comparison": name,
+            "source": data.source,
+            **describe_documents(documents),
+            "documents": list(documents["name"]),
+            "provenance": provenance(),
+        }
+    ]

@@ -1,0 +1,193 @@
+"""What lies in a run's folder: whose run it is, on which text, and how the final model gets there."""
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.reporting.records import write_json
+from modeling_alibi_gpt.runtime.atomic import FULL_DISK_ERRNOS, full_disk_as_os_error
+from modeling_alibi_gpt.training.resumable import (
+    DATA_FILE,
+    adopt_checkpoints,
+    check_indexes,
+    drop_damaged_checkpoints,
+    has_checkpoints,
+    remove_torn_checkpoints,
+)
+
+
+EXPERIMENT_FILE = "experiment.json"
+PRECISION_FILE = "precision.json"
+RECORD_FILE = "training.jsonl"
+MILESTONES_FILE = "milestones.jsonl"
+_LOCK_FILE = ".lock"
+_SAVING_DIR = ".saving"
+
+logger = logging.getLogger(__name__)
+
+
+def check_output_dir(output_dir: Path, config: Any) -> None:
+    """Make sure that a folder holds no other experiment's results, nor other people's files.
+
+    A run goes on from the checkpoints it finds, so those of another experiment must never lie there.
+
+    Args:
+        output_dir: The folder, which need not exist.
+        config: The experiment, a dataclass.
+
+    Raises:
+        ValueError: The folder holds checkpoints of another experiment, files that no run of ours wrote, or an index of
+            weights that no run of ours wrote, such as one that names files elsewhere.
+    """
+    check_indexes(output_dir)
+    claim = output_dir / EXPERIMENT_FILE
+    if claim.exists():
+        differing = _differing_keys(read_mapping(claim), _settings(config))
+        if differing and _has_results(output_dir):
+            raise ValueError(
+                f"{output_dir} holds another run, with other values of {', '.join(differing)}; "
+                "choose another training.output_dir or delete that folder"
+            )
+    elif output_dir.exists() and not all(_is_leftover(path) for path in output_dir.iterdir()):
+        raise ValueError(f"{output_dir} is not empty and holds no run of this program; choose another output_dir")
+
+
+@contextmanager
+def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -> Iterator[None]:
+    """Mark a folder as the place of this experiment on this text and hold it against other processes.
+
+    What a killed run left half-written is removed, as are damaged checkpoints, and what another experiment left that
+    never got to a checkpoint. A run of an earlier version, which noted neither its text nor checksums, goes on with a
+    warning and is protected from then on (``adopt_checkpoints``).
+
+    Args:
+        output_dir: The folder; made if it is missing.
+        config: The experiment, a dataclass.
+        text: Fingerprints of what the run reads, by what they are of.
+
+    Raises:
+        ValueError: The folder holds something else, or a run on another text, or another process is at work in it.
+    """
+    output_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(output_dir / _LOCK_FILE).acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(f"another process is training in {output_dir}; wait for it or end it") from error
+    with lock:
+        check_output_dir(output_dir, config)
+        _check_text(output_dir, text)
+        _remove_leftovers(output_dir)
+        _write_claim(output_dir, _settings(config), dict(text))
+        drop_damaged_checkpoints(output_dir, needs_best=bool(config.training.get("load_best_model_at_end")))
+        yield
+
+
+def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
+    """Raise a ValueError where checkpoints were trained on another text, or one that another tokenizer cut."""
+    path = output_dir / DATA_FILE
+    if not path.exists() or not has_checkpoints(output_dir):
+        return
+    begun = read_mapping(path)
+    for what, fingerprint in text.items():
+        if begun.get(what) != fingerprint:
+            raise ValueError(
+                f"{output_dir} holds a run on other {what}: got fingerprint {fingerprint}, expected "
+                f"{begun.get(what)}; bring back the text and the tokenizer that it began with, choose another "
+                "training.output_dir or delete that folder"
+            )
+
+
+def _write_claim(output_dir: Path, settings: dict[str, Any], text: dict[str, str]) -> None:
+    claim, data = output_dir / EXPERIMENT_FILE, output_dir / DATA_FILE
+    if not claim.exists() or _differing_keys(read_mapping(claim), settings):
+        for name in (PRECISION_FILE, MILESTONES_FILE, DATA_FILE):
+            (output_dir / name).unlink(missing_ok=True)
+    if not claim.exists() or read_mapping(claim) != settings:
+        write_json(claim, settings)
+    if has_checkpoints(output_dir) and not data.exists():
+        logger.warning(
+            "%s was begun by an earlier version, which did not note its text: it goes on with the text as it is now",
+            output_dir,
+        )
+        adopt_checkpoints(output_dir)
+    if data.exists() and read_mapping(data) != text:  # without any checkpoint: only milestones were measured on it
+        (output_dir / MILESTONES_FILE).unlink(missing_ok=True)
+    write_json(data, text)
+
+
+def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[Path]:
+    """Save model and tokenizer for ``from_pretrained``: written beside, then moved file by file, config last.
+
+    Returns:
+        The files.
+
+    Raises:
+        OSError: The disk is full; what the folder held before is whole.
+    """
+    beside = folder / _SAVING_DIR
+    try:
+        with full_disk_as_os_error(folder):
+            model.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+        written = sorted(beside.iterdir(), key=lambda path: path.name == "config.json")
+        for path in written:
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return [folder / path.name for path in written]
+
+
+@contextmanager
+def whole_checkpoints_on_a_full_disk(output_dir: Path) -> Iterator[None]:
+    """Give a full disk one name, as ``full_disk_as_os_error`` does, and remove the checkpoint that it tore.
+
+    Raises:
+        OSError: With errno ENOSPC, where safetensors or torch met a full disk.
+    """
+    try:
+        with full_disk_as_os_error(output_dir):
+            yield
+    except OSError as error:
+        if error.errno in FULL_DISK_ERRNOS:
+            remove_torn_checkpoints(output_dir)
+        raise
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a file is what a run that was killed at its very start leaves."""
+    return path.name == _LOCK_FILE or path.match(".*.tmp")
+
+
+def _remove_leftovers(output_dir: Path) -> None:
+    shutil.rmtree(output_dir / _SAVING_DIR, ignore_errors=True)
+    for path in output_dir.glob(".*.tmp"):
+        path.unlink()
+
+
+def _has_results(output_dir: Path) -> bool:
+    return (output_dir / RECORD_FILE).exists() or has_checkpoints(output_dir)
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    keys = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            keys += _differing_keys(before, after, f"{prefix}{key}.")
+        elif before != after:
+            keys.append(f"{prefix}{key}")
+    return keys

@@ -1,0 +1,163 @@
+"""Benchmarks: turns are fair, ratios are within a turn, every way and model runs, wrong results are not timed."""
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import converted
+from benchmarks import run as benchmark
+from benchmarks.attention import WAYS, AttentionCase, time_attention
+from benchmarks.converted import ConvertedCase, max_logit_difference, time_converted
+from benchmarks.models import MODELS, DecodeCase, ModelCase, time_decoding, time_models
+from benchmarks.run import KINDS, BenchmarkConfig, check_attention, run_benchmark
+from benchmarks.timing import extra_bytes, summarize, take_turns
+from modeling_alibi_gpt.reporting.records import read_records
+from modeling_alibi_gpt.runtime.config import load_config
+
+
+ROOT = Path(__file__).parents[2]
+CPU = torch.device("cpu")
+SMALL = {"num_layers": 1, "hidden_size": 48, "num_heads": 4, "vocab_size": 61}
+
+
+def test_contestants_take_turns_after_a_round_to_warm_up() -> None:
+    calls: list[str] = []
+    seconds = take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, num_rounds=3)
+    assert calls == list("abababab")
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_seconds_are_those_of_the_call() -> None:
+    (values,) = take_turns({"sleep": lambda: time.sleep(0.05)}, num_rounds=2).values()
+    assert min(values) >= 0.05
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    summary = summarize({"fast": [1.0, 2.0, 4.0], "slow": [3.0, 4.0, 4.0]}, "fast")
+    assert summary["slow"]["times_reference"] == 2.0  # of 3, 2 and 1; medians alone would give 4 / 2
+    assert summary["slow"]["times_reference_quartiles"] == [1.5, 2.5]
+    assert summary["slow"]["seconds"] == 4.0
+    assert summary["fast"]["times_reference"] == 1.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_memory_is_that_of_the_call() -> None:
+    mebibyte = 2**20
+
+    def many_small() -> None:
+        _ = [torch.ones(mebibyte // 16, dtype=torch.uint8) for _ in range(16 * 64)]
+
+    for _ in range(2):  # what the first call freed counts in the second as well
+        taken = extra_bytes(many_small)
+        assert 60 * mebibyte < taken < 80 * mebibyte
+
+
+@pytest.mark.parametrize("mode", ["forward", "forward_backward"])
+def test_every_way_is_right_and_timed(mode: str) -> None:
+    # Flex attention has no gradients on a CPU.
+    ways = [way for way in WAYS if (way, mode) != ("flex", "forward_backward")]
+    case = AttentionCase(lengths_tokens=[65, 130], num_heads=3, ways=ways, mode=mode, num_rounds=1)
+    records = list(time_attention(case, CPU))
+    assert [record["name"] for record in records] == 2 * ways
+    for record in records:
+        assert record["max_error"] < 5e-6, record["name"]
+        assert record["seconds"] > 0 and record["reference"] == "plain"
+
+
+@pytest.mark.parametrize("mode", ["forward", "training_step"])
+def test_every_model_is_timed(mode: str) -> None:
+    case = ModelCase(**SMALL, length_tokens=20, models=list(MODELS), mode=mode, num_rounds=1)
+    records = list(time_models(case, CPU))
+    assert [record["name"] for record in records] == list(MODELS)
+    assert all(record["reference"] == next(iter(MODELS)) for record in records)
+
+
+def test_models_are_of_one_shape() -> None:
+    case = ModelCase(**SMALL, length_tokens=20, models=list(MODELS))
+    sizes = {name: make(case, 20).get_output_embeddings().weight.shape for name, make in MODELS.items()}
+    assert set(sizes.values()) == {(61, 48)}
+
+
+@pytest.mark.parametrize("mode", ["forward", "generate"])
+@pytest.mark.parametrize("family", ["bloom", "mpt"])
+def test_a_conversion_is_timed_beside_its_original(family: str, mode: str) -> None:
+    case = ConvertedCase(**SMALL, family=family, length_tokens=20, mode=mode, num_new_tokens=3, num_rounds=1)
+    original, *others = time_converted(case, CPU)
+    assert original["name"] == family and original["times_reference"] == 1.0
+    assert [record["name"] for record in others] == [
+        f"{family} as AlibiGPT, {back_end}" for back_end in ("sdpa", "alibi_banded")
+    ]
+    assert all(0 < record["max_logit_difference"] < 1e-5 for record in others)
+
+
+def test_a_conversion_with_other_logits_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(converted, "max_logit_difference", lambda length_tokens: 0.0)
+    case = ConvertedCase(**SMALL, family="bloom", length_tokens=20, num_rounds=1)
+    with pytest.raises(ValueError, match="logits of the conversion differ by"):
+        next(time_converted(case, CPU))
+
+
+def test_the_recorded_conversions_compute_the_same() -> None:
+    (path,) = (ROOT / "results").glob("speed_converted_*.jsonl")
+    for record in read_records(path):
+        assert record["max_logit_difference"] <= max_logit_difference(record["length_tokens"])
+
+
+def test_decoding_is_timed_with_equal_logits() -> None:
+    case = DecodeCase(**SMALL | {"num_heads": 8, "hidden_size": 128}, context_tokens=2500, num_rounds=2)
+    full, windows = time_decoding(case, CPU)
+    assert (full["name"], windows["name"]) == ("sdpa", "alibi_banded")
+    assert windows["cache_bytes"] < full["cache_bytes"]
+    # One layer that leaves out weights of 1e-6, and float32.
+    assert windows["max_difference"] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ({"ways": ["quick"]}, "ways: expected plain, .* got 'quick'"),
+        ({"dtypes": ["int8"]}, "dtypes: expected .* got 'int8'"),
+        ({"mode": "sideways"}, "mode: expected .* got 'sideways'"),
+        ({"lengths_tokens": []}, "at least 1"),
+        ({"rounds": 3}, r"attention\[0\].rounds"),
+    ],
+)
+def test_a_case_that_cannot_be_is_refused_before_anything_runs(case: dict, message: str, tmp_path: Path) -> None:
+    fields = {"lengths_tokens": [8], "num_heads": 2, "ways": ["strips"]} | case
+    config = BenchmarkConfig(output=str(tmp_path / "records.jsonl"), attention=[fields])
+    with pytest.raises(ValueError, match=message):
+        next(run_benchmark(config))
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_results_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tests = tmp_path / "tests" / "test_attention.py"
+    tests.parent.mkdir()
+    tests.write_text("def test_sum():\n    assert 1 + 1 == 3\n", encoding="utf-8")
+    monkeypatch.setattr(benchmark, "_TESTS", tests)
+    with pytest.raises(ValueError, match="wrong results are not timed: FAILED .*test_sum"):
+        check_attention()
+    monkeypatch.setattr(benchmark, "_TESTS", tmp_path / "nowhere.py")
+    with pytest.raises(ValueError, match="need the tests of a checkout"):
+        check_attention()
+
+
+def test_records_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "check_attention", lambda: None)
+    output = tmp_path / "records.jsonl"
+    attention = {"lengths_tokens": [8, 9], "num_heads": 2, "ways": ["strips"], "num_rounds": 1}
+    model = {**SMALL, "length_tokens": 8, "models": ["gpt2"], "num_rounds": 1}
+    config = BenchmarkConfig(output=str(output), attention=[attention], models=[model])
+    for num_records, _ in enumerate(run_benchmark(config), start=1):
+        assert len(read_records(output)) == num_records
+    assert num_records == 5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=lambda path: path.name)
+def test_configs_are_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_config(BenchmarkConfig, str(path))
+    for name, (case_class, _) in KINDS.items():
+        for case in getattr(config, name):
+            case_class(**case)

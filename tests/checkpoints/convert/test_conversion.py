@@ -1,0 +1,92 @@
+"""Whole folders: tokenizers, the Hub's cache and pickles."""
+
+from pathlib import Path
+
+import huggingface_hub.constants
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, GenerationConfig
+
+from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
+from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
+from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from tests.support.conversion_cases import (
+    VOCAB_SIZE,
+    assert_same_weights,
+    bloom,
+    converted,
+    gpt2,
+    loaded,
+    mpt,
+    pickle_weights,
+)
+
+
+def test_tokenizer_generation_config_and_template_come_along_both_ways(tmp_path: Path) -> None:
+    tokenizer = train_tokenizer(Dataset.from_dict({"text": ["to be or not to be"]}), 300)
+    tokenizer.chat_template = "{{ messages[0].content }}!"
+    original = bloom()
+    tokenizer.save_pretrained(tmp_path / "original")
+    original.generation_config = GenerationConfig(max_new_tokens=7, eos_token_id=2)
+    converted(original, tmp_path)
+    convert(ConvertConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "back"), to="bloom"))
+    for name in ("converted", "back"):
+        found = AutoTokenizer.from_pretrained(tmp_path / name)
+        assert found("not to be").input_ids == tokenizer("not to be").input_ids
+        assert found.apply_chat_template([{"role": "user", "content": "hello"}], tokenize=False) == "hello!"
+        assert loaded(tmp_path / name).generation_config.max_new_tokens == 7
+
+
+def test_a_converted_model_can_be_exported_and_generates(tmp_path: Path) -> None:
+    original = mpt()
+    ours = converted(original, tmp_path)
+    prompt = torch.randint(VOCAB_SIZE, (1, 5), generator=torch.Generator().manual_seed(0))
+    expected = original.generate(prompt, max_new_tokens=8, do_sample=False)
+    assert torch.equal(ours.generate(prompt, max_new_tokens=8, do_sample=False), expected)
+    export_to_hub(ExportConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "exported")))
+
+
+def test_card_and_licence_come_along_everywhere(tmp_path: Path) -> None:
+    texts = {"README.md": "---\nlicense: bigscience-bloom-rail-1.0\n---\n", "LICENSE": "RAIL", "NOTICE": "notice"}
+    (tmp_path / "original").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "original" / name).write_text(text, encoding="utf-8")
+    converted(bloom(), tmp_path)
+    model = str(tmp_path / "converted")
+    convert(ConvertConfig(model=model, output_dir=str(tmp_path / "back"), to="bloom"))
+    export_to_hub(ExportConfig(model=model, output_dir=str(tmp_path / "exported")))
+    for folder in ("converted", "back", "exported"):
+        assert {name: (tmp_path / folder / name).read_text(encoding="utf-8") for name in texts} == texts
+
+
+def test_a_name_is_looked_up_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository = tmp_path / "hub" / "models--someone--small-bloom"
+    original = bloom()
+    original.save_pretrained(repository / "snapshots" / ("0" * 40))
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "1234").write_text("RAIL", encoding="utf-8")
+    (repository / "snapshots" / ("0" * 40) / "LICENSE").symlink_to("../../blobs/1234")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40, encoding="utf-8")
+    convert(ConvertConfig(model="someone/small-bloom", output_dir=str(tmp_path / "converted")))
+    assert (tmp_path / "converted" / "LICENSE").read_text(encoding="utf-8") == "RAIL"
+    assert not (tmp_path / "converted" / "LICENSE").is_symlink()
+    convert(ConvertConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "back"), to="bloom"))
+    assert_same_weights(loaded(tmp_path / "back"), original)
+    with pytest.raises(ValueError, match="someone/other: no such folder, and it cannot be had from the Hub"):
+        convert(ConvertConfig(model="someone/other", output_dir=str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("sharded", [False, True], ids=["one file", "shards"])
+def test_pickles_are_read_when_allowed(sharded: bool, tmp_path: Path) -> None:
+    original = gpt2()
+    ours = converted(original, tmp_path)
+    pickle_weights(tmp_path / "original", sharded=sharded)
+    config = ConvertConfig(
+        model=str(tmp_path / "original"), output_dir=str(tmp_path / "from pickle"), allow_pickle=True
+    )
+    convert(config)
+    assert_same_weights(loaded(tmp_path / "from pickle"), ours)

@@ -1,0 +1,119 @@
+"""What travels with a checkpoint: files by their names, no links and no code but ours."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+import modeling_alibi_gpt
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
+from modeling_alibi_gpt.checkpoints.hub import AUTO_MAP, ExportConfig, export_to_hub
+from modeling_alibi_gpt.data.tokenization import train_tokenizer
+
+
+OURS = {path.name for path in Path(modeling_alibi_gpt.__file__).parent.glob("*.py")}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """An AlibiGPT that BLOOM can hold, with its tokenizer."""
+    sizes = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    folder = tmp_path / "source"
+    AlibiGPTForCausalLM(
+        AlibiGPTConfig(**sizes, hidden_act="gelu_pytorch_tanh", embedding_layer_norm=True)
+    ).save_pretrained(folder)
+    train_tokenizer(Dataset.from_dict({"text": ["to be or not to be"]}), 300).save_pretrained(folder)
+    return folder
+
+
+def export(source: Path) -> Path:
+    export_to_hub(ExportConfig(model=str(source), output_dir=str(source.parent / "out")))
+    return source.parent / "out"
+
+
+def to_bloom(source: Path) -> Path:
+    convert(ConvertConfig(model=str(source), output_dir=str(source.parent / "out"), to="bloom"))
+    return source.parent / "out"
+
+
+@pytest.fixture(params=[export, to_bloom])
+def make(request: pytest.FixtureRequest) -> Callable[[Path], Path]:
+    return request.param
+
+
+def test_no_code_and_no_unknown_file_travels(make: Callable, source: Path) -> None:
+    for name in (
+        "tokenizer_evil.py",
+        "tokenizer.py",
+        "chat_template.py",
+        "tokenizer.pkl",
+        "vocab.py",
+        "experiment.json",
+    ):
+        (source / name).write_text("raise SystemExit", encoding="utf-8")
+    (source / "tokenizer_evil").mkdir()
+    known = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    found = {path.name for path in make(source).iterdir()}
+    assert known <= found
+    assert found <= known | OURS
+
+
+def test_a_tokenizer_that_is_code_is_refused(make: Callable, source: Path) -> None:
+    path = source / "tokenizer_config.json"
+    fields = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**fields, "auto_map": {"AutoTokenizer": ["evil/repo--evil.Evil", None]}}))
+    with pytest.raises(ValueError, match="tokenizer_config.json: the tokenizer is code .*evil/repo--evil.Evil"):
+        make(source)
+    assert not (source.parent / "out").exists()
+
+
+def test_code_that_the_config_names_stays_behind(source: Path) -> None:
+    path = source / "config.json"
+    pipelines = {"evil": {"impl": "evil/repo--evil.Evil", "pt": ["AutoModel"]}}
+    names = {"AutoModelForCausalLM": "evil/repo--evil.Evil", "AutoTokenizer": "evil/repo--evil.Evil"}
+    fields = {**json.loads(path.read_text(encoding="utf-8")), "custom_pipelines": pipelines, "auto_map": names}
+    path.write_text(json.dumps(fields), encoding="utf-8")
+    written = (export(source) / "config.json").read_text(encoding="utf-8")
+    assert "evil" not in written
+    assert json.loads(written)["auto_map"] == AUTO_MAP
+
+
+@pytest.mark.parametrize("name", ["README.md", "LICENSE", "tokenizer.json", "generation_config.json"])
+def test_a_link_is_refused(make: Callable, name: str, source: Path) -> None:
+    """Also one into the folder: what is private there would travel under a name that is not."""
+    (source / "secret").write_text("{}", encoding="utf-8")
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to("secret")
+    with pytest.raises(ValueError, match=f"{name} is a symbolic link to .*secret; put the file itself there"):
+        make(source)
+    assert not (source.parent / "out").exists()
+
+
+def test_linked_weights_and_broken_links_are_refused(source: Path) -> None:
+    (source / "LICENSE").symlink_to("nowhere")
+    with pytest.raises(ValueError, match="LICENSE is a symbolic link to .*nowhere"):
+        export(source)
+    (source / "LICENSE").unlink()
+    (source / "model.safetensors").rename(source.parent / "elsewhere.safetensors")
+    (source / "model.safetensors").symlink_to(source.parent / "elsewhere.safetensors")
+    with pytest.raises(ValueError, match="model.safetensors is a symbolic link to .*elsewhere.safetensors"):
+        export(source)
+
+
+def test_a_link_out_of_the_cache_of_the_hub_is_refused(source: Path) -> None:
+    """A snapshot links to the files that were downloaded with it, and to nothing else."""
+    snapshot = source.parent / "models--a--b" / "snapshots" / "0123"
+    snapshot.parent.mkdir(parents=True)
+    source.rename(snapshot)
+    blobs = source.parent / "models--a--b" / "blobs"
+    blobs.mkdir()
+    (blobs / "4567").write_text("RAIL", encoding="utf-8")
+    (snapshot / "LICENSE").symlink_to("../../blobs/4567")
+    assert (export(snapshot) / "LICENSE").read_text(encoding="utf-8") == "RAIL"
+    (source.parent / "secret").write_text("secret", encoding="utf-8")
+    (snapshot / "NOTICE").symlink_to(source.parent / "secret")
+    with pytest.raises(ValueError, match="NOTICE is a symbolic link"):
+        export_to_hub(ExportConfig(model=str(snapshot), output_dir=str(source.parent / "again")))

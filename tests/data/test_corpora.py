@@ -1,0 +1,296 @@
+"""Documents of the standard library, of files and of the Hub: the right text and split, or one clear line."""
+
+import gzip
+import json
+import os
+import sys
+import sysconfig
+import time
+
+import datasets
+import huggingface_hub.constants
+import pytest
+
+from modeling_alibi_gpt.data import corpora
+from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
+
+
+@pytest.fixture(autouse=True)
+def datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets-cache"))
+
+
+def texts(documents):
+    return dict(zip(documents["name"], documents["text"], strict=True))
+
+
+# The standard library
+
+
+def test_stdlib_splits_are_disjoint_and_of_the_published_sizes():
+    num_bytes = {split: describe_documents(load_documents("stdlib", split))["num_bytes"] for split in corpora.SPLITS}
+    assert num_bytes["all"] == num_bytes["train"] + num_bytes["validation"] + num_bytes["test"]
+    # Measured on CPython 3.9 to 3.13: 5.9-6.1, 0.82-0.89 and 0.67-0.77 MB.
+    assert 5.5e6 < num_bytes["train"] < 6.5e6
+    assert 0.7e6 < num_bytes["validation"] < 1.0e6
+    assert 0.6e6 < num_bytes["test"] < 0.9e6
+
+
+def test_stdlib_document_is_a_module_with_its_files_under_their_paths():
+    documents = texts(load_documents("stdlib", "all"))
+    assert documents["json"].startswith("# json/__init__.py\n")
+    assert "\n# json/decoder.py\n" in documents["json"]
+    assert "# heapq.py\n" in documents["heapq"]
+    assert {"# io.py", "# _pyio.py"} <= set(documents["io"].splitlines()), "twins share a document, hence a split"
+    assert not {"test", "idlelib", "encodings", "turtle", "pyio", "_pyio"} & set(documents)
+
+
+def test_stdlib_split_depends_on_the_name_alone():
+    # Written out: whoever changes the hash or the salt changes every published figure.
+    expected = {"urllib": "validation", "os": "validation", "json": "test", "typing": "test", "asyncio": "train"}
+    assert {module: corpora._stdlib_split(module) for module in expected} == expected
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the count holds for Python 3.11")
+def test_stdlib_holds_long_documents():
+    lengths = [len(text) for text in load_documents("stdlib", "train")["text"]]
+    # 83 documents have 4,096 tokens of 3.5 bytes (14,336 bytes); characters are a little fewer than bytes.
+    assert sum(length >= 14_000 for length in lengths) == pytest.approx(83, abs=8)
+
+
+def test_stdlib_without_sources_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "os.py").write_text("x = 1\n" * 1000)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    with pytest.raises(ValueError, match=r"0\.0 MB to train .* expected at least 5\.0 and 0\.5.*text:GLOB"):
+        load_documents("stdlib", "train")
+
+
+# Files
+
+
+def test_text_train_and_validation_are_head_and_tail_of_every_document(tmp_path):
+    lines = [f"line {number} of the text" for number in range(400)]
+    (tmp_path / "b.txt").write_text("\n".join(lines))
+    (tmp_path / "a.txt").write_text("x" * 1000)  # no line boundary: cut in the middle
+    whole, train, validation = (
+        texts(load_documents(f"text:{tmp_path}/*.txt", split)) for split in ("all", "train", "validation")
+    )
+    assert list(whole) == ["a.txt", "b.txt"]
+    for name, text in whole.items():
+        assert train[name] + validation[name] == text
+    assert len(train["a.txt"]) == 900
+    assert train["b.txt"].endswith("\n")
+    assert len(validation["b.txt"]) == pytest.approx(0.1 * len(whole["b.txt"]), abs=len("line 399 of the text\n"))
+
+
+def test_text_reads_gz_and_subfolders_and_names_documents_from_their_common_folder(tmp_path):
+    (tmp_path / "one" / "deep").mkdir(parents=True)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one" / "deep" / "b.txt").write_text("deep")
+    (tmp_path / "two" / "a.txt.gz").write_bytes(gzip.compress("gepackt \U0001f600".encode(), mtime=0))
+    documents = texts(load_documents(f"text:{tmp_path}/**/*.txt*", "all"))
+    assert documents == {"one/deep/b.txt": "deep", "two/a.txt.gz": "gepackt \U0001f600"}
+
+
+def test_text_that_changed_is_read_anew_even_with_its_old_size_and_time(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    before = load_documents(f"text:{path}", "all")
+    path.write_text("after!")
+    os.utime(path, ns=times)
+    after = load_documents(f"text:{path}", "all")
+    assert (before[0]["text"], after[0]["text"]) == ("before", "after!")
+    assert before._fingerprint != after._fingerprint
+
+
+def test_text_that_did_not_change_comes_from_the_cache(tmp_path):
+    (tmp_path / "a.txt").write_text("same")
+    first, second = (load_documents(f"text:{tmp_path}/a.txt", "all") for _ in range(2))
+    assert first.cache_files == second.cache_files
+    assert first._fingerprint == second._fingerprint == describe_documents(first)["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("empty.txt", b"", "empty.txt is empty"),
+        ("blank.txt", b" \n\n", "blank.txt is empty"),
+        ("nul.txt", b"text\0text", "nul.txt is not text.*NUL"),
+        ("latin.txt", b"caf\xe9", "latin.txt is not text.*UTF-8, got 0xe9"),
+        ("cut.gz", gzip.compress(b"text" * 1000, mtime=0)[:-9], "cut.gz is not a whole gzip file"),
+        ("plain.gz", b"not packed", "plain.gz is not a whole gzip file"),
+        (
+            "damaged.gz",
+            gzip.compress(b"text" * 1000, mtime=0)[:12] + b"\xff" * 40,
+            "damaged.gz is not a whole gzip file",
+        ),
+    ],
+)
+def test_text_that_cannot_be_read_is_named(tmp_path, name, content, message):
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_documents(f"text:{tmp_path}/*", "all")
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.ndjson", "rows.parquet"])
+def test_text_refuses_rows_and_names_the_source_that_reads_them(tmp_path, name):
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / name).write_bytes(gzip.compress(b'{"text": "a"}') if name.endswith(".gz") else b'{"text": "a"}')
+    with pytest.raises(ValueError, match=f"{name} holds rows, .* as one text: hub:{tmp_path} reads .* text_column"):
+        load_documents(f"text:{tmp_path}/*", "all")
+
+
+def test_text_refuses_what_it_does_not_have(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    with pytest.raises(ValueError, match="no file matches '.*missing.txt'"):
+        load_documents(f"text:{tmp_path}/missing.txt", "train")
+    with pytest.raises(ValueError, match="has no test split"):
+        load_documents(f"text:{tmp_path}/a.txt", "test")
+    with pytest.raises(ValueError, match="the validation split of .* is empty"):
+        load_documents(f"text:{tmp_path}/a.txt", "validation")
+    with pytest.raises(ValueError, match="at least 0 and below 1, got 1"):
+        load_documents(f"text:{tmp_path}/a.txt", "train", validation_fraction=1)
+
+
+# The Hub
+
+
+@pytest.fixture
+def hub_folder(tmp_path):
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows = [{"body": text, "stars": 1} for text in ("first", "", None, " \n", "second")]
+    (folder / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "validation.jsonl").write_text(json.dumps({"body": "held out", "stars": 2}))
+    return folder
+
+
+def test_hub_rows_are_documents_and_empty_ones_are_skipped(hub_folder):
+    documents = load_documents(f"hub:{hub_folder}", "train", text_column="body")
+    assert texts(documents) == {f"{hub_folder}/train/0": "first", f"{hub_folder}/train/4": "second"}
+    assert load_documents(f"hub:{hub_folder}", "validation", text_column="body")["text"][:] == ["held out"]
+    assert load_documents(f"hub:{hub_folder}", "all", text_column="body")["text"][:] == ["first", "second", "held out"]
+
+
+def test_hub_refuses_what_it_does_not_have(hub_folder):
+    with pytest.raises(ValueError, match="no column of text 'text': its columns are body, stars"):
+        load_documents(f"hub:{hub_folder}", "train")
+    with pytest.raises(ValueError, match="no column of text 'stars'"):
+        load_documents(f"hub:{hub_folder}", "train", text_column="stars")
+    with pytest.raises(ValueError, match="has no test split: its splits are train, validation"):
+        load_documents(f"hub:{hub_folder}", "test", text_column="body")
+    with pytest.raises(ValueError, match="'other' not found"):
+        load_documents(f"hub:{hub_folder}:other", "train", text_column="body")
+
+
+@pytest.fixture
+def write_corpus(tmp_path):
+    def write(documents, split="train"):
+        folder = tmp_path / "corpus"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents))
+        return f"hub:{folder}"
+
+    return write
+
+
+def test_hub_dataset_without_validation_split_holds_a_share_of_its_documents_back(write_corpus):
+    documents = [f"document {number}" for number in range(500)]
+    source = write_corpus(documents)
+    write_corpus(["test"], "test")
+    train, validation = (texts(load_documents(source, split)) for split in ("train", "validation"))
+    assert train | validation == {f"{source[4:]}/train/{number}": text for number, text in enumerate(documents)}
+    assert not train.keys() & validation.keys()
+    # 500 independent draws of 0.1: within four standard deviations.
+    assert len(validation) == pytest.approx(50, abs=4 * (500 * 0.1 * 0.9) ** 0.5)
+    assert len(load_documents(source, "train", validation_fraction=0)) == 500
+    assert load_documents(source, "test")["text"][:] == ["test"]
+    assert len(load_documents(source, "all")) == 501
+
+
+def test_a_document_stays_in_its_share_when_others_come_and_go(write_corpus):
+    documents = [f"document {number}" for number in range(200)]
+    before = {split: set(load_documents(write_corpus(documents), split)["text"]) for split in ("train", "validation")}
+    grown = [*(f"new {number}" for number in range(100)), *documents[::-1], documents[0]]
+    for split, kept in before.items():
+        after = load_documents(write_corpus(grown), split)["text"][:]
+        assert {text for text in after if not text.startswith("new")} == kept
+    larger = set(load_documents(write_corpus(documents), "validation", validation_fraction=0.2)["text"])
+    assert before["validation"] < larger
+
+
+def test_hub_shares_that_cannot_be_had_are_refused_in_a_line(write_corpus):
+    source = write_corpus(["one document"])
+    with pytest.raises(ValueError, match="the validation share of its documents is empty with .*_fraction 1e-06"):
+        load_documents(source, "validation", validation_fraction=1e-6)
+    with pytest.raises(ValueError, match="at least 0 and below 1, got 1"):
+        load_documents(source, "validation", validation_fraction=1)
+    with pytest.raises(ValueError, match="has no test split: its splits are train"):
+        load_documents(source, "test")
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["rows", "documents"])
+def test_a_cut_copy_of_a_hub_dataset_in_the_cache_is_named(write_corpus, tmp_path, number):
+    source = write_corpus([f"document {number} " * 50 for number in range(300)])
+    load_documents(source, "train")
+    cached = sorted((tmp_path / "datasets-cache").rglob("*.arrow"), key=lambda path: path.name.startswith("cache-"))
+    cached[number].write_bytes(cached[number].read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=f"{source}: its copy in the datasets cache {tmp_path}.*: delete that copy"):
+        load_documents(source, "train")
+
+
+def test_hub_dataset_of_other_splits_names_them(write_corpus):
+    source = write_corpus(["a test"], "test")
+    for split in ("train", "validation"):
+        with pytest.raises(ValueError, match=f"has no {split} split: its splits are test, and without a validation"):
+            load_documents(source, split)
+
+
+def test_hub_dataset_without_text_is_refused(hub_folder):
+    (hub_folder / "train.jsonl").write_text('{"body": " ", "stars": 3}')
+    with pytest.raises(ValueError, match="holds no text in the column 'body' of its train split"):
+        load_documents(f"hub:{hub_folder}", "train", text_column="body")
+
+
+def test_hub_without_network_says_at_once_what_to_do(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="hub:nobody/nothing:raw cannot be read.*HF_HUB_OFFLINE=1.*text:GLOB"):
+        load_documents("hub:nobody/nothing:raw", "train")
+    assert time.perf_counter() - started < 5
+
+
+# All
+
+
+@pytest.mark.parametrize("source", ["wikitext", "text:", "hub:", "stdlib:json", ""])
+def test_unknown_source_is_refused(source):
+    with pytest.raises(ValueError, match="expected stdlib, text:GLOB or hub:NAME"):
+        load_documents(source, "train")
+
+
+def test_unknown_split_is_refused():
+    with pytest.raises(ValueError, match="'valid': expected one of train, validation, test, all"):
+        load_documents("stdlib", "valid")
+
+
+def test_description_counts_bytes_and_tells_texts_apart():
+    documents = [{"name": "a", "text": "\u00e9\u4e16"}, {"name": "b", "text": "xy"}]
+    description = describe_documents(documents)
+    assert (description["num_documents"], description["num_bytes"]) == (2, 2 + 3 + 2)
+    moved = [{"name": "a", "text": "\u00e9\u4e16b"}, {"name": "", "text": "xy"}]
+    fingerprints = {describe_documents(variant)["fingerprint"] for variant in (documents, documents[::-1], moved)}
+    assert len(fingerprints) == 3
+
+
+def test_full_disk_is_reported_as_such(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("text")
+
+    def write_to_full_disk(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(datasets.arrow_writer.ArrowWriter, "finalize", write_to_full_disk)
+    with pytest.raises(OSError, match="No space left on device"):
+        load_documents(f"text:{tmp_path}/a.txt", "all")

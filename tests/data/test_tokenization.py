@@ -1,0 +1,277 @@
+"""Tokenizers that lose nothing, and token streams whose bytes add up to the text."""
+
+import json
+import logging
+
+import datasets
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
+
+from modeling_alibi_gpt.data import tokenization
+from modeling_alibi_gpt.data.corpora import load_documents
+from modeling_alibi_gpt.data.tokenization import (
+    END_OF_TEXT,
+    cached_tokenizer,
+    load_tokenizer,
+    token_stream,
+    tokenize_documents,
+    train_tokenizer,
+)
+
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind.\n\n\tNot at all.  \n",
+    "\u4e16\u754c\uff0c\u4f60\u597d\u3002 \U0001f468\u200d\U0001f469\u200d\U0001f467 caf\u00e9 e\u0301 \u00df\r\n",
+    "   leading and trailing spaces   ",
+    f"a special token spelt out: {END_OF_TEXT} and on",
+    "\U0001f600",
+]
+
+
+@pytest.fixture(autouse=True)
+def datasets_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets-cache"))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train_tokenizer(Dataset.from_dict({"text": TEXTS * 3}), 320)
+
+
+@pytest.fixture(scope="module")
+def gpt2_style(trained, tmp_path_factory):
+    """The two files of the original GPT-2 and nothing else; its offsets leave leading spaces out."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    trained.backend_tokenizer.model.save(str(folder))
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(params=["trained", "gpt2_style"])
+def tokenizer(request):
+    return request.getfixturevalue(request.param)
+
+
+def write_documents(folder, documents=TEXTS):
+    folder.mkdir()
+    for number, text in enumerate(documents):
+        (folder / f"{number}.txt").write_bytes(text.encode())
+    return load_documents(f"text:{folder}/*.txt", "all")
+
+
+def test_trained_tokenizer_decodes_every_text_to_itself(trained):
+    for text in [*TEXTS, "".join(map(chr, range(0x250))), "never seen: \u0ca0_\u0ca0"]:
+        assert trained.decode(trained(text)["input_ids"]) == text
+
+
+def test_trained_tokenizer_has_one_special_token_and_no_length_limit(trained):
+    special = {trained.bos_token, trained.eos_token, trained.pad_token, trained.unk_token}
+    assert special == {END_OF_TEXT}
+    assert trained.all_special_ids == [0]
+    assert len(trained) == 320
+    assert trained.model_max_length > 10**18
+    assert trained("abc")["input_ids"] == trained("abc", add_special_tokens=False)["input_ids"]
+
+
+def test_training_is_deterministic(trained):
+    again = train_tokenizer(Dataset.from_dict({"text": TEXTS * 3}), 320)
+    assert again.backend_tokenizer.to_str() == trained.backend_tokenizer.to_str()
+
+
+def test_vocabulary_must_hold_the_bytes_and_the_special_token():
+    documents = Dataset.from_dict({"text": TEXTS})
+    assert len(train_tokenizer(documents, 257)) == 257
+    with pytest.raises(ValueError, match="at least 257 .*, got 256"):
+        train_tokenizer(documents, 256)
+
+
+def test_cached_tokenizer_is_trained_once_for_a_corpus_and_size(tmp_path, monkeypatch):
+    documents, other = write_documents(tmp_path / "a"), write_documents(tmp_path / "b", ["other words"])
+    cache = tmp_path / "cache"
+    first = cached_tokenizer(documents, 300, cache)
+    trainings = []
+    monkeypatch.setattr(
+        tokenization, "train_tokenizer", lambda *args: trainings.append(args) or train_tokenizer(*args)
+    )
+    second = cached_tokenizer(documents, 300, cache)
+    assert second.backend_tokenizer.to_str() == first.backend_tokenizer.to_str()
+    assert trainings == []
+    cached_tokenizer(documents, 301, cache)
+    cached_tokenizer(other, 300, cache)
+    assert len(trainings) == 2
+    assert len(list(cache.iterdir())) == 3, "nothing is left beside the three tokenizers"
+
+
+def test_cached_tokenizer_leaves_nothing_when_it_is_stopped(tmp_path, monkeypatch):
+    documents, cache = write_documents(tmp_path / "a"), tmp_path / "cache"
+
+    def stop(self, folder):
+        folder.mkdir()
+        (folder / "tokenizer.json").write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(PreTrainedTokenizerFast, "save_pretrained", stop)
+        with pytest.raises(KeyboardInterrupt):
+            cached_tokenizer(documents, 300, cache)
+    assert list(cache.iterdir()) == []
+    assert len(cached_tokenizer(documents, 300, cache)) == 300
+
+
+def test_cached_tokenizer_takes_that_of_a_faster_run(tmp_path, monkeypatch):
+    documents, cache = write_documents(tmp_path / "a"), tmp_path / "cache"
+
+    def train_while_another_finishes(*args):
+        with monkeypatch.context() as context:
+            context.setattr(tokenization, "train_tokenizer", train_tokenizer)
+            cached_tokenizer(*args, cache)
+        return train_tokenizer(*args)
+
+    monkeypatch.setattr(tokenization, "train_tokenizer", train_while_another_finishes)
+    assert len(cached_tokenizer(documents, 300, cache)) == 300
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_saved_tokenizer_is_that_of_auto_tokenizer(trained, tmp_path):
+    trained.save_pretrained(tmp_path)
+    for loaded in (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
+        for text in TEXTS:
+            assert loaded(text)["input_ids"] == trained(text)["input_ids"]
+        assert loaded.model_max_length == trained.model_max_length
+        assert loaded.pad_token_id == loaded.eos_token_id == 0
+
+
+def test_gpt2_files_alone_load_and_pad_with_eos(gpt2_style, trained):
+    assert gpt2_style.is_fast
+    assert gpt2_style.pad_token_id == gpt2_style.eos_token_id == 0
+    assert gpt2_style(TEXTS[0])["input_ids"] == trained(TEXTS[0])["input_ids"]
+
+
+def test_tokenizer_that_cannot_serve_is_refused(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=f"no tokenizer could be loaded from '{tmp_path}/missing'"):
+        load_tokenizer(tmp_path / "missing")
+    with pytest.raises(ValueError, match="no tokenizer could be loaded from 'nobody/nothing'"):
+        load_tokenizer("nobody/nothing")
+
+    trained.save_pretrained(tmp_path / "cut")
+    whole = (tmp_path / "cut" / "tokenizer.json").read_text()
+    (tmp_path / "cut" / "tokenizer.json").write_text(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match="no tokenizer could be loaded"):
+        load_tokenizer(tmp_path / "cut")
+
+    (tmp_path / "cut-gpt2").mkdir()
+    (tmp_path / "cut-gpt2" / "vocab.json").write_text('{"a":')
+    (tmp_path / "cut-gpt2" / "merges.txt").write_text("")
+    with pytest.raises(ValueError, match="no tokenizer could be loaded"):
+        load_tokenizer(tmp_path / "cut-gpt2")
+
+    ByT5Tokenizer().save_pretrained(tmp_path / "slow")
+    with pytest.raises(ValueError, match="is slow"):
+        load_tokenizer(tmp_path / "slow")
+
+    PreTrainedTokenizerFast(tokenizer_object=trained.backend_tokenizer).save_pretrained(tmp_path / "endless")
+    with pytest.raises(ValueError, match="no eos token"):
+        load_tokenizer(tmp_path / "endless")
+
+
+def test_a_tokenizer_that_is_code_is_refused_without_a_question_and_without_running_it(trained, tmp_path, monkeypatch):
+    folder = tmp_path / "code"
+    trained.save_pretrained(folder)
+    fields = json.loads((folder / "tokenizer_config.json").read_text())
+    fields |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or "y")
+    with pytest.raises(ValueError, match="no tokenizer could be loaded .*needs Python code of its own"):
+        load_tokenizer(folder)
+    assert not asked and not (tmp_path / "ran").exists()
+
+
+def test_documents_end_in_eos_which_is_nowhere_else(tokenizer, tmp_path):
+    tokenized = tokenize_documents(write_documents(tmp_path / "a"), tokenizer)
+    assert str(tokenized.features["input_ids"].feature.dtype) == "int32"
+    for ids, text in zip(tokenized["input_ids"], TEXTS, strict=True):
+        assert ids[-1] == tokenizer.eos_token_id
+        assert tokenizer.eos_token_id not in ids[:-1]
+        assert tokenizer.decode(ids[:-1]) == text
+
+
+def test_tokenized_documents_are_cached_by_documents_and_tokenizer(trained, tmp_path):
+    documents = write_documents(tmp_path / "a")
+    first = tokenize_documents(documents, trained)
+    trained(TEXTS, padding=True, truncation=True, max_length=4)  # leaves its trace in the tokenizer, and no other
+    assert tokenize_documents(documents, trained).cache_files == first.cache_files
+    smaller = tokenize_documents(documents, train_tokenizer(documents, 257))
+    assert smaller._fingerprint != first._fingerprint
+    assert smaller["input_ids"][:] != first["input_ids"][:]
+    (tmp_path / "a" / "0.txt").write_text("changed")
+    changed = tokenize_documents(load_documents(f"text:{tmp_path}/a/*.txt", "all"), trained)
+    assert trained.decode(changed["input_ids"][0][:-1]) == "changed"
+
+
+def test_no_warning_beyond_the_length_of_the_tokenizer(trained, tmp_path, caplog):
+    trained.save_pretrained(tmp_path / "short")
+    short = AutoTokenizer.from_pretrained(tmp_path / "short", model_max_length=4)
+    documents = write_documents(tmp_path / "a")
+    logging.getLogger("transformers").propagate = True
+    with caplog.at_level(logging.WARNING, logger="transformers"):
+        tokenized = tokenize_documents(documents, short)
+    assert not caplog.records
+    assert max(map(len, tokenized["input_ids"])) > 4
+
+
+def test_pieces_of_a_long_text_have_the_tokens_of_the_whole(tokenizer, monkeypatch):
+    text = "".join(f"def function_{number}(x):\n    return x\n\n\nname = 'it'\n" for number in range(200))
+    ((whole_ids, whole_ends),) = tokenization._encode([text], tokenizer)
+    monkeypatch.setattr(tokenization, "PIECE_CHARACTERS", 100)
+    assert len(list(tokenization._pieces(text))) > 2 * tokenization.PIECES_PER_CALL
+    (ids, ends), (short_ids, _) = tokenization._encode([text, "short"], tokenizer)
+    assert ids.tolist() == whole_ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ends.tolist() == whole_ends.tolist()
+    assert tokenizer.decode(short_ids) == "short"
+
+
+def test_stream_is_eos_and_every_document_with_its_eos(tokenizer, tmp_path):
+    documents = write_documents(tmp_path / "a")
+    stream = token_stream(documents, tokenizer)
+    expected = [tokenizer.eos_token_id]
+    for ids in tokenize_documents(documents, tokenizer)["input_ids"]:
+        expected += ids
+    assert stream.input_ids.tolist() == expected
+    assert (stream.input_ids.dtype, stream.num_bytes.dtype) == (torch.int64, torch.int32)
+
+
+def test_stream_bytes_sum_to_those_of_each_document(tokenizer, tmp_path):
+    stream = token_stream(write_documents(tmp_path / "a"), tokenizer)
+    (ends,) = torch.where(stream.input_ids == tokenizer.eos_token_id)
+    bytes_at_ends = stream.num_bytes.cumsum(0)[ends]
+    assert bytes_at_ends.diff(prepend=torch.tensor([0])).tolist() == [0, *(len(text.encode()) for text in TEXTS)]
+    assert (stream.num_bytes >= 0).all()
+
+
+def test_stream_bytes_are_those_of_each_token(trained):
+    stream = token_stream(Dataset.from_dict({"text": ["the dog \u4e16 \U0001f600!"]}), trained)
+    tokens = [trained.decode([token]) for token in stream.input_ids.tolist()]
+    for token, num_bytes in zip(tokens, stream.num_bytes.tolist(), strict=True):
+        if token.isascii() and token != END_OF_TEXT:
+            assert num_bytes == len(token)
+    assert sum(stream.num_bytes.tolist()) == len("the dog \u4e16 \U0001f600!".encode())
+
+
+def test_stream_stops_one_token_after_what_is_to_predict(trained, tmp_path):
+    documents = write_documents(tmp_path / "a")
+    whole = token_stream(documents, trained)
+    for max_tokens in (1, 30, 31, len(whole.input_ids) - 1, 10**6):
+        stream = token_stream(documents, trained, max_tokens)
+        assert torch.equal(stream.input_ids, whole.input_ids[: max_tokens + 1])
+        assert torch.equal(stream.num_bytes, whole.num_bytes[: max_tokens + 1])
+
+
+def test_stream_of_nothing_is_refused(trained):
+    with pytest.raises(ValueError, match="at least one document, got none"):
+        token_stream(Dataset.from_dict({"text": []}), trained)
+    with pytest.raises(ValueError, match="max_tokens must be at least 1, got 0"):
+        token_stream(Dataset.from_dict({"text": TEXTS}), trained, 0)

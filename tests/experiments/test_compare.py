@@ -1,0 +1,235 @@
+"""Comparisons: every variant with every seed, readings of a trained model, workers that share, and paired figures."""
+
+import importlib.util
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+
+from modeling_alibi_gpt.experiments import compare as comparison
+from modeling_alibi_gpt.experiments.compare import ComparisonConfig, _runs, run_comparison
+from modeling_alibi_gpt.experiments.paired import comparison_records
+from modeling_alibi_gpt.reporting.records import check_record, read_records
+from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.model_setup import model_config
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def settings(source: str, tmp_path: Path) -> dict[str, Any]:
+    experiment = {
+        "name": "base",
+        "model": {"config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 264}},
+        "data": {
+            "source": source,
+            "validation_source": source,
+            "tokenizer": "train",
+            "train_length_tokens": 8,
+            "cache_dir": str(tmp_path / "cache"),
+        },
+        "global_batch_size": 2,
+        "training": {"output_dir": "unused", "max_steps": 2, "logging_steps": 1, "save_steps": 1, "seed": 5},
+    }
+    return {
+        "name": "tiny",
+        "experiment": experiment,
+        "variants": {
+            "alibi": {},
+            "no positions": {"position_method": "none"},
+            "table": {"position_method": "learned"},
+        },
+        "readings": {"alibi": {"flatter": {"alibi_scaling": {"type": "linear", "factor": 4}}}},
+        "reference": "alibi",
+        "seeds": [0, 1],
+        "evaluation": {"source": source, "max_tokens": 100, "lengths_tokens": [8, 32]},
+        "output_dir": str(tmp_path / "out"),
+    }
+
+
+def test_variants_of_other_methods_leave_the_fields_of_alibi_behind(settings: dict[str, Any]) -> None:
+    settings["experiment"]["model"].setdefault("overrides", {})["alibi_beta"] = 2.0
+    runs = {run.variant: run for run in _runs(ComparisonConfig(**settings))}
+    assert runs["alibi"].experiment.model.overrides == {"alibi_beta": 2.0}
+    assert runs["table"].experiment.model.overrides == {"position_method": "learned"}
+    settings["variants"]["table"]["alibi_beta"] = 2.0
+    with pytest.raises(ValueError, match="alibi_beta would change nothing"):
+        _runs(ComparisonConfig(**settings))
+
+
+def test_a_variant_may_set_learning_rates(settings: dict[str, Any]) -> None:
+    learned = {"alibi_trainable": "beta", "position_learning_rate": 30, "training.learning_rate": 0.004}
+    settings |= {"variants": {"alibi": {}, "learned": learned}, "readings": {}, "seeds": [0]}
+    plain, run = (run.experiment for run in _runs(ComparisonConfig(**settings)))
+    assert (plain.position_learning_rate, plain.training.get("learning_rate")) == (1.0, None)
+    assert (run.position_learning_rate, run.training["learning_rate"]) == (30.0, 0.004)
+    assert run.model.overrides == {"alibi_trainable": "beta"}
+    records = run_comparison(ComparisonConfig(**settings))
+    (record,) = [r for r in records if r["kind"] == "training" and r["variant"] == "learned"]
+    assert record["fields"] == learned
+    assert (record["learning_rate"], record["position_learning_rate"]) == (0.004, 30.0)
+
+
+def test_every_variant_is_trained_and_read_with_every_seed(settings: dict[str, Any], tmp_path: Path) -> None:
+    records = run_comparison(ComparisonConfig(**settings))
+    for record in records:
+        check_record(record)
+    assert read_records(tmp_path / "out" / "comparison.jsonl") == json.loads(json.dumps(records))
+    by_kind = {kind: [r for r in records if r["kind"] == kind] for kind in ("training", "extrapolation", "comparison")}
+    assert [(r["variant"], r["seed"]) for r in by_kind["training"]] == [
+        (variant, seed) for seed in (0, 1) for variant in settings["variants"]
+    ]
+    assert len(by_kind["extrapolation"]) == 2 * 4 * 2 * 2  # seeds, readings in all, protocols, lengths
+    assert len(by_kind["comparison"]) == 4 * 2 * 2
+    assert records[0]["documents"] == ["words.txt"]
+    flatter = [r for r in by_kind["comparison"] if r["reading"] == "flatter"]
+    assert {r["name"] for r in flatter} == {"alibi, flatter"}
+    assert all(r["reading_fields"] == {"alibi_scaling": {"type": "linear", "factor": 4}} for r in flatter)
+    assert all(r["difference_nats"] != 0 for r in flatter)
+    (beyond,) = {r["error"] for r in by_kind["comparison"] if r["variant"] == "table" and r["length_tokens"] == 32}
+    assert "learned positions end" in beyond
+
+
+def test_learned_slopes_are_recorded(settings: dict[str, Any]) -> None:
+    settings |= {"variants": {"alibi": {}, "learned": {"alibi_trainable": "beta"}}, "seeds": [0], "readings": {}}
+    (learned,) = [r for r in run_comparison(ComparisonConfig(**settings)) if r["kind"] == "trained_beta"]
+    check_record(learned)
+    ((slope, _),), (beta,) = learned["slopes_by_layer"], learned["beta_by_layer"]
+    assert slope == pytest.approx(beta * 2**-4) and beta != 1.0 and learned["variant"] == "learned"
+
+
+def test_finished_runs_are_not_done_again(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    settings |= {"variants": {"alibi": {}}, "seeds": [0]}
+    first = run_comparison(ComparisonConfig(**settings))
+    monkeypatch.setattr("modeling_alibi_gpt.evaluation.extrapolation.load_causal_lm", None)
+    monkeypatch.setattr("modeling_alibi_gpt.training.trainer.make_trainer", None)
+    again = run_comparison(ComparisonConfig(**settings))
+    assert [r for r in again if r["kind"] == "extrapolation"] == [r for r in first if r["kind"] == "extrapolation"]
+
+
+def test_a_run_that_another_worker_holds_is_left_to_it(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run is taken up once the lock is free: here it comes free when this worker first waits."""
+    settings |= {"variants": {"alibi": {}, "no positions": {"position_method": "none"}}, "seeds": [0], "readings": {}}
+    (tmp_path / "out").mkdir()
+    other = FileLock(tmp_path / "out" / ".alibi-seed0.lock")
+    other.acquire()
+    found = []
+
+    def wait(seconds: float) -> None:
+        found.append([path.parent.name for path in (tmp_path / "out").glob("*-seed0/training.jsonl")])
+        other.release()
+
+    monkeypatch.setattr(comparison.time, "sleep", wait)
+    records = run_comparison(ComparisonConfig(**settings))
+    assert found == [["no-positions-seed0"]]
+    assert {r["variant"] for r in records if r["kind"] == "training"} == {"alibi", "no positions"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"reference": "rope"}, "'rope' is no variant"),
+        ({"seeds": [1, 1]}, "seeds must be one or more"),
+        ({"readings": {"rope": {}}}, "'rope' is no variant"),
+        ({"variants": {"alibi": {"alibi_betta": 2}}}, "alibi_beta"),
+        ({"variants": {"alibi": {"training.learning_rat": 1}}}, "did you mean 'training.learning_rate'"),
+        ({"variants": {"alibi": {"training.seed": 1}}}, "variants.alibi: training.seed cannot be set"),
+        ({"variants": {"alibi": {"position_learning_rate": "fast"}}}, "position_learning_rate' must be float"),
+        ({"variants": {"alibi": {"position_learning_rate": 0}}}, "must be a finite number above 0, got 0"),
+        ({"variants": {"alibi": {"position_learning_rate": 30}}}, "position_learning_rate 30 would change nothing"),
+        ({"readings": {"alibi": {"x": {"alibi_scaling": {"type": "cubic"}}}}}, "alibi_scaling type"),
+        ({"readings": {"alibi": {"x": {"alibi_betta": 2}}}}, "unknown key 'model.overrides.alibi_betta'"),
+        ({"readings": {"alibi": {"x": {"model_type": "gpt2"}}}}, "unknown key 'model.overrides.model_type'"),
+        ({"readings": {"alibi": {"x": 5}}}, "readings.alibi.x must be a mapping of config fields, got 5"),
+        ({"readings": {"alibi": [1]}}, "readings.alibi must be a mapping"),
+        ({"readings": {"alibi": {"as trained": {}}}}, "'as trained' is what every model is read as"),
+        ({"readings": {"alibi": {"x": {"hidden_size": 32}}}}, "readings.alibi.x needs other weights than those train"),
+        ({"readings": {"alibi": {"x": {"alibi_trainable": "beta"}}}}, "readings.alibi.x needs other weights"),
+        ({"evaluation": {}}, "evaluation.source is missing"),
+        ({"evaluation": {"source": "text:nowhere/*"}}, "no file matches 'nowhere/\\*'"),
+        ({"evaluation": {"source": "web:x"}}, "unknown source 'web:x'"),
+        ({"evaluation": {"source": "stdlib", "lengths": [8]}}, "evaluation.lengths"),
+        ({"evaluation": {"source": "stdlib", "models": ["x"]}}, "evaluation.models cannot be set"),
+        ({"evaluation": {"source": "stdlib", "split": "dev"}}, "split must be one of train, .*, got 'dev'"),
+        ({"evaluation": {"source": "stdlib", "dtype": "int8"}}, "dtype must be one of float32, bfloat16, got 'int8'"),
+        ({"evaluation": {"source": "stdlib", "protocols": ["once"]}}, "protocol must be one of .*, got 'once'"),
+        ({"evaluation": {"source": "stdlib", "lengths_tokens": [0]}}, "length_tokens must be at least 1, got 0"),
+        ({"evaluation": {"source": "stdlib", "attn_implementation": "x"}}, "attn_implementation must be one of eager"),
+        ({"variants": {"alibi": {}, "": {}}}, "printable names .*, got ''"),
+        ({"variants": {"alibi": {}, "alibi ": {}}}, "printable names .*, got 'alibi '"),
+        ({"variants": {"alibi": {}, "a  b": {}}}, "printable names .*, got 'a  b'"),
+        ({"variants": {"alibi": {}, "a\x00b": {}}}, "printable names"),
+        ({"variants": {"alibi": {}, "x/y": {}, "x y": {}}}, "variants 'x/y' and 'x y' would share one folder"),
+        ({"variants": {"alibi": {}, "ALiBi": {}}}, "variants 'alibi' and 'ALiBi' would share one folder"),
+        ({"variants": {"alibi": {}, "x" * 101: {}}}, "names of at most 100 characters"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(
+    settings: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        run_comparison(ComparisonConfig(**(settings | change)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_written_outside_the_folder_of_the_comparison(settings: dict[str, Any], tmp_path: Path) -> None:
+    names = ["../../../esc", "x/y", "/abs", ".hidden"]
+    settings |= {"variants": dict.fromkeys(names, {}), "seeds": [0], "readings": {}, "reference": "x/y"}
+    settings["output_dir"] = str(tmp_path / "deep" / "er" / "out")
+    before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    run_comparison(ComparisonConfig(**settings))
+    written = {path for path in tmp_path.rglob("*") if "cache" not in path.parts} - before
+    out = tmp_path / "deep" / "er" / "out"
+    assert all(path in out.parents or path == out or out in path.parents for path in written)
+    runs = sorted(path.name for path in out.iterdir() if path.is_dir())
+    assert runs == ["--..-..-esc-seed0", "-abs-seed0", "-hidden-seed0", "x-y-seed0"]
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    nats = {("alibi", 0): 3.0, ("alibi", 1): 3.5, ("rope", 0): 3.25, ("rope", 1): 3.25}
+    rows = [
+        {
+            **{"kind": "extrapolation", "comparison": "c", "variant": variant, "name": variant, "seed": seed},
+            **{"reading": "as trained", "fields": {}, "overrides": {}, "position_method": variant, "error": None},
+            **{"protocol": "sliding", "length_tokens": 8, "stride_tokens": 2, "train_context_length": 8},
+            **{"nats_per_token": value, "provenance": {"data_fingerprint": "0"}},
+        }
+        for (variant, seed), value in nats.items()
+    ]
+    alibi, rope = comparison_records(rows, reference="alibi")
+    assert alibi["difference_nats_by_seed"] == [0.0, 0.0] and alibi["nats_per_token"] == 3.25
+    assert rope["difference_nats_by_seed"] == [0.25, -0.25] and rope["difference_nats"] == 0.0
+    assert rope["difference_nats_sd"] == statistics.stdev([0.25, -0.25]) and rope["nats_per_token_sd"] == 0.0
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "comparison").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_comparisons_of_the_project_can_be_built(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(ComparisonConfig, str(path))
+    runs = comparison._runs(config)
+    assert len(runs) == len(config.variants) * len(config.seeds)
+    base = load_config(ExperimentConfig, config.experiment)
+    assert model_config(base.model).model_type == "alibi_gpt"
+
+
+def test_the_script_prints_the_grid(settings: dict[str, Any], tmp_path: Path, capsys, caplog) -> None:
+    spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts" / "compare.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    path = tmp_path / "comparison.json"
+    path.write_text(json.dumps(settings | {"variants": {"alibi": {}}, "seeds": [0]}), encoding="utf-8")
+    assert script.main(["--config", str(path), "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("alibi, flatter") for line in lines)
+    assert json.loads(lines[-1])["records"] == str(tmp_path / "out" / "comparison.jsonl")
+    label = "[1/1 alibi seed 0]"
+    begins, ends = [message for message in caplog.messages if message.startswith("[")]
+    assert begins == f"{label} begins" and ends.startswith(f"{label} validation perplexity ")
+    assert script.main(["--config", str(path), "--set", "seeds=[]"]) == 2

@@ -1,0 +1,74 @@
+"""A tiny sweep for the tests, seconds for all its trainings, and what its worker processes do."""
+
+import os
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from optuna.distributions import FloatDistribution
+from optuna.trial import Trial
+
+from modeling_alibi_gpt.reporting.records import read_records
+
+
+def tiny_experiment(root: Path, **training: Any) -> dict[str, Any]:
+    """An experiment of six steps on a text of its own in ``root``."""
+    path = root / "words.txt"
+    if not path.exists():
+        words = ["plan", "window", "token", "slope", "bias", "score"]
+        path.write_text(" ".join(random.Random(0).choices(words, k=1000)), encoding="utf-8")
+    model = {"vocab_size": 264, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    return {
+        "name": "tiny",
+        "model": {"config": model},
+        "data": {
+            "source": f"text:{path}",
+            "train_length_tokens": 16,
+            "cache_dir": str(root / "tokenizers"),
+        },
+        "global_batch_size": 4,
+        "training": {
+            "output_dir": str(root / "unused"),
+            "max_steps": 6,
+            "learning_rate": 0.01,
+            "logging_steps": 2,
+            "save_steps": 2,
+            "report_to": "none",
+            **training,
+        },
+    }
+
+
+def losses(output_dir: str | Path) -> dict[Any, list[float]]:
+    """What a sweep found, by beta or by what was learned with which seed; equal for equal sweeps."""
+    found: dict[Any, list[float]] = {}
+    for record in read_records(Path(output_dir, "trials.jsonl")):
+        is_trial = record["kind"] == "beta_trial"
+        key = record["beta"] if is_trial else (record["alibi_trainable"], record["seed"])
+        assert key not in found
+        found[key] = record["nats_per_token_by_seed"] if is_trial else [record["nats_per_token"]]
+    return found
+
+
+def training_record(folder: str | Path) -> dict[str, Any]:
+    """The record of the finished training in ``folder``."""
+    [record] = [record for record in read_records(Path(folder, "training.jsonl")) if record["kind"] == "training"]
+    return record
+
+
+def share_points(url: str, points: list[float], num_sampled: int, folder: Path) -> None:
+    """A worker whose trials take no time and fail where another worker is at the same one."""
+    from modeling_alibi_gpt.experiments.study import open_study, run_grid, run_sampled
+
+    def price(trial: Trial) -> float:
+        beta = trial.params["beta"]
+        with open(folder / f"{beta!r}", "x", encoding="utf-8") as file:
+            file.write(str(os.getpid()))
+        time.sleep(0.01)
+        return beta
+
+    distribution = FloatDistribution(0.125, 64, log=True)
+    study = open_study("grid", url, {})
+    run_grid(study, [{"beta": beta} for beta in points], {"beta": distribution}, price)
+    run_sampled(open_study("sampled", url, {}), "beta", distribution, num_sampled, 0, price)
