@@ -23,7 +23,7 @@ from modeling_alibi_gpt.conversion.source_weights import SourceWeights
 from modeling_alibi_gpt.conversion.streaming import Plan, plan_conversion, write_weights
 from modeling_alibi_gpt.evaluation.checkpoints import load_model_config
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.reporting.records import write_json
+from modeling_alibi_gpt.reporting.atomic import write_json
 from modeling_alibi_gpt.training.experiment import read_mapping
 from modeling_alibi_gpt.training.model_setup import check_overrides
 from modeling_alibi_gpt.training.model_size import FLOAT32_BYTES, format_bytes, num_parameters

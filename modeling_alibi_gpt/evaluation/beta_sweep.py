@@ -30,8 +30,9 @@ from modeling_alibi_gpt.evaluation.beta_study import (
 )
 from modeling_alibi_gpt.evaluation.processes import process_state
 from modeling_alibi_gpt.evaluation.storage_failures import reported_storage_failures
+from modeling_alibi_gpt.reporting.atomic import write_json
 from modeling_alibi_gpt.reporting.beta_choice import describe_choice
-from modeling_alibi_gpt.reporting.records import write_json, write_records
+from modeling_alibi_gpt.reporting.records import write_records
 from modeling_alibi_gpt.reporting.statistics import choose_trial
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from modeling_alibi_gpt.reporting.atomic import write_bytes, write_text
 from modeling_alibi_gpt.reporting.beta_choice import describe_choice
 from modeling_alibi_gpt.reporting.comparison import comparison_sections
 from modeling_alibi_gpt.reporting.complete import check_comparisons

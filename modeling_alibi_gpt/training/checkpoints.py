@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_alibi_gpt.reporting.records import write_json
+from modeling_alibi_gpt.reporting.atomic import write_json
 from modeling_alibi_gpt.training.experiment import read_mapping
 from modeling_alibi_gpt.training.resumable import (
     DATA_FILE,

@@ -29,7 +29,8 @@ from modeling_alibi_gpt.evaluation.bias_record import (
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
 from modeling_alibi_gpt.evaluation.processes import failing_together, process_state
 from modeling_alibi_gpt.evaluation.scoring import score_stream
-from modeling_alibi_gpt.reporting.records import provenance, write_json, write_records
+from modeling_alibi_gpt.reporting.atomic import write_json
+from modeling_alibi_gpt.reporting.records import provenance, write_records
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.checkpoints import (
     PRECISION_FILE,

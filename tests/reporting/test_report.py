@@ -260,7 +260,7 @@ def test_a_learned_beta_stands_beside_the_study_that_it_was_learned_in_and_no_ot
     [
         ([], "got no records"),
         ([bias_record(), {"kind": "speed"}], "kind 'speed'; expected one of training"),
-        ([{"kind": "training", "name": "alibi"}], "a training record lacks model_dir"),
+        ([{"kind": "training", "name": "alibi"}], "a training record lacks provenance"),
         ([bias_record(), beta_record("retrain", 0, 1.0) | {"mode": "guess"}], "mode 'guess'; expected one of retrain"),
     ],
 )
