@@ -16,7 +16,7 @@ from modeling_alibi_gpt.evaluation.comparison_names import check_names, run_fold
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
 from modeling_alibi_gpt.evaluation.paired import comparison_records
 from modeling_alibi_gpt.evaluation.processes import process_state
-from modeling_alibi_gpt.reporting.grid import AS_TRAINED
+from modeling_alibi_gpt.reporting.record_types import AS_TRAINED
 from modeling_alibi_gpt.reporting.records import provenance, read_records, write_records
 from modeling_alibi_gpt.training.checkpoints import RECORD_FILE
 from modeling_alibi_gpt.training.corpora import describe_documents, load_documents
@@ -51,6 +51,7 @@ class ComparisonConfig:
 
     Attributes:
         name: Of the comparison, in its records.
+        corpus: Name of the text that was learned, for tables and figures; by default ``name``.
         experiment: Path of the experiment that every run starts from, or the mapping itself.
         experiment_overrides: ``a.b=value`` assignments laid over it.
         variants: Name to fields of ``AlibiGPTConfig``: what sets one training apart from another. Beside them a
@@ -65,6 +66,7 @@ class ComparisonConfig:
     """
 
     name: str
+    corpus: str | None = None
     experiment: str | dict[str, Any]
     experiment_overrides: list[str] = field(default_factory=list)
     variants: dict[str, Any]
@@ -147,7 +149,7 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
         time.sleep(POLL_SECONDS)
     records = _corpus_records(config.name, runs[0].experiment.data)
     records += [record for run in runs for record in _collect(config.name, run)]
-    records += comparison_records(records, reference=config.reference)
+    records += comparison_records(records, reference=config.reference, corpus=config.corpus)
     output_dir = Path(config.output_dir)
     with FileLock(output_dir / ".results.lock"):  # workers end at the same time
         write_records(output_dir / "comparison.jsonl", records)

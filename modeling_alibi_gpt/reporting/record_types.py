@@ -26,16 +26,12 @@ class Part(BaseModel):
 
 
 class LossPoint(Part):
-    """The mean loss since the point before it."""
-
     step: int
-    nats_per_token: float
+    nats_per_token: float  # mean since the point before
 
 
 class NatsByPosition(Part):
-    """Mean loss in bins of position, whose edges are one more than their figures."""
-
-    edges_tokens: list[int]
+    edges_tokens: list[int]  # one more than there are figures
     nats_per_token: list[Number]
     num_tokens: list[int]
 
@@ -63,8 +59,6 @@ class Provenance(Part):
 
 
 class RecordType(Part):
-    """What all records have."""
-
     kind: str
     provenance: Provenance
 
@@ -88,6 +82,8 @@ class Training(OfComparison):
     train_length_tokens: Positive
     num_train_tokens: int
     num_steps: int = 0
+    learning_rate: Number = None
+    position_learning_rate: Number = None
     validation_nats_per_token: float
     validation_perplexity: PositiveNumber
     validation_bits_per_byte: Number = None
