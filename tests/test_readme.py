@@ -17,10 +17,10 @@ from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.evaluation.beta_config import SweepConfig
 from modeling_alibi_gpt.reporting.comparison import Comparison
 from modeling_alibi_gpt.reporting.comparison_sections import claims_section
-from modeling_alibi_gpt.reporting.frames import frame_of, frames
+from modeling_alibi_gpt.reporting.frames import MILESTONE_PROTOCOL, frame_of, frames, milestone_runs
 from modeling_alibi_gpt.reporting.page import markdown_table
 from modeling_alibi_gpt.reporting.records import Record, read_records
-from modeling_alibi_gpt.reporting.report import ReportConfig, milestone_runs
+from modeling_alibi_gpt.reporting.report import ReportConfig
 from modeling_alibi_gpt.reporting.speed_tables import (
     attention_speed_table,
     conversion_speed_table,
@@ -29,7 +29,7 @@ from modeling_alibi_gpt.reporting.speed_tables import (
     gpu_model_table,
     model_speed_table,
 )
-from modeling_alibi_gpt.reporting.tables import MILESTONE_PROTOCOL, Table, beta_table, extrapolation_table
+from modeling_alibi_gpt.reporting.tables import Table, beta_table, extrapolation_table
 from modeling_alibi_gpt.training.corpora import load_documents
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, load_config
 from modeling_alibi_gpt.training.tokenization import train_tokenizer

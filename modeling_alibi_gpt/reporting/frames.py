@@ -14,6 +14,9 @@ from modeling_alibi_gpt.reporting.records import RECORD_TYPES, Record
 from modeling_alibi_gpt.reporting.variants import BETA_DEFAULTS, corpus_of, what_varies
 
 
+# Of the windows by which trainings are followed.
+MILESTONE_PROTOCOL = "nonoverlapping"
+
 Records: TypeAlias = Sequence[Record] | pd.DataFrame
 
 
@@ -76,6 +79,25 @@ def alibi_first(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["position_method", "name", *(["length_tokens"] if "length_tokens" in frame else [])]
     order = frame.assign(is_other=frame["position_method"] != "alibi").sort_values(["is_other", *keys], kind="stable")
     return order.drop(columns="is_other")
+
+
+def milestone_runs(frame: pd.DataFrame) -> tuple[Record, list[Record]]:
+    """What the trainings started from, and for each when it is as good at its own length, and what it ends with."""
+    first, measured = frame.iloc[0], frame[frame["error"].isna()]
+    at_home = {"length_tokens": first["train_length_tokens"], "protocol": MILESTONE_PROTOCOL}
+    goal = pick(measured, name=first["name"], **at_home)["perplexity"].min()
+    start = {"name": first["name"], "num_train_tokens": first["num_train_tokens"], "perplexity": goal}
+    runs = []
+    for name, group in measured[measured["name"] != start["name"]].groupby("name", sort=False):
+        near = pick(group, **at_home)
+        reached = near.loc[near["perplexity"] <= goal, "num_train_tokens"].tolist()
+        last = pick(group, step=near["step"].iloc[-1]).sort_values("length_tokens", kind="stable")
+        run = {"name": name, "length_tokens": first["train_length_tokens"], "before": near["perplexity"].iloc[0]}
+        run |= {"reached": reached[0] if reached else None, "num_train_tokens": near["num_train_tokens"].iloc[-1]}
+        protocols = [(protocol, pick(last, protocol=protocol)) for protocol in group["protocol"].unique()]
+        run["ends"] = {p: list(zip(rows["length_tokens"], rows["perplexity"], strict=True)) for p, rows in protocols}
+        runs.append(run)
+    return start, runs
 
 
 def _labelled(frame: pd.DataFrame) -> pd.DataFrame:

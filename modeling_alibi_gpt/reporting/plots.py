@@ -31,11 +31,10 @@ from modeling_alibi_gpt.reporting.drawing import (
     write_below,
 )
 from modeling_alibi_gpt.reporting.formats import BETA, describe_protocol, format_count, format_perplexity, format_ratio
-from modeling_alibi_gpt.reporting.frames import Records, alibi_first, frame_of, pick, rows_of
+from modeling_alibi_gpt.reporting.frames import MILESTONE_PROTOCOL, Records, alibi_first, frame_of, pick, rows_of
 from modeling_alibi_gpt.reporting.records import Record
 from modeling_alibi_gpt.reporting.speed_tables import WAY_NAMES
 from modeling_alibi_gpt.reporting.statistics import BetaChoice, choose_trial
-from modeling_alibi_gpt.reporting.tables import MILESTONE_PROTOCOL
 
 
 KIND_COLOURS = {"geometric": ALIBI_COLOUR, "uniform": SECOND_COLOUR, AFTER_TRAINING: GREY}

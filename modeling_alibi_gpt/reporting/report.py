@@ -8,13 +8,13 @@ from typing import Any
 
 import pandas as pd
 
-from modeling_alibi_gpt.reporting.atomic import write_bytes, write_text
+from modeling_alibi_gpt.reporting.atomic import write_together
 from modeling_alibi_gpt.reporting.beta_choice import describe_choice
 from modeling_alibi_gpt.reporting.bias_plots import bias_by_distance_figure, bias_figure
 from modeling_alibi_gpt.reporting.comparison_sections import comparison_sections
 from modeling_alibi_gpt.reporting.complete import check_comparisons
 from modeling_alibi_gpt.reporting.formats import BETA
-from modeling_alibi_gpt.reporting.frames import distinct_names, frames, pick, rows_of
+from modeling_alibi_gpt.reporting.frames import distinct_names, frames, milestone_runs, pick, rows_of
 from modeling_alibi_gpt.reporting.page import Picture, Section, make_section, render_html, render_markdown
 from modeling_alibi_gpt.reporting.plots import (
     attention_speed_figure,
@@ -33,7 +33,6 @@ from modeling_alibi_gpt.reporting.speed_tables import (
     model_speed_table,
 )
 from modeling_alibi_gpt.reporting.tables import (
-    MILESTONE_PROTOCOL,
     Table,
     beta_table,
     extrapolation_table,
@@ -43,7 +42,6 @@ from modeling_alibi_gpt.reporting.tables import (
     trained_beta_tables,
     training_table,
 )
-from modeling_alibi_gpt.reporting.whole import write_together
 
 
 Frames = dict[str, pd.DataFrame]
@@ -87,7 +85,7 @@ def build_report(
     """Write a page and its figures: all of them, or none where the disk is full.
 
     Args:
-        records: of the kinds in ``RECORD_FIELDS``, in any order; kinds without records are left out.
+        records: of the kinds in ``RECORD_TYPES``, in any order; kinds without records are left out.
         output_dir: Folder of the page.
         title: Heading of the page.
         page: Its file name without suffix.
@@ -243,25 +241,6 @@ def _milestone_sections(by_kind: Frames) -> list[Section]:
     pictures = [Picture("milestones.png", milestone_figure(frame, start["name"]), alt)] if len(tuned) else []
     tables = [milestone_table(frame)]
     return [make_section(TEMPLATE, "milestones", pictures=pictures, tables=tables, start=start, runs=runs)]
-
-
-def milestone_runs(frame: pd.DataFrame) -> tuple[Record, list[Record]]:
-    """What the trainings started from, and for each when it is as good at its own length, and what it ends with."""
-    first, measured = frame.iloc[0], frame[frame["error"].isna()]
-    at_home = {"length_tokens": first["train_length_tokens"], "protocol": MILESTONE_PROTOCOL}
-    goal = pick(measured, name=first["name"], **at_home)["perplexity"].min()
-    start = {"name": first["name"], "num_train_tokens": first["num_train_tokens"], "perplexity": goal}
-    runs = []
-    for name, group in measured[measured["name"] != start["name"]].groupby("name", sort=False):
-        near = pick(group, **at_home)
-        reached = near.loc[near["perplexity"] <= goal, "num_train_tokens"].tolist()
-        last = pick(group, step=near["step"].iloc[-1]).sort_values("length_tokens", kind="stable")
-        run = {"name": name, "length_tokens": first["train_length_tokens"], "before": near["perplexity"].iloc[0]}
-        run |= {"reached": reached[0] if reached else None, "num_train_tokens": near["num_train_tokens"].iloc[-1]}
-        protocols = [(protocol, pick(last, protocol=protocol)) for protocol in group["protocol"].unique()]
-        run["ends"] = {p: list(zip(rows["length_tokens"], rows["perplexity"], strict=True)) for p, rows in protocols}
-        runs.append(run)
-    return start, runs
 
 
 def _training_sections(by_kind: Frames) -> list[Section]:

@@ -19,12 +19,9 @@ from modeling_alibi_gpt.reporting.formats import (
     format_seconds,
     with_minus,
 )
-from modeling_alibi_gpt.reporting.frames import Records, alibi_first, frame_of, pick, rows_of
+from modeling_alibi_gpt.reporting.frames import MILESTONE_PROTOCOL, Records, alibi_first, frame_of, pick, rows_of
 from modeling_alibi_gpt.reporting.records import Record
 from modeling_alibi_gpt.reporting.statistics import choose_trial
-
-
-MILESTONE_PROTOCOL = "nonoverlapping"
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from modeling_alibi_gpt.reporting.frames import frame_of
+from modeling_alibi_gpt.reporting.frames import frame_of, milestone_runs
 from modeling_alibi_gpt.reporting.records import check_record
-from modeling_alibi_gpt.reporting.report import build_report, milestone_runs
+from modeling_alibi_gpt.reporting.report import build_report
 from modeling_alibi_gpt.reporting.tables import milestone_table
 from tests.example_records import PROVENANCE
 

@@ -134,7 +134,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
 def test_a_directory_in_the_way_is_an_error_that_leaves_nothing(path: Path) -> None:
     path.mkdir(parents=True)
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(IsADirectoryError, match="is a folder; expected a file"):
         write_text(path, "text")
     assert os.listdir(path.parent) == [path.name]
 
