@@ -27,10 +27,10 @@ def sweep(config: Config = None, settings: Settings = None, as_json: Json = Fals
 
 
 def _print_trials(path: str) -> None:
+    from modeling_alibi_gpt.reporting.frames import frames
     from modeling_alibi_gpt.reporting.records import read_records
-    from modeling_alibi_gpt.reporting.tables import beta_table, group_by, trained_beta_table
+    from modeling_alibi_gpt.reporting.tables import beta_table, trained_beta_tables
 
-    tables = {"beta_trial": beta_table, "trained_beta": trained_beta_table}
-    for kind, records in group_by(read_records(path), lambda record: record["kind"]).items():
-        table = tables[kind](records)
+    for kind, frame in frames(read_records(path)).items():
+        table = beta_table(frame) if kind == "beta_trial" else trained_beta_tables(frame)[0]
         print("\n".join("".join(cell.rjust(16) for cell in row) for row in (table.header, *table.rows)), end="\n\n")

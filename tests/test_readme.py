@@ -3,8 +3,10 @@
 import re
 import shlex
 import tomllib
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,22 +17,21 @@ from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.tokenization import train_tokenizer
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
-from modeling_alibi_gpt.reporting.claims import claims_section
-from modeling_alibi_gpt.reporting.findings import beta_curve, choose_of_curve
-from modeling_alibi_gpt.reporting.gpu import gpu_attention_table, gpu_model_table
-from modeling_alibi_gpt.reporting.grid import Grid, paired
-from modeling_alibi_gpt.reporting.milestones import PROTOCOL
-from modeling_alibi_gpt.reporting.milestones import findings as retrofit_findings
+from modeling_alibi_gpt.reporting.comparison import Comparison
+from modeling_alibi_gpt.reporting.comparison_sections import claims_section
+from modeling_alibi_gpt.reporting.frames import MILESTONE_PROTOCOL, frame_of, frames, milestone_runs
 from modeling_alibi_gpt.reporting.page import markdown_table
 from modeling_alibi_gpt.reporting.records import Record, read_records
 from modeling_alibi_gpt.reporting.report import ReportConfig
-from modeling_alibi_gpt.reporting.speed import (
+from modeling_alibi_gpt.reporting.speed_tables import (
     attention_speed_table,
     conversion_speed_table,
     decode_speed_table,
+    gpu_attention_table,
+    gpu_model_table,
     model_speed_table,
 )
-from modeling_alibi_gpt.reporting.tables import Table, beta_table, extrapolation_table, group_by
+from modeling_alibi_gpt.reporting.tables import Table, beta_table, extrapolation_table
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
@@ -150,6 +151,14 @@ def test_the_demo_has_one_precision_on_every_machine(name: str) -> None:
     assert config.precision == "float32"
 
 
+def group_by(records: list[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
+    """Records with equal keys together, in the order of their first appearance."""
+    groups: dict[Any, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
 def read_results(kind: str) -> list[Record]:
     """The records of a file under results/ to which the README links."""
     (path,) = (ROOT / "results").glob(f"{kind}_cpu2_*.jsonl")
@@ -180,15 +189,17 @@ def test_llama_cpp_agrees_as_the_records_say() -> None:
 
 
 def test_a_retrofit_is_as_good_as_its_record_says() -> None:
-    first, *_ = retrofit_findings(records := read_results("retrofit"), "GPT-2")
-    assert "as good as GPT-2 (63.24) after 409,600 tokens" in first
+    start, (first, *_) = milestone_runs(frame_of(records := read_results("retrofit")))
+    assert (f"{start['perplexity']:.2f}", first["reached"]) == ("63.24", 409_600)
     assert "after 409,600 tokens of fine-tuning, a fifth of its training" in " ".join(README.split())
     assert records[0]["num_train_tokens"] == 5 * 409_600
     ends = [record for record in records if (record["name"], record["step"]) == ("GPT-2 with ALiBi", 400)]
     whole_near, whole_far, sliding_near, sliding_far = (f"{record['perplexity']:.2f}" for record in ends)
     assert f"perplexity {whole_far} against {whole_near} with windows that do not overlap" in " ".join(README.split())
     assert f"{sliding_far} against {sliding_near} with sliding ones" in " ".join(README.split())
-    (control,) = [r for r in records if (r["name"], r["step"], r["protocol"]) == ("GPT-2 as it was", 400, PROTOCOL)]
+    (control,) = [
+        r for r in records if (r["name"], r["step"], r["protocol"]) == ("GPT-2 as it was", 400, MILESTONE_PROTOCOL)
+    ]
     assert f"Fine-tuned as long with its table, the GPT-2 reached {control['perplexity']:.2f}" in " ".join(
         README.split()
     )
@@ -197,18 +208,16 @@ def test_a_retrofit_is_as_good_as_its_record_says() -> None:
 def test_claims_are_judged_as_the_records_say() -> None:
     config = load_config(ReportConfig, str(ROOT / "configs" / "report" / "results.yaml"))
     records = [record for path in config.records for record in read_records(ROOT / path) if "comparison" in record]
-    grids = group_by([r for r in records if r["kind"] == "comparison"], lambda record: record["comparison"])
-    (section,) = claims_section(
-        [Grid(group) for group in grids.values()], [r for r in records if r["kind"] == "training"]
-    )
+    by_kind = frames(records)
+    grids = {str(name): Comparison(frame) for name, frame in by_kind["comparison"].groupby("comparison", sort=False)}
+    (section,) = claims_section(list(grids.values()), by_kind["training"])
     verdicts = Table(["said", "found"], [row[:2] for row in section.tables[0].rows], num_text_columns=2)
     assert markdown_table(verdicts) in README
-    short, long = (Grid(group) for name, group in grids.items() if name.startswith("beta on Gutenberg"))
+    short, long = (grid for name, grid in grids.items() if name.startswith("beta on Gutenberg"))
     for grid, betas, words in ((short, (8, 16, 32, 64), "{:.2f} nats after one"), (long, (16,), "{:.2f} after two")):
-        curve = beta_curve(grid, "geometric", "sliding", 128)
-        choice = choose_of_curve(curve)
-        assert choice.level == betas
-        assert words.format(-paired(curve[choice.taken], curve[1.0]).mean) in " ".join(README.split())
+        curve = grid.curve("geometric", 128)
+        assert curve.choice.level == betas
+        assert words.format(-curve.between(curve.choice.taken, 1.0).mean) in " ".join(README.split())
 
 
 def test_figures_from_a_gpu_are_those_of_the_records() -> None:

@@ -17,7 +17,7 @@ from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
 from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.experiments.run_names import check_names, run_folder_name
-from modeling_alibi_gpt.reporting.grid import AS_TRAINED
+from modeling_alibi_gpt.reporting.record_types import AS_TRAINED
 from modeling_alibi_gpt.reporting.records import provenance, read_records, write_records
 from modeling_alibi_gpt.runtime.config import build_config, convert_value, load_config
 from modeling_alibi_gpt.runtime.distributed import process_state
@@ -45,6 +45,7 @@ class ComparisonConfig:
 
     Attributes:
         name: Of the comparison, in its records.
+        corpus: Name of the text that was learned, for tables and figures; by default ``name``.
         experiment: Path of the experiment that every run starts from, or the mapping itself.
         experiment_overrides: ``a.b=value`` assignments laid over it.
         variants: Name to fields of ``AlibiGPTConfig``: what sets one training apart from another. Beside them a
@@ -59,6 +60,7 @@ class ComparisonConfig:
     """
 
     name: str
+    corpus: str | None = None
     experiment: str | dict[str, Any]
     experiment_overrides: list[str] = field(default_factory=list)
     variants: dict[str, Any]
@@ -141,7 +143,7 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
         time.sleep(POLL_SECONDS)
     records = _corpus_records(config.name, runs[0].experiment.data)
     records += [record for run in runs for record in _collect(config.name, run)]
-    records += comparison_records(records, reference=config.reference)
+    records += comparison_records(records, reference=config.reference, corpus=config.corpus)
     output_dir = Path(config.output_dir)
     with FileLock(output_dir / ".results.lock"):  # workers end at the same time
         write_records(output_dir / "comparison.jsonl", records)

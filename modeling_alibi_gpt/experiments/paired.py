@@ -5,11 +5,14 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from modeling_alibi_gpt.reporting.grid import AS_TRAINED
+from modeling_alibi_gpt.reporting.record_types import AS_TRAINED
 from modeling_alibi_gpt.reporting.records import provenance
+from modeling_alibi_gpt.reporting.variants import what_varies
 
 
-def comparison_records(records: Sequence[dict[str, Any]], *, reference: str) -> list[dict[str, Any]]:
+def comparison_records(
+    records: Sequence[dict[str, Any]], *, reference: str, corpus: str | None = None
+) -> list[dict[str, Any]]:
     """One ``comparison`` record for each variant, reading, protocol and length.
 
     Seeds stand in pairs: two variants with one seed saw the same text in the same order, so their difference is less
@@ -21,6 +24,7 @@ def comparison_records(records: Sequence[dict[str, Any]], *, reference: str) -> 
     Args:
         records: Those of one comparison; only its ``extrapolation`` rows are read.
         reference: Name of the reference variant.
+        corpus: Name of the text, for people; by default that of the comparison.
     """
     cells: dict[tuple[str, str, str, int], dict[int, dict[str, Any]]] = {}
     for row in records:
@@ -28,13 +32,13 @@ def comparison_records(records: Sequence[dict[str, Any]], *, reference: str) -> 
             key = (row["variant"], row["reading"], row["protocol"], row["length_tokens"])
             cells.setdefault(key, {})[row["seed"]] = row
     return [
-        _comparison_record(rows, cells[reference, AS_TRAINED, protocol, length], reference)
+        _comparison_record(rows, cells[reference, AS_TRAINED, protocol, length], reference, corpus)
         for (_, _, protocol, length), rows in cells.items()
     ]
 
 
 def _comparison_record(
-    rows: dict[int, dict[str, Any]], beside: dict[int, dict[str, Any]], reference: str
+    rows: dict[int, dict[str, Any]], beside: dict[int, dict[str, Any]], reference: str, corpus: str | None
 ) -> dict[str, Any]:
     first = next(iter(rows.values()))
     error = next((row["error"] for row in rows.values() if row["error"]), None)
@@ -44,6 +48,8 @@ def _comparison_record(
     return {
         "kind": "comparison",
         **{name: first[name] for name in ("comparison", "variant", "reading", "name", "position_method")},
+        "corpus": corpus or first["comparison"],
+        "varies": what_varies(first["position_method"], first["fields"]),
         "fields": first["fields"],
         "reading_fields": first["overrides"],
         **{name: first[name] for name in ("protocol", "length_tokens", "stride_tokens", "train_context_length")},

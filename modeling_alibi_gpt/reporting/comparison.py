@@ -1,182 +1,204 @@
-"""The sections of a report about comparisons: what was run, curves, differences with their spread, and findings."""
+"""One comparison, or a part of one: its cells, what lies between two of them, and its curves over beta."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from modeling_alibi_gpt.reporting.beta_comparison import beta_sections
-from modeling_alibi_gpt.reporting.claims import claims_section
-from modeling_alibi_gpt.reporting.figures import (
-    bias_by_distance_figure,
-    extrapolation_figure,
-    position_figure,
-    training_figure,
-)
-from modeling_alibi_gpt.reporting.findings import (
-    extrapolation_findings,
-    learned_bias_findings,
-    noise_rule,
-    published_findings,
-    scaling_findings,
-)
-from modeling_alibi_gpt.reporting.grid import AS_TRAINED, Grid
-from modeling_alibi_gpt.reporting.page import Picture, Section, file_stem
+import pandas as pd
+
+from modeling_alibi_gpt.reporting.frames import pick, rows_of
+from modeling_alibi_gpt.reporting.record_types import AS_TRAINED
 from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.tables import (
-    differences_table,
-    extrapolation_table,
-    format_count,
-    format_range,
-    group_by,
+from modeling_alibi_gpt.reporting.statistics import (
+    BetaChoice,
+    Difference,
+    between_trainings,
+    choose_beta,
+    within_a_model,
 )
 
 
-def comparison_sections(by_kind: dict[str, list[Record]], *, claims: bool = False) -> list[Section]:
-    """For each comparison its setting and the sections that its variants call for; what a paper found.
+AFTER_TRAINING = "set after training"
+Differences = dict[str, Difference | None]
 
-    Args:
-        by_kind: Records of comparisons, by kind.
-        claims: Whether a table of verdicts on what is said of ALiBi comes first.
+
+class Comparison:
+    """Cells by variant, reading, protocol and length.
+
+    Attributes:
+        frame: Its ``comparison`` records, as ``frame_of`` gives them.
+        name, corpus: Of the comparison and of its text.
+        reference: Name of the variant that the others are compared with.
+        lengths: Window lengths in tokens, ascending.
+        protocols, variants, seeds: In the order of the records.
     """
-    groups = group_by(by_kind.get("comparison", []), lambda record: record["comparison"])
-    grids = [Grid(records) for records in groups.values()]
-    sections = claims_section(grids, by_kind.get("training", [])) if claims else []
-    of_methods = []
-    for grid in grids:
-        of_comparison = {
-            kind: [record for record in group if record.get("comparison") == grid.name]
-            for kind, group in by_kind.items()
+
+    def __init__(self, frame: pd.DataFrame, reference: str | None = None) -> None:
+        first = frame.iloc[0]
+        self.frame = frame
+        self.name, self.corpus = str(first["comparison"]), str(first["corpus"])
+        self.reference = reference or str(first["reference"])
+        self.seeds: list[int] = first["seeds"]
+        self.lengths: list[int] = sorted(frame["length_tokens"].unique().tolist())
+        self.protocols: list[str] = frame["protocol"].unique().tolist()
+        self.variants: list[str] = frame["variant"].unique().tolist()
+        self._cells = {
+            (row["variant"], row["reading"], row["protocol"], row["length_tokens"]): row for row in rows_of(frame)
         }
-        methods, betas = grid.split()
-        sections.append(_setting_section(grid, methods, of_comparison))
-        if methods is not None:
-            of_methods.append(methods)
-            sections += _method_sections(methods, of_comparison)
-        if betas is not None:
-            figure = file_stem(grid.name) + ("_beta" if methods is not None else "")
-            sections += beta_sections(betas, of_comparison.get("trained_beta", []), figure)
-    return sections + _published_sections(of_methods, by_kind.get("published", []))
+
+    @property
+    def main_protocol(self) -> str:
+        """Sliding windows where they were used: every scored token has most of a window behind it."""
+        return "sliding" if "sliding" in self.protocols else self.protocols[0]
+
+    @property
+    def as_trained(self) -> pd.DataFrame:
+        """The cells of models as they were trained."""
+        return self.frame[self.frame["is_trained"]]
+
+    @property
+    def alibi(self) -> str | None:
+        """The variant that is ALiBi as its paper has it: the reference, if it is one; None without any."""
+        plain = pick(self.frame, varies="nothing")["variant"].unique().tolist()
+        return self.reference if self.reference in plain else next(iter(plain), None)
+
+    @property
+    def scaled(self) -> list[str]:
+        """The variants that were read in other ways than they were trained in."""
+        return [variant for variant in self.variants if len(self.readings(variant)) > 1]
+
+    @property
+    def learned(self) -> list[str]:
+        """The variants whose beta or slopes learn."""
+        return list(self.as_trained.loc[self.as_trained["learns"], "variant"].unique())
+
+    @property
+    def own_beta(self) -> float:
+        """The beta that the reference was trained with."""
+        return float(pick(self.as_trained, variant=self.reference)["beta"].iloc[0])
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether every cell that was measured has its loss by block of the text."""
+        return bool(self.frame.loc[self.frame["error"].isna(), "nats_per_token_by_block"].notna().all())
+
+    def method(self, variant: str) -> str:
+        """The position method of a variant."""
+        return str(pick(self.frame, variant=variant)["position_method"].iloc[0])
+
+    def readings(self, variant: str) -> list[str]:
+        """The ways in which a variant was read, as trained first."""
+        return list(pick(self.frame, variant=variant)["reading"].unique())
+
+    def cell(self, variant: str, protocol: str, length: int, reading: str = AS_TRAINED) -> Record:
+        return self._cells[variant, reading, protocol, length]
+
+    def change(self, variant: str, protocol: str, length: int, reading: str = AS_TRAINED) -> Difference | None:
+        """From a variant as trained at the shortest length to ``length``; None where it fails at either."""
+        return paired(self.cell(variant, protocol, length, reading), self.cell(variant, protocol, self.lengths[0]))
+
+    def changes(self, protocol: str, variants: Iterable[str] | None = None) -> Differences:
+        """From the shortest length to the longest, of all variants or of some."""
+        chosen = self.variants if variants is None else variants
+        return {variant: self.change(variant, protocol, self.lengths[-1]) for variant in chosen}
+
+    def difference(
+        self, variant: str, protocol: str, length: int, reading: str = AS_TRAINED, *, against: str | None = None
+    ) -> Difference | None:
+        """From the reference, or ``against`` another variant, as trained; None where either of them fails."""
+        beside = self.cell(against or self.reference, protocol, length)
+        return paired(self.cell(variant, protocol, length, reading), beside)
+
+    def differences(
+        self, length: int, variants: Iterable[str] | None = None, *, against: str | None = None
+    ) -> Differences:
+        """Of all variants but the reference, or of some, with the main protocol."""
+        others = [variant for variant in self.variants if variant != self.reference] if variants is None else variants
+        return {v: self.difference(v, self.main_protocol, length, against=against) for v in others}
+
+    def gains(self, variant: str, length: int, field: str | None = None) -> Differences:
+        """From a variant as trained to its other readings, of those that set ``field`` if it is given."""
+        rows = pick(self.frame, variant=variant, is_trained=False)
+        readings = {row["reading"] for row in rows_of(rows) if field is None or field in row["reading_fields"]}
+        return {
+            reading: self.difference(variant, self.main_protocol, length, reading, against=variant)
+            for reading in self.readings(variant)
+            if reading in readings
+        }
+
+    def curve(self, kind: str, length: int, protocol: str | None = None) -> "Curve":
+        """A training for each beta with one kind of slopes, or the reference with other betas set after training."""
+        cells = pick(self.frame, protocol=protocol or self.main_protocol, length_tokens=length, reads_beta=True)
+        cells = cells[(cells["varies"] != "method") & ~cells["learns"] & cells["error"].isna()]
+        if kind == AFTER_TRAINING:
+            cells = pick(cells, slope_kind="geometric", variant=self.reference)
+        else:
+            cells = pick(cells, slope_kind=kind, is_trained=True)
+        return Curve({row["beta"]: row for row in rows_of(cells.sort_values("beta", kind="stable"))})
+
+    def curves(self, kind: str) -> dict[int, "Curve"]:
+        """By length; none unless there is one at every length."""
+        found = {length: self.curve(kind, length) for length in self.lengths}
+        return found if all(found.values()) else {}
+
+    def split(self) -> "tuple[Comparison | None, Comparison | None]":
+        """The part whose variants differ in their position method, and the part whose variants differ in beta.
+
+        Where no variant sets a beta, everything belongs to the first part. Where some do, the second part has every
+        ALiBi that differs from the paper's in beta, in the kind of its slopes or in what learns, and the first what
+        is left; the paper's ALiBi belongs to both, and so does the reference if its kind allows.
+        """
+        frame = self.frame
+        is_of_betas = frame["varies"] != "method"
+        if not any("alibi_beta" in fields for fields in frame.loc[is_of_betas, "fields"]):
+            return self, None
+        by_beta = Comparison(frame[is_of_betas & frame["reads_beta"]])
+        if by_beta.reference not in by_beta.variants:
+            by_beta.reference = by_beta.alibi or by_beta.variants[0]
+        if is_of_betas.all():
+            return None, by_beta
+        is_method = (frame["variant"] == self.reference) | (frame["varies"] != "beta")
+        return Comparison(frame[is_method & (frame["is_trained"] | ~frame["reads_beta"])]), by_beta
 
 
-def _setting_section(grid: Grid, methods: Grid | None, by_kind: dict[str, list[Record]]) -> Section:
-    training, rows = by_kind["training"], by_kind["extrapolation"]
-    first = training[0]
-    (num_tokens,) = {row["num_tokens"] for row in rows if row["num_tokens"]}
-    corpus = by_kind["corpus"][0]
-    num_seeds, longest = len(grid.records[0]["seeds"]), grid.lengths[-1]
-    sentence = (
-        f"{len(grid.variants)} variants, {num_seeds} {'seed' if num_seeds == 1 else 'seeds'} each: "
-        f"{format_range(record['num_parameters'] / 1e6 for record in training)} million parameters, "
-        f"{first['num_train_tokens'] / 1e6:.2f} million tokens of training at "
-        f"{format_count(first['train_length_tokens'])} tokens a sequence in "
-        f"{'bfloat16' if first['bf16'] else 'float32'}. Every length is read over the same {format_count(num_tokens)} "
-        f"tokens of validation text, {math.ceil(num_tokens / longest)} windows of {format_count(longest)}. Runs with "
-        f"one seed saw the same text in the same order. {noise_rule(grid)} Learned from "
-        f"{corpus['num_bytes'] / 1e6:.1f} MB of text: {', '.join(map(_title, corpus['documents']))}."
-    )
-    pictures = []
-    # The curves of betas lie one upon another.
-    ran = [] if methods is None else [record for record in training if record["variant"] in methods.variants]
-    drawn = [record for record in ran if record["seed"] == first["seed"] and record["loss_history"]]
-    if drawn:
-        alt = f"Training loss against step of {grid.name}, first seed"
-        pictures.append(Picture(f"{file_stem(grid.name)}_training.png", training_figure(drawn), alt))
-    return Section(_capital(grid.name), sentence, pictures)
+class Curve(dict[float, Record]):
+    """Cells by beta, ascending, none of which failed."""
+
+    @property
+    def lowest(self) -> float:
+        """The beta of the lowest loss."""
+        return min((row["nats_per_token"], beta) for beta, row in self.items())[1]
+
+    @property
+    def choice(self) -> BetaChoice:
+        """The beta to take, and between which the curve cannot tell."""
+        return choose_beta({beta: self.between(beta, self.lowest) for beta in self}, self.lowest)
+
+    def between(self, beta: float, other: float) -> Difference:
+        """The loss at one beta above that at another."""
+        found = paired(self[beta], self[other])
+        assert found is not None  # no cell of a curve failed
+        return found
+
+    def above(self, beta: float) -> dict[float, Difference]:
+        """Every other beta above ``beta``; nothing where that was not measured."""
+        return {other: self.between(other, beta) for other in self if other != beta} if beta in self else {}
+
+    def lowest_above(self, other: "Curve") -> Difference | None:
+        """The lowest of this curve above the lowest of another."""
+        return paired(self[self.lowest], other[other.lowest])
 
 
-def _method_sections(grid: Grid, by_kind: dict[str, list[Record]]) -> list[Section]:
-    stem, where = file_stem(grid.name), grid.corpus
-    figure = Picture(f"{stem}.png", extrapolation_figure(grid.as_trained), f"Perplexity against length, {grid.name}")
-    positions = _positions_picture(stem, grid, by_kind["extrapolation"])
-    sections = [
-        Section(
-            f"Length extrapolation, {where}",
-            f"Every method as it was trained, at 1 to {grid.lengths[-1] // grid.lengths[0]} training lengths; "
-            "perplexities are means over seeds.",
-            [figure],
-            [extrapolation_table(grid.as_trained), differences_table(grid, grid.as_trained)],
-            extrapolation_findings(grid),
-        ),
-        Section(
-            f"Loss by position, {where}",
-            "How well a token is predicted that stands this far into a window of the longest length, first seed; a "
-            "point covers the positions since the point before it, and points of few tokens are left out.",
-            [positions],
-        ),
-    ]
-    sections += _learned_bias_section(grid, by_kind.get("bias_by_distance", []))
-    scaled = [variant for variant in grid.variants if len(grid.readings(variant)) > 1]
-    if scaled:
-        records = [record for record in grid.records if record["variant"] in scaled]
-        pictures = [
-            Picture(
-                f"{stem}_{variant}_scaling.png",
-                extrapolation_figure([r | {"name": r["reading"]} for r in records if r["variant"] == variant]),
-                f"Perplexity against length of {variant}, as trained and scaled at inference",
-            )
-            for variant in scaled
-        ]
-        sentence = (
-            "The same trained models, read with flatter slopes or stretched rotations and no training in between."
-        )
-        tables = [extrapolation_table(records), differences_table(grid, records)]
-        sections.append(Section(f"Scaling at inference, {where}", sentence, pictures, tables, scaling_findings(grid)))
-    return sections
+def best_moves(curves: Iterable[Curve]) -> bool:
+    """Whether the best beta of one curve is worse than the best of another curve on that other curve."""
+    curves = list(curves)
+    return any(one.lowest in other and one.lowest not in other.choice.level for one in curves for other in curves)
 
 
-def _published_sections(grids: Sequence[Grid], published: Sequence[Record]) -> list[Section]:
-    if not published or not grids:
-        return []
-    sentence = (
-        f"What {published[0]['provenance']['source']} found on WikiText-103, with 247 million parameters and 205 "
-        f"epochs at 512 tokens, beside the far smaller models of {' and '.join(grid.name for grid in grids)}. "
-        "Perplexities do not compare, directions do."
-    )
-    findings = published_findings(grids, published)
-    return [Section("Beside the paper", sentence, [], [extrapolation_table(published)], findings)]
-
-
-def _positions_picture(stem: str, grid: Grid, rows: Sequence[Record]) -> Picture:
-    seed = grid.records[0]["seeds"][0]
-    drawn = [
-        row
-        for row in rows
-        if (row["seed"], row["reading"], row["protocol"]) == (seed, AS_TRAINED, "nonoverlapping")
-        if row["length_tokens"] == grid.lengths[-1] and row["error"] is None and row["variant"] in grid.variants
-    ]
-    return Picture(f"{stem}_positions.png", position_figure(drawn), "Nats per token against position, by method")
-
-
-def _learned_bias_section(grid: Grid, records: Sequence[Record]) -> list[Section]:
-    """The first seed's bias by distance of every method that learns one."""
-    first_seed = min((record["seed"] for record in records), default=None)
-    drawn = [
-        record for record in records if record["seed"] == first_seed and record["bias_before"] != record["bias_after"]
-    ]
-    if not drawn:
-        return []
-    pictures = [
-        Picture(
-            f"{file_stem(grid.name)}_bias_{file_stem(record['variant'])}.png",
-            bias_by_distance_figure(record),
-            f"Bias by distance of each head of {record['variant']}",
-        )
-        for record in drawn
-    ]
-    sentence = (
-        f"What {', '.join(record['variant'] for record in drawn)}, in this order, add to the attention score, by "
-        "head, first seed: a line for each layer that has its own, dashed before training, shifted to 0 at the query "
-        "itself. Keys right of the dotted line were further away than any in training."
-    )
-    return [
-        Section(
-            f"What was learned of distance, {grid.corpus}", sentence, pictures, findings=learned_bias_findings(drawn)
-        )
-    ]
-
-
-def _title(document: str) -> str:
-    return document.rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".txt")
-
-
-def _capital(name: str) -> str:
-    return name[0].upper() + name[1:]
+def paired(row: Record, other: Record) -> Difference | None:
+    """One cell above another, seed by seed; None where one of them failed."""
+    if row["error"] or other["error"]:
+        return None
+    pairs = zip(row["nats_per_token_by_seed"], other["nats_per_token_by_seed"], strict=True)
+    by_seed = [one - two for one, two in pairs]
+    if row["variant"] != other["variant"]:
+        return between_trainings(by_seed)
+    return within_a_model(by_seed, row["nats_per_token_by_block"], other["nats_per_token_by_block"])

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import product
 
-from modeling_alibi_gpt.reporting.grid import AS_TRAINED
+from modeling_alibi_gpt.reporting.record_types import AS_TRAINED
 from modeling_alibi_gpt.reporting.records import Record
 
 

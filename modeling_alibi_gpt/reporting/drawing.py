@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from modeling_alibi_gpt.reporting.tables import format_count
+from modeling_alibi_gpt.reporting.formats import format_count
 
 
 WIDTH_INCHES = 5.4
@@ -67,12 +67,32 @@ MAX_DIRECT_LABELS, MAX_LABEL_CHARS = 12, 20  # beyond these the names go into a 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve of one model."""
+    """One curve: the index of its dashes and marker tells it from others of its colour, a main one is drawn bold."""
 
     name: str
-    position_method: str
+    color: str
     xs: Sequence[float]
     ys: Sequence[float]
+    dashes: int = 0
+    is_main: bool = False
+    zorder: int = 2
+
+
+Curve = tuple[str, str, Sequence[float], Sequence[float]]  # name, position method, xs, ys
+
+
+def method_lines(curves: Sequence[Curve]) -> list[Line]:
+    """Curves in the colours of their position methods, or each in its own where all share one method."""
+    methods = [method for _, method, _, _ in curves]
+    colours = [METHOD_COLOURS.get(method, GREY) for method in methods]
+    if len(set(methods)) == 1:
+        others = [colour for colour in VARIANT_COLOURS if colour != colours[0]]
+        colours[1:] = [others[index % len(others)] for index in range(len(curves) - 1)]
+    lines = []
+    for index, ((name, method, xs, ys), colour) in enumerate(zip(curves, colours, strict=True)):
+        before, is_alibi = methods[:index].count(method), method == "alibi"
+        lines.append(Line(name, colour, xs, ys, before, is_main=is_alibi and not before, zorder=2 + is_alibi))
+    return lines
 
 
 def as_png(draw: Callable[..., Figure]) -> Callable[..., bytes]:
@@ -147,21 +167,16 @@ def write_below(figure: Figure, text: str) -> None:
 
 
 def draw_lines(axes: Axes, lines: Sequence[Line], *, markers: bool = True) -> None:
-    """Curves in the colours of their position methods, or each in its own where all share one method."""
-    num_drawn: dict[str, int] = {}
-    for line, colour in zip(lines, _colours(lines), strict=True):
-        index = num_drawn.setdefault(line.position_method, 0)
-        num_drawn[line.position_method] += 1
-        is_alibi = line.position_method == "alibi"
+    for line in lines:
         axes.plot(
             line.xs,
             line.ys,
-            color=colour,
-            linestyle=DASHES[index % len(DASHES)],
-            linewidth=2.6 if is_alibi and index == 0 else 1.5,
-            marker=MARKERS[index % len(MARKERS)] if markers else None,
-            markersize=6 if is_alibi and index == 0 else 4.5,
-            zorder=3 if is_alibi else 2,
+            color=line.color,
+            linestyle=DASHES[line.dashes % len(DASHES)],
+            linewidth=2.6 if line.is_main else 1.5,
+            marker=MARKERS[line.dashes % len(MARKERS)] if markers else None,
+            markersize=6 if line.is_main else 4.5,
+            zorder=line.zorder,
         )
 
 
@@ -192,7 +207,7 @@ def _name_below(axes: Axes, lines: Sequence[Line]) -> None:
 def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
     """Names right of the axes at the height of their curves' ends; a curve that ends early has its own beside it."""
     last_x = max(line.xs[-1] for line in lines)
-    styles = {line.name: _name_style(line, colour) for line, colour in zip(lines, _colours(lines), strict=True)}
+    styles = {line.name: _name_style(line.color) for line in lines}
     for line in lines:
         if line.xs[-1] < last_x:
             end, style = (line.xs[-1], line.ys[-1]), styles[line.name]
@@ -227,15 +242,6 @@ def _figure(axes: Axes) -> Figure:
     return figure
 
 
-def _name_style(line: Line, colour: str) -> dict[str, Any]:
+def _name_style(colour: str) -> dict[str, Any]:
     weight = "bold" if colour == ALIBI_COLOUR else "normal"
     return {"color": colour, "fontweight": weight, "fontsize": 9.5}
-
-
-def _colours(lines: Sequence[Line]) -> list[str]:
-    methods = [line.position_method for line in lines]
-    if len(set(methods)) == 1:
-        own = METHOD_COLOURS.get(methods[0], GREY)
-        others = [colour for colour in VARIANT_COLOURS if colour != own]
-        return [own, *(others[index % len(others)] for index in range(len(lines) - 1))]
-    return [METHOD_COLOURS.get(method, GREY) for method in methods]

@@ -1,17 +1,23 @@
-"""The pages of a report: sections of figures and tables as self-contained HTML and as Markdown."""
+"""Pages from templates: the sentences of a section with its numbers, and sections as HTML and as Markdown."""
 
 import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment
-from markupsafe import Markup
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
+from modeling_alibi_gpt.reporting import formats, statistics
+from modeling_alibi_gpt.reporting.comparison import best_moves
+from modeling_alibi_gpt.reporting.statistics import Difference
 from modeling_alibi_gpt.reporting.tables import Table
 
 
 MAX_STEM_BYTES = 100  # two of them, a few words between, and what a temporary name adds
+TEMPLATES = FileSystemLoader(Path(__file__).with_name("templates"))
+SETTINGS: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
 
 
 @dataclass(frozen=True)
@@ -33,125 +39,36 @@ class Section:
 
     title: str
     sentence: str
-    pictures: list[Picture] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
+    pictures: Sequence[Picture] = ()
+    tables: Sequence[Table] = ()
     findings: list[str] = field(default_factory=list)
 
 
-# No script, no link outside the page. Tables scroll inside their own box, so the page itself never does sideways.
-HTML = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light; --ink: #2b2b2b; --soft: #6a6a6a; --rule: #e4e1dc; --accent: #b83a08; }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1rem 4rem; max-width: 56rem; background: #fff; color: var(--ink);
-  font: 1rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 1rem; }
-h2 { font-size: 1.25rem; line-height: 1.3; margin: 0 0 .5rem; }
-section { border-top: 1px solid var(--rule); margin-top: 2.5rem; padding-top: 1.75rem; }
-p { margin: 0 0 1rem; max-width: 42rem; }
-nav ul { list-style: none; margin: 0; padding: 0; display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; }
-a { color: var(--accent); text-decoration: none; }
-a:hover { text-decoration: underline; }
-.findings { margin: 0 0 1rem; padding-left: 1.25rem; max-width: 42rem; }
-img { display: block; max-width: 100%; height: auto; margin: 1.25rem 0; }
-.scroll { overflow-x: auto; margin: 1.25rem 0; background:
-  linear-gradient(to left, #fff 1.5rem, #fff0) right / 3rem 100% no-repeat local,
-  linear-gradient(to left, #0002, #0000) right / .75rem 100% no-repeat scroll; }
-table { border-collapse: separate; border-spacing: 0; font-size: .875rem; line-height: 1.4;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .4rem .75rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--rule); }
-th { color: var(--soft); font-weight: 600; vertical-align: bottom; }
-.word { text-align: left; white-space: normal; }
-th:first-child, td:first-child { padding-left: 0; position: sticky; left: 0; background: #fff; }
-tr.best td { font-weight: 700; color: var(--accent); }
-.notes { margin: -.5rem 0 0; padding-left: 1.25rem; font-size: .875rem; color: var(--soft); overflow-wrap: anywhere; }
-@media (max-width: 30rem) { table { font-size: .8125rem; } th, td { padding: .35rem .4rem; } }
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-<nav aria-label="Sections"><ul>
-{%- for section in sections %}
-<li><a href="#section-{{ loop.index }}">{{ section.title }}</a></li>
-{%- endfor %}
-</ul></nav>
-{%- for section in sections %}
-<section id="section-{{ loop.index }}">
-<h2>{{ section.title }}</h2>
-<p>{{ section.sentence }}</p>
-{%- if section.findings %}
-<ul class="findings">
-{%- for finding in section.findings %}
-<li>{{ finding }}</li>
-{%- endfor %}
-</ul>
-{%- endif %}
-{%- for picture in section.pictures %}
-<img src="{{ picture.data_uri }}" alt="{{ picture.alt }}">
-{%- endfor %}
-{%- for table in section.tables %}
-<div class="scroll" tabindex="0"><table>
-<thead><tr>
-{%- for cell in table.header %}<th scope="col"{{ table | word(loop.index0) }}>{{ cell }}</th>{% endfor -%}
-</tr></thead>
-<tbody>
-{%- for row in table.rows %}
-<tr{% if loop.index0 in table.bold_rows %} class="best"{% endif %}>
-{%- for cell in row %}<td{{ table | word(loop.index0) }}>{{ cell }}</td>{% endfor -%}
-</tr>
-{%- endfor %}
-</tbody>
-</table></div>
-{%- if table.footnotes %}
-<ol class="notes">
-{%- for note in table.footnotes %}
-<li>{{ note }}</li>
-{%- endfor %}
-</ol>
-{%- endif %}
-{%- endfor %}
-</section>
-{%- endfor %}
-</body>
-</html>
-"""
+def make_section(
+    template: str, macro: str, *, pictures: Sequence[Picture] = (), tables: Sequence[Table] = (), **values: Any
+) -> Section:
+    """A section whose text a macro of a template writes: its title, sentences, and findings after hyphens."""
+    title, *lines = render_lines(template, macro, **values)
+    findings = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
+    sentence = " ".join(line for line in lines if not line.startswith("- "))
+    return Section(title, sentence, pictures, tables, findings)
+
+
+def render_lines(template: str, macro: str, **values: Any) -> list[str]:
+    """The lines that a macro writes, without empty ones. A value that the macro does not know raises an error."""
+    text = getattr(_SENTENCES.get_template(template).module, macro)(**values)
+    return [line.strip() for line in str(text).splitlines() if line.strip()]
 
 
 def render_html(title: str, sections: Sequence[Section]) -> str:
     """One page with nothing outside it: styles and pictures are inside, and every text is escaped."""
-    environment = Environment(autoescape=True)
-    environment.filters["word"] = _word_class
-    return environment.from_string(HTML).render(title=title, sections=sections)
+    return _PAGES.get_template("page.html").render(title=title, sections=sections)
 
 
 def render_markdown(title: str, sections: Sequence[Section], *, figures_folder: str) -> str:
     """The same in GitHub's Markdown, its pictures in ``figures_folder``, relative to the page."""
-    parts = [f"# {_escape(title)}"]
-    for section in sections:
-        parts += [f"## {_escape(section.title)}", _escape(section.sentence)]
-        if section.findings:
-            parts.append("\n".join(f"- {_escape(finding)}" for finding in section.findings))
-        parts += [f"![{_escape(picture.alt)}]({figures_folder}/{picture.file_name})" for picture in section.pictures]
-        for table in section.tables:
-            parts.append(markdown_table(table))
-            if table.footnotes:
-                parts.append("\n".join(f"{n}. {_escape(note)}" for n, note in enumerate(table.footnotes, start=1)))
-    return "\n\n".join(parts) + "\n"
-
-
-def file_stem(name: str) -> str:
-    """The name of a file for ``name``: lower case, one underscore between its words, short enough for any disk."""
-    stem = re.sub(r"\W+", "_", name.lower()).strip("_")
-    return stem.encode("utf-8")[:MAX_STEM_BYTES].decode("utf-8", errors="ignore")
-
-
-def _word_class(table: Table, column: int) -> Markup:
-    return Markup(' class="word"' if column < table.num_text_columns else "")
+    page = _PAGES.get_template("page.md").render(title=title, sections=sections, figures_folder=figures_folder)
+    return page.strip() + "\n"
 
 
 def markdown_table(table: Table) -> str:
@@ -162,6 +79,47 @@ def markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def file_stem(name: str) -> str:
+    """The name of a file for ``name``: lower case, one underscore between its words, short enough for any disk."""
+    stem = re.sub(r"\W+", "_", name.lower()).strip("_")
+    return stem.encode("utf-8")[:MAX_STEM_BYTES].decode("utf-8", errors="ignore")
+
+
 def _escape(text: str) -> str:
     """On one line, with the characters that Markdown would act upon marked as plain."""
     return re.sub(r"([\\\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
+
+
+def _on_one_line(value: Any) -> Any:
+    """A name with a line break in it must not end the line of a template."""
+    return " ".join(value.splitlines()) if isinstance(value, str) else value
+
+
+def _by_sign(differences: dict[Any, Difference | None]) -> list[tuple[str, dict[str, Difference | None]]]:
+    """Names and their differences under what these show, groups without members left out."""
+    words: dict[int | None, str] = {-1: "lower", 0: "no different", 1: "higher", None: "cannot be read"}
+    groups: dict[str, dict[str, Difference | None]] = {word: {} for word in words.values()}
+    for key, difference in differences.items():
+        name = key if isinstance(key, str) else formats.format_ratio(key)
+        groups[words[None if difference is None else difference.sign]][name] = difference
+    return [(word, members) for word, members in groups.items() if members]
+
+
+_SENTENCES = Environment(loader=TEMPLATES, finalize=_on_one_line, **SETTINGS)
+_SENTENCES.globals.update({name: value for name, value in vars(statistics).items() if name.endswith("_NATS")})
+_SENTENCES.filters |= {
+    "best_moves": best_moves,
+    "by_sign": _by_sign,
+    "change": formats.format_change,
+    "count": formats.format_count,
+    "document": lambda path: path.rsplit("/", 1)[-1].removesuffix(".gz").removesuffix(".txt"),
+    "mean": formats.format_mean,
+    "of": lambda key, mapping: mapping[key],
+    "opening": lambda text: text[:1].upper() + text[1:],
+    "perplexity": formats.format_perplexity,
+    "protocol": formats.protocol_name,
+    "ratio": formats.format_ratio,
+    "span": formats.format_range,
+}
+_PAGES = Environment(loader=TEMPLATES, autoescape=select_autoescape(["html"]), **SETTINGS)
+_PAGES.filters |= {"plain": _escape, "table": markdown_table}

@@ -1,209 +1,298 @@
-"""What type each field of a record has, whatever the kind of the record; fields that no report reads have none."""
+"""One schema for each kind of record: which fields it has, of which type, and what must agree among them.
 
-import math
-import types
-import typing
-from collections.abc import Iterator
-from typing import Any, TypedDict
+A record is checked by the same schema when it is written and when it is read. Fields with a default are those that
+older records lack, or that only the records of a comparison have.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-class LossPoint(TypedDict):
-    """The mean loss since the point before it."""
+Positive = Annotated[int, Field(gt=0)]
+PositiveNumber = Annotated[float, Field(gt=0)]
+Text = str | None
+Count = int | None
+Number = float | None
+ByLayer = list[list[float]]
+ByHead = list[list[list[float]]]  # layers, heads, distances
+AS_TRAINED = "as trained"
 
+
+class Part(BaseModel):
+    """An object with the fields of its class and no others, each of its type and no other."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LossPoint(Part):
     step: int
-    nats_per_token: float
+    nats_per_token: float  # mean since the point before
 
 
-class NatsByPosition(TypedDict):
-    """Mean loss in bins of position, whose edges are one more than their figures."""
-
-    edges_tokens: list[int]
-    nats_per_token: list[float]
+class NatsByPosition(Part):
+    edges_tokens: list[int]  # one more than there are figures
+    nats_per_token: list[Number]
     num_tokens: list[int]
 
 
-class Hardware(TypedDict, total=False):
-    cpu: str | None
-    num_cores: int | None
-    memory_bytes: int | None
-    gpus: list[str]
+class Hardware(Part):
+    cpu: Text = None
+    num_cores: Count = None
+    memory_bytes: Count = None
+    gpus: list[str] = []
 
 
-class Provenance(TypedDict, total=False):
-    git_commit: str | None
-    git_dirty: bool | None
-    time_utc: str | None
-    versions: dict[str, str | None]
-    hardware: Hardware | None
-    data_fingerprint: str | None
+class Provenance(Part):
+    """Where a number comes from; a measurement adds its own settings."""
+
+    model_config = ConfigDict(extra="allow")
+
+    git_commit: Text = None
+    git_dirty: bool | None = None
+    time_utc: Text = None
+    versions: dict[str, Text] = {}
+    hardware: Hardware | None = None
+    seed: Count = None
+    data_fingerprint: Text = None
+    source: Text = None
 
 
-FIELD_TYPES: dict[str, Any] = {
-    **dict.fromkeys(
-        (
-            *("alibi_trainable", "comparison", "dtype", "fingerprint", "kind", "mode", "model", "model_dir", "name"),
-            *("position_method", "protocol", "reading", "reference", "reference_dtype", "source", "state", "study"),
-            *("suite", "transformers", "variant"),
-        ),
-        str,
-    ),
-    **dict.fromkeys(
-        (
-            *("cache_bytes", "context_tokens", "failed", "head_dim", "hidden_size", "length_tokens"),
-            *("num_documents", "num_heads", "num_layers", "num_parameters", "num_queries", "num_train_tokens"),
-            *("num_validation_tokens", "passed", "seed", "skipped", "step", "train_length_tokens", "trial"),
-        ),
-        int,
-    ),
-    **dict.fromkeys(
-        ("extra_bytes", "num_bytes", "num_new_tokens", "num_tokens", "stride_tokens", "train_context_length"),
-        int | None,
-    ),
-    **dict.fromkeys(
-        (
-            *("beta", "kl_nats_per_token", "max_error", "seconds", "times_reference", "tolerance"),
-            *("train_seconds", "validation_bits_per_byte", "validation_nats_per_token", "validation_perplexity"),
-        ),
-        float,
-    ),
-    **dict.fromkeys(
-        (
-            *("bits_per_byte", "difference_nats", "difference_nats_sd", "max_difference", "max_logit_difference"),
-            *("model_flops_utilization", "nats_per_token", "nats_per_token_sd", "perplexity"),
-        ),
-        float | None,
-    ),
-    "beta_by_layer": list[float] | None,
-    "bf16": bool,
-    "bias": list[list[list[float | None]]],
-    "bias_after": list[list[list[float]]],
-    "bias_before": list[list[list[float]]],
-    "difference_nats_by_seed": list[float],
-    "distances_tokens": list[int],
-    "documents": list[str],
-    "error": str | None,
-    "fields": dict[str, Any],
-    "loss_history": list[LossPoint],
-    "margins_nats_by_layer": list[list[float]],
-    "nats_by_position": NatsByPosition | None,
-    "nats_per_token_by_seed": list[float],
-    "overrides": dict[str, Any],
-    "provenance": Provenance,
-    "reading_fields": dict[str, Any],
-    "seeds": list[int],
-    "failures": list[str],
-    "skipped_by_reason": dict[str, list[str]],
-    "slopes": list[float],
-    "slopes_by_layer": list[list[float]],
-    "times_reference_quartiles": list[float],
-    "windows_tokens_by_layer": list[list[int]],
-}
+class RecordType(Part):
+    kind: str
+    provenance: Provenance
 
 
-# Fields that are above 0 wherever they are given, but for the length of a text that is yet to be written.
-_POSITIVE = {
-    *("beta", "context_tokens", "length_tokens", "num_bytes", "num_tokens", "perplexity"),
-    *("seconds", "stride_tokens", "times_reference", "train_context_length", "train_length_tokens"),
-}
+class OfComparison(RecordType):
+    """Where a record belongs that is part of a comparison."""
+
+    comparison: str = ""
+    variant: str = ""
+    fields: dict[str, Any] = {}
+    seed: int = 0
 
 
-def check_fields(record: dict[str, Any]) -> None:
-    """Raise a ValueError that names a field of a record whose value is of another type or size than it must be.
+class Training(OfComparison):
+    kind: Literal["training"]
+    name: str
+    model_dir: str
+    position_method: str
+    seed: int
+    num_parameters: int
+    train_length_tokens: Positive
+    num_train_tokens: int
+    num_steps: int = 0
+    learning_rate: Number = None
+    position_learning_rate: Number = None
+    validation_nats_per_token: float
+    validation_perplexity: PositiveNumber
+    validation_bits_per_byte: Number = None
+    num_validation_tokens: int
+    train_seconds: float
+    resumed_from: Text = None
+    bf16: bool
+    loss_history: list[LossPoint]
+    num_threads: int = 0
 
-    Every field of its kind must be there.
-    """
-    for field, value in record.items():
-        if field in FIELD_TYPES and not is_of_type(value, FIELD_TYPES[field]):
-            expected = FIELD_TYPES[field]
-            raise ValueError(f"'{field}' must be {_words(expected)}, got {_shortened(value)}")
-        is_unwritten = field == "length_tokens" and record["kind"].endswith("_speed") and value == 0
-        if field in _POSITIVE and value is not None and value <= 0 and not is_unwritten:
-            raise ValueError(f"'{field}' must be above 0, got {value}")
-    if record.get("error") is not None and record["perplexity"] is not None:
-        raise ValueError(f"'error' must be null where there is a perplexity, got {_shortened(record['error'])}")
-    for field in _figures_due(record):
-        if record.get(field, 0) is None:
-            raise ValueError(f"'{field}' must be a figure, got null, where nothing failed")
-    for field, length, expected in _lengths(record):
-        if length != expected or not length:
-            raise ValueError(f"'{field}' must hold {max(expected, 1)} values, got {length}")
 
+class Windows(RecordType):
+    """Text read in windows: ``error`` says why there is no perplexity."""
 
-def _figures_due(record: dict[str, Any]) -> tuple[str, ...]:
-    """Fields that may be null in some record, but not in this one."""
-    kind = record["kind"]
-    if kind == "beta_trial" and record["state"] != "COMPLETE" or record.get("error") is not None:
+    name: str
+    position_method: str
+    protocol: str
+    length_tokens: Positive
+    stride_tokens: Positive | None
+    perplexity: PositiveNumber | None
+    error: Text = None
+
+    @model_validator(mode="after")
+    def _figures_or_an_error(self) -> Self:
+        if self.error is not None and self.perplexity is not None:
+            raise ValueError("'error' must be null where there is a perplexity")
+        if self.error is None:
+            _require(self, "perplexity", "nats_per_token", *self._due)
+        return self
+
+    @property
+    def _due(self) -> tuple[str, ...]:
         return ()
-    if kind == "trained_beta" and record["alibi_trainable"] == "beta":
-        return ("perplexity", "nats_per_token", "beta_by_layer")
-    if kind == "corpus":
-        return ("num_bytes",)
-    if kind == "bias_by_distance":
-        return ("train_context_length",)
-    return ("perplexity", "nats_per_token", *(("num_tokens",) if kind in ("extrapolation", "perplexity") else ()))
 
 
-def _lengths(record: dict[str, Any]) -> Iterator[tuple[str, int, int]]:
-    """Of lists of a record that belong together: the field, its length and that of the other, none of them 0."""
-    kind = record["kind"]
-    if (located := record.get("nats_by_position")) is not None:
-        for field in ("nats_per_token", "num_tokens"):
-            yield f"nats_by_position.{field}", len(located[field]), len(located["edges_tokens"]) - 1
-    if kind == "bias_matrix":
-        yield "slopes", len(record["slopes"]), len(record["slopes"])
-        yield "bias", len(record["bias"]), len(record["slopes"])
-        for rows in record["bias"]:
-            yield from (("bias", len(row), len(rows)) for row in rows or [[]])
-    if kind == "bias_by_distance":
-        yield "distances_tokens", len(record["distances_tokens"]), len(record["distances_tokens"])
+class Published(Windows):
+    kind: Literal["published"]
+    comparison: str
+    error: Text
+    train_context_length: Positive
+
+
+class Milestone(Windows):
+    kind: Literal["milestone"]
+    step: int
+    num_train_tokens: int
+    train_length_tokens: Positive
+    nats_per_token: Number
+    bits_per_byte: Number = None
+    num_tokens: Positive | None = None
+    num_bytes: Positive | None = None
+    error: Text
+
+
+class Measured(Windows):
+    model: str
+    overrides: dict[str, Any] = {}
+    nats_per_token: Number
+    bits_per_byte: Number
+    num_tokens: Positive | None
+    num_bytes: Positive | None
+
+    @property
+    def _due(self) -> tuple[str, ...]:
+        return ("num_tokens",)
+
+
+class Perplexity(Measured):
+    kind: Literal["perplexity"]
+
+
+class Extrapolation(OfComparison, Measured):
+    kind: Literal["extrapolation"]
+    reading: str = AS_TRAINED
+    train_context_length: Positive | None
+    error: Text
+    nats_by_position: NatsByPosition | None
+    nats_per_token_by_block: list[float] | None = None
+
+    @model_validator(mode="after")
+    def _bins_have_edges(self) -> Self:
+        if (located := self.nats_by_position) is not None:
+            for field in ("nats_per_token", "num_tokens"):
+                _require_length(f"nats_by_position.{field}", getattr(located, field), len(located.edges_tokens) - 1)
+        return self
+
+
+class Comparison(Windows):
+    kind: Literal["comparison"]
+    comparison: str
+    corpus: Text = None
+    varies: Literal["nothing", "beta", "method"] | None = None
+    variant: str
+    reading: str
+    fields: dict[str, Any]
+    reading_fields: dict[str, Any]
+    train_context_length: Positive | None
+    reference: str
+    seeds: list[int]
+    nats_per_token_by_seed: list[float]
+    nats_per_token: Number
+    nats_per_token_sd: Number
+    nats_per_token_by_block: list[float] | None = None
+    difference_nats_by_seed: list[float]
+    difference_nats: Number
+    difference_nats_sd: Number
+    error: Text
+
+    @model_validator(mode="after")
+    def _one_number_a_seed(self) -> Self:
+        for field in ("nats_per_token_by_seed", "difference_nats_by_seed") if self.error is None else ():
+            _require_length(field, getattr(self, field), len(self.seeds))
+        return self
+
+
+class Corpus(RecordType):
+    kind: Literal["corpus"]
+    comparison: str
+    source: str
+    num_documents: int
+    num_bytes: Positive
+    fingerprint: str
+    documents: list[str]
+
+
+class BetaTrial(RecordType):
+    kind: Literal["beta_trial"]
+    mode: str
+    study: str
+    trial: int
+    state: str
+    beta: PositiveNumber
+    seeds: list[int]
+    nats_per_token: Number
+    nats_per_token_by_seed: list[float]
+    nats_per_token_by_block: list[float] | None = None
+    perplexity: PositiveNumber | None
+
+    @model_validator(mode="after")
+    def _complete_has_figures(self) -> Self:
+        if self.state == "COMPLETE":
+            _require(self, "perplexity", "nats_per_token")
+        return self
+
+
+class TrainedBeta(OfComparison):
+    kind: Literal["trained_beta"]
+    study: Text = None
+    alibi_trainable: str
+    seed: int
+    slopes_by_layer: ByLayer
+    beta_by_layer: list[float] | None
+    nats_per_token: float
+    perplexity: PositiveNumber
+
+    @model_validator(mode="after")
+    def _one_beta_a_layer(self) -> Self:
+        if self.alibi_trainable == "beta":
+            _require(self, "beta_by_layer")
+        if self.beta_by_layer is not None:
+            _require_length("beta_by_layer", self.beta_by_layer, len(self.slopes_by_layer))
+        return self
+
+
+class BiasMatrix(RecordType):
+    kind: Literal["bias_matrix"]
+    name: str
+    slopes: list[float]
+    bias: list[list[list[Number]]]
+
+    @model_validator(mode="after")
+    def _a_square_for_each_slope(self) -> Self:
+        _require_length("slopes", self.slopes, len(self.slopes))
+        _require_length("bias", self.bias, len(self.slopes))
+        for rows in self.bias:
+            for row in rows or [[]]:
+                _require_length("bias", row, len(rows))
+        return self
+
+
+class BiasByDistance(OfComparison):
+    kind: Literal["bias_by_distance"]
+    name: str
+    position_method: str
+    train_context_length: Positive
+    distances_tokens: list[int]
+    bias_before: ByHead
+    bias_after: ByHead
+
+    @model_validator(mode="after")
+    def _a_number_for_each_distance(self) -> Self:
+        _require_length("distances_tokens", self.distances_tokens, len(self.distances_tokens))
         for field in ("bias_before", "bias_after"):
-            yield field, len(record[field]), len(record["bias_before"])
-            for heads in record[field]:
-                yield field, len(heads), len(record[field][0])
-                yield from ((field, len(curve), len(record["distances_tokens"])) for curve in heads)
-    if kind == "comparison" and record["error"] is None:
-        for field in ("nats_per_token_by_seed", "difference_nats_by_seed"):
-            yield field, len(record[field]), len(record["seeds"])
-    if kind == "trained_beta" and record["beta_by_layer"] is not None:
-        yield "beta_by_layer", len(record["beta_by_layer"]), len(record["slopes_by_layer"])
+            layers = getattr(self, field)
+            _require_length(field, layers, len(self.bias_before))
+            for heads in layers:
+                _require_length(field, heads, len(layers[0]))
+                for curve in heads:
+                    _require_length(field, curve, len(self.distances_tokens))
+        return self
 
 
-def is_of_type(value: Any, expected: Any) -> bool:
-    """Whether a value of JSON, at any depth, is of a type; a whole number is a float too, and none is infinite."""
-    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
-    if expected is Any:
-        return True
-    if origin in (types.UnionType, typing.Union):
-        return any(is_of_type(value, argument) for argument in arguments)
-    if origin is list:
-        return isinstance(value, list) and all(is_of_type(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(is_of_type(item, arguments[1]) for item in value.values())
-    if typing.is_typeddict(expected):
-        hints = typing.get_type_hints(expected)
-        return (
-            isinstance(value, dict)
-            and expected.__required_keys__ <= value.keys()
-            and all(is_of_type(value[key], hints[key]) for key in hints.keys() & value.keys())
-        )
-    if isinstance(value, bool):
-        return expected is bool
-    if expected is float:
-        return isinstance(value, int | float) and math.isfinite(value)
-    return isinstance(value, expected)
+def _require(record: RecordType, *fields: str) -> None:
+    for field in fields:
+        if getattr(record, field, 0) is None:
+            raise ValueError(f"'{field}' must be a figure, got null, where nothing failed")
 
 
-def _words(expected: Any) -> str:
-    if typing.is_typeddict(expected):
-        return f"an object with {', '.join(typing.get_type_hints(expected))}"
-    if typing.get_origin(expected) in (types.UnionType, typing.Union):
-        return " or ".join(_words(argument) for argument in typing.get_args(expected))
-    if typing.get_origin(expected) is list:
-        return f"a list of {_words(typing.get_args(expected)[0])}"
-    words = {str: "text", int: "a whole number", float: "a number", bool: "true or false", types.NoneType: "null"}
-    return words.get(expected, "an object")
-
-
-def _shortened(value: Any, longest: int = 60) -> str:
-    text = repr(value)
-    return text if len(text) <= longest else f"{text[:longest]}..."
+def _require_length(field: str, values: list[Any], expected: int) -> None:
+    """Raise a ValueError unless a list holds as many values as what belongs to it, and any at all."""
+    if len(values) != expected or not values:
+        raise ValueError(f"'{field}' must hold {max(expected, 1)} values, got {len(values)}")

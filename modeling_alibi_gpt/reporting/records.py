@@ -8,85 +8,22 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
-from modeling_alibi_gpt.reporting.record_types import check_fields
+from pydantic import ValidationError
+
+from modeling_alibi_gpt.reporting import benchmark_types, record_types
+from modeling_alibi_gpt.reporting.atomic import to_json, write_bytes
+from modeling_alibi_gpt.reporting.record_types import RecordType
 
 
 Record = dict[str, Any]
-
-_PERPLEXITY_FIELDS = (
-    *("name", "model", "position_method", "protocol", "length_tokens", "stride_tokens"),
-    *("nats_per_token", "perplexity", "bits_per_byte", "num_tokens", "num_bytes"),
-)
-_SPEED_FIELDS = ("dtype", "seconds", "reference", "times_reference", "times_reference_quartiles", "extra_bytes")
-
-# The fields a record of each kind must have; more are allowed. Every record has "kind" and "provenance" as well.
-RECORD_FIELDS: dict[str, tuple[str, ...]] = {
-    "training": (
-        *("name", "model_dir", "position_method", "seed", "num_parameters", "train_length_tokens"),
-        *("num_train_tokens", "validation_nats_per_token", "validation_perplexity", "num_validation_tokens"),
-        *("train_seconds", "bf16", "loss_history"),
-    ),
-    "milestone": (
-        *("name", "position_method", "step", "num_train_tokens", "train_length_tokens", "protocol", "length_tokens"),
-        *("stride_tokens", "nats_per_token", "perplexity", "error"),
-    ),
-    "perplexity": _PERPLEXITY_FIELDS,
-    "extrapolation": (*_PERPLEXITY_FIELDS, "train_context_length", "error", "nats_by_position"),
-    "beta_trial": (
-        *("mode", "study", "trial", "state", "beta", "seeds"),
-        *("nats_per_token", "nats_per_token_by_seed", "perplexity"),
-    ),
-    "trained_beta": (
-        *("alibi_trainable", "seed", "slopes_by_layer", "beta_by_layer"),
-        *("nats_per_token", "perplexity"),
-    ),
-    "bias_matrix": ("name", "slopes", "bias"),
-    "corpus": ("comparison", "source", "num_documents", "num_bytes", "fingerprint", "documents"),
-    "published": (
-        *("comparison", "name", "position_method", "protocol", "length_tokens", "stride_tokens", "perplexity"),
-        *("train_context_length", "error"),
-    ),
-    "comparison": (
-        *("comparison", "name", "variant", "reading", "position_method", "protocol", "length_tokens", "stride_tokens"),
-        *("fields", "reading_fields", "train_context_length", "reference", "seeds"),
-        *("nats_per_token_by_seed", "nats_per_token"),
-        *("nats_per_token_sd", "perplexity", "difference_nats_by_seed", "difference_nats", "difference_nats_sd"),
-        "error",
-    ),
-    "gpu_tests": ("passed", "failed", "skipped", "seconds", "failures"),
-    "conformance": ("model", "suite", "transformers", "passed", "failed", "skipped", "seconds", "skipped_by_reason"),
-    "precision": (
-        *("dtype", "num_heads", "length_tokens", "head_dim", "num_queries"),
-        *("bias_error_ulps", "bias_error_nats", "absolute_bias_error_nats"),
-        *("plain_max_error", "plain_relative_rms_error", "absolute_max_error", "absolute_relative_rms_error"),
-    ),
-    "attention_speed": ("name", "mode", "length_tokens", "num_heads", "head_dim", *_SPEED_FIELDS, "max_error"),
-    "model_speed": ("name", "mode", "length_tokens", "num_layers", "hidden_size", *_SPEED_FIELDS),
-    "conversion_speed": (
-        *("name", "mode", "length_tokens", "num_new_tokens", "num_layers", "hidden_size"),
-        *(*_SPEED_FIELDS, "max_logit_difference"),
-    ),
-    "decode_speed": ("name", "context_tokens", "num_layers", "hidden_size", "cache_bytes", "max_difference"),
-    "margins": (
-        *("name", "length_tokens", "tolerance"),
-        *("slopes_by_layer", "margins_nats_by_layer", "windows_tokens_by_layer"),
-    ),
-    "gguf": (
-        *("name", "num_heads", "length_tokens", "num_new_tokens", "precision", "llama_cpp"),
-        *("max_log_prob_difference_nats", "max_rounding_error_nats", "torch_rounding_error_nats"),
-        "greedy_tokens_equal",
-    ),
-    "conversion_difference": (
-        *("name", "model", "dtype", "reference", "reference_dtype", "length_tokens"),
-        *("num_heads", "num_layers", "hidden_size"),
-        *("max_logit_difference", "logit_std", "kl_nats_per_token"),
-    ),
-    "bias_by_distance": (
-        *("name", "position_method", "train_context_length"),
-        *("distances_tokens", "bias_before", "bias_after"),
-    ),
+# The schema of each kind.
+RECORD_TYPES: dict[str, type[RecordType]] = {
+    get_args(schema.model_fields["kind"].annotation)[0]: schema
+    for module in (record_types, benchmark_types)
+    for schema in vars(module).values()
+    if isinstance(schema, type) and issubclass(schema, RecordType) and get_args(schema.model_fields["kind"].annotation)
 }
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "tokenizers", "numpy")
@@ -95,14 +32,36 @@ COMMIT_VARIABLE = "ALIBI_GPT_COMMIT"
 
 
 def check_record(record: Record) -> None:
-    """Raise ``ValueError`` unless ``record`` is of a known kind and has every field of that kind, each of its type."""
+    """Raise a ``ValueError`` that names the field unless ``record`` is of a known kind and as its schema says."""
     kind = record.get("kind")
-    if not isinstance(kind, str) or kind not in RECORD_FIELDS:
-        raise ValueError(f"got a record of kind {kind!r}; expected one of {', '.join(RECORD_FIELDS)}")
-    missing = [field for field in (*RECORD_FIELDS[kind], "provenance") if field not in record]
+    if not isinstance(kind, str) or kind not in RECORD_TYPES:
+        raise ValueError(f"got a record of kind {kind!r}; expected one of {', '.join(RECORD_TYPES)}")
+    try:
+        RECORD_TYPES[kind].model_validate(record)
+    except ValidationError as error:
+        raise ValueError(_complaint(record, error)) from error
+
+
+def _complaint(record: Record, error: ValidationError) -> str:
+    """One line on the first thing that is wrong, or on all that is missing."""
+    errors = error.errors(include_url=False)
+    missing = [str(each["loc"][0]) for each in errors if each["type"] == "missing" and len(each["loc"]) == 1]
     if missing:
-        raise ValueError(f"a {kind} record lacks {', '.join(missing)}; got only {', '.join(record)}")
-    check_fields(record)
+        return f"a {record['kind']} record lacks {', '.join(missing)}; got only {', '.join(record)}"
+    first = errors[0]
+    if first["type"] == "value_error":
+        return str(first["ctx"]["error"])
+    field, *within = first["loc"]
+    if first["type"] == "extra_forbidden" and not within:
+        known = ", ".join(RECORD_TYPES[record["kind"]].model_fields)
+        return f"'{field}' is no field of a {record['kind']} record; it has {known}"
+    expected = {
+        "missing": f"an object with {first['loc'][-1]}",
+        "extra_forbidden": f"an object without {first['loc'][-1]}",
+        "model_type": "an object",
+    }.get(first["type"], first["msg"].removeprefix("Input should be "))
+    where = f" at {'.'.join(map(str, within))}" if within else ""
+    return f"'{field}' must be {expected}{where}, got {_shortened(first['input'])}"
 
 
 def append_record(path: str | Path, record: Record) -> None:
@@ -112,7 +71,7 @@ def append_record(path: str | Path, record: Record) -> None:
     process writes a file at a time; several workers write a file each.
 
     Raises:
-        ValueError: the record holds NaN or infinity, or something that JSON cannot hold; the file is left as it was.
+        ValueError: the record is not as the schema of its kind says; the file is left as it was.
     """
     line = _to_line(record)
     path = Path(path)
@@ -160,32 +119,6 @@ def write_records(path: str | Path, records: Iterable[Record]) -> None:
     write_bytes(path, b"".join(map(_to_line, records)))
 
 
-def write_json(path: str | Path, obj: Any) -> None:
-    """Replace a JSON file as a whole, indented for people. Raises ``ValueError`` on NaN or infinity."""
-    write_text(path, _to_json(obj, indent=2) + "\n")
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Replace a UTF-8 text file as a whole."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: str | Path, data: bytes) -> None:
-    """Replace a file as a whole: write beside it, then rename. A failure leaves the old file and nothing else."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
 def provenance(*, seed: int | None = None, data_fingerprint: str | None = None) -> Record:
     """Where a number comes from: source commit, time, versions, hardware, seed and data.
 
@@ -205,16 +138,15 @@ def provenance(*, seed: int | None = None, data_fingerprint: str | None = None) 
     }
 
 
-def _to_json(obj: Any, indent: int | None = None) -> str:
-    try:
-        return json.dumps(obj, allow_nan=False, indent=indent)
-    except (TypeError, ValueError) as error:
-        what = f"a {obj['kind']} record" if isinstance(obj, dict) and "kind" in obj else "a record"
-        raise ValueError(f"{what} cannot be written ({error}); write null where a number is not finite") from error
-
-
 def _to_line(record: Record) -> bytes:
-    return _to_json(record).encode("utf-8") + b"\n"
+    line = to_json(record).encode("utf-8") + b"\n"
+    check_record(record)
+    return line
+
+
+def _shortened(value: Any, longest: int = 60) -> str:
+    text = repr(value)
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _parse_line(line: bytes, path: Path, number: int) -> Record:

@@ -6,41 +6,47 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pandas as pd
+
+from modeling_alibi_gpt.reporting.atomic import write_together
 from modeling_alibi_gpt.reporting.beta_choice import describe_choice
-from modeling_alibi_gpt.reporting.comparison import comparison_sections
+from modeling_alibi_gpt.reporting.bias_plots import bias_by_distance_figure, bias_figure
+from modeling_alibi_gpt.reporting.comparison_sections import comparison_sections
 from modeling_alibi_gpt.reporting.complete import check_comparisons
-from modeling_alibi_gpt.reporting.figures import (
+from modeling_alibi_gpt.reporting.formats import BETA
+from modeling_alibi_gpt.reporting.frames import distinct_names, frames, milestone_runs, pick, rows_of
+from modeling_alibi_gpt.reporting.page import Picture, Section, make_section, render_html, render_markdown
+from modeling_alibi_gpt.reporting.plots import (
+    attention_speed_figure,
     beta_figure,
-    bias_by_distance_figure,
-    bias_figure,
+    drawn_speeds,
     extrapolation_figure,
+    milestone_figure,
     position_figure,
     training_figure,
 )
-from modeling_alibi_gpt.reporting.milestones import milestone_sections
-from modeling_alibi_gpt.reporting.page import Picture, Section, render_html, render_markdown
 from modeling_alibi_gpt.reporting.records import Record, check_record
-from modeling_alibi_gpt.reporting.speed import speed_sections
+from modeling_alibi_gpt.reporting.speed_tables import (
+    attention_speed_table,
+    conversion_speed_table,
+    decode_speed_table,
+    model_speed_table,
+)
 from modeling_alibi_gpt.reporting.tables import (
-    BETA,
+    Table,
     beta_table,
-    distinct_names,
     extrapolation_table,
-    group_by,
+    milestone_table,
     perplexity_table,
     provenance_table,
-    trained_beta_table,
-    trained_slopes_table,
+    trained_beta_tables,
     training_table,
 )
-from modeling_alibi_gpt.reporting.whole import write_together
 
 
-# How a sweep of beta is headed, and what one of its trials is.
-MODES = {
-    "retrain": (f"{BETA}, trained anew", f"Each trial trains the model from scratch at one {BETA}."),
-    "posthoc": (f"{BETA}, changed after training", f"Each trial evaluates one trained checkpoint at another {BETA}."),
-}
+Frames = dict[str, pd.DataFrame]
+TEMPLATE = "sections.j2"
+MODES = ("retrain", "posthoc")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +85,7 @@ def build_report(
     """Write a page and its figures: all of them, or none where the disk is full.
 
     Args:
-        records: of the kinds in ``RECORD_FIELDS``, in any order; kinds without records are left out.
+        records: of the kinds in ``RECORD_TYPES``, in any order; kinds without records are left out.
         output_dir: Folder of the page.
         title: Heading of the page.
         page: Its file name without suffix.
@@ -117,10 +123,13 @@ def build_report(
 
 def _sections(records: Sequence[Record], claims: bool) -> list[Section]:
     """The sections that there are records for: comparisons, everything else by its kind, and where it comes from."""
-    compared = group_by([record for record in records if "comparison" in record], _kind)
-    by_kind = group_by([record for record in records if "comparison" not in record], _kind)
-    others = [section for build in SECTION_BUILDERS for section in build(by_kind)]
-    return [*comparison_sections(compared, claims=claims), *others, _provenance_section(records)]
+    compared = frames(record for record in records if "comparison" in record)
+    by_kind = frames(record for record in records if "comparison" not in record)
+    sections = comparison_sections(compared, claims=claims)
+    for kind, build in SECTION_BUILDERS.items():
+        sections += build(by_kind) if kind in by_kind else []
+    provenance = provenance_table([record["provenance"] for record in records])
+    return [*sections, make_section(TEMPLATE, "provenance", tables=[provenance])]
 
 
 def _check_names(page: str, figures_folder: str) -> None:
@@ -149,151 +158,124 @@ def _with_figures_of_their_own(sections: Sequence[Section]) -> list[Section]:
     return numbered
 
 
-def _kind(record: Record) -> str:
-    return str(record["kind"])
-
-
-def _extrapolation_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
-    records = distinct_names(by_kind.get("extrapolation", []))
-    if not records:
-        return []
-    newest = {(record["name"], record["protocol"], record["length_tokens"]): record for record in records}
-    sentence = "A model that extrapolates stays level, or falls, to the right of the length it was trained at."
-    if len(newest) < len(records):
-        sentence += f" Measurements repeated: {len(records) - len(newest)}; the last one of each is shown."
-    records = list(newest.values())
+def _extrapolation_sections(by_kind: Frames) -> list[Section]:
+    every = distinct_names(by_kind["extrapolation"])
+    frame = every.drop_duplicates(["name", "protocol", "length_tokens"], keep="last")
+    measured = frame[frame["error"].isna()]
     alt = "Perplexity against sequence length for each model and protocol"
-    drawable = any(record["error"] is None for record in records)
-    pictures = [Picture("extrapolation.png", extrapolation_figure(records), alt)] if drawable else []
-    sections = [Section("Perplexity against length", sentence, pictures, [extrapolation_table(records)])]
-    return sections + _position_sections(records)
+    pictures = [Picture("extrapolation.png", extrapolation_figure(frame), alt)] if len(measured) else []
+    tables, num_repeated = [extrapolation_table(frame)], len(every) - len(frame)
+    sections = [make_section(TEMPLATE, "extrapolation", pictures=pictures, tables=tables, num_repeated=num_repeated)]
+    return sections + _position_sections(measured[measured["nats_by_position"].notna()])
 
 
-def _position_sections(records: Sequence[Record]) -> list[Section]:
+def _position_sections(located: pd.DataFrame) -> list[Section]:
     """Each model at its longest length without an error, from non-overlapping windows where there are such."""
-    located = [record for record in records if record["error"] is None and record["nats_by_position"] is not None]
-    if not located:
+    if located.empty:
         return []
-    located.sort(key=lambda record: (record["protocol"] == "nonoverlapping", record["length_tokens"]))
-    longest = list({record["name"]: record for record in located}.values())
-    sentence = (
-        "How well each model predicts a token that stands this far into the sequence; "
-        "a point covers the positions since the point before it."
-    )
+    ordered = located.assign(is_whole=located["protocol"] == "nonoverlapping")
+    ordered = ordered.sort_values(["is_whole", "length_tokens"], kind="stable")
+    longest = ordered.groupby("name", sort=False).tail(1)
     picture = Picture("loss_by_position.png", position_figure(longest), "Nats per token against position, by model")
-    return [Section("Loss by position", sentence, [picture])]
+    return [make_section(TEMPLATE, "positions", pictures=[picture])]
 
 
-def _beta_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
+def _beta_sections(by_kind: Frames) -> list[Section]:
     sections = []
-    for mode, of_mode in group_by(by_kind.get("beta_trial", []), lambda trial: trial["mode"]).items():
+    for mode, of_mode in by_kind["beta_trial"].groupby("mode", sort=False):
         if mode not in MODES:
             raise ValueError(f"got a beta_trial record of mode {mode!r}; expected one of {', '.join(MODES)}")
-        studies = group_by(of_mode, lambda trial: trial["study"])
-        for number, (study, trials) in enumerate(studies.items(), start=1):
+        studies = list(of_mode["study"].unique())
+        for number, study in enumerate(studies, start=1):
+            trained = []
+            if mode == "retrain" and "trained_beta" in by_kind:
+                trained = _trained_beside(study, studies, by_kind["trained_beta"])
             file_name = f"beta_{mode}.png" if number == 1 else f"beta_{mode}_{number}.png"
-            trained = _trained_beside(mode, study, list(studies), by_kind.get("trained_beta", []))
-            sections.append(_beta_section(mode, study, trials, trained, file_name))
+            sections.append(_beta_section(pick(of_mode, study=study), trained, file_name))
     return sections
 
 
-def _trained_beside(mode: str, study: str, studies: Sequence[str], trained: Sequence[Record]) -> list[Record]:
+def _trained_beside(study: str, studies: Sequence[str], trained: pd.DataFrame) -> list[Record]:
     """The runs in which beta was learned by the trainings of just this study: those of others say nothing of it.
 
     Records of old do not name their study, and belong to the only one there is.
     """
-    if mode != "retrain":
-        return []
     only = studies[0] if len(studies) == 1 else None
-    return [record for record in trained if record.get("study", only) == study]
+    return [row for row in rows_of(trained) if (row["study"] or only) == study]
 
 
-def _beta_section(mode: str, study: str, trials: list[Record], trained: list[Record], file_name: str) -> Section:
-    (title, sentence), pictures = MODES[mode], []
-    if not any(trial["state"] == "COMPLETE" for trial in trials):
-        sentence += " No trial is complete yet."
-    else:
+def _beta_section(frame: pd.DataFrame, trained: list[Record], file_name: str) -> Section:
+    """A study: its macro in the template is named after its mode."""
+    trials, is_complete = rows_of(frame), frame["state"] == "COMPLETE"
+    choice, pictures = "", []
+    if is_complete.any():
         choice = describe_choice(trials)
-        sentence += f" {choice}"
-        if any(trial["state"] != "COMPLETE" for trial in trials):
-            sentence += " Crosses at the bottom are trials that were pruned or failed."
         pictures.append(Picture(file_name, beta_figure(trials, trained), f"Perplexity against {BETA}. {choice}"))
-    return Section(f"{title} ({study})", sentence, pictures, [beta_table(trials)])
+    values = {"study": frame["study"].iloc[0], "choice": choice, "has_crosses": not is_complete.all()}
+    return make_section(TEMPLATE, frame["mode"].iloc[0], pictures=pictures, tables=[beta_table(frame)], **values)
 
 
-def _trained_beta_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
-    records = by_kind.get("trained_beta", [])
-    if not records:
-        return []
-    sentence = f"{BETA}, or every slope, learned together with the weights: what each layer ended with."
-    tables = [trained_beta_table(records), trained_slopes_table(records)]
-    return [Section(f"Trained {BETA}", sentence, tables=[table for table in tables if table])]
-
-
-def _bias_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
-    records = by_kind.get("bias_matrix", [])
-    if not records:
-        return []
-    sentence = (
-        "What ALiBi adds to the attention scores: dark keys count in full, pale ones are pushed away the further "
-        "they lie behind the query, and blank ones are in the future."
-    )
+def _bias_sections(by_kind: Frames) -> list[Section]:
     pictures = []
-    for number, record in enumerate(records, start=1):
+    for number, row in enumerate(rows_of(by_kind["bias_matrix"]), start=1):
         file_name = "bias.png" if number == 1 else f"bias_{number}.png"
-        pictures.append(Picture(file_name, bias_figure(record), f"ALiBi bias of each head of {record['name']}"))
-    return [Section("Bias of each head", sentence, pictures)]
+        pictures.append(Picture(file_name, bias_figure(row), f"ALiBi bias of each head of {row['name']}"))
+    return [make_section(TEMPLATE, "bias", pictures=pictures)]
 
 
-def _bias_by_distance_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
-    records = by_kind.get("bias_by_distance", [])
-    if not records:
-        return []
-    sentence = (
-        "What each head adds to the score of a key, by its distance: a line for each layer, dashed before training. "
-        "The dotted line is the training length, beyond which nothing was learned."
-    )
+def _bias_by_distance_sections(by_kind: Frames) -> list[Section]:
     pictures = []
-    for number, record in enumerate(records, start=1):
+    for number, row in enumerate(rows_of(by_kind["bias_by_distance"]), start=1):
         file_name = "bias_by_distance.png" if number == 1 else f"bias_by_distance_{number}.png"
-        alt = f"Bias by distance of each head of {record['name']} ({record['position_method']})"
-        pictures.append(Picture(file_name, bias_by_distance_figure(record), alt))
-    return [Section("Bias by distance", sentence, pictures)]
+        alt = f"Bias by distance of each head of {row['name']} ({row['position_method']})"
+        pictures.append(Picture(file_name, bias_by_distance_figure(row), alt))
+    return [make_section(TEMPLATE, "bias_by_distance", pictures=pictures)]
 
 
-def _training_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
-    records = by_kind.get("training", [])
-    if not records:
-        return []
-    drawable = [record for record in records if record["loss_history"]]
+def _milestone_sections(by_kind: Frames) -> list[Section]:
+    """One section for all trainings that were measured on the way; the first is what the others started from."""
+    frame = by_kind["milestone"]
+    start, runs = milestone_runs(frame)
+    tuned = frame[(frame["name"] != start["name"]) & frame["error"].isna()]
+    alt = "Perplexity against tokens of fine-tuning, by length"
+    pictures = [Picture("milestones.png", milestone_figure(frame, start["name"]), alt)] if len(tuned) else []
+    tables = [milestone_table(frame)]
+    return [make_section(TEMPLATE, "milestones", pictures=pictures, tables=tables, start=start, runs=runs)]
+
+
+def _training_sections(by_kind: Frames) -> list[Section]:
+    frame = by_kind["training"]
+    drawn = frame[frame["loss_history"].map(bool)]
     alt = "Training loss against step, by run"
-    pictures = [Picture("training_loss.png", training_figure(drawable), alt)] if drawable else []
-    sentence = "The loss of every run while it trained, and what it reached on the validation text."
-    return [Section("Training", sentence, pictures, [training_table(records)])]
+    pictures = [Picture("training_loss.png", training_figure(drawn), alt)] if len(drawn) else []
+    return [make_section(TEMPLATE, "training", pictures=pictures, tables=[training_table(frame)])]
 
 
-def _perplexity_sections(by_kind: dict[str, list[Record]]) -> list[Section]:
-    records = by_kind.get("perplexity", [])
-    if not records:
-        return []
-    sentence = "Each model on the text it was evaluated on, over every token, in windows of one length."
-    return [Section("Perplexity", sentence, tables=[perplexity_table(distinct_names(records))])]
+def _attention_speed_sections(by_kind: Frames) -> list[Section]:
+    frame = by_kind["attention_speed"]
+    alt = "Time of attention against length, relative to plain causal attention"
+    is_drawn = len(drawn_speeds(frame)) > 0
+    pictures = [Picture("attention_speed.png", attention_speed_figure(frame), alt)] if is_drawn else []
+    return [make_section(TEMPLATE, "attention_speed", pictures=pictures, tables=[attention_speed_table(frame)])]
 
 
-def _provenance_section(records: Sequence[Record]) -> Section:
-    sentence = "The source, the machine and the data behind every number above."
-    return Section("Provenance", sentence, tables=[provenance_table(records)])
+def _tables_alone(kind: str, tables: Callable[[pd.DataFrame], list[Table]]) -> Callable[[Frames], list[Section]]:
+    """A section without pictures: its macro in the template is named after its kind."""
+    return lambda by_kind: [make_section(TEMPLATE, kind, tables=tables(by_kind[kind]))]
 
 
 # In the order of the page, for kinds of records that are not part of a comparison.
-SECTION_BUILDERS: tuple[Callable[[dict[str, list[Record]]], list[Section]], ...] = (
-    _extrapolation_sections,
-    _beta_sections,
-    _trained_beta_sections,
-    _bias_sections,
-    _bias_by_distance_sections,
-    milestone_sections,
-    _training_sections,
-    _perplexity_sections,
-    speed_sections,
-)
+SECTION_BUILDERS: dict[str, Callable[[Frames], list[Section]]] = {
+    "extrapolation": _extrapolation_sections,
+    "beta_trial": _beta_sections,
+    "trained_beta": _tables_alone("trained_beta", trained_beta_tables),
+    "bias_matrix": _bias_sections,
+    "bias_by_distance": _bias_by_distance_sections,
+    "milestone": _milestone_sections,
+    "training": _training_sections,
+    "perplexity": _tables_alone("perplexity", lambda frame: [perplexity_table(distinct_names(frame))]),
+    "attention_speed": _attention_speed_sections,
+    "model_speed": _tables_alone("model_speed", lambda frame: [model_speed_table(frame)]),
+    "conversion_speed": _tables_alone("conversion_speed", lambda frame: [conversion_speed_table(frame)]),
+    "decode_speed": _tables_alone("decode_speed", lambda frame: [decode_speed_table(frame)]),
+}

@@ -31,15 +31,6 @@ class Verdict(Enum):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A claim that names only what ran, what the records say of it, and the numbers that say so."""
-
-    claim: str
-    verdict: Verdict
-    numbers: str
-
-
-@dataclass(frozen=True)
 class Difference:
     """Nats of one measurement above another.
 
@@ -61,6 +52,11 @@ class Difference:
         if abs(self.mean) <= self.noise or min(self.by_seed) < 0 < max(self.by_seed):
             return 0
         return 1 if self.mean > 0 else -1
+
+    @property
+    def rise(self) -> int:
+        """1 where it is shown to rise, -1 where it is shown to stay level or to fall, else 0."""
+        return 1 if self.sign > 0 else -int(self.is_level)
 
     @property
     def is_level(self) -> bool:
@@ -95,20 +91,21 @@ def within_a_model(
     return Difference(tuple(by_seed), NUM_STANDARD_ERRORS * error)
 
 
-def judge(signs: Iterable[int], claimed: int) -> Verdict:
-    """What detected signs say of the claim that each is ``claimed``; what is undetected refutes and proves nothing."""
-    found = list(signs)
-    if -claimed in found:
-        return Verdict.DOES_NOT_HOLD
-    return Verdict.HOLDS if found and all(sign == claimed for sign in found) else Verdict.NOT_SHOWN
+def judge(signs: Iterable[int], claimed: int, *, each: bool = True) -> Verdict:
+    """What detected signs say of a claim; what is undetected, 0, refutes and proves nothing.
 
-
-def judge_any(signs: Iterable[int], claimed: int) -> Verdict:
-    """What detected signs say of the claim that at least one is ``claimed``."""
+    Args:
+        signs: 1, -1 or 0 for each thing that the claim is about; a claim about nothing is not shown.
+        claimed: The sign that is claimed, 1 or -1.
+        each: Whether it is claimed of each of them, or of at least one.
+    """
     found = list(signs)
-    if claimed in found:
+    proven, refuted = (all, any) if each else (any, all)
+    if found and proven(sign == claimed for sign in found):
         return Verdict.HOLDS
-    return Verdict.DOES_NOT_HOLD if found and all(sign == -claimed for sign in found) else Verdict.NOT_SHOWN
+    if found and refuted(sign == -claimed for sign in found):
+        return Verdict.DOES_NOT_HOLD
+    return Verdict.NOT_SHOWN
 
 
 @dataclass(frozen=True)

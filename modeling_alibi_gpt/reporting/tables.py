@@ -1,18 +1,27 @@
-"""The tables of a report, one function each, and how its numbers are written."""
+"""The tables of a report, one function each: records, or a table of them, to cells of text."""
 
-import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modeling_alibi_gpt.reporting.grid import Grid, with_minus
+import pandas as pd
+
+from modeling_alibi_gpt.reporting.comparison import AFTER_TRAINING, Comparison, Curve
+from modeling_alibi_gpt.reporting.formats import (
+    BETA,
+    NOTHING,
+    describe_protocol,
+    format_count,
+    format_nats,
+    format_perplexity,
+    format_ratio,
+    format_seconds,
+    with_minus,
+)
+from modeling_alibi_gpt.reporting.frames import MILESTONE_PROTOCOL, Records, alibi_first, frame_of, pick, rows_of
 from modeling_alibi_gpt.reporting.records import Record
 from modeling_alibi_gpt.reporting.statistics import choose_trial
-
-
-BETA = "\N{GREEK SMALL LETTER BETA}"
-NOTHING = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -26,199 +35,180 @@ class Table:
     footnotes: list[str] = field(default_factory=list)
 
 
-def format_count(value: float | None) -> str:
-    return NOTHING if value is None else f"{value:,.0f}"
+def by_length(frame: pd.DataFrame, keys: list[str], cells: Iterable[str]) -> pd.DataFrame:
+    """Cells of text with a row for each value of ``keys``, in the order of the records, and a column a length.
+
+    Of several records for one place the last counts; where there is none stands a dash.
+    """
+    placed = frame[[*keys, "length_tokens"]].assign(cell=list(cells))
+    placed = placed.drop_duplicates([*keys, "length_tokens"], keep="last")
+    wide = placed.pivot(index=keys, columns="length_tokens", values="cell")
+    order = frame[keys].drop_duplicates()
+    return wide.reindex(pd.MultiIndex.from_frame(order) if len(keys) > 1 else order[keys[0]]).fillna(NOTHING)
 
 
-def format_mebibytes(num_bytes: float | None) -> str:
-    return NOTHING if num_bytes is None else format_count(num_bytes / 2**20)
-
-
-def format_perplexity(value: float | None) -> str:
-    if value is None:
-        return NOTHING
-    return f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"
-
-
-def format_nats(value: float | None) -> str:
-    """Nats and bits alike: four decimals."""
-    return NOTHING if value is None else f"{value:.4f}"
-
-
-def format_ratio(value: float | None, num_digits: int = 4) -> str:
-    """Values of beta and of slopes: powers of two below 1 as fractions, anything else to ``num_digits`` digits."""
-    if value is None:
-        return NOTHING
-    if 0 < value < 1 and math.frexp(value)[0] == 0.5:
-        return f"1/{round(1 / value):,}"
-    return f"{value:.{num_digits}g}"
-
-
-def format_range(values: Iterable[float]) -> str:
-    """``1.02 to 2.05``, or one number where both ends are the same to two decimals."""
-    ends = sorted(values)
-    return " to ".join(dict.fromkeys((f"{ends[0]:.2f}", f"{ends[-1]:.2f}")))
-
-
-def format_seconds(value: float) -> str:
-    minutes, seconds = divmod(round(value), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
-
-
-def is_alibi(record: Record) -> bool:
-    return bool(record["position_method"] == "alibi")
-
-
-def alibi_first(records: Iterable[Record]) -> list[Record]:
-    """Sorted for display: ALiBi, then the other position methods by name, each by model name and length."""
-
-    def key(record: Record) -> tuple[bool, str, str, int]:
-        return not is_alibi(record), record["position_method"], record["name"], record.get("length_tokens", 0)
-
-    return sorted(records, key=key)
-
-
-def group_by(records: Iterable[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
-    """Records with equal keys together, in the order of their first appearance."""
-    groups: dict[Any, list[Record]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
-    return groups
-
-
-def distinct_names(records: Sequence[Record]) -> list[Record]:
-    """The records, with the model's place added to a name that several models share."""
-    models = {name: {record["model"] for record in group} for name, group in group_by(records, _name).items()}
-    return [
-        record | {"name": f"{record['name']} ({record['model']})"} if len(models[record["name"]]) > 1 else record
-        for record in records
-    ]
-
-
-def extrapolation_table(records: Sequence[Record]) -> Table:
+def extrapolation_table(records: Records) -> Table:
     """One row per model and protocol, one column per length, perplexities; errors become footnotes."""
-    lengths = sorted({record["length_tokens"] for record in records})
-    footnotes: list[str] = []
-    rows = []
-    for (name, _), group in group_by(alibi_first(records), _name_and_protocol).items():
-        by_length = {record["length_tokens"]: record for record in group}
-        cells = [_perplexity_or_footnote(by_length.get(length), footnotes) for length in lengths]
-        rows.append([name, describe_protocol(group), *cells, format_count(group[0]["train_context_length"])])
-    header = ["model", "protocol", *map(format_count, lengths), "trained at"]
+    frame = alibi_first(frame_of(records))
+    cells, footnotes = _perplexities(frame)
+    keys = ["name", "protocol"]
+    wide, first = by_length(frame, keys, cells), frame.drop_duplicates(keys)
+    rows = [
+        [name, protocol, *texts, format_count(trained)]
+        for (name, *_), protocol, texts, trained in zip(
+            wide.index, _protocols(frame), wide.to_numpy(), first["train_context_length"], strict=True
+        )
+    ]
+    header = ["model", "protocol", *map(format_count, wide.columns), "trained at"]
     return Table(header, rows, num_text_columns=2, footnotes=footnotes)
 
 
-def differences_table(grid: Grid, records: Sequence[Record]) -> Table:
+def differences_table(grid: Comparison, frame: pd.DataFrame) -> Table:
     """Nats above the reference as trained, one row a name and protocol, one column a length.
 
     A cell holds the mean over seeds and the standard deviation of the seeds' differences.
     """
-    rows = []
-    others = [record for record in alibi_first(records) if record["name"] != grid.reference]
-    for group in group_by(others, lambda record: (record["name"], record["protocol"])).values():
-        by_length = {record["length_tokens"]: record for record in group}
-        cells = [_difference(grid, by_length[length]) for length in grid.lengths]
-        rows.append([group[0]["name"], describe_protocol(group), *cells])
+    others = alibi_first(frame[frame["name"] != grid.reference])
+    wide = by_length(others, ["name", "protocol"], [_difference(grid, row) for row in rows_of(others)])
+    rows = [
+        [name, protocol, *texts]
+        for (name, _), protocol, texts in zip(wide.index, _protocols(others), wide.to_numpy(), strict=True)
+    ]
     return Table(["nats above " + grid.reference, "protocol", *map(format_count, grid.lengths)], rows, 2)
 
 
-def perplexity_table(records: Sequence[Record]) -> Table:
-    header = ["model", "position method", "protocol", "length", "perplexity", "nats per token", "bits per byte"]
+def milestone_table(records: Records) -> Table:
+    """A row for each model and step, a column for each length; errors become footnotes."""
+    frame = pick(frame_of(records), protocol=MILESTONE_PROTOCOL)
+    cells, footnotes = _perplexities(frame)
+    wide = by_length(frame, ["name", "step", "num_train_tokens"], cells)
     rows = [
-        [
-            *(record["name"], record["position_method"], describe_protocol([record])),
-            *(format_count(record["length_tokens"]), format_perplexity(record["perplexity"])),
-            *(format_nats(record["nats_per_token"]), format_nats(record["bits_per_byte"])),
-            *(format_count(record["num_tokens"]), format_count(record["num_bytes"])),
-        ]
-        for record in alibi_first(records)
+        [name, format_count(step), format_count(num_tokens), *texts]
+        for (name, step, num_tokens), texts in zip(wide.index, wide.to_numpy(), strict=True)
     ]
-    return Table([*header, "tokens", "bytes"], rows, num_text_columns=3)
+    return Table(["model", "steps", "tokens", *map(format_count, wide.columns)], rows, footnotes=footnotes)
 
 
-def training_table(records: Sequence[Record]) -> Table:
-    header = ["model", "position method", "perplexity", "nats per token", "seed", "parameters", "length"]
-    rows = [
-        [
-            *(record["name"], record["position_method"], format_perplexity(record["validation_perplexity"])),
-            *(format_nats(record["validation_nats_per_token"]), str(record["seed"])),
-            *(format_count(record["num_parameters"]), format_count(record["train_length_tokens"])),
-            *(format_count(record["num_train_tokens"]), format_count(record["num_validation_tokens"])),
-            *(format_seconds(record["train_seconds"]), "bf16" if record["bf16"] else "fp32"),
-        ]
-        for record in alibi_first(records)
-    ]
-    header += ["training tokens", "validation tokens", "time", "precision"]
-    return Table(header, rows, num_text_columns=2)
+def perplexity_table(records: Records) -> Table:
+    frame = alibi_first(frame_of(records))
+    columns = {
+        "model": frame["name"],
+        "position method": frame["position_method"],
+        "protocol": [describe_protocol(row["protocol"], [row["stride_tokens"]]) for row in rows_of(frame)],
+        "length": frame["length_tokens"].map(format_count),
+        "perplexity": frame["perplexity"].map(format_perplexity),
+        "nats per token": frame["nats_per_token"].map(format_nats),
+        "bits per byte": frame["bits_per_byte"].map(format_nats),
+        "tokens": frame["num_tokens"].map(format_count),
+        "bytes": frame["num_bytes"].map(format_count),
+    }
+    return of_columns(columns, num_text_columns=3)
 
 
-def beta_table(trials: Sequence[Record]) -> Table:
+def training_table(records: Records) -> Table:
+    frame = alibi_first(frame_of(records))
+    columns = {
+        "model": frame["name"],
+        "position method": frame["position_method"],
+        "perplexity": frame["validation_perplexity"].map(format_perplexity),
+        "nats per token": frame["validation_nats_per_token"].map(format_nats),
+        "seed": frame["seed"].map(str),
+        "parameters": frame["num_parameters"].map(format_count),
+        "length": frame["train_length_tokens"].map(format_count),
+        "training tokens": frame["num_train_tokens"].map(format_count),
+        "validation tokens": frame["num_validation_tokens"].map(format_count),
+        "time": frame["train_seconds"].map(format_seconds),
+        "precision": frame["bf16"].map({True: "bf16", False: "fp32"}),
+    }
+    return of_columns(columns, num_text_columns=2)
+
+
+def beta_table(records: Records) -> Table:
     """One row per trial, sorted by beta, the taken one in bold; a column of nats per token for each seed."""
-    trials = sorted(trials, key=lambda trial: (trial["beta"], trial["trial"]))
+    trials = rows_of(frame_of(records).sort_values(["beta", "trial"], kind="stable"))
     seeds = sorted({seed for trial in trials for seed in trial["seeds"]})
-    rows = []
-    for trial in trials:
-        by_seed = dict(zip(trial["seeds"], trial["nats_per_token_by_seed"] or [], strict=False))
-        numbers = [format_perplexity(trial["perplexity"]), format_nats(trial["nats_per_token"])]
-        cells = [format_nats(by_seed.get(seed)) for seed in seeds]
-        rows.append([format_ratio(trial["beta"]), *numbers, *cells, trial["state"].lower()])
+    by_seed = [dict(zip(t["seeds"], t["nats_per_token_by_seed"], strict=False)) for t in trials]
+    columns = {
+        BETA: [format_ratio(trial["beta"]) for trial in trials],
+        "perplexity": [format_perplexity(trial["perplexity"]) for trial in trials],
+        "nats per token": [format_nats(trial["nats_per_token"]) for trial in trials],
+        **{f"seed {seed}": [format_nats(nats.get(seed)) for nats in by_seed] for seed in seeds},
+        "state": [trial["state"].lower() for trial in trials],
+    }
     chosen = choose_trial(trials)
-    bold_rows = [trials.index(chosen[0])] if chosen else []
-    header = [BETA, "perplexity", "nats per token", *(f"seed {seed}" for seed in seeds), "state"]
-    return Table(header, rows, bold_rows=bold_rows)
+    return of_columns(columns, bold_rows=[trials.index(chosen[0])] if chosen else [])
 
 
-def trained_beta_table(records: Sequence[Record]) -> Table:
-    """One row per run: its loss, and the beta that each layer ended with."""
-    num_layers = max(len(record["beta_by_layer"] or []) for record in records)
-    rows = []
-    for record in sorted(records, key=lambda record: (record["alibi_trainable"], record["seed"])):
-        betas = record["beta_by_layer"] or []
-        cells = [format_ratio(beta) for beta in betas] + [NOTHING] * (num_layers - len(betas))
-        numbers = [format_perplexity(record["perplexity"]), format_nats(record["nats_per_token"])]
-        rows.append([record["alibi_trainable"], str(record["seed"]), *numbers, *cells])
-    layers = [f"{BETA}, layer {layer}" for layer in range(1, num_layers + 1)]
-    return Table(["trained", "seed", "perplexity", "nats per token", *layers], rows)
+def beta_comparison_table(curves: dict[tuple[str, int], Curve]) -> Table:
+    """One row a beta; perplexity of each kind of slopes at each length; stars mark what is level with the lowest."""
+    texts = {
+        f"{kind}, {format_count(length)}": {
+            beta: format_perplexity(row["perplexity"]) + (" *" if beta in curve.choice.level else "")
+            for beta, row in curve.items()
+        }
+        for (kind, length), curve in curves.items()
+    }
+    frame = pd.DataFrame(texts).sort_index().fillna(NOTHING)
+    return of_columns({BETA: frame.index.map(format_ratio), **frame})
 
 
-def trained_slopes_table(records: Sequence[Record]) -> Table | None:
-    """One row per run and layer of the runs that train every slope; None without such runs."""
-    records = [record for record in records if record["alibi_trainable"] == "slopes"]
+def beta_curves(grid: Comparison, protocol: str) -> dict[tuple[str, int], Curve]:
+    """By kind of slopes and length, those that have more than one beta."""
+    kinds = ("geometric", "uniform", AFTER_TRAINING)
+    curves = {(kind, length): grid.curve(kind, length, protocol) for kind in kinds for length in grid.lengths}
+    return {key: curve for key, curve in curves.items() if len(curve) > 1}
+
+
+def trained_beta_tables(records: Records) -> list[Table]:
+    """One row per run: its loss, and the beta that each layer ended with; then the slopes, where slopes learned."""
+    frame = frame_of(records).sort_values(["alibi_trainable", "seed"], kind="stable")
+    layers = pd.DataFrame([dict(enumerate(betas or [])) for betas in frame["beta_by_layer"]], index=frame.index)
+    columns = {
+        "trained": frame["alibi_trainable"],
+        "seed": frame["seed"].map(str),
+        "perplexity": frame["perplexity"].map(format_perplexity),
+        "nats per token": frame["nats_per_token"].map(format_nats),
+        **{f"{BETA}, layer {layer + 1}": layers[layer].map(format_ratio) for layer in layers},
+    }
     rows = [
-        [str(record["seed"]), str(layer), *map(format_ratio, slopes)]
-        for record in sorted(records, key=lambda record: record["seed"])
-        for layer, slopes in enumerate(record["slopes_by_layer"], start=1)
+        [str(row["seed"]), str(layer), *map(format_ratio, slopes)]
+        for row in rows_of(pick(frame, alibi_trainable="slopes"))
+        for layer, slopes in enumerate(row["slopes_by_layer"], start=1)
     ]
-    if not rows:
-        return None
-    heads = [f"head {head}" for head in range(1, max(map(len, rows)) - 1)]
-    return Table(["seed", "layer", *heads], rows, num_text_columns=0)
+    heads = [f"head {head}" for head in range(1, max(map(len, rows), default=0) - 1)]
+    slopes = [Table(["seed", "layer", *heads], rows, num_text_columns=0)] if rows else []
+    return [of_columns(columns), *slopes]
 
 
-def provenance_table(records: Sequence[Record]) -> Table:
+def of_columns(columns: dict[str, Any], **options: Any) -> Table:
+    """A table of columns of text."""
+    rows = [list(row) for row in zip(*columns.values(), strict=True)]
+    return Table([str(name) for name in columns], rows, **options)
+
+
+def provenance_table(sources: Sequence[Record]) -> Table:
     """One column per combination of versions and hardware; commits, times, seeds and data are gathered in it."""
-    sources = [record["provenance"] for record in records]
-    columns = list(
-        group_by(sources, lambda source: str([source.get(key) for key in ("versions", "hardware")])).values()
-    )
-    described = [_describe_sources(column) for column in columns]
-    labels = dict.fromkeys(label for column in described for label in column)
-    rows = [[label, *(column.get(label, NOTHING) for column in described)] for label in labels]
-    header = ["", *(f"{len(column)} record{'s' if len(column) > 1 else ''}" for column in columns)]
+    groups: dict[str, list[Record]] = {}
+    for source in sources:
+        groups.setdefault(str([source.get(key) for key in ("versions", "hardware")]), []).append(source)
+    described = pd.DataFrame([_describe_sources(group) for group in groups.values()]).fillna(NOTHING).T
+    header = ["", *(f"{len(group)} record{'s' if len(group) > 1 else ''}" for group in groups.values())]
+    rows = [[str(label), *texts] for label, texts in zip(described.index, described.to_numpy(), strict=True)]
     return Table(header, rows, num_text_columns=len(header))
 
 
 def _describe_sources(sources: Sequence[Record]) -> dict[str, str]:
+    frame = pd.DataFrame([{"git_commit": None, "git_dirty": None, "time_utc": None} | source for source in sources])
     first, hardware = sources[0], sources[0].get("hardware") or {}
-    times = sorted(source["time_utc"] for source in sources if source.get("time_utc"))
+    times = sorted(frame["time_utc"].dropna())
     memory_bytes = hardware.get("memory_bytes")
-    commits = group_by(sources, lambda source: (source.get("git_commit") or NOTHING)[:12])
-    published = {"published in": _gather(sources, "source")} if "source" in first else {}
-    return published | {
-        "commit": ", ".join(f"{commit}{_changes(group)}" for commit, group in commits.items()),
+    commits = frame.groupby(frame["git_commit"].fillna(NOTHING).str[:12], sort=False)["git_dirty"]
+    return {
+        **({"published in": _gather(frame, "source")} if "source" in first else {}),
+        "commit": ", ".join(f"{commit}{_changes(dirty.eq(True))}" for commit, dirty in commits),
         "time (UTC)": " to ".join(dict.fromkeys((times[0], times[-1]))) if times else NOTHING,
-        "seeds": _gather(sources, "seed"),
-        "data": _gather(sources, "data_fingerprint"),
+        "seeds": _gather(frame, "seed"),
+        "data": _gather(frame, "data_fingerprint"),
         "processor": str(hardware.get("cpu") or NOTHING),
         "cores": format_count(hardware.get("num_cores")),
         "memory": f"{memory_bytes / 2**30:.1f} GiB" if memory_bytes else NOTHING,
@@ -227,54 +217,38 @@ def _describe_sources(sources: Sequence[Record]) -> dict[str, str]:
     }
 
 
-def _changes(sources: Sequence[Record]) -> str:
+def _changes(is_dirty: pd.Series) -> str:
     """How many of a commit's records were made with files that differ from it."""
-    num_changed = sum(bool(source.get("git_dirty")) for source in sources)
-    if num_changed == len(sources):
+    if is_dirty.all():
         return " with changes"
-    return f" ({num_changed} of {len(sources)} records with changes)" if num_changed else ""
+    return f" ({is_dirty.sum()} of {len(is_dirty)} records with changes)" if is_dirty.any() else ""
 
 
-def _gather(sources: Sequence[Record], key: str) -> str:
-    values = {source[key] for source in sources if source.get(key) is not None}
-    return ", ".join(map(str, sorted(values))) or NOTHING
+def _gather(frame: pd.DataFrame, column: str) -> str:
+    values = frame[column].dropna().unique().tolist() if column in frame else []
+    return ", ".join(str(int(value) if isinstance(value, float) else value) for value in sorted(values)) or NOTHING
 
 
-def protocol_name(protocol: str) -> str:
-    """A protocol for people, without its strides."""
-    return "non-overlapping" if protocol == "nonoverlapping" else protocol
+def _protocols(frame: pd.DataFrame) -> list[str]:
+    """The protocol of each name and protocol, in order, with its strides in tokens."""
+    groups = frame.groupby(["name", "protocol"], sort=False)["stride_tokens"]
+    return [describe_protocol(protocol, strides.tolist()) for (_, protocol), strides in groups]
 
 
-def describe_protocol(records: Sequence[Record]) -> str:
-    """The protocol that ``records`` share, with their strides in tokens, for people."""
-    if records[0]["protocol"] != "sliding":
-        return protocol_name(records[0]["protocol"])
-    strides = [record["stride_tokens"] for record in records]
-    ends = dict.fromkeys((format_count(min(strides)), format_count(max(strides))))
-    return f"sliding, stride {' to '.join(ends)}"
+def _perplexities(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """A cell for each record, and the footnotes to which those that failed point."""
+    rows = rows_of(frame)
+    notes = [row["error"] and f"{row['name']}: {row['error']}" for row in rows]
+    footnotes = list(dict.fromkeys(note for note in notes if note))
+    cells = [
+        f"failed ({footnotes.index(note) + 1})" if note else format_perplexity(row["perplexity"])
+        for row, note in zip(rows, notes, strict=True)
+    ]
+    return cells, footnotes
 
 
-def _name(record: Record) -> str:
-    return str(record["name"])
-
-
-def _name_and_protocol(record: Record) -> tuple[str, str]:
-    return record["name"], record["protocol"]
-
-
-def _perplexity_or_footnote(record: Record | None, footnotes: list[str]) -> str:
-    if record is None:
-        return NOTHING
-    if record["error"] is None:
-        return format_perplexity(record["perplexity"])
-    text = f"{record['name']}: {record['error']}"
-    if text not in footnotes:
-        footnotes.append(text)
-    return f"failed ({footnotes.index(text) + 1})"
-
-
-def _difference(grid: Grid, record: Record) -> str:
-    difference = grid.difference(record["variant"], record["protocol"], record["length_tokens"], record["reading"])
+def _difference(grid: Comparison, row: Record) -> str:
+    difference = grid.difference(row["variant"], row["protocol"], row["length_tokens"], row["reading"])
     if difference is None:
         return NOTHING
     seeds = difference.by_seed

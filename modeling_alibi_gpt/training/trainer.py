@@ -38,8 +38,9 @@ from modeling_alibi_gpt.evaluation.bias_record import (
 )
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
 from modeling_alibi_gpt.evaluation.scoring import score_stream
+from modeling_alibi_gpt.reporting.atomic import write_json
 from modeling_alibi_gpt.reporting.parsing import read_mapping
-from modeling_alibi_gpt.reporting.records import provenance, write_json, write_records
+from modeling_alibi_gpt.reporting.records import provenance, write_records
 from modeling_alibi_gpt.runtime.distributed import failing_together, process_state
 from modeling_alibi_gpt.runtime.manifest import write_manifest
 from modeling_alibi_gpt.training.arguments import build_arguments

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from modeling_alibi_gpt.reporting.record_types import FIELD_TYPES
-from modeling_alibi_gpt.reporting.records import RECORD_FIELDS
+from modeling_alibi_gpt.reporting.records import RECORD_TYPES
 from tests.bad_input.refusals import Case, Inputs, parametrized, refused
 from tests.example_records import demo_records
 from tests.support.comparison_cases import methods
@@ -43,21 +42,25 @@ def _records(records: list[dict[str, Any]], work: Path, inputs: Inputs) -> list[
 
 
 def _field_cases() -> list[Case]:
-    """The second line is wrong in one field; typed fields only, for no report reads the others."""
+    """The second line is wrong in one field, lacks one, or has one that its kind does not have."""
     cases = []
     for kind, record in RECORDS.items():
-        for field in [name for name in record if name in FIELD_TYPES and name != "kind"]:
+        fields = RECORD_TYPES[kind].model_fields
+        for field in [name for name in record if name != "kind"]:
             for wrong in WRONG:
                 if field in OPEN and isinstance(wrong, dict):
                     continue
                 arguments = partial(_records, [RECORDS["training"], {**record, field: copy.deepcopy(wrong)}])
                 name = f"{kind} whose {field} is of type {type(wrong).__name__}"
                 cases.append(Case(name, "report", arguments, f"records.jsonl line 2: '{field}' must be "))
-        for field in (*RECORD_FIELDS[kind], "provenance"):
+        for field in [name for name, schema in fields.items() if schema.is_required() and name != "kind"]:
             without = {key: value for key, value in record.items() if key != field}
             arguments = partial(_records, [RECORDS["training"], without])
             message = f"records.jsonl line 2: a {kind} record lacks {field}"
             cases.append(Case(f"{kind} without {field}", "report", arguments, message))
+        arguments = partial(_records, [RECORDS["training"], {**record, "colour": "red"}])
+        message = f"records.jsonl line 2: 'colour' is no field of a {kind} record"
+        cases.append(Case(f"{kind} with a field of its own", "report", arguments, message))
     return cases
 
 

@@ -3,18 +3,19 @@
 from typing import Any
 
 from modeling_alibi_gpt.experiments.paired import comparison_records
-from modeling_alibi_gpt.reporting.claims import claims_section
-from modeling_alibi_gpt.reporting.grid import Grid
+from modeling_alibi_gpt.reporting.comparison import Comparison
+from modeling_alibi_gpt.reporting.comparison_sections import claims_section
+from modeling_alibi_gpt.reporting.frames import frame_of
 from tests.example_records import training_record
 from tests.support.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed, read_otherwise, rows_of
 
 
-def verdicts(*grids: Grid) -> dict[str, tuple[str, str]]:
-    (section,) = claims_section(grids, [training_record("alibi")])
+def verdicts(*grids: Comparison) -> dict[str, tuple[str, str]]:
+    (section,) = claims_section(grids, frame_of([training_record("alibi")]))
     return {claim: (verdict, measured) for claim, verdict, measured in section.tables[0].rows}
 
 
-def verdict(claim: str, *grids: Grid) -> tuple[str, str]:
+def verdict(claim: str, *grids: Comparison) -> tuple[str, str]:
     (found,) = (value for name, value in verdicts(*grids).items() if claim in name)
     return found
 
@@ -77,13 +78,13 @@ def test_corpora_that_disagree_are_named() -> None:
         if record["kind"] == "extrapolation" and record["variant"] == "alibi" and record["length_tokens"] == 1024:
             record["nats_per_token"] += 0.2
     rows = [record for record in records if record["kind"] != "comparison"]
-    other = grid_of(comparison_records(rows, reference="alibi"))
+    other = grid_of(comparison_records(rows, reference="alibi", corpus="Mars"))
     held, measured = verdict("far longer text no worse", one, other)
     assert held == "holds on test; does not hold on Mars"
     assert measured.endswith("Mars: +0.200 from 128 to 1,024 tokens")
 
 
-def shifted(nats: float, variant: str, length: int = 1024, **variants: dict[str, Any]) -> Grid:
+def shifted(nats: float, variant: str, length: int = 1024, **variants: dict[str, Any]) -> Comparison:
     """A comparison of ``variants``, one of which is ``nats`` higher at one length."""
     records = comparison(variants)
     for record in records:

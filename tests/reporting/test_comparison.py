@@ -3,26 +3,30 @@
 from pathlib import Path
 from typing import Any
 
-from modeling_alibi_gpt.reporting.beta_comparison import beta_comparison_table
-from modeling_alibi_gpt.reporting.comparison import comparison_sections
-from modeling_alibi_gpt.reporting.findings import (
-    beta_curve,
-    beta_findings,
-    extrapolation_findings,
-    learned_bias_findings,
-    scaling_findings,
-)
-from modeling_alibi_gpt.reporting.grid import format_change
+import pytest
+
+from modeling_alibi_gpt.reporting.comparison import AFTER_TRAINING, best_moves
+from modeling_alibi_gpt.reporting.comparison_sections import comparison_sections, largest_move
+from modeling_alibi_gpt.reporting.formats import format_change
+from modeling_alibi_gpt.reporting.frames import frames
+from modeling_alibi_gpt.reporting.page import Section
 from modeling_alibi_gpt.reporting.records import read_records
 from modeling_alibi_gpt.reporting.report import build_report
-from modeling_alibi_gpt.reporting.statistics import between_trainings
-from modeling_alibi_gpt.reporting.tables import differences_table, group_by
+from modeling_alibi_gpt.reporting.statistics import Difference, between_trainings
+from modeling_alibi_gpt.reporting.tables import beta_comparison_table, beta_curves, differences_table
 from tests.support.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed
 
 
+def sections_of(records: list[dict[str, Any]], **options: Any) -> list[Section]:
+    return comparison_sections(frames(records), **options)
+
+
 def titles_of(records: list[dict[str, Any]], **options: Any) -> list[str]:
-    by_kind = group_by(records, lambda record: record["kind"])
-    return [section.title for section in comparison_sections(by_kind, **options)]
+    return [section.title for section in sections_of(records, **options)]
+
+
+def signs(differences: dict[Any, Difference | None]) -> dict[Any, int | None]:
+    return {name: difference and difference.sign for name, difference in differences.items()}
 
 
 def test_a_change_is_written_with_its_seeds() -> None:
@@ -30,20 +34,30 @@ def test_a_change_is_written_with_its_seeds() -> None:
     assert format_change(between_trainings([-0.5])) == "\N{MINUS SIGN}0.500" and format_change(None) == "\N{EN DASH}"
 
 
-def test_findings_sort_the_methods() -> None:
-    alone, early, whole, sliding, near, far = extrapolation_findings(grid_of(methods()))
-    assert alone.startswith("alibi from 128 to 1,024 tokens") and "sliding +0.000" in alone
-    assert "lower with non-overlapping windows and no different with sliding ones" in early
-    assert "lower: alibi" in whole and "higher: rope +0.550" in whole
-    assert "no different: alibi +0.000 (+0.000, +0.000), none +0.003" in sliding and "higher: rope +0.600" in sliding
-    assert "lower: rope" in near and "higher: none +0.300" in near
-    assert "higher: rope +0.550" in far and "none" in far
+def test_changes_and_differences_sort_the_methods() -> None:
+    grid = grid_of(methods())
+    assert signs(grid.changes("nonoverlapping")) == {"alibi": -1, "rope": 1, "none": -1}
+    assert signs(grid.changes("sliding")) == {"alibi": 0, "rope": 1, "none": 0}
+    assert signs(grid.differences(128)) == {"rope": -1, "none": 1}
+    assert signs(grid.differences(1024)) == {"rope": 1, "none": 1}
 
 
-def test_findings_on_scaling_compare_with_the_same_model() -> None:
-    (finding,) = scaling_findings(grid_of(methods()))
-    assert finding.startswith("rope at 1,024 tokens")
-    assert "lower: ntk \N{MINUS SIGN}0.300 (\N{MINUS SIGN}0.300, \N{MINUS SIGN}0.300)" in finding
+def test_a_reading_is_compared_with_the_same_model_as_trained() -> None:
+    grid = grid_of(methods())
+    assert grid.scaled == ["rope"]
+    (gain,) = grid.gains("rope", 1024).values()
+    assert gain is not None and gain.by_seed == pytest.approx((-0.3, -0.3)) and gain.sign == -1
+
+
+def test_findings_hold_the_numbers_of_their_comparison() -> None:
+    """Which numbers stand in a finding, and in which group of names; the words are the template's."""
+    by_title = {section.title.split(",")[0]: section.findings for section in sections_of(methods())}
+    near = next(finding for finding in by_title["Length extrapolation"] if "128 tokens with" in finding)
+    lower, higher = near.split("; ")
+    assert "rope \N{MINUS SIGN}0.050 (\N{MINUS SIGN}0.050, \N{MINUS SIGN}0.050)" in lower and "none" not in lower
+    assert "none +0.300 (+0.300, +0.300)" in higher and "rope" not in higher
+    (scaling,) = by_title["Scaling at inference"]
+    assert "ntk \N{MINUS SIGN}0.300 (\N{MINUS SIGN}0.300, \N{MINUS SIGN}0.300)" in scaling and "1,024" in scaling
 
 
 def test_differences_stand_with_their_spread() -> None:
@@ -55,24 +69,24 @@ def test_differences_stand_with_their_spread() -> None:
 
 def test_the_best_beta_is_found_for_each_kind_of_slopes() -> None:
     grid = grid_of(beta_sweep())
-    betas = [0.5, 1.0, 2.0, 4.0]
-    assert list(beta_curve(grid, "uniform", "sliding", 128)) == betas
-    near, far, moves, *_, level, posthoc, _, learned = beta_findings(grid)
-    assert "lowest at \N{GREEK SMALL LETTER BETA} 2," in near and "costs +0.030 (+0.030, +0.030)" in near
-    assert "all others are told apart from it." in near and "1,024 tokens" in far and "not seen to move" in moves
-    assert "the best uniform slope is +0.000 (+0.000, +0.000) above the best geometric" in level
-    assert posthoc.endswith("with another \N{GREEK SMALL LETTER BETA}: higher: 4 +0.040 (+0.040, +0.040).")
-    assert learned.startswith("learned beta against geometric 1, sliding: +0.000")
-    stars = [row[0] for row in beta_comparison_table(grid, "sliding").rows if row[1].endswith("*")]
-    assert stars == ["2"]
+    for kind in ("geometric", "uniform"):
+        curves = grid.curves(kind)
+        assert list(curves) == [128, 1024] and not best_moves(curves.values())
+        for curve in curves.values():
+            assert list(curve) == [0.5, 1.0, 2.0, 4.0]
+            assert (curve.lowest, curve.choice.level) == (2.0, (2.0,))
+            assert curve.between(1.0, 2.0).by_seed == pytest.approx((0.03, 0.03))
+    level = grid.curve("uniform", 128).lowest_above(grid.curve("geometric", 128))
+    assert level is not None and level.by_seed == pytest.approx((0.0, 0.0), abs=1e-12)
+    assert grid.own_beta == 1.0 and signs(grid.curve(AFTER_TRAINING, 128).above(1.0)) == {4.0: 1}
+    assert grid.learned == ["learned beta"]
+    table = beta_comparison_table(beta_curves(grid, "sliding"))
+    assert [row[0] for row in table.rows if row[1].endswith("*")] == ["2"]
 
 
 def test_a_learned_bias_is_said_to_have_moved_within_the_training_length() -> None:
-    record = {"variant": "t5", "distances_tokens": [0, 1, 128], "train_context_length": 128}
-    moved = record | {"bias_before": [[[0.0, 0.5, 0.0]]], "bias_after": [[[1.0, 0.25, 9.0]]]}
-    assert learned_bias_findings([moved]) == [
-        "t5: within the training length no bias moved further than 1.25, against that of distance 0."
-    ]
+    row = {"variant": "t5", "distances_tokens": [0, 1, 128], "train_context_length": 128}
+    assert largest_move(row | {"bias_before": [[[0.0, 0.5, 0.0]]], "bias_after": [[[1.0, 0.25, 9.0]]]}) == 1.25
 
 
 def test_a_page_is_built_with_the_paper_beside(tmp_path: Path) -> None:
@@ -82,8 +96,11 @@ def test_a_page_is_built_with_the_paper_beside(tmp_path: Path) -> None:
     )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["RESULTS.md", "pictures"]
     text = Path(paths["markdown"]).read_text(encoding="utf-8")
-    assert "rope: the paper +1.373 nats from 512 to 15,512 tokens; here +0.550" in text
-    assert "alibi: the paper \N{MINUS SIGN}0.075" in text and "the same direction" in text
+    (rope,), (alibi,) = (
+        [line for line in text.splitlines() if line.startswith(f"- {method}: ") and "15,512" in line]
+        for method in ("rope", "alibi")
+    )
+    assert "+1.373" in rope and "+0.550" in rope and "\N{MINUS SIGN}0.075" in alibi
     assert "emma" in text and all(Path(path).stat().st_size > 10_000 for path in paths["figures"])
     assert all(f"(pictures/{Path(path).name})" in text for path in paths["figures"])
 
@@ -130,8 +147,13 @@ def test_a_reference_of_another_method_is_no_beta() -> None:
     methods_part, betas_part = grid_of(comparison(variants)).split()
     assert methods_part is not None and (methods_part.reference, methods_part.alibi) == ("rope", "alibi")
     assert betas_part is not None and betas_part.reference == "alibi"
-    assert list(beta_curve(betas_part, "geometric", "sliding", 128)) == [1.0, 2.0]
-    assert [finding for finding in beta_findings(betas_part) if "rope" in finding] == []
+    assert list(betas_part.curve("geometric", 128)) == [1.0, 2.0]
+    (section,) = [
+        section
+        for section in sections_of(comparison(variants))
+        if "against \N{GREEK SMALL LETTER BETA}" in section.title
+    ]
+    assert section.findings and not any("rope" in finding for finding in section.findings)
 
 
 def test_a_comparison_without_sliding_windows_is_read_by_those_it_has() -> None:
@@ -143,6 +165,6 @@ def test_a_sweep_of_geometric_slopes_alone_says_nothing_of_others() -> None:
     records = comparison({"geometric 1": {}, "geometric 2": {"alibi_beta": 2.0}})
     assert [record["kind"] for record in records].count("training") == 4
     assert titles_of(records) == ["Test", "Perplexity against \N{GREEK SMALL LETTER BETA}, test"]
-    assert len(beta_findings(grid_of(records))) == 3
-    table = beta_comparison_table(grid_of(records), "sliding")
+    assert len(sections_of(records)[1].findings) == 3
+    table = beta_comparison_table(beta_curves(grid_of(records), "sliding"))
     assert [cell.split(",")[0] for cell in table.header[1:]] == ["geometric", "geometric"]

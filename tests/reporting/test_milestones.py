@@ -1,11 +1,13 @@
 """Milestones on a page: when a fine-tuned model is as good as its start, and what it reads beyond."""
 
+import re
 from pathlib import Path
 from typing import Any
 
-from modeling_alibi_gpt.reporting.milestones import findings, milestone_sections, milestone_table
+from modeling_alibi_gpt.reporting.frames import frame_of, milestone_runs
 from modeling_alibi_gpt.reporting.records import check_record
 from modeling_alibi_gpt.reporting.report import build_report
+from modeling_alibi_gpt.reporting.tables import milestone_table
 from tests.example_records import PROVENANCE
 
 
@@ -29,17 +31,17 @@ RECORDS = [
 ]
 
 
-def test_the_first_milestone_that_is_as_good_is_named() -> None:
-    assert findings(RECORDS, "GPT-2") == [
-        "fine-tuned: 400.00 at 128 tokens before fine-tuning; as good as GPT-2 (60.00) after 204,800 tokens; "
-        "after 409,600 tokens 55.00 at 128 tokens and 54.00 at 512 tokens with non-overlapping windows."
-    ]
-    assert "at none of its milestones" in findings(RECORDS[:6], "GPT-2")[0]
+def test_the_first_milestone_that_is_as_good_is_found() -> None:
+    start, (run,) = milestone_runs(frame_of(RECORDS))
+    assert (start["name"], start["perplexity"], start["num_train_tokens"]) == ("GPT-2", 60.0, 2_048_000)
+    assert (run["name"], run["length_tokens"], run["before"]) == ("fine-tuned", 128, 400.0)
+    assert (run["reached"], run["num_train_tokens"]) == (204_800, 409_600)
+    assert run["ends"] == {"nonoverlapping": [(128, 55.0), (512, 54.0)]}
+    _, (short,) = milestone_runs(frame_of(RECORDS[:6]))
+    assert short["reached"] is None, "at none of its milestones"
     control = [milestone("control", step, 128, perplexity) for step, perplexity in ((0, 60.0), (200, 58.0))]
-    assert findings([*RECORDS[:2], *control], "GPT-2") == [
-        "control: 60.00 at 128 tokens before fine-tuning; after 409,600 tokens 58.00 at 128 tokens with "
-        "non-overlapping windows."
-    ]
+    _, (kept,) = milestone_runs(frame_of([*RECORDS[:2], *control]))
+    assert kept["reached"] == 0, "as good from the start"
 
 
 def test_a_length_that_cannot_be_read_is_a_footnote() -> None:
@@ -49,13 +51,21 @@ def test_a_length_that_cannot_be_read_is_a_footnote() -> None:
     assert table.footnotes == ["GPT-2: IndexError: index out of range"]
 
 
-def test_the_section_is_drawn(tmp_path: Path) -> None:
-    (section,) = milestone_sections({"milestone": RECORDS})
-    assert section.findings == findings(RECORDS, "GPT-2")
-    (figure,) = build_report(RECORDS, tmp_path, title="T")["figures"]
+def test_the_section_names_the_numbers_and_is_drawn(tmp_path: Path) -> None:
+    written = build_report(RECORDS, tmp_path, title="T")
+    (figure,) = written["figures"]
     assert Path(figure).name == "milestones.png" and Path(figure).stat().st_size > 10_000
+    (finding,) = findings_of(written["markdown"])
+    assert re.findall(r"[\d,.]*\d", finding.removeprefix("fine-tuned").replace("GPT-2", "")) == [
+        *("400.00", "128", "60.00", "204,800", "409,600", "55.00", "128", "54.00", "512"),
+    ]
 
 
-def test_a_start_alone_has_no_figure() -> None:
-    (section,) = milestone_sections({"milestone": RECORDS[:2]})
-    assert section.pictures == [] and section.findings == []
+def test_a_start_alone_has_no_figure(tmp_path: Path) -> None:
+    written = build_report(RECORDS[:2], tmp_path, title="T")
+    assert written["figures"] == [] and findings_of(written["markdown"]) == []
+
+
+def findings_of(page: str) -> list[str]:
+    text = Path(page).read_text(encoding="utf-8")
+    return [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]

@@ -11,19 +11,25 @@ from pathlib import Path
 import pytest
 
 from modeling_alibi_gpt.reporting import records as records_module
+from modeling_alibi_gpt.reporting.atomic import write_json, write_text
 from modeling_alibi_gpt.reporting.records import (
     append_record,
     check_record,
     provenance,
+    read_checked_records,
     read_records,
-    write_json,
     write_records,
-    write_text,
 )
+from tests.example_records import training_record
 
 
-FIRST = {"kind": "note", "text": "caf\N{LATIN SMALL LETTER E WITH ACUTE}\nline two", "value": 0.1 + 0.2, "none": None}
-SECOND = {"kind": "note", "nested": {"list": [1, 2.5, {"deep": True}]}}
+RESULTS = Path(__file__).parents[2] / "results"
+
+
+PAPER = {"kind": "published", "comparison": "a paper", "name": "caf\N{LATIN SMALL LETTER E WITH ACUTE}\nline two"}
+PAPER |= {"position_method": "alibi", "protocol": "sliding", "length_tokens": 512, "train_context_length": 512}
+FIRST = PAPER | {"perplexity": 20 + 0.1 + 0.2, "stride_tokens": None, "error": None, "provenance": {"source": "x"}}
+SECOND = training_record("alibi")
 
 
 @pytest.fixture
@@ -49,12 +55,13 @@ def test_a_file_of_no_records_is_empty(path: Path) -> None:
     assert read_records(path) == []
 
 
-def test_append_after_a_kill_at_any_byte_loses_only_the_torn_record(path: Path) -> None:
+def test_append_after_a_kill_in_mid_write_loses_only_the_torn_record(path: Path) -> None:
     append_record(path, FIRST)
     intact = path.read_bytes()
     append_record(path, SECOND)
     torn_line = path.read_bytes()[len(intact) :]
-    for num_bytes in range(len(torn_line)):
+    cuts = sorted({*range(0, len(torn_line), 97), len(torn_line) - 2, len(torn_line) - 1})
+    for num_bytes in cuts:
         path.write_bytes(intact + torn_line[:num_bytes])
         # The last byte but one completes the record: only its newline is missing.
         survivors = [FIRST, SECOND] if num_bytes == len(torn_line) - 1 else [FIRST]
@@ -127,7 +134,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
 
 def test_a_directory_in_the_way_is_an_error_that_leaves_nothing(path: Path) -> None:
     path.mkdir(parents=True)
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(IsADirectoryError, match="is a folder; expected a file"):
         write_text(path, "text")
     assert os.listdir(path.parent) == [path.name]
 
@@ -186,15 +193,35 @@ def test_provenance_knows_the_commit_only_of_the_checkout_that_tracks_it(
     assert commit_and_dirty() == (None, None)
 
 
-def test_a_record_of_a_known_kind_has_its_fields() -> None:
-    whole = {"kind": "bias_matrix", "name": "a", "slopes": [1.0], "bias": [[[0.0]]], "provenance": {}, "extra": 1}
+def test_a_record_of_a_known_kind_has_its_fields_and_no_others() -> None:
+    whole = {"kind": "bias_matrix", "name": "a", "slopes": [1.0], "bias": [[[0.0]]], "provenance": {}}
     check_record(whole)
-    with pytest.raises(ValueError, match="a bias_matrix record lacks slopes, bias, provenance"):
+    with pytest.raises(ValueError, match="a bias_matrix record lacks provenance, slopes, bias"):
         check_record({"kind": "bias_matrix", "name": "a"})
-    with pytest.raises(ValueError, match="kind 'biased'; expected one of training, milestone, perplexity"):
+    with pytest.raises(ValueError, match="'extra' is no field of a bias_matrix record; it has kind, provenance, name"):
+        check_record(whole | {"extra": 1})
+    with pytest.raises(ValueError, match="kind 'biased'; expected one of training, published, milestone"):
         check_record({"kind": "biased"})
     with pytest.raises(ValueError, match="kind None"):
         check_record({})
+
+
+def test_what_is_no_record_is_neither_appended_nor_written(path: Path) -> None:
+    append_record(path, FIRST)
+    before = path.read_bytes()
+    for wrong in (FIRST | {"length_tokens": 0}, FIRST | {"colour": "red"}, FIRST | {"name": 1}):
+        for write in (lambda record: append_record(path, record), lambda record: write_records(path, [record])):
+            with pytest.raises(ValueError, match="'(length_tokens|colour|name)' "):
+                write(wrong)
+            assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.jsonl")), ids=lambda file: file.stem)
+def test_every_result_ever_published_can_be_read(file: Path) -> None:
+    if file.name.startswith("demo_seconds"):  # of a stop watch, not of a command
+        assert {record["kind"] for record in read_records(file)} == {"wall_clock"}
+    else:
+        assert read_checked_records(file)
 
 
 def test_copied_sources_say_which_commit_they_are(monkeypatch: pytest.MonkeyPatch) -> None:

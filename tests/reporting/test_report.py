@@ -247,12 +247,16 @@ def test_a_learned_beta_stands_beside_the_study_that_it_was_learned_in_and_no_ot
     monkeypatch.setattr(report, "beta_figure", watch)
     learned = trained_beta_record("beta", 0)
     build_report([beta_record("retrain", 0, 1.0), beta_record("posthoc", 0, 1.0), learned], tmp_path, title="T")
-    assert beside == {"retrain demo": [learned], "posthoc demo": []}
+    assert runs_of(beside) == {"retrain demo": [learned["perplexity"]], "posthoc demo": []}
     beside.clear()
     records = [beta_record("retrain", 0, 1.0) | {"study": study} for study in "ab"]
-    of_b = learned | {"study": "b"}
+    of_b = trained_beta_record("beta", 1) | {"study": "b"}
     build_report([*records, learned, of_b], tmp_path, title="T")
-    assert beside == {"retrain a": [], "retrain b": [of_b]}
+    assert runs_of(beside) == {"retrain a": [], "retrain b": [of_b["perplexity"]]}
+
+
+def runs_of(beside: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
+    return {study: [run["perplexity"] for run in runs] for study, runs in beside.items()}
 
 
 @pytest.mark.parametrize(
@@ -260,7 +264,7 @@ def test_a_learned_beta_stands_beside_the_study_that_it_was_learned_in_and_no_ot
     [
         ([], "got no records"),
         ([bias_record(), {"kind": "speed"}], "kind 'speed'; expected one of training"),
-        ([{"kind": "training", "name": "alibi"}], "a training record lacks model_dir"),
+        ([{"kind": "training", "name": "alibi"}], "a training record lacks provenance"),
         ([bias_record(), beta_record("retrain", 0, 1.0) | {"mode": "guess"}], "mode 'guess'; expected one of retrain"),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from modeling_alibi_gpt.reporting.records import Record
 from modeling_alibi_gpt.reporting.report import build_report
-from modeling_alibi_gpt.reporting.speed import (
+from modeling_alibi_gpt.reporting.speed_tables import (
     attention_speed_table,
     conversion_speed_table,
     decode_speed_table,
@@ -46,14 +46,20 @@ ATTENTION = [
     attention_record("banded", 1024, 1.0, num_heads=6, head_dim=32),
 ]
 CPU = f"{PROVENANCE['hardware']['cpu']}, 2 threads"
-MODEL = {
-    **attention_record("bloom", 2048, 2.5, kind="model_speed", reference="gpt2"),
-    **{"num_layers": 4, "hidden_size": 768, "extra_bytes": None},
-}
-DECODE = {
-    **attention_record("alibi_banded", 0, 0.4, kind="decode_speed", reference="sdpa"),
-    **{"context_tokens": 16384, "num_layers": 2, "hidden_size": 64, "cache_bytes": 2**21, "max_difference": 2e-6},
-}
+SIZED = {"extra_bytes": 2**20}
+SHAPE = {"num_layers": 4, "hidden_size": 768, "extra_bytes": None}
+
+
+def of_models(name: str, length_tokens: int, times: float, **fields: Any) -> Record:
+    """The fields of attention that whole models share, and ``fields``."""
+    record = attention_record(name, length_tokens, times, **SHAPE | fields)
+    return {field: value for field, value in record.items() if field not in ("head_dim", "max_error")}
+
+
+MODEL = of_models("bloom", 2048, 2.5, kind="model_speed", reference="gpt2")
+DECODE = of_models("alibi_banded", 0, 0.4, kind="decode_speed", reference="sdpa", context_tokens=16384)
+DECODE |= {"cache_bytes": 2**21, "max_difference": 2e-6}
+DECODE = {field: DECODE[field] for field in DECODE.keys() - {"mode", "length_tokens", "extra_bytes"}}
 
 
 def test_attention_has_a_column_for_each_length_and_no_row_for_the_reference() -> None:
@@ -69,7 +75,7 @@ def test_attention_has_a_column_for_each_length_and_no_row_for_the_reference() -
 
 def test_conversions_have_times_and_memory_at_each_length() -> None:
     fields = {"kind": "conversion_speed", "num_new_tokens": 32, "mode": "generate", "max_logit_difference": 3e-6}
-    rows = [attention_record("bloom", length, times, **fields) for length, times in ((1024, 1.0), (4096, 0.25))]
+    rows = [of_models("bloom", length, times, **SIZED | fields) for length, times in ((1024, 1.0), (4096, 0.25))]
     table = conversion_speed_table(rows)
     assert table.header[2:4] == ["times original, 1,024", "times original, 4,096"]
     assert table.rows == [["bloom", "generate 32", "1.00", "0.25", "1", "1", "3e-06"]]

@@ -11,7 +11,6 @@ from modeling_alibi_gpt.reporting.statistics import (
     between_trainings,
     choose_trial,
     judge,
-    judge_any,
     within_a_model,
 )
 from tests.example_records import beta_record
@@ -58,7 +57,7 @@ def test_level_is_shown_and_not_only_undetected() -> None:
 )
 def test_what_is_undetected_is_not_shown(signs: list[int], each: Verdict, any_: Verdict) -> None:
     assert judge(signs, 1) is each and judge([-sign for sign in signs], -1) is each
-    assert judge_any(signs, 1) is any_ and judge_any([-sign for sign in signs], -1) is any_
+    assert judge(signs, 1, each=False) is any_ and judge([-sign for sign in signs], -1, each=False) is any_
 
 
 def trial(beta: float, *by_seed: float, mode: str = "retrain", **fields: Any) -> dict[str, Any]:

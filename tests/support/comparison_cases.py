@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from modeling_alibi_gpt.experiments.paired import comparison_records
-from modeling_alibi_gpt.reporting.grid import Grid
+from modeling_alibi_gpt.reporting.comparison import Comparison
+from modeling_alibi_gpt.reporting.frames import frame_of
 from modeling_alibi_gpt.reporting.records import check_record
 from tests.example_records import PROVENANCE, extrapolation_record, training_record
 
@@ -100,5 +101,5 @@ def mixed() -> list[dict[str, Any]]:
     return comparison(variants, read)
 
 
-def grid_of(records: Sequence[dict[str, Any]]) -> Grid:
-    return Grid([record for record in records if record["kind"] == "comparison"])
+def grid_of(records: Sequence[dict[str, Any]]) -> Comparison:
+    return Comparison(frame_of([record for record in records if record["kind"] == "comparison"]))

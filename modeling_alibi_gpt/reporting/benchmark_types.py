@@ -1,0 +1,148 @@
+"""The schemas of records of benchmarks: speed, precision, and agreement with other programs."""
+
+from typing import Literal
+
+from pydantic import ConfigDict
+
+from modeling_alibi_gpt.reporting.record_types import ByLayer, Count, Number, Positive, PositiveNumber, RecordType
+
+
+class Timed(RecordType):
+    """Seconds beside those of a reference that was timed in turn."""
+
+    name: str
+    dtype: str
+    seconds: PositiveNumber
+    reference: str
+    times_reference: PositiveNumber
+    times_reference_quartiles: list[float]
+    num_rounds: int = 0
+    num_threads: int = 0
+
+
+class TimedModel(Timed):
+    num_layers: int
+    hidden_size: int
+    num_heads: int = 0
+    vocab_size: int = 0
+    num_rows: int = 0
+    num_parameters: int = 0
+    tokens_per_second: Number = None
+
+
+class AttentionSpeed(Timed):
+    kind: Literal["attention_speed"]
+    mode: str
+    length_tokens: int
+    num_heads: int
+    head_dim: int
+    extra_bytes: Count
+    max_error: float
+
+
+class ModelSpeed(TimedModel):
+    kind: Literal["model_speed"]
+    mode: str
+    length_tokens: int
+    extra_bytes: Count
+    model_flops_utilization: Number = None
+
+
+class ConversionSpeed(TimedModel):
+    kind: Literal["conversion_speed"]
+    mode: str
+    length_tokens: int
+    num_new_tokens: Count
+    extra_bytes: Count
+    max_logit_difference: Number
+
+
+class DecodeSpeed(TimedModel):
+    kind: Literal["decode_speed"]
+    context_tokens: Positive
+    cache_bytes: int
+    max_difference: Number
+
+
+class GpuTests(RecordType):
+    kind: Literal["gpu_tests"]
+    passed: int
+    failed: int
+    skipped: int
+    seconds: PositiveNumber
+    failures: list[str]
+    unfinished: list[str] = []
+
+
+class Conformance(RecordType):
+    kind: Literal["conformance"]
+    model: str
+    suite: str
+    transformers: str
+    passed: int
+    failed: int
+    skipped: int
+    seconds: PositiveNumber
+    failed_tests: list[str] = []
+    skipped_by_reason: dict[str, list[str]]
+
+
+class Precision(RecordType):
+    """Errors of attention in half precision; each way adds fields of its own, ``banded_max_error`` and so on."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, float]
+
+    kind: Literal["precision"]
+    dtype: str
+    num_heads: int
+    length_tokens: Positive
+    head_dim: int
+    num_queries: int
+    bias_error_ulps: float
+    bias_error_nats: float
+    absolute_bias_error_nats: float
+    plain_max_error: float
+    plain_relative_rms_error: float
+    absolute_max_error: float
+    absolute_relative_rms_error: float
+
+
+class Margins(RecordType):
+    kind: Literal["margins"]
+    name: str
+    length_tokens: Positive
+    tolerance: float
+    slopes_by_layer: ByLayer
+    margins_nats_by_layer: ByLayer
+    windows_tokens_by_layer: list[list[int]]
+
+
+class Gguf(RecordType):
+    kind: Literal["gguf"]
+    name: str
+    num_heads: int
+    length_tokens: Positive
+    num_new_tokens: Count
+    precision: str
+    llama_cpp: str
+    max_log_prob_difference_nats: float
+    max_rounding_error_nats: float
+    torch_rounding_error_nats: float
+    greedy_tokens_equal: int
+
+
+class ConversionDifference(RecordType):
+    kind: Literal["conversion_difference"]
+    name: str
+    model: str
+    dtype: str
+    reference: str
+    reference_dtype: str
+    length_tokens: Positive
+    num_heads: int
+    num_layers: int
+    hidden_size: int
+    max_logit_difference: Number
+    logit_std: float
+    kl_nats_per_token: float

@@ -1,0 +1,225 @@
+"""The sections of a report about comparisons: verdicts, what was run, curves, differences, and a paper beside."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from modeling_alibi_gpt.reporting.bias_plots import bias_by_distance_figure
+from modeling_alibi_gpt.reporting.comparison import Comparison
+from modeling_alibi_gpt.reporting.formats import BETA
+from modeling_alibi_gpt.reporting.frames import pick, rows_of
+from modeling_alibi_gpt.reporting.page import Picture, Section, file_stem, make_section, render_lines
+from modeling_alibi_gpt.reporting.plots import (
+    beta_comparison_figure,
+    extrapolation_figure,
+    position_figure,
+    training_figure,
+)
+from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.reporting.statistics import Difference, Verdict, within_a_model
+from modeling_alibi_gpt.reporting.tables import (
+    Table,
+    beta_comparison_table,
+    beta_curves,
+    differences_table,
+    extrapolation_table,
+    of_columns,
+    trained_beta_tables,
+)
+from modeling_alibi_gpt.reporting.verdicts import BETA_CLAIMS, METHOD_CLAIMS
+
+
+Frames = dict[str, pd.DataFrame]
+TEMPLATE = "comparison.j2"
+
+
+def comparison_sections(by_kind: Frames, *, claims: bool = False) -> list[Section]:
+    """For each comparison its setting and the sections that its variants call for; what a paper found.
+
+    Args:
+        by_kind: Records of comparisons, by kind.
+        claims: Whether a table of verdicts on what is said of ALiBi comes first.
+    """
+    groups = by_kind["comparison"].groupby("comparison", sort=False) if "comparison" in by_kind else []
+    grids = [Comparison(frame) for _, frame in groups]
+    sections = claims_section(grids, by_kind["training"]) if claims and grids else []
+    of_methods = []
+    for grid in grids:
+        own = {kind: pick(frame, comparison=grid.name) for kind, frame in by_kind.items()}
+        methods, betas = grid.split()
+        sections.append(_setting_section(grid, methods, own))
+        if methods is not None:
+            of_methods.append(methods)
+            sections += _method_sections(methods, own)
+        if betas is not None:
+            figure = file_stem(grid.name) + ("_beta" if methods is not None else "")
+            sections += _beta_sections(betas, own.get("trained_beta"), figure)
+    return sections + _published_sections(of_methods, by_kind.get("published"))
+
+
+def claims_section(grids: Sequence[Comparison], trainings: pd.DataFrame) -> list[Section]:
+    """One table: a row for every claim that at least one of the comparisons can speak to."""
+    found = judged_claims(grids)
+    if found.empty:
+        return []
+    claims = found.groupby("claim", sort=False)
+    columns = {
+        "claim": [claim for claim, _ in claims],
+        "": [_in_words(group) for _, group in claims],
+        "measured": ["; ".join(group["corpus"] + ": " + group["measured"]) for _, group in claims],
+    }
+    spread = max(
+        max(by_seed) - min(by_seed)
+        for grid in grids
+        for by_seed in pick(grid.as_trained, length_tokens=grid.lengths[0])["nats_per_token_by_seed"]
+        if by_seed
+    )
+    table = of_columns(columns, num_text_columns=3)
+    return [make_section("claims.j2", "all_claims", tables=[table], trainings=trainings, spread=spread)]
+
+
+def judged_claims(grids: Sequence[Comparison]) -> pd.DataFrame:
+    """A row for each claim and each comparison that speaks to it: ``claim, corpus, verdict, measured``."""
+    methods, betas = zip(*(grid.split() for grid in grids), strict=True)
+    asked = [
+        (claim, grid)
+        for claims, of in ((METHOD_CLAIMS, methods), (BETA_CLAIMS, betas))
+        for claim in claims
+        for grid in of
+        if grid
+    ]
+    rows = []
+    for claim, grid in asked:
+        for verdict, values in claim(grid):
+            said, measured = render_lines("claims.j2", claim.__name__, grid=grid, **values)
+            rows.append((said, grid.corpus, verdict, measured))
+    return pd.DataFrame(rows, columns=["claim", "corpus", "verdict", "measured"])
+
+
+def _in_words(found: pd.DataFrame) -> str:
+    """``holds``, or ``holds on one corpus; not shown on another`` where they differ."""
+    corpora = {word.value: found.loc[found["verdict"] == word, "corpus"].tolist() for word in Verdict}
+    corpora = {word: where for word, where in corpora.items() if where}
+    if len(corpora) == 1:
+        return next(iter(corpora))
+    return "; ".join(f"{word} on {' and '.join(where)}" for word, where in corpora.items())
+
+
+def _setting_section(grid: Comparison, methods: Comparison | None, own: Frames) -> Section:
+    training, (num_tokens,) = own["training"], own["extrapolation"]["num_tokens"].dropna().unique().tolist()
+    pictures = []
+    # The curves of betas lie one upon another.
+    drawn = pick(training, seed=training["seed"].iloc[0])
+    drawn = drawn[drawn["variant"].isin(methods.variants if methods else []) & drawn["loss_history"].map(bool)]
+    if len(drawn):
+        alt = f"Training loss against step of {grid.name}, first seed"
+        pictures.append(Picture(f"{file_stem(grid.name)}_training.png", training_figure(drawn), alt))
+    values = {"grid": grid, "training": training, "corpus": own["corpus"].iloc[0], "num_tokens": num_tokens}
+    return make_section(TEMPLATE, "setting", pictures=pictures, **values)
+
+
+def _method_sections(grid: Comparison, own: Frames) -> list[Section]:
+    stem = file_stem(grid.name)
+    figure = Picture(f"{stem}.png", extrapolation_figure(grid.as_trained), f"Perplexity against length, {grid.name}")
+    tables = [extrapolation_table(grid.as_trained), differences_table(grid, grid.as_trained)]
+    positions = _positions_picture(stem, grid, own["extrapolation"])
+    sections = [
+        make_section(TEMPLATE, "extrapolation", pictures=[figure], tables=tables, grid=grid),
+        make_section(TEMPLATE, "positions", pictures=[positions], grid=grid),
+    ]
+    if "bias_by_distance" in own and len(own["bias_by_distance"]):
+        sections += _learned_bias_section(grid, own["bias_by_distance"])
+    if grid.scaled:
+        frame = grid.frame[grid.frame["variant"].isin(grid.scaled)]
+        pictures = [
+            Picture(
+                f"{stem}_{variant}_scaling.png",
+                extrapolation_figure((of := pick(frame, variant=variant)).assign(name=of["reading"])),
+                f"Perplexity against length of {variant}, as trained and scaled at inference",
+            )
+            for variant in grid.scaled
+        ]
+        tables = [extrapolation_table(frame), differences_table(grid, frame)]
+        sections.append(make_section(TEMPLATE, "scaling", pictures=pictures, tables=tables, grid=grid))
+    return sections
+
+
+def _positions_picture(stem: str, grid: Comparison, rows: pd.DataFrame) -> Picture:
+    drawn = pick(rows, seed=grid.seeds[0], reading="as trained", protocol="nonoverlapping")
+    drawn = pick(drawn, length_tokens=grid.lengths[-1])
+    drawn = drawn[drawn["error"].isna() & drawn["variant"].isin(grid.variants)]
+    return Picture(f"{stem}_positions.png", position_figure(drawn), "Nats per token against position, by method")
+
+
+def _learned_bias_section(grid: Comparison, frame: pd.DataFrame) -> list[Section]:
+    """The first seed's bias by distance of every method that learns one."""
+    rows = [row for row in rows_of(pick(frame, seed=frame["seed"].min())) if row["bias_before"] != row["bias_after"]]
+    if not rows:
+        return []
+    pictures = [
+        Picture(
+            f"{file_stem(grid.name)}_bias_{file_stem(row['variant'])}.png",
+            bias_by_distance_figure(row),
+            f"Bias by distance of each head of {row['variant']}",
+        )
+        for row in rows
+    ]
+    moved = {row["variant"]: largest_move(row) for row in rows}
+    return [make_section(TEMPLATE, "learned_bias", pictures=pictures, grid=grid, moved=moved)]
+
+
+def largest_move(row: Record) -> float:
+    """The largest change of a bias up to the training length, against distance 0: the softmax sees no constant."""
+    within = [d for d, distance in enumerate(row["distances_tokens"]) if distance < row["train_context_length"]]
+    before, after = ([head for layer in row[name] for head in layer] for name in ("bias_before", "bias_after"))
+    return max(
+        abs((new[d] - new[0]) - (old[d] - old[0])) for old, new in zip(before, after, strict=True) for d in within
+    )
+
+
+def _beta_sections(grid: Comparison, trained: pd.DataFrame | None, figure: str) -> list[Section]:
+    """Perplexity against beta, and what was learned where beta or the slopes were."""
+    curves = {protocol: beta_curves(grid, protocol) for protocol in grid.protocols}
+    drawn, pictures = curves[grid.main_protocol], []
+    if drawn:
+        alt = f"Perplexity against {BETA}, {grid.corpus}"
+        pictures.append(Picture(f"{figure}.png", beta_comparison_figure(drawn), alt))
+    tables: list[Table] = [beta_comparison_table(of_protocol) for of_protocol in curves.values()]
+    if grid.learned:
+        tables.append(differences_table(grid, grid.as_trained[grid.as_trained["variant"].isin(grid.learned)]))
+    kinds = list(dict.fromkeys(kind for kind, _ in drawn))
+    sections = [make_section(TEMPLATE, "betas", pictures=pictures, tables=tables, grid=grid, kinds=kinds)]
+    if trained is not None and len(trained):
+        sections.append(make_section(TEMPLATE, "learned_betas", tables=trained_beta_tables(trained), grid=grid))
+    return sections
+
+
+def _published_sections(grids: Sequence[Comparison], published: pd.DataFrame | None) -> list[Section]:
+    """What a paper measured for each method, in nats from its training length on, and what was measured here."""
+    if published is None or not grids:
+        return []
+    measured = published[published["error"].isna()]
+    alibi = pick(measured, position_method="alibi")
+    papers = []
+    for method, rows in measured.groupby("position_method", sort=False):
+        near, far = rows.iloc[0], rows.iloc[-1]
+        here = [
+            (grid, change, grid.difference(method, far["protocol"], grid.lengths[0]))
+            for grid in grids
+            if method in grid.variants and far["protocol"] in grid.protocols
+            if (change := grid.change(method, far["protocol"], grid.lengths[-1]))
+        ]
+        paper = {"method": method, "lengths": (near["length_tokens"], far["length_tokens"]), "here": here}
+        paper["change"] = _one_number(math.log(far["perplexity"] / near["perplexity"]))
+        if method != "alibi":
+            paper["beside"] = _one_number(math.log(near["perplexity"] / alibi["perplexity"].iloc[0]))
+        papers.append(paper)
+    source = published["provenance"].iloc[0]["source"]
+    tables = [extrapolation_table(published)]
+    return [make_section(TEMPLATE, "published", tables=tables, source=source, grids=grids, papers=papers)]
+
+
+def _one_number(nats: float) -> Difference:
+    """A difference that a paper gives, without seeds or blocks."""
+    return within_a_model([nats], None, None)

@@ -1,0 +1,82 @@
+"""How numbers are written for people: text of a cell, a name or a sentence."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import pandas as pd
+
+from modeling_alibi_gpt.reporting.statistics import Difference
+
+
+BETA = "\N{GREEK SMALL LETTER BETA}"
+NOTHING = "\N{EN DASH}"
+
+
+def format_count(value: float | None) -> str:
+    return NOTHING if value is None or pd.isna(value) else f"{value:,.0f}"
+
+
+def format_mebibytes(num_bytes: float | None) -> str:
+    return NOTHING if num_bytes is None or pd.isna(num_bytes) else format_count(num_bytes / 2**20)
+
+
+def format_perplexity(value: float | None) -> str:
+    if value is None or pd.isna(value):
+        return NOTHING
+    return f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"
+
+
+def format_nats(value: float | None) -> str:
+    """Nats and bits alike: four decimals."""
+    return NOTHING if value is None or pd.isna(value) else f"{value:.4f}"
+
+
+def format_ratio(value: float | None, num_digits: int = 4) -> str:
+    """Values of beta and of slopes: powers of two below 1 as fractions, anything else to ``num_digits`` digits."""
+    if value is None or pd.isna(value):
+        return NOTHING
+    if 0 < value < 1 and math.frexp(value)[0] == 0.5:
+        return f"1/{round(1 / value):,}"
+    return f"{value:.{num_digits}g}"
+
+
+def format_range(values: Iterable[float]) -> str:
+    """``1.02 to 2.05``, or one number where both ends are the same to two decimals."""
+    ends = sorted(values)
+    return " to ".join(dict.fromkeys((f"{ends[0]:.2f}", f"{ends[-1]:.2f}")))
+
+
+def format_seconds(value: float) -> str:
+    minutes, seconds = divmod(round(value), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"
+
+
+def format_mean(difference: Difference) -> str:
+    """``+0.031``: the mean in nats."""
+    return with_minus(f"{difference.mean:+.3f}")
+
+
+def format_change(difference: Difference | None) -> str:
+    """``+0.031 (+0.028, +0.034)``: the mean in nats, and each seed's where there are several; a dash for None."""
+    if difference is None:
+        return NOTHING
+    seeds = ", ".join(f"{value:+.3f}" for value in difference.by_seed)
+    return format_mean(difference) + (with_minus(f" ({seeds})") if len(difference.by_seed) > 1 else "")
+
+
+def protocol_name(protocol: str) -> str:
+    """A protocol for people, without its strides."""
+    return "non-overlapping" if protocol == "nonoverlapping" else protocol
+
+
+def describe_protocol(protocol: str, strides_tokens: Sequence[int]) -> str:
+    """A protocol for people, with the shortest and the longest of its strides."""
+    if protocol != "sliding":
+        return protocol_name(protocol)
+    ends = dict.fromkeys((format_count(min(strides_tokens)), format_count(max(strides_tokens))))
+    return f"sliding, stride {' to '.join(ends)}"
+
+
+def with_minus(number: str) -> str:
+    """A number whose hyphens are minus signs."""
+    return number.replace("-", "\N{MINUS SIGN}")

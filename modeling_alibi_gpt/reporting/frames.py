@@ -1,0 +1,131 @@
+"""Records in memory: a typed table for each kind, a row a record, in the order of the records."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
+
+import pandas as pd
+
+from modeling_alibi_gpt.reporting.atomic import write_text
+from modeling_alibi_gpt.reporting.record_types import AS_TRAINED
+from modeling_alibi_gpt.reporting.records import RECORD_TYPES, Record
+from modeling_alibi_gpt.reporting.variants import BETA_DEFAULTS, corpus_of, what_varies
+
+
+# Of the windows by which trainings are followed.
+MILESTONE_PROTOCOL = "nonoverlapping"
+
+Records: TypeAlias = Sequence[Record] | pd.DataFrame
+
+
+def frames(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
+    """Tables by kind, in the order in which the kinds appear; records are of known kinds and as their schemas say."""
+    by_kind: dict[str, list[Record]] = {}
+    for record in records:
+        by_kind.setdefault(record["kind"], []).append(record)
+    return {kind: frame_of(group) for kind, group in by_kind.items()}
+
+
+def frame_of(records: Records) -> pd.DataFrame:
+    """One table of records of one kind, none of them missing a column; a table is handed back as it is.
+
+    Numbers are ``int64``, ``Int64`` where some are missing, and ``float64``; everything else is an object, or None.
+    """
+    if isinstance(records, pd.DataFrame):
+        return records
+    schema = RECORD_TYPES[records[0]["kind"]]
+    rows = [schema.model_validate(record).model_dump() for record in records]
+    frame = pd.DataFrame(rows, dtype=object)
+    for column, field in schema.model_fields.items():
+        frame[column] = frame[column].astype(_dtype(field.annotation))
+    return _labelled(frame) if records[0]["kind"] == "comparison" else frame
+
+
+def write_csv(records: Iterable[Record], folder: str | Path) -> list[str]:
+    """Write one CSV file for each kind of record, named after it, and return the paths.
+
+    What is no number and no text stands as JSON in its cell.
+    """
+    paths = []
+    for kind, frame in frames(records).items():
+        paths.append(str(Path(folder) / f"{kind}.csv"))
+        write_text(paths[-1], frame.map(_cell).to_csv(index=False))
+    return paths
+
+
+def pick(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
+    """The rows whose columns have these values."""
+    chosen = pd.Series(True, index=frame.index)
+    for column, value in values.items():
+        chosen &= frame[column] == value
+    return frame[chosen]
+
+
+def rows_of(frame: pd.DataFrame) -> list[Record]:
+    """The rows as mappings, with plain numbers."""
+    return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
+
+
+def distinct_names(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with the model's place added to a name that several models share."""
+    is_shared = frame.groupby("name")["model"].transform("nunique") > 1
+    return frame.assign(name=frame["name"].where(~is_shared, frame["name"] + " (" + frame["model"] + ")"))
+
+
+def alibi_first(frame: pd.DataFrame) -> pd.DataFrame:
+    """Sorted for display: ALiBi, then the other position methods by name, each by model name and length."""
+    keys = ["position_method", "name", *(["length_tokens"] if "length_tokens" in frame else [])]
+    order = frame.assign(is_other=frame["position_method"] != "alibi").sort_values(["is_other", *keys], kind="stable")
+    return order.drop(columns="is_other")
+
+
+def milestone_runs(frame: pd.DataFrame) -> tuple[Record, list[Record]]:
+    """What the trainings started from, and for each when it is as good at its own length, and what it ends with."""
+    first, measured = frame.iloc[0], frame[frame["error"].isna()]
+    at_home = {"length_tokens": first["train_length_tokens"], "protocol": MILESTONE_PROTOCOL}
+    goal = pick(measured, name=first["name"], **at_home)["perplexity"].min()
+    start = {"name": first["name"], "num_train_tokens": first["num_train_tokens"], "perplexity": goal}
+    runs = []
+    for name, group in measured[measured["name"] != start["name"]].groupby("name", sort=False):
+        near = pick(group, **at_home)
+        reached = near.loc[near["perplexity"] <= goal, "num_train_tokens"].tolist()
+        last = pick(group, step=near["step"].iloc[-1]).sort_values("length_tokens", kind="stable")
+        run = {"name": name, "length_tokens": first["train_length_tokens"], "before": near["perplexity"].iloc[0]}
+        run |= {"reached": reached[0] if reached else None, "num_train_tokens": near["num_train_tokens"].iloc[-1]}
+        protocols = [(protocol, pick(last, protocol=protocol)) for protocol in group["protocol"].unique()]
+        run["ends"] = {p: list(zip(rows["length_tokens"], rows["perplexity"], strict=True)) for p, rows in protocols}
+        runs.append(run)
+    return start, runs
+
+
+def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
+    """Cells of comparisons with what records of old do not say, and with beta and its kind in columns of their own."""
+    rows = rows_of(frame)
+    varies = [row["varies"] or what_varies(row["position_method"], row["fields"]) for row in rows]
+    settings = [BETA_DEFAULTS | row["fields"] | row["reading_fields"] for row in rows]
+    return frame.assign(
+        corpus=[row["corpus"] or corpus_of(row["comparison"]) for row in rows],
+        varies=varies,
+        is_trained=frame["reading"] == AS_TRAINED,
+        reads_beta=[row["reading_fields"].keys() <= BETA_DEFAULTS.keys() for row in rows],
+        beta=[float(setting["alibi_beta"]) for setting in settings],
+        slope_kind=[setting["alibi_slope_kind"] for setting in settings],
+        learns=[setting["alibi_trainable"] != "none" for setting in settings],
+    )
+
+
+def _dtype(annotation: Any) -> str:
+    """The type of a column for the type of a field, which may be a choice of types."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    choices = {get_args(member)[0] if get_origin(member) is Annotated else member for member in members}
+    if choices == {int}:
+        return "int64"
+    if choices == {int, type(None)}:
+        return "Int64"
+    return "bool" if choices == {bool} else "float64" if float in choices else "object"
+
+
+def _cell(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, list | dict) else value

@@ -1,0 +1,125 @@
+"""Tables of speed: attention, whole models and decoding, each as a ratio to the reference that was timed in turn."""
+
+from modeling_alibi_gpt.reporting.formats import NOTHING, format_count, format_mebibytes
+from modeling_alibi_gpt.reporting.frames import Records, frame_of, rows_of
+from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.reporting.tables import Table, by_length, of_columns
+
+
+# As records name the ways of attention -> as a reader knows them.
+WAY_NAMES = {
+    "dense": "SDPA with a dense bias",
+    "strips": "sdpa (from 512 tokens on)",
+    "augmented": "augmented keys (sdpa on GPUs)",
+    "banded": "alibi_banded",
+    "flex": "flex_attention",
+    "eager": "eager, as BLOOM and MPT",
+}
+GPU_WAY_NAMES = {
+    "flex": "flex_attention",
+    "banded": "alibi_banded",
+    "augmented": "augmented keys (sdpa)",
+    "dense": "a dense mask",
+}
+
+
+def attention_speed_table(records: Records) -> Table:
+    """A row for each processor, shape, mode, dtype and way; a column for each length, in times the reference."""
+    every = frame_of(records)
+    every = every.assign(processor=[processor(row) for row in rows_of(every)])
+    frame = every[every["name"] != every["reference"]]
+    keys = ["num_heads", "head_dim", "mode", "dtype", "name", "processor"]
+    wide = by_length(frame, keys, frame["times_reference"].map("{:.2f}".format))
+    wide = wide.reindex(columns=sorted(every["length_tokens"].unique()), fill_value=NOTHING)
+    rows = [
+        [WAY_NAMES[name], mode.replace("_", " and "), dtype, cpu, f"{num_heads} x {head_dim}", *times]
+        for (num_heads, head_dim, mode, dtype, name, cpu), times in zip(wide.index, wide.to_numpy(), strict=True)
+    ]
+    header = ["times plain causal attention", "", "dtype", "processor", "heads x size"]
+    return Table([*header, *map(format_count, wide.columns)], rows, num_text_columns=4)
+
+
+def processor(record: Record) -> str:
+    """What a record was timed on."""
+    hardware = record["provenance"]["hardware"]
+    return hardware["gpus"][0] if hardware["gpus"] else f"{hardware['cpu']}, {record['num_threads']} threads"
+
+
+def model_speed_table(records: Records) -> Table:
+    """A row for each model, mode and length."""
+    frame = frame_of(records)
+    columns = {
+        "model": frame["name"],
+        "": frame["mode"].str.replace("_", " "),
+        "tokens": frame["length_tokens"].map(format_count),
+        "seconds": frame["seconds"].map("{:.2f}".format),
+        f"times {' and '.join(frame['reference'].unique())}": frame["times_reference"].map("{:.2f}".format),
+        "extra MiB": frame["extra_bytes"].map(format_mebibytes),
+    }
+    return of_columns(columns, num_text_columns=2)
+
+
+def conversion_speed_table(records: Records) -> Table:
+    """A row for each model and mode; times the original and MiB beyond its own weights at each length."""
+    frame = frame_of(records)
+    counts = frame["num_new_tokens"].map(" {}".format, na_action="ignore").astype(object).fillna("")
+    frame = frame.assign(mode=frame["mode"] + counts)
+    keys = ["name", "mode"]
+    times = by_length(frame, keys, frame["times_reference"].map("{:.2f}".format))
+    memory = by_length(frame, keys, frame["extra_bytes"].map(format_mebibytes))
+    worst = frame.groupby(keys, sort=False)["max_logit_difference"].max()
+    rows = [[*key, *times.loc[key], *memory.loc[key], f"{difference:.0e}"] for key, difference in worst.items()]
+    lengths = [format_count(length) for length in times.columns]
+    header = [*(f"times original, {n}" for n in lengths), *(f"extra MiB, {n}" for n in lengths), "logits differ by"]
+    return Table(["model", "", *header], rows, num_text_columns=2)
+
+
+def decode_speed_table(records: Records) -> Table:
+    """A row for each back end and length of context."""
+    frame = frame_of(records)
+    columns = {
+        "back end": frame["name"],
+        "context": frame["context_tokens"].map(format_count),
+        "tokens per second": (1 / frame["seconds"]).map("{:.1f}".format),
+        "times as fast": (1 / frame["times_reference"]).map("{:.2f}".format),
+        "cache, MiB": frame["cache_bytes"].map(format_mebibytes),
+        "logits differ by": frame["max_difference"].map("{:.1e}".format),
+    }
+    return of_columns(columns)
+
+
+def gpu_attention_table(records: Records) -> Table:
+    """Times of plain causal attention: a row for each way, head size and direction, a column for each length.
+
+    Args:
+        records: ``attention_speed`` records of one device.
+    """
+    frame = frame_of(records)
+    wide = by_length(frame, ["name", "head_dim", "mode"], frame["times_reference"].map("{:.2f}".format))
+    texts = dict(zip(wide.index, wide.to_numpy(), strict=True))
+    missing = [NOTHING] * len(wide.columns)
+    settings = sorted({(head_dim, mode) for _, head_dim, mode in wide.index})
+    rows = [
+        [label, str(head_dim), mode.replace("_", " and "), *texts.get((name, head_dim, mode), missing)]
+        for name, label in GPU_WAY_NAMES.items()
+        for head_dim, mode in settings
+    ]
+    return Table(["way", "head size", "", *map(format_count, wide.columns)], rows)
+
+
+def gpu_model_table(records: Records) -> Table:
+    """Throughput of optimizer steps, in the order of the records.
+
+    Args:
+        records: ``model_speed`` records of one device.
+    """
+    frame = frame_of(records)
+    columns = {
+        "model": frame["name"],
+        "parameters": (frame["num_parameters"] / 1e6).map("{:,.0f} M".format),
+        "tokens a row": frame["length_tokens"].map(format_count),
+        "tokens per second": frame["tokens_per_second"].map(format_count),
+        "MFU": frame["model_flops_utilization"].map("{:.0%}".format),
+        "GPT-2's speed": (1 / frame["times_reference"]).map("{:.2f}".format),
+    }
+    return of_columns(columns)

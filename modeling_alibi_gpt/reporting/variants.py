@@ -1,0 +1,21 @@
+"""What the variants of a comparison differ in: kept in its records, and worked out for those of old."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+
+# The fields of a sweep of beta at their defaults: a variant that leaves them there is the paper's ALiBi.
+BETA_DEFAULTS: dict[str, Any] = {"alibi_beta": 1.0, "alibi_slope_kind": "geometric", "alibi_trainable": "none"}
+
+
+def what_varies(position_method: str, fields: Mapping[str, Any]) -> Literal["nothing", "beta", "method"]:
+    """In what a variant differs from the paper's ALiBi: in nothing, only in what a sweep of beta sets, or in more."""
+    set_fields = {field: value for field, value in fields.items() if field != "position_method"}
+    if position_method != "alibi" or not set_fields.keys() <= BETA_DEFAULTS.keys():
+        return "method"
+    return "nothing" if set_fields.items() <= BETA_DEFAULTS.items() else "beta"
+
+
+def corpus_of(comparison: str) -> str:
+    """The text of a comparison of old, whose records name it only as ``what on corpus``."""
+    return comparison.split(" on ")[-1]
