@@ -24,9 +24,9 @@ def report(
 
     alibi-gpt report --records runs/demo/training.jsonl runs/demo/extrapolation.jsonl --output-dir runs/demo
     """
-    from modeling_alibi_gpt.reporting.records import read_checked_records
-    from modeling_alibi_gpt.reporting.report import ReportConfig, build_report
+    from modeling_alibi_gpt.report.report import ReportConfig, build_report
     from modeling_alibi_gpt.runtime.config import load_config
+    from modeling_alibi_gpt.runtime.records import read_checked_records
 
     named = {"records": records or None, "output_dir": output_dir, "title": title}
     what = load_config(ReportConfig, config, settings or (), **named)

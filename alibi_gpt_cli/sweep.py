@@ -27,9 +27,9 @@ def sweep(config: Config = None, settings: Settings = None, as_json: Json = Fals
 
 
 def _print_trials(path: str) -> None:
-    from modeling_alibi_gpt.reporting.frames import frames
-    from modeling_alibi_gpt.reporting.records import read_records
-    from modeling_alibi_gpt.reporting.tables import beta_table, trained_beta_tables
+    from modeling_alibi_gpt.report.frames import frames
+    from modeling_alibi_gpt.report.tables import beta_table, trained_beta_tables
+    from modeling_alibi_gpt.runtime.records import read_records
 
     for kind, frame in frames(read_records(path)).items():
         table = beta_table(frame) if kind == "beta_trial" else trained_beta_tables(frame)[0]

@@ -13,7 +13,7 @@ from alibi_gpt_cli.console import ends_in_one_line
 from benchmarks.conversion import measure_differences
 from benchmarks.llama_cpp import LlamaCppConfig, measure_llama_cpp
 from benchmarks.precision import measure_precision
-from modeling_alibi_gpt.reporting.records import write_records
+from modeling_alibi_gpt.runtime.records import write_records
 
 
 app = typer.Typer(help="Measure precision, conversions and llama.cpp.", pretty_exceptions_enable=False)

@@ -15,7 +15,7 @@ from benchmarks.precision import exact_attention, last_queries_context
 from benchmarks.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
 from modeling_alibi_gpt.attention import ATTENTION_VARIANTS
-from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.runtime.records import Record
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.models import Shape, make_bloom, make_falcon, make_mpt
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
-from modeling_alibi_gpt.reporting.records import Record, check_record, provenance
+from modeling_alibi_gpt.runtime.records import Record, check_record, provenance
 
 
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS = 512, 512, 2, 16

@@ -14,7 +14,7 @@ from benchmarks.models import MODELS, Shape, describe_shape
 from benchmarks.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm
-from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.runtime.records import Record
 
 
 FAMILIES = ("bloom", "mpt", "falcon")

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from modeling_alibi_gpt.reporting.records import append_record, provenance
+from modeling_alibi_gpt.runtime.records import append_record, provenance
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.attention import AttentionCase, time_attention
-from modeling_alibi_gpt.reporting.records import Record, append_record, check_record, provenance
+from modeling_alibi_gpt.runtime.records import Record, append_record, check_record, provenance
 
 
 COMPILE_SECONDS = 150

@@ -12,7 +12,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig,
 
 from benchmarks.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, AlibiWindowCache
-from modeling_alibi_gpt.reporting.records import Record, append_record, check_record, provenance
+from modeling_alibi_gpt.runtime.records import Record, append_record, check_record, provenance
 
 
 # Dense bfloat16, without sparsity, from NVIDIA's datasheets of the SXM parts.

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
 from modeling_alibi_gpt.checkpoints.load import checkpoint_fingerprint, load_causal_lm, load_model_tokenizer
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, load_text, measurement_provenance
-from modeling_alibi_gpt.reporting.records import Record, append_record, check_record
+from modeling_alibi_gpt.runtime.records import Record, append_record, check_record
 
 
 # How llama.cpp computes: its own defaults (keys and values in float16, flash attention) or all that it can in float32.

@@ -26,7 +26,7 @@ from modeling_alibi_gpt.cache_alibi_gpt import AlibiWindowCache
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
-from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.runtime.records import Record
 
 
 MODES = ("forward", "training_step")

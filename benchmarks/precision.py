@@ -22,7 +22,7 @@ from modeling_alibi_gpt.attention_strips import StripAttention
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.position_base import LayerBias
 from modeling_alibi_gpt.position_methods import AlibiPositions
-from modeling_alibi_gpt.reporting.records import Record, check_record, provenance
+from modeling_alibi_gpt.runtime.records import Record, check_record, provenance
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -13,8 +13,8 @@ import torch
 from benchmarks.attention import AttentionCase, time_attention
 from benchmarks.converted import ConvertedCase, time_converted
 from benchmarks.models import DecodeCase, ModelCase, time_decoding, time_models
-from modeling_alibi_gpt.reporting.records import Record, append_record, check_record, provenance, write_records
 from modeling_alibi_gpt.runtime.config import build_config
+from modeling_alibi_gpt.runtime.records import Record, append_record, check_record, provenance, write_records
 
 
 # Fields of ``BenchmarkConfig``: what their cases are, and what times one.

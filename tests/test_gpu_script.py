@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import gpu
-from modeling_alibi_gpt.reporting.records import check_record, read_records
+from modeling_alibi_gpt.runtime.records import check_record, read_records
 
 
 KINDS = {"correctness": {"gpu_tests"}, "attention": {"attention_speed"}, "models": {"model_speed", "decode_speed"}}

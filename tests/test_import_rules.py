@@ -62,10 +62,10 @@ def test_attention_does_not_know_the_model() -> None:
         assert not _imports(path) & {"modeling_alibi_gpt.modeling_alibi_gpt", "modeling_alibi_gpt.position_methods"}
 
 
-def test_reporting_imports_nothing_of_ours() -> None:
-    for path in (PACKAGE / "reporting").glob("*.py"):
+def test_the_report_imports_runtime_only() -> None:
+    for path in (PACKAGE / "report").glob("*.py"):
         ours = {name for name in _imports(path) if name.startswith("modeling_alibi_gpt")}
-        assert all(name.startswith("modeling_alibi_gpt.reporting") for name in ours), path
+        assert all(name.split(".")[1] in ("report", "runtime") for name in ours), path
 
 
 def test_nothing_imports_scripts_benchmarks_or_the_command_line() -> None:
@@ -82,14 +82,14 @@ def test_no_command_needs_the_library_that_a_script_hides() -> None:
     assert not any(metric in _imports(path) for path in COMMAND_LINE)
 
 
-ROOMS = ("", "reporting", "runtime", "data", "checkpoints", "evaluation", "training", "experiments")
+ROOMS = ("", "runtime", "report", "data", "checkpoints", "evaluation", "training", "experiments")
 
 
 def test_folders_import_only_folders_above_them() -> None:
     """The rooms in order: the travelling files, then each folder with what it may stand on before it."""
     for name, path in MODULES.items():
         room = _room(name)
-        allowed = {"reporting"} if room == "reporting" else set(ROOMS[: ROOMS.index(room) + 1])
+        allowed = {"runtime", "report"} if room == "report" else set(ROOMS[: ROOMS.index(room) + 1])
         found = {_room(target) for target in _imports(path) & MODULES.keys()}
         assert found <= allowed, f"{name} imports {sorted(found - allowed)}"
 
@@ -125,8 +125,8 @@ def test_position_methods_are_chosen_by_their_table_alone() -> None:
     comparison = re.compile(r"position_method\s*(==|!=|in)\s*[\"'(]")
     for path in PACKAGE.rglob("*.py"):
         hits = comparison.findall(path.read_text(encoding="utf-8"))
-        # A sweep of beta refuses what has no beta; a figure gives ALiBi its colour.
-        assert not hits or path.name == "beta_objectives.py" or path.parent.name == "reporting", path
+        # A sweep of beta refuses what has no beta; a record says what varies; a figure gives ALiBi its colour.
+        assert not hits or path.name in ("beta_objectives.py", "variants.py") or path.parent.name == "report", path
 
 
 def _declared() -> dict[str, SpecifierSet]:
@@ -142,7 +142,7 @@ def _declared() -> dict[str, SpecifierSet]:
 def test_what_is_imported_is_declared() -> None:
     distributions = {"xllamacpp": ["xllamacpp"], **metadata.packages_distributions()}  # which few machines have
     # `_typeshed` is of type checkers.
-    ours = {"alibi_gpt_cli", "modeling_alibi_gpt", "_typeshed", *sys.stdlib_module_names}
+    ours = {"alibi_gpt_cli", "benchmarks", "modeling_alibi_gpt", "_typeshed", *sys.stdlib_module_names}
     files = [*MODULES.values(), *COMMAND_LINE, *(ROOT / "scripts").glob("*.py")]
     imported = {name.split(".")[0] for path in files for name in _imports(path)} - ours
     undeclared = [name for name in imported if not {*map(canonicalize_name, distributions[name])} & _declared().keys()]

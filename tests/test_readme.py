@@ -17,13 +17,12 @@ from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.tokenization import train_tokenizer
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
-from modeling_alibi_gpt.reporting.comparison import Comparison
-from modeling_alibi_gpt.reporting.comparison_sections import claims_section
-from modeling_alibi_gpt.reporting.frames import MILESTONE_PROTOCOL, frame_of, frames, milestone_runs
-from modeling_alibi_gpt.reporting.page import markdown_table
-from modeling_alibi_gpt.reporting.records import Record, read_records
-from modeling_alibi_gpt.reporting.report import ReportConfig
-from modeling_alibi_gpt.reporting.speed_tables import (
+from modeling_alibi_gpt.report.comparison import Comparison
+from modeling_alibi_gpt.report.comparison_sections import claims_section
+from modeling_alibi_gpt.report.frames import MILESTONE_PROTOCOL, frame_of, frames, milestone_runs
+from modeling_alibi_gpt.report.page import markdown_table
+from modeling_alibi_gpt.report.report import ReportConfig
+from modeling_alibi_gpt.report.speed_tables import (
     attention_speed_table,
     conversion_speed_table,
     decode_speed_table,
@@ -31,8 +30,9 @@ from modeling_alibi_gpt.reporting.speed_tables import (
     gpu_model_table,
     model_speed_table,
 )
-from modeling_alibi_gpt.reporting.tables import Table, beta_table, extrapolation_table
+from modeling_alibi_gpt.report.tables import Table, beta_table, extrapolation_table
 from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.runtime.records import Record, read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from modeling_alibi_gpt.reporting.records import read_records
-from modeling_alibi_gpt.reporting.report import ReportConfig, build_report
+from modeling_alibi_gpt.report.report import ReportConfig, build_report
 from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.runtime.records import read_records
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
 LICENCE_FILES = (

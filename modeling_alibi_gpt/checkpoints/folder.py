@@ -28,7 +28,7 @@ from modeling_alibi_gpt.checkpoints.model_size import (
     weight_shapes,
 )
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
-from modeling_alibi_gpt.reporting.parsing import parse_json
+from modeling_alibi_gpt.runtime.parsing import parse_json
 from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_failure
 
 

@@ -12,8 +12,8 @@ import modeling_alibi_gpt
 from modeling_alibi_gpt.checkpoints.companions import TOKENIZER_FILES, companion_files, refuse_link
 from modeling_alibi_gpt.checkpoints.folder import weight_files
 from modeling_alibi_gpt.checkpoints.load import load_model_config, load_model_tokenizer
-from modeling_alibi_gpt.reporting.parsing import read_mapping
 from modeling_alibi_gpt.runtime.atomic import appearing_whole
+from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
 # Every class that a user may ask for, whichever of them the weights were trained as.

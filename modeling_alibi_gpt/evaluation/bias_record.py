@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from modeling_alibi_gpt.reporting.records import provenance
+from modeling_alibi_gpt.runtime.records import provenance
 
 
 DRAWN_LENGTH_TOKENS = 32

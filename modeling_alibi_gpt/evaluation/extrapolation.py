@@ -29,9 +29,9 @@ from modeling_alibi_gpt.evaluation.measurement import (
 )
 from modeling_alibi_gpt.evaluation.scoring import WindowScores, score_stream
 from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
-from modeling_alibi_gpt.reporting.records import append_record, read_records
-from modeling_alibi_gpt.reporting.tables import extrapolation_table
+from modeling_alibi_gpt.report.tables import extrapolation_table
 from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state
+from modeling_alibi_gpt.runtime.records import append_record, read_records
 
 
 # The grid of lengths, in training lengths, when none is given.

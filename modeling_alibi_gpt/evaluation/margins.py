@@ -9,7 +9,7 @@ from modeling_alibi_gpt.alibi import alibi_windows
 from modeling_alibi_gpt.cache_alibi_gpt import measured_margins, slopes_of_layers
 from modeling_alibi_gpt.checkpoints.load import checkpoint_fingerprint, load_causal_lm, load_model_tokenizer
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, load_text, measurement_provenance
-from modeling_alibi_gpt.reporting.records import Record, append_record, check_record
+from modeling_alibi_gpt.runtime.records import Record, append_record, check_record
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from modeling_alibi_gpt.checkpoints.load import DTYPES
 from modeling_alibi_gpt.data.corpora import SPLITS, describe_documents, load_documents
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
-from modeling_alibi_gpt.reporting.records import provenance
 from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.records import provenance
 
 
 # Enough for a standard error, and each long enough that its neighbours say little of it.

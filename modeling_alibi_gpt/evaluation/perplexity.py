@@ -20,8 +20,8 @@ from modeling_alibi_gpt.evaluation.measurement import (
 )
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import resolve_stride
-from modeling_alibi_gpt.reporting.records import append_record
 from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.records import append_record
 
 
 @dataclass(frozen=True, kw_only=True)

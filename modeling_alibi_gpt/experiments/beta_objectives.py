@@ -26,10 +26,10 @@ from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import resolve_stride
 from modeling_alibi_gpt.experiments.best_model import copy_model, folder_beside
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
-from modeling_alibi_gpt.reporting.parsing import read_mapping
-from modeling_alibi_gpt.reporting.records import provenance
 from modeling_alibi_gpt.runtime.config import build_config, load_config
 from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.parsing import read_mapping
+from modeling_alibi_gpt.runtime.records import provenance
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.preflight import check_experiment

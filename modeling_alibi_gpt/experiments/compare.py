@@ -17,10 +17,10 @@ from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
 from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.experiments.run_names import check_names, run_folder_name
-from modeling_alibi_gpt.reporting.record_types import AS_TRAINED
-from modeling_alibi_gpt.reporting.records import provenance, read_records, write_records
 from modeling_alibi_gpt.runtime.config import build_config, convert_value, load_config
 from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
+from modeling_alibi_gpt.runtime.records import provenance, read_records, write_records
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.model_setup import laid_over, model_config
 from modeling_alibi_gpt.training.preflight import check_experiment

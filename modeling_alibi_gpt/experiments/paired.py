@@ -5,9 +5,9 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from modeling_alibi_gpt.reporting.record_types import AS_TRAINED
-from modeling_alibi_gpt.reporting.records import provenance
-from modeling_alibi_gpt.reporting.variants import what_varies
+from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
+from modeling_alibi_gpt.runtime.records import provenance
+from modeling_alibi_gpt.runtime.variants import what_varies
 
 
 def comparison_records(

@@ -29,11 +29,11 @@ from modeling_alibi_gpt.experiments.study import (
     running_trials,
 )
 from modeling_alibi_gpt.experiments.sweep_config import LEARNABLE, SweepConfig
-from modeling_alibi_gpt.reporting.atomic import write_json
-from modeling_alibi_gpt.reporting.beta_choice import describe_choice
-from modeling_alibi_gpt.reporting.records import write_records
-from modeling_alibi_gpt.reporting.statistics import choose_trial
+from modeling_alibi_gpt.report.beta_choice import describe_choice
+from modeling_alibi_gpt.report.statistics import choose_trial
+from modeling_alibi_gpt.runtime.atomic import write_json
 from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.records import write_records
 
 
 POLL_SECONDS = 2

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-from modeling_alibi_gpt.reporting.parsing import MAX_DEPTH, parse_yaml, read_mapping
+from modeling_alibi_gpt.runtime.parsing import MAX_DEPTH, parse_yaml, read_mapping
 
 
 if typing.TYPE_CHECKING:

@@ -4,8 +4,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from modeling_alibi_gpt.reporting.atomic import write_json
-from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.runtime.atomic import write_json
+from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
 MANIFEST_FILE = "manifest.json"

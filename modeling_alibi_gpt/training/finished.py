@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from modeling_alibi_gpt.checkpoints.load import load_model_tokenizer
-from modeling_alibi_gpt.reporting.records import Record, check_record, read_records
 from modeling_alibi_gpt.runtime.manifest import MANIFEST_FILE, manifest_difference
+from modeling_alibi_gpt.runtime.records import Record, check_record, read_records
 from modeling_alibi_gpt.training.run_folder import RECORD_FILE
 
 

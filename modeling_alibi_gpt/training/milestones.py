@@ -11,8 +11,8 @@ from modeling_alibi_gpt.data.tokenization import TokenStream
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
-from modeling_alibi_gpt.reporting.records import append_record, provenance, read_records
 from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.records import append_record, provenance, read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.run_folder import MILESTONES_FILE
 

@@ -15,7 +15,7 @@ from modeling_alibi_gpt.checkpoints.model_size import TRAINING_BYTES, check_mode
 from modeling_alibi_gpt.checkpoints.quantization import check_quantization
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_failure
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSection
 

@@ -11,8 +11,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
 from modeling_alibi_gpt.checkpoints.folder import INDEX_NAMES, read_index
-from modeling_alibi_gpt.reporting.parsing import read_mapping
 from modeling_alibi_gpt.runtime.manifest import MANIFEST_FILE, manifest_difference, write_manifest
+from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
 # Beside the experiment in every folder whose checkpoints have manifests.

@@ -13,9 +13,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_alibi_gpt.reporting.atomic import write_json
-from modeling_alibi_gpt.reporting.parsing import read_mapping
-from modeling_alibi_gpt.runtime.atomic import FULL_DISK_ERRNOS, full_disk_as_os_error
+from modeling_alibi_gpt.runtime.atomic import FULL_DISK_ERRNOS, full_disk_as_os_error, write_json
+from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.training.resumable import (
     DATA_FILE,
     adopt_checkpoints,

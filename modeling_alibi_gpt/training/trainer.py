@@ -38,11 +38,11 @@ from modeling_alibi_gpt.evaluation.bias_record import (
 )
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
 from modeling_alibi_gpt.evaluation.scoring import score_stream
-from modeling_alibi_gpt.reporting.atomic import write_json
-from modeling_alibi_gpt.reporting.parsing import read_mapping
-from modeling_alibi_gpt.reporting.records import provenance, write_records
+from modeling_alibi_gpt.runtime.atomic import write_json
 from modeling_alibi_gpt.runtime.distributed import failing_together, process_state
 from modeling_alibi_gpt.runtime.manifest import write_manifest
+from modeling_alibi_gpt.runtime.parsing import read_mapping
+from modeling_alibi_gpt.runtime.records import provenance, write_records
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.auto_precision import faster_precision
 from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer

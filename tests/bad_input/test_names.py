@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from modeling_alibi_gpt.reporting.records import write_records
+from modeling_alibi_gpt.runtime.records import write_records
 from tests.bad_input.refusals import Case, Inputs, config_file, experiment, parametrized, refused
-from tests.example_records import training_record
+from tests.support.example_records import training_record
 
 
 VARIANTS: dict[str, list[str]] = {

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from modeling_alibi_gpt.reporting.records import RECORD_TYPES
+from modeling_alibi_gpt.runtime.records import RECORD_TYPES
 from tests.bad_input.refusals import Case, Inputs, parametrized, refused
-from tests.example_records import demo_records
 from tests.support.comparison_cases import methods
+from tests.support.example_records import demo_records
 
 
 # What no field of a record is.

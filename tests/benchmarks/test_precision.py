@@ -26,7 +26,7 @@ from benchmarks.precision import (
 )
 from modeling_alibi_gpt import attention_augmented
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
-from modeling_alibi_gpt.reporting.records import Record, read_records
+from modeling_alibi_gpt.runtime.records import Record, read_records
 
 
 NUM_HEADS = (8, 12, 32)

@@ -13,8 +13,8 @@ from benchmarks.converted import ConvertedCase, max_logit_difference, time_conve
 from benchmarks.models import MODELS, DecodeCase, ModelCase, time_decoding, time_models
 from benchmarks.run import KINDS, BenchmarkConfig, check_attention, run_benchmark
 from benchmarks.timing import extra_bytes, summarize, take_turns
-from modeling_alibi_gpt.reporting.records import read_records
 from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.runtime.records import read_records
 
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
-from modeling_alibi_gpt.reporting.records import Record, append_record, check_record, provenance
+from modeling_alibi_gpt.runtime.records import Record, append_record, check_record, provenance
 
 
 HERE = Path(__file__).resolve().parent

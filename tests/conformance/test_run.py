@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_alibi_gpt.reporting.records import append_record, read_records
+from modeling_alibi_gpt.runtime.records import append_record, read_records
 from tests.conformance.run import (
     MINIMUM_PASSED,
     STAND_INS,

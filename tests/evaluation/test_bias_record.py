@@ -12,7 +12,7 @@ from modeling_alibi_gpt.evaluation.bias_record import (
     bias_matrix_records,
 )
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
-from modeling_alibi_gpt.reporting.records import check_record
+from modeling_alibi_gpt.runtime.records import check_record
 
 
 def _model(method: str) -> AlibiGPTForCausalLM:

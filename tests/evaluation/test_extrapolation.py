@@ -23,7 +23,7 @@ from modeling_alibi_gpt.evaluation.extrapolation import (
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.evaluation.windows import plan_windows
-from modeling_alibi_gpt.reporting.records import read_records
+from modeling_alibi_gpt.runtime.records import read_records
 
 
 ROOT = Path(__file__).resolve().parents[2]

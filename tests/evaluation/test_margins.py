@@ -10,7 +10,7 @@ import torch
 from modeling_alibi_gpt.alibi import alibi_windows
 from modeling_alibi_gpt.cache_alibi_gpt import measured_margins
 from modeling_alibi_gpt.evaluation.margins import MarginsConfig, measure_margins
-from modeling_alibi_gpt.reporting.records import read_records
+from modeling_alibi_gpt.runtime.records import read_records
 from tests.support.exact_cases import make_model
 
 

@@ -15,7 +15,7 @@ from modeling_alibi_gpt.checkpoints.load import load_causal_lm, load_model_token
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.tokenization import token_stream
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
-from modeling_alibi_gpt.reporting.records import read_records
+from modeling_alibi_gpt.runtime.records import read_records
 from tests.support.scoring_reference import reference_nats
 
 

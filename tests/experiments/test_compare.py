@@ -12,8 +12,8 @@ from filelock import FileLock
 from modeling_alibi_gpt.experiments import compare as comparison
 from modeling_alibi_gpt.experiments.compare import ComparisonConfig, _runs, run_comparison
 from modeling_alibi_gpt.experiments.paired import comparison_records
-from modeling_alibi_gpt.reporting.records import check_record, read_records
 from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.runtime.records import check_record, read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 

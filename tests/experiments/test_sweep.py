@@ -23,10 +23,10 @@ from modeling_alibi_gpt.experiments import sweep as beta_sweep
 from modeling_alibi_gpt.experiments.best_model import folder_beside
 from modeling_alibi_gpt.experiments.study import open_study
 from modeling_alibi_gpt.experiments.sweep import SweepConfig, run_sweep
-from modeling_alibi_gpt.reporting.records import check_record, read_records
-from modeling_alibi_gpt.reporting.statistics import choose_trial
+from modeling_alibi_gpt.report.statistics import choose_trial
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.manifest import write_manifest
+from modeling_alibi_gpt.runtime.records import check_record, read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from tests.support.sweep_cases import tiny_experiment, training_record
 

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event
 
 from modeling_alibi_gpt.experiments.storage_failures import LastingStorage, reported_storage_failures
 from modeling_alibi_gpt.experiments.study import open_study
-from modeling_alibi_gpt.reporting.records import read_records
+from modeling_alibi_gpt.runtime.records import read_records
 from tests.bad_input.refusals import script
 from tests.support.full_disk import SmallDisk
 from tests.support.sweep_cases import tiny_experiment

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.llama_cpp import LlamaCpp, LlamaCppConfig, compare, measure_llama_cpp
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
-from modeling_alibi_gpt.reporting.records import read_records
+from modeling_alibi_gpt.runtime.records import read_records
 
 
 pytest.importorskip("xllamacpp")

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from modeling_alibi_gpt.experiments.paired import comparison_records
-from modeling_alibi_gpt.reporting.comparison import Comparison
-from modeling_alibi_gpt.reporting.frames import frame_of
-from modeling_alibi_gpt.reporting.records import check_record
-from tests.example_records import PROVENANCE, extrapolation_record, training_record
+from modeling_alibi_gpt.report.comparison import Comparison
+from modeling_alibi_gpt.report.frames import frame_of
+from modeling_alibi_gpt.runtime.records import check_record
+from tests.support.example_records import PROVENANCE, extrapolation_record, training_record
 
 
 LENGTHS = (128, 1024)

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.distributions import FloatDistribution
 from optuna.trial import Trial
 
-from modeling_alibi_gpt.reporting.records import read_records
+from modeling_alibi_gpt.runtime.records import read_records
 
 
 def tiny_experiment(root: Path, **training: Any) -> dict[str, Any]:

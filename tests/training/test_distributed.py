@@ -14,8 +14,8 @@ import datasets
 import pytest
 import torch
 
-from modeling_alibi_gpt.reporting.records import read_records
 from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.records import read_records
 from modeling_alibi_gpt.training.run_folder import claimed_output_dir
 from modeling_alibi_gpt.training.trainer import train
 from tests.support.train_commands import SCRIPT, exit_code, start_training

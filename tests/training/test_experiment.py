@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from modeling_alibi_gpt.reporting.parsing import read_mapping
 from modeling_alibi_gpt.runtime.config import build_config, load_config
+from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 

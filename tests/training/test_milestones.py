@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from modeling_alibi_gpt.reporting.records import check_record, read_records, write_records
+from modeling_alibi_gpt.runtime.records import check_record, read_records, write_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.trainer import train
 

@@ -17,8 +17,8 @@ from transformers.utils import logging
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.tokenization import load_tokenizer
-from modeling_alibi_gpt.reporting.records import read_records
 from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.runtime.records import read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.model_setup import build_model, laid_over, model_config
 from modeling_alibi_gpt.training.trainer import train

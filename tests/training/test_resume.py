@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from modeling_alibi_gpt.reporting.records import read_records
 from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.runtime.records import read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.trainer import train
 from tests.support.train_commands import exit_code, start_training

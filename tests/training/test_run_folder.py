@@ -13,11 +13,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
-from modeling_alibi_gpt.reporting.records import read_records
 from modeling_alibi_gpt.runtime import atomic
 from modeling_alibi_gpt.runtime.atomic import full_disk_as_os_error
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.manifest import write_manifest
+from modeling_alibi_gpt.runtime.records import read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.resumable import remove_torn_checkpoints
 from modeling_alibi_gpt.training.run_folder import (

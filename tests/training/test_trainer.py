@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
-from modeling_alibi_gpt.reporting.records import check_record, read_records
+from modeling_alibi_gpt.runtime.records import check_record, read_records
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig

@@ -23,9 +23,8 @@ from modeling_alibi_gpt.checkpoints.source_weights import SourceWeights
 from modeling_alibi_gpt.checkpoints.streaming import Plan, plan_conversion, write_weights
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.reporting.atomic import write_json
-from modeling_alibi_gpt.reporting.parsing import read_mapping
-from modeling_alibi_gpt.runtime.atomic import appearing_whole, refuse_taken
+from modeling_alibi_gpt.runtime.atomic import appearing_whole, refuse_taken, write_json
+from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
 FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gpt2": GPT2}

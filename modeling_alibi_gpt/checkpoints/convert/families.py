@@ -9,7 +9,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from modeling_alibi_gpt.checkpoints.weight_map import Rule
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
-from modeling_alibi_gpt.reporting.parsing import read_mapping
+from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
 Fields = dict[str, Any]

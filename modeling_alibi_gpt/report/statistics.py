@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.runtime.records import Record
 
 
 # Differences between trainings of this size that are smaller say nothing.

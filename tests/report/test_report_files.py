@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modeling_alibi_gpt.reporting.report import build_report
+from modeling_alibi_gpt.report.report import build_report
 from tests.support.comparison_cases import methods
 
 

@@ -1,9 +1,9 @@
 """Tables of speed: attention, whole models and decoding, each as a ratio to the reference that was timed in turn."""
 
-from modeling_alibi_gpt.reporting.formats import NOTHING, format_count, format_mebibytes
-from modeling_alibi_gpt.reporting.frames import Records, frame_of, rows_of
-from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.tables import Table, by_length, of_columns
+from modeling_alibi_gpt.report.formats import NOTHING, format_count, format_mebibytes
+from modeling_alibi_gpt.report.frames import Records, frame_of, rows_of
+from modeling_alibi_gpt.report.tables import Table, by_length, of_columns
+from modeling_alibi_gpt.runtime.records import Record
 
 
 # As records name the ways of attention -> as a reader knows them.

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from modeling_alibi_gpt.reporting.comparison import AFTER_TRAINING, Curve
-from modeling_alibi_gpt.reporting.drawing import (
+from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Curve
+from modeling_alibi_gpt.report.drawing import (
     ALIBI_COLOUR,
     GREY,
     SECOND_COLOUR,
@@ -30,11 +30,11 @@ from modeling_alibi_gpt.reporting.drawing import (
     perplexity_axis,
     write_below,
 )
-from modeling_alibi_gpt.reporting.formats import BETA, describe_protocol, format_count, format_perplexity, format_ratio
-from modeling_alibi_gpt.reporting.frames import MILESTONE_PROTOCOL, Records, alibi_first, frame_of, pick, rows_of
-from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.speed_tables import WAY_NAMES
-from modeling_alibi_gpt.reporting.statistics import BetaChoice, choose_trial
+from modeling_alibi_gpt.report.formats import BETA, describe_protocol, format_count, format_perplexity, format_ratio
+from modeling_alibi_gpt.report.frames import MILESTONE_PROTOCOL, Records, alibi_first, frame_of, pick, rows_of
+from modeling_alibi_gpt.report.speed_tables import WAY_NAMES
+from modeling_alibi_gpt.report.statistics import BetaChoice, choose_trial
+from modeling_alibi_gpt.runtime.records import Record
 
 
 KIND_COLOURS = {"geometric": ALIBI_COLOUR, "uniform": SECOND_COLOUR, AFTER_TRAINING: GREY}

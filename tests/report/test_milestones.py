@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-from modeling_alibi_gpt.reporting.frames import frame_of, milestone_runs
-from modeling_alibi_gpt.reporting.records import check_record
-from modeling_alibi_gpt.reporting.report import build_report
-from modeling_alibi_gpt.reporting.tables import milestone_table
-from tests.example_records import PROVENANCE
+from modeling_alibi_gpt.report.frames import frame_of, milestone_runs
+from modeling_alibi_gpt.report.report import build_report
+from modeling_alibi_gpt.report.tables import milestone_table
+from modeling_alibi_gpt.runtime.records import check_record
+from tests.support.example_records import PROVENANCE
 
 
 def milestone(name: str, step: int, length: int, perplexity: float | None) -> dict[str, Any]:

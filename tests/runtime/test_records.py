@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from modeling_alibi_gpt.reporting import records as records_module
-from modeling_alibi_gpt.reporting.atomic import write_json, write_text
-from modeling_alibi_gpt.reporting.records import (
+from modeling_alibi_gpt.runtime import records as records_module
+from modeling_alibi_gpt.runtime.atomic import write_json, write_text
+from modeling_alibi_gpt.runtime.records import (
     append_record,
     check_record,
     provenance,
@@ -20,7 +20,7 @@ from modeling_alibi_gpt.reporting.records import (
     read_records,
     write_records,
 )
-from tests.example_records import training_record
+from tests.support.example_records import training_record
 
 
 RESULTS = Path(__file__).parents[2] / "results"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from modeling_alibi_gpt.reporting.parsing import (
+from modeling_alibi_gpt.runtime.parsing import (
     MAX_DEPTH,
     MAX_JSON_BYTES,
     MAX_YAML_BYTES,

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from modeling_alibi_gpt.reporting.atomic import write_together
-from modeling_alibi_gpt.reporting.records import write_records
-from modeling_alibi_gpt.reporting.report import build_report
+from modeling_alibi_gpt.report.report import build_report
+from modeling_alibi_gpt.runtime.atomic import write_together
+from modeling_alibi_gpt.runtime.records import write_records
 from tests.bad_input.refusals import script
 from tests.support.comparison_cases import methods
 from tests.support.full_disk import SmallDisk

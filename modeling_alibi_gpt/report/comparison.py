@@ -4,16 +4,16 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from modeling_alibi_gpt.reporting.frames import pick, rows_of
-from modeling_alibi_gpt.reporting.record_types import AS_TRAINED
-from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.statistics import (
+from modeling_alibi_gpt.report.frames import pick, rows_of
+from modeling_alibi_gpt.report.statistics import (
     BetaChoice,
     Difference,
     between_trainings,
     choose_beta,
     within_a_model,
 )
+from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
+from modeling_alibi_gpt.runtime.records import Record
 
 
 AFTER_TRAINING = "set after training"

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from itertools import product
 
-from modeling_alibi_gpt.reporting.record_types import AS_TRAINED
-from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
+from modeling_alibi_gpt.runtime.records import Record
 
 
 # Of every comparison, beside its cells.

@@ -6,8 +6,8 @@ A function for each claim; the sentences are macros of the same names in ``templ
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from modeling_alibi_gpt.reporting.comparison import AFTER_TRAINING, Comparison, best_moves
-from modeling_alibi_gpt.reporting.statistics import Difference, Verdict, judge
+from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Comparison, best_moves
+from modeling_alibi_gpt.report.statistics import Difference, Verdict, judge
 
 
 Findings = Iterator[tuple[Verdict, dict[str, Any]]]

@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.report import build_report
-from modeling_alibi_gpt.reporting.speed_tables import (
+from modeling_alibi_gpt.report.report import build_report
+from modeling_alibi_gpt.report.speed_tables import (
     attention_speed_table,
     conversion_speed_table,
     decode_speed_table,
     model_speed_table,
 )
-from tests.example_records import PROVENANCE
+from modeling_alibi_gpt.runtime.records import Record
+from tests.support.example_records import PROVENANCE
 
 
 def attention_record(name: str, length_tokens: int, times_reference: float, **fields: Any) -> Record:

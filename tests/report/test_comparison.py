@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from modeling_alibi_gpt.reporting.comparison import AFTER_TRAINING, best_moves
-from modeling_alibi_gpt.reporting.comparison_sections import comparison_sections, largest_move
-from modeling_alibi_gpt.reporting.formats import format_change
-from modeling_alibi_gpt.reporting.frames import frames
-from modeling_alibi_gpt.reporting.page import Section
-from modeling_alibi_gpt.reporting.records import read_records
-from modeling_alibi_gpt.reporting.report import build_report
-from modeling_alibi_gpt.reporting.statistics import Difference, between_trainings
-from modeling_alibi_gpt.reporting.tables import beta_comparison_table, beta_curves, differences_table
+from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, best_moves
+from modeling_alibi_gpt.report.comparison_sections import comparison_sections, largest_move
+from modeling_alibi_gpt.report.formats import format_change
+from modeling_alibi_gpt.report.frames import frames
+from modeling_alibi_gpt.report.page import Section
+from modeling_alibi_gpt.report.report import build_report
+from modeling_alibi_gpt.report.statistics import Difference, between_trainings
+from modeling_alibi_gpt.report.tables import beta_comparison_table, beta_curves, differences_table
+from modeling_alibi_gpt.runtime.records import read_records
 from tests.support.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed
 
 

@@ -8,15 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from modeling_alibi_gpt.reporting.atomic import write_together
-from modeling_alibi_gpt.reporting.beta_choice import describe_choice
-from modeling_alibi_gpt.reporting.bias_plots import bias_by_distance_figure, bias_figure
-from modeling_alibi_gpt.reporting.comparison_sections import comparison_sections
-from modeling_alibi_gpt.reporting.complete import check_comparisons
-from modeling_alibi_gpt.reporting.formats import BETA
-from modeling_alibi_gpt.reporting.frames import distinct_names, frames, milestone_runs, pick, rows_of
-from modeling_alibi_gpt.reporting.page import Picture, Section, make_section, render_html, render_markdown
-from modeling_alibi_gpt.reporting.plots import (
+from modeling_alibi_gpt.report.beta_choice import describe_choice
+from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure, bias_figure
+from modeling_alibi_gpt.report.comparison_sections import comparison_sections
+from modeling_alibi_gpt.report.complete import check_comparisons
+from modeling_alibi_gpt.report.formats import BETA
+from modeling_alibi_gpt.report.frames import distinct_names, frames, milestone_runs, pick, rows_of
+from modeling_alibi_gpt.report.page import Picture, Section, make_section, render_html, render_markdown
+from modeling_alibi_gpt.report.plots import (
     attention_speed_figure,
     beta_figure,
     drawn_speeds,
@@ -25,14 +24,13 @@ from modeling_alibi_gpt.reporting.plots import (
     position_figure,
     training_figure,
 )
-from modeling_alibi_gpt.reporting.records import Record, check_record
-from modeling_alibi_gpt.reporting.speed_tables import (
+from modeling_alibi_gpt.report.speed_tables import (
     attention_speed_table,
     conversion_speed_table,
     decode_speed_table,
     model_speed_table,
 )
-from modeling_alibi_gpt.reporting.tables import (
+from modeling_alibi_gpt.report.tables import (
     Table,
     beta_table,
     extrapolation_table,
@@ -42,6 +40,8 @@ from modeling_alibi_gpt.reporting.tables import (
     trained_beta_tables,
     training_table,
 )
+from modeling_alibi_gpt.runtime.atomic import write_together
+from modeling_alibi_gpt.runtime.records import Record, check_record
 
 
 Frames = dict[str, pd.DataFrame]

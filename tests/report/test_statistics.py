@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from modeling_alibi_gpt.reporting.beta_choice import describe_choice
-from modeling_alibi_gpt.reporting.statistics import (
+from modeling_alibi_gpt.report.beta_choice import describe_choice
+from modeling_alibi_gpt.report.statistics import (
     Verdict,
     between_trainings,
     choose_trial,
     judge,
     within_a_model,
 )
-from tests.example_records import beta_record
+from tests.support.example_records import beta_record
 
 
 def test_trainings_differ_beyond_the_floor_and_beyond_their_spread() -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from modeling_alibi_gpt.reporting import report
-from modeling_alibi_gpt.reporting.records import write_records
-from modeling_alibi_gpt.reporting.report import build_report
-from tests.example_records import (
+from modeling_alibi_gpt.report import report
+from modeling_alibi_gpt.report.report import build_report
+from modeling_alibi_gpt.runtime.records import write_records
+from tests.support.example_records import (
     CURVES,
     LENGTHS,
     beta_record,

@@ -8,10 +8,10 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from modeling_alibi_gpt.reporting.bias_plots import bias_by_distance_figure, bias_figure
-from modeling_alibi_gpt.reporting.drawing import METHOD_COLOURS, _spread, new_axes, perplexity_axis
-from modeling_alibi_gpt.reporting.plots import beta_figure, extrapolation_figure, position_figure
-from tests.example_records import (
+from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure, bias_figure
+from modeling_alibi_gpt.report.drawing import METHOD_COLOURS, _spread, new_axes, perplexity_axis
+from modeling_alibi_gpt.report.plots import beta_figure, extrapolation_figure, position_figure
+from tests.support.example_records import (
     CURVES,
     LENGTHS,
     beta_record,

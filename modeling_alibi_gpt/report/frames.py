@@ -8,10 +8,10 @@ from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
 import pandas as pd
 
-from modeling_alibi_gpt.reporting.atomic import write_text
-from modeling_alibi_gpt.reporting.record_types import AS_TRAINED
-from modeling_alibi_gpt.reporting.records import RECORD_TYPES, Record
-from modeling_alibi_gpt.reporting.variants import BETA_DEFAULTS, corpus_of, what_varies
+from modeling_alibi_gpt.runtime.atomic import write_text
+from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
+from modeling_alibi_gpt.runtime.records import RECORD_TYPES, Record
+from modeling_alibi_gpt.runtime.variants import BETA_DEFAULTS, corpus_of, what_varies
 
 
 # Of the windows by which trainings are followed.

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from modeling_alibi_gpt.reporting.comparison import AFTER_TRAINING, Comparison, Curve
-from modeling_alibi_gpt.reporting.formats import (
+from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Comparison, Curve
+from modeling_alibi_gpt.report.formats import (
     BETA,
     NOTHING,
     describe_protocol,
@@ -19,9 +19,9 @@ from modeling_alibi_gpt.reporting.formats import (
     format_seconds,
     with_minus,
 )
-from modeling_alibi_gpt.reporting.frames import MILESTONE_PROTOCOL, Records, alibi_first, frame_of, pick, rows_of
-from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.statistics import choose_trial
+from modeling_alibi_gpt.report.frames import MILESTONE_PROTOCOL, Records, alibi_first, frame_of, pick, rows_of
+from modeling_alibi_gpt.report.statistics import choose_trial
+from modeling_alibi_gpt.runtime.records import Record
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from modeling_alibi_gpt.reporting.page import render_lines
-from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.statistics import choose_trial
+from modeling_alibi_gpt.report.page import render_lines
+from modeling_alibi_gpt.report.statistics import choose_trial
+from modeling_alibi_gpt.runtime.records import Record
 
 
 def describe_choice(trials: Sequence[Record]) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from modeling_alibi_gpt.reporting.frames import frame_of, frames, write_csv
-from modeling_alibi_gpt.reporting.variants import what_varies
-from tests.example_records import demo_records, extrapolation_record
+from modeling_alibi_gpt.report.frames import frame_of, frames, write_csv
+from modeling_alibi_gpt.runtime.variants import what_varies
 from tests.support.comparison_cases import beta_sweep, methods
+from tests.support.example_records import demo_records, extrapolation_record
 
 
 def test_columns_have_the_types_of_their_fields() -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
-from modeling_alibi_gpt.reporting import formats, statistics
-from modeling_alibi_gpt.reporting.comparison import best_moves
-from modeling_alibi_gpt.reporting.statistics import Difference
-from modeling_alibi_gpt.reporting.tables import Table
+from modeling_alibi_gpt.report import formats, statistics
+from modeling_alibi_gpt.report.comparison import best_moves
+from modeling_alibi_gpt.report.statistics import Difference
+from modeling_alibi_gpt.report.tables import Table
 
 
 MAX_STEM_BYTES = 100  # two of them, a few words between, and what a temporary name adds

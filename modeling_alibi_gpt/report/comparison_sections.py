@@ -5,20 +5,19 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from modeling_alibi_gpt.reporting.bias_plots import bias_by_distance_figure
-from modeling_alibi_gpt.reporting.comparison import Comparison
-from modeling_alibi_gpt.reporting.formats import BETA
-from modeling_alibi_gpt.reporting.frames import pick, rows_of
-from modeling_alibi_gpt.reporting.page import Picture, Section, file_stem, make_section, render_lines
-from modeling_alibi_gpt.reporting.plots import (
+from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure
+from modeling_alibi_gpt.report.comparison import Comparison
+from modeling_alibi_gpt.report.formats import BETA
+from modeling_alibi_gpt.report.frames import pick, rows_of
+from modeling_alibi_gpt.report.page import Picture, Section, file_stem, make_section, render_lines
+from modeling_alibi_gpt.report.plots import (
     beta_comparison_figure,
     extrapolation_figure,
     position_figure,
     training_figure,
 )
-from modeling_alibi_gpt.reporting.records import Record
-from modeling_alibi_gpt.reporting.statistics import Difference, Verdict, within_a_model
-from modeling_alibi_gpt.reporting.tables import (
+from modeling_alibi_gpt.report.statistics import Difference, Verdict, within_a_model
+from modeling_alibi_gpt.report.tables import (
     Table,
     beta_comparison_table,
     beta_curves,
@@ -27,7 +26,8 @@ from modeling_alibi_gpt.reporting.tables import (
     of_columns,
     trained_beta_tables,
 )
-from modeling_alibi_gpt.reporting.verdicts import BETA_CLAIMS, METHOD_CLAIMS
+from modeling_alibi_gpt.report.verdicts import BETA_CLAIMS, METHOD_CLAIMS
+from modeling_alibi_gpt.runtime.records import Record
 
 
 Frames = dict[str, pd.DataFrame]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from modeling_alibi_gpt.reporting.record_types import ByLayer, Count, Number, Positive, PositiveNumber, RecordType
+from modeling_alibi_gpt.runtime.record_types import ByLayer, Count, Number, Positive, PositiveNumber, RecordType
 
 
 class Timed(RecordType):

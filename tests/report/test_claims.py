@@ -3,11 +3,11 @@
 from typing import Any
 
 from modeling_alibi_gpt.experiments.paired import comparison_records
-from modeling_alibi_gpt.reporting.comparison import Comparison
-from modeling_alibi_gpt.reporting.comparison_sections import claims_section
-from modeling_alibi_gpt.reporting.frames import frame_of
-from tests.example_records import training_record
+from modeling_alibi_gpt.report.comparison import Comparison
+from modeling_alibi_gpt.report.comparison_sections import claims_section
+from modeling_alibi_gpt.report.frames import frame_of
 from tests.support.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed, read_otherwise, rows_of
+from tests.support.example_records import training_record
 
 
 def verdicts(*grids: Comparison) -> dict[str, tuple[str, str]]:

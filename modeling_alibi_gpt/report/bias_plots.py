@@ -7,9 +7,9 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from modeling_alibi_gpt.reporting.drawing import GREY, METHOD_COLOURS, PALE, WIDTH_INCHES, as_png
-from modeling_alibi_gpt.reporting.formats import format_count, format_ratio
-from modeling_alibi_gpt.reporting.records import Record
+from modeling_alibi_gpt.report.drawing import GREY, METHOD_COLOURS, PALE, WIDTH_INCHES, as_png
+from modeling_alibi_gpt.report.formats import format_count, format_ratio
+from modeling_alibi_gpt.runtime.records import Record
 
 
 # Ink is what a head still sees: full strength on the diagonal, paler with distance, never as white as a future key.

@@ -12,9 +12,9 @@ from typing import Any, BinaryIO, get_args
 
 from pydantic import ValidationError
 
-from modeling_alibi_gpt.reporting import benchmark_types, record_types
-from modeling_alibi_gpt.reporting.atomic import to_json, write_bytes
-from modeling_alibi_gpt.reporting.record_types import RecordType
+from modeling_alibi_gpt.runtime import benchmark_types, record_types
+from modeling_alibi_gpt.runtime.atomic import to_json, write_bytes
+from modeling_alibi_gpt.runtime.record_types import RecordType
 
 
 Record = dict[str, Any]

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from matplotlib.transforms import ScaledTranslation
 
-from modeling_alibi_gpt.reporting.formats import format_count
+from modeling_alibi_gpt.report.formats import format_count
 
 
 WIDTH_INCHES = 5.4

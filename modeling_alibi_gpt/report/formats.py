@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from modeling_alibi_gpt.reporting.statistics import Difference
+from modeling_alibi_gpt.report.statistics import Difference
 
 
 BETA = "\N{GREEK SMALL LETTER BETA}"
