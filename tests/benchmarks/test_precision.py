@@ -169,7 +169,7 @@ def test_plain_attention_compiled_is_the_yardstick_too(dtype: torch.dtype) -> No
 
 
 def test_the_command_writes_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    main = importlib.import_module("modeling_alibi_gpt.__main__")
+    main = importlib.import_module("benchmarks.__main__")
     monkeypatch.setattr(main, "measure_precision", lambda: measure_precision([8], [64], ["float16"]))
     main.precision(tmp_path / "precision.jsonl")
     (record,) = read_records(tmp_path / "precision.jsonl")
