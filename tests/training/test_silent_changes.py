@@ -42,7 +42,7 @@ class Killed:
         arguments = ["--config", str(self.file)]
         for setting in self.settings:
             arguments += ["--set", setting]
-        return load_script().main(arguments)
+        return load_script().main([*arguments, "--json"])
 
 
 @pytest.fixture
