@@ -4,7 +4,7 @@ Shapes: H heads, T tokens, d head size.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 import torch
@@ -15,6 +15,7 @@ from benchmarks.precision import exact_attention, last_queries_context
 from benchmarks.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
 from modeling_alibi_gpt.attention import ATTENTION_VARIANTS
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 
 
@@ -30,27 +31,24 @@ _TOLERANCE = 1e-6
 Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class AttentionCase:
-    """What is timed; every combination of lengths and dtypes.
-
-    Attributes:
-        lengths_tokens: Values of T.
-        num_heads: H.
-        ways: Keys of ``WAYS``; ``plain``, the reference, is always among them.
-        dtypes: Keys of ``DTYPES``.
-        mode: ``forward`` or ``forward_backward``.
-        head_dim: d.
-        num_rounds: Turns each way takes.
-    """
+    """What is timed; every combination of lengths and dtypes."""
 
     lengths_tokens: list[int]
+    """Values of T."""
     num_heads: int
+    """H."""
     ways: list[str]
+    """Keys of ``WAYS``; ``plain``, the reference, is always among them."""
     dtypes: list[str] = field(default_factory=lambda: ["float32"])
+    """Keys of ``DTYPES``."""
     mode: str = "forward"
+    """``forward`` or ``forward_backward``."""
     head_dim: int = 64
+    """d."""
     num_rounds: int = 5
+    """Turns each way takes."""
 
     def __post_init__(self) -> None:
         for name, values, known in (

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from benchmarks.models import MODELS, Shape, describe_shape
 from benchmarks.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 
 
@@ -23,25 +23,22 @@ MODES = ("forward", "generate")
 ROUNDING = 1e-5
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ConvertedCase(Shape):
-    """What is timed: an original against its conversion on each of its back ends.
-
-    Attributes:
-        family: Of the original: ``bloom``, ``mpt`` or ``falcon``.
-        length_tokens: Tokens of the text, or of the prompt.
-        mode: ``forward``, or ``generate``: the prompt and ``num_new_tokens`` greedy tokens.
-        num_new_tokens: Of ``generate``.
-        back_ends: Of the converted model.
-        num_rounds: Turns each takes.
-    """
+    """What is timed: an original against its conversion on each of its back ends."""
 
     family: str
+    """Of the original: ``bloom``, ``mpt`` or ``falcon``."""
     length_tokens: int
+    """Tokens of the text, or of the prompt."""
     mode: str = "forward"
+    """``forward``, or ``generate``: the prompt and ``num_new_tokens`` greedy tokens."""
     num_new_tokens: int = 32
+    """Of ``generate``."""
     back_ends: tuple[str, ...] = ("sdpa", "alibi_banded")
+    """Of the converted model."""
     num_rounds: int = 3
+    """Turns each takes."""
 
     def __post_init__(self) -> None:
         for name, known in (("family", FAMILIES), ("mode", MODES)):

@@ -7,7 +7,6 @@ import copy
 import json
 import tempfile
 import urllib.request
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
 from modeling_alibi_gpt.checkpoints.load import checkpoint_fingerprint, load_causal_lm, load_model_tokenizer
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, load_text, measurement_provenance
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record, append_record, check_record
 
 
@@ -133,21 +133,18 @@ def compare(llama: LlamaCpp, model: PreTrainedModel, input_ids: list[int], num_n
     }
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class LlamaCppConfig(MeasurementConfig):
-    """What is measured.
-
-    Attributes:
-        model: Checkpoint folder, with its tokenizer.
-        lengths_tokens: Lengths of the prompts, taken from the start of the text.
-        num_new_tokens: Greedy tokens after each prompt.
-        output: JSON Lines file that the records are appended to.
-    """
+    """What is measured."""
 
     model: str
+    """Checkpoint folder, with its tokenizer."""
     lengths_tokens: tuple[int, ...] = (1, 65, 200, 700)
+    """Lengths of the prompts, taken from the start of the text."""
     num_new_tokens: int = 64
+    """Greedy tokens after each prompt."""
     output: str | None = None
+    """JSON Lines file that the records are appended to."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

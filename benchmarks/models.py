@@ -2,7 +2,6 @@
 with each of its position methods."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -26,44 +25,39 @@ from modeling_alibi_gpt.cache_alibi_gpt import AlibiWindowCache
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 
 
 MODES = ("forward", "training_step")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class Shape:
-    """Of a decoder whose MLP is four times as wide as its residual stream.
-
-    Attributes:
-        num_layers: Layers.
-        hidden_size: Width of the residual stream.
-        num_heads: Attention heads.
-        vocab_size: Rows of the embedding.
-    """
+    """Of a decoder whose MLP is four times as wide as its residual stream."""
 
     num_layers: int = 4
+    """Layers."""
     hidden_size: int = 768
+    """Width of the residual stream."""
     num_heads: int = 12
+    """Attention heads."""
     vocab_size: int = 4096
+    """Rows of the embedding."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ModelCase(Shape):
-    """What is timed.
-
-    Attributes:
-        length_tokens: Tokens of the text.
-        models: Keys of ``MODELS``; the first is the reference.
-        mode: ``forward`` or ``training_step``: forward, backward and no optimizer.
-        num_rounds: Turns each model takes.
-    """
+    """What is timed."""
 
     length_tokens: int
+    """Tokens of the text."""
     models: list[str]
+    """Keys of ``MODELS``; the first is the reference."""
     mode: str = "forward"
+    """``forward`` or ``training_step``: forward, backward and no optimizer."""
     num_rounds: int = 3
+    """Turns each model takes."""
 
     def __post_init__(self) -> None:
         for model in self.models:
@@ -75,17 +69,14 @@ class ModelCase(Shape):
             raise ValueError("models must name one at least, length_tokens be at least 2 and num_rounds at least 1")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class DecodeCase(Shape):
-    """What is timed: single tokens after a long text, `alibi_banded` with its cache against `sdpa`.
-
-    Attributes:
-        context_tokens: Tokens in the cache.
-        num_rounds: Tokens decoded by each.
-    """
+    """What is timed: single tokens after a long text, `alibi_banded` with its cache against `sdpa`."""
 
     context_tokens: int
+    """Tokens in the cache."""
     num_rounds: int = 20
+    """Tokens decoded by each."""
 
     def __post_init__(self) -> None:
         if self.context_tokens < 1 or self.num_rounds < 1:

@@ -4,50 +4,46 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from benchmarks.attention import AttentionCase, time_attention
 from benchmarks.converted import ConvertedCase, time_converted
 from benchmarks.models import DecodeCase, ModelCase, time_decoding, time_models
-from modeling_alibi_gpt.runtime.config import build_config
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record, append_record, check_record, provenance, write_records
 
 
-# Fields of ``BenchmarkConfig``: what their cases are, and what times one.
-KINDS: dict[str, tuple[type[Any], Callable[..., Iterator[Record]]]] = {
-    "attention": (AttentionCase, time_attention),
-    "models": (ModelCase, time_models),
-    "decoding": (DecodeCase, time_decoding),
-    "converted": (ConvertedCase, time_converted),
+# Fields of ``BenchmarkConfig``, and what times one of their cases.
+KINDS: dict[str, Callable[..., Iterator[Record]]] = {
+    "attention": time_attention,
+    "models": time_models,
+    "decoding": time_decoding,
+    "converted": time_converted,
 }
 _TESTS = Path(__file__).resolve().parents[1] / "tests" / "test_attention.py"
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class BenchmarkConfig:
-    """The cases, and where their records go.
-
-    Attributes:
-        output: JSON Lines file, written anew.
-        attention: Cases of attention alone: fields of ``AttentionCase``.
-        models: Cases of whole models: fields of ``ModelCase``.
-        decoding: Cases of single tokens after a long text: fields of ``DecodeCase``.
-        converted: Cases of other families' models beside what they convert to: fields of ``ConvertedCase``.
-        num_threads: Threads of torch on a CPU; null leaves torch its choice.
-        seed: Of weights, tokens, queries, keys and values.
-    """
+    """The cases, and where their records go."""
 
     output: str
-    attention: list[dict[str, Any]] = field(default_factory=list)
-    models: list[dict[str, Any]] = field(default_factory=list)
-    decoding: list[dict[str, Any]] = field(default_factory=list)
-    converted: list[dict[str, Any]] = field(default_factory=list)
+    """JSON Lines file, written anew."""
+    attention: list[AttentionCase] = field(default_factory=list)
+    """Cases of attention alone."""
+    models: list[ModelCase] = field(default_factory=list)
+    """Cases of whole models."""
+    decoding: list[DecodeCase] = field(default_factory=list)
+    """Cases of single tokens after a long text."""
+    converted: list[ConvertedCase] = field(default_factory=list)
+    """Cases of other families' models beside what they convert to."""
     num_threads: int | None = None
+    """Threads of torch on a CPU; null leaves torch its choice."""
     seed: int = 0
+    """Of weights, tokens, queries, keys and values."""
 
 
 def run_benchmark(config: BenchmarkConfig) -> Iterator[Record]:
@@ -56,11 +52,7 @@ def run_benchmark(config: BenchmarkConfig) -> Iterator[Record]:
     Raises:
         ValueError: A case cannot be, or the tests of attention fail: wrong results are not timed.
     """
-    timed = [
-        (run, build_config(case_class, case, f"{name}[{i}]."))
-        for name, (case_class, run) in KINDS.items()
-        for i, case in enumerate(getattr(config, name))
-    ]
+    timed = [(run, case) for name, run in KINDS.items() for case in getattr(config, name)]
     check_attention()
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)

@@ -1,6 +1,5 @@
 """A checkpoint folder that carries its own code, for users who have not installed this package."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +12,7 @@ from modeling_alibi_gpt.checkpoints.companions import TOKENIZER_FILES, companion
 from modeling_alibi_gpt.checkpoints.folder import weight_files
 from modeling_alibi_gpt.checkpoints.load import load_model_config, load_model_tokenizer
 from modeling_alibi_gpt.runtime.atomic import appearing_whole
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
@@ -27,17 +27,14 @@ AUTO_MAP = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ExportConfig:
-    """What ``scripts/export_to_hub.py`` does.
-
-    Attributes:
-        model: Checkpoint folder.
-        output_dir: Folder to make; it must not exist or be empty.
-    """
+    """What ``scripts/export_to_hub.py`` does."""
 
     model: str
+    """Checkpoint folder."""
     output_dir: str
+    """Folder to make; it must not exist or be empty."""
 
 
 def export_to_hub(config: ExportConfig) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from modeling_alibi_gpt.evaluation.measurement import (
 from modeling_alibi_gpt.evaluation.scoring import WindowScores, score_stream
 from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
 from modeling_alibi_gpt.report.tables import extrapolation_table
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state
 from modeling_alibi_gpt.runtime.records import append_record, read_records
 
@@ -41,26 +42,24 @@ _KEY_FIELDS = ("name", "protocol", "length_tokens", "stride_tokens")
 _KEY_PROVENANCE = ("model_fingerprint", "stream_fingerprint", "dtype", "attn_implementation")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ExtrapolationConfig(MeasurementConfig):
-    """What ``scripts/extrapolate.py`` measures: every model at every length under every protocol.
-
-    Attributes:
-        models: Checkpoint folders; each is read with its own tokenizer.
-        names: Their names in the records; null takes as much of each path as tells them apart.
-        lengths_tokens: Window lengths; null is 1, 2, 4, 8 and 16 times the shortest training length of the models.
-        protocols: ``nonoverlapping``, ``sliding`` or both.
-        overrides: Fields laid over the config of every model, such as an ``alibi_scaling``.
-        output: JSON Lines file that each finished row is appended to. Rows that it holds are not computed again,
-            nor are those that failed: delete their lines to try once more.
-    """
+    """What ``scripts/extrapolate.py`` measures: every model at every length under every protocol."""
 
     models: list[str]
+    """Checkpoint folders; each is read with its own tokenizer."""
     names: list[str] | None = None
+    """Their names in the records; null takes as much of each path as tells them apart."""
     lengths_tokens: list[int] | None = None
+    """Window lengths; null is 1, 2, 4, 8 and 16 times the shortest training length of the models."""
     protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS))
+    """``nonoverlapping``, ``sliding`` or both."""
     overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields laid over the config of every model, such as an ``alibi_scaling``."""
     output: str = "runs/extrapolation.jsonl"
+    """JSON Lines file that each finished row is appended to. Rows that it holds are not computed again, nor are those
+    that failed: delete their lines to try once more.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,39 +1,36 @@
 """Text from a checkpoint, through transformers' own pipeline."""
 
-import dataclasses
 from typing import Any
 
 from transformers import GenerationConfig, pipeline, set_seed
 
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm, load_model_tokenizer
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class GenerateConfig:
-    """What ``scripts/generate.py`` writes.
-
-    Attributes:
-        model: Checkpoint folder; its own tokenizer is used.
-        prompt: What the text begins with.
-        max_new_tokens: Longest continuation; the training length is no limit.
-        do_sample: Sample; false takes the likeliest token each time.
-        temperature: Of sampling.
-        top_p: Of sampling.
-        seed: Of sampling.
-        dtype: ``float32`` or ``bfloat16``.
-        attn_implementation: Attention back end; null is the model's default.
-    """
+    """What ``scripts/generate.py`` writes."""
 
     model: str
+    """Checkpoint folder; its own tokenizer is used."""
     prompt: str
+    """What the text begins with."""
     max_new_tokens: int = 100
+    """Longest continuation; the training length is no limit."""
     do_sample: bool = True
+    """Sample; false takes the likeliest token each time."""
     temperature: float = 0.8
+    """Of sampling."""
     top_p: float = 0.95
+    """Of sampling."""
     seed: int = 0
+    """Of sampling."""
     dtype: str = "float32"
+    """``float32`` or ``bfloat16``."""
     attn_implementation: str | None = None
+    """Attention back end; null is the model's default."""
 
     def __post_init__(self) -> None:
         if not self.prompt:

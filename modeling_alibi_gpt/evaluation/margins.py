@@ -1,6 +1,5 @@
 """How far a trained model can look: the margins of its scores on a text, and the windows that follow from them."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -9,22 +8,20 @@ from modeling_alibi_gpt.alibi import alibi_windows
 from modeling_alibi_gpt.cache_alibi_gpt import measured_margins, slopes_of_layers
 from modeling_alibi_gpt.checkpoints.load import checkpoint_fingerprint, load_causal_lm, load_model_tokenizer
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, load_text, measurement_provenance
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record, append_record, check_record
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class MarginsConfig(MeasurementConfig):
-    """What is measured.
-
-    Attributes:
-        model: Checkpoint folder; its own tokenizer is used.
-        length_tokens: Tokens of the text that are read, as one window.
-        output: JSON Lines file that the record is appended to.
-    """
+    """What is measured."""
 
     model: str
+    """Checkpoint folder; its own tokenizer is used."""
     length_tokens: int = 4096
+    """Tokens of the text that are read, as one window."""
     output: str | None = None
+    """JSON Lines file that the record is appended to."""
 
 
 def measure_margins(config: MarginsConfig) -> Record:

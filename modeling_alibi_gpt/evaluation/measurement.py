@@ -16,6 +16,7 @@ from modeling_alibi_gpt.checkpoints.load import DTYPES
 from modeling_alibi_gpt.data.corpora import SPLITS, describe_documents, load_documents
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import provenance
 
@@ -24,31 +25,28 @@ from modeling_alibi_gpt.runtime.records import provenance
 NUM_BLOCKS = 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class MeasurementConfig:
-    """Settings that a measurement has whatever it measures.
-
-    Attributes:
-        source: ``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``.
-        split: ``train``, ``validation``, ``test`` or ``all``; null is ``all`` for ``text:`` and ``validation`` else.
-        validation_fraction: The tail of each ``text:`` document that is its validation split.
-        text_column: Column of a ``hub:`` source that holds the text.
-        max_tokens: Read only so many tokens from the start of the text.
-        stride_tokens: Stride of ``sliding`` windows; null is a quarter of their length.
-        batch_tokens: Most tokens in one call of the model.
-        dtype: ``float32`` or ``bfloat16``.
-        attn_implementation: Attention back end; null is the model's default.
-    """
+    """Settings that a measurement has whatever it measures."""
 
     source: str = "stdlib"
+    """``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``."""
     split: str | None = None
+    """``train``, ``validation``, ``test`` or ``all``; null is ``all`` for ``text:`` and ``validation`` else."""
     validation_fraction: float = 0.1
+    """The tail of each ``text:`` document that is its validation split."""
     text_column: str = "text"
+    """Column of a ``hub:`` source that holds the text."""
     max_tokens: int | None = None
+    """Read only so many tokens from the start of the text."""
     stride_tokens: int | None = None
+    """Stride of ``sliding`` windows; null is a quarter of their length."""
     batch_tokens: int = 16384
+    """Most tokens in one call of the model."""
     dtype: str = "float32"
+    """``float32`` or ``bfloat16``."""
     attn_implementation: str | None = None
+    """Attention back end; null is the model's default."""
 
     def __post_init__(self) -> None:
         for name in ("max_tokens", "batch_tokens"):

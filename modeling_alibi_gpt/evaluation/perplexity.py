@@ -1,6 +1,5 @@
 """Perplexity of one checkpoint on one text, as one record."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,25 @@ from modeling_alibi_gpt.evaluation.measurement import (
 )
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import resolve_stride
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import append_record
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class PerplexityConfig(MeasurementConfig):
-    """What ``scripts/evaluate.py`` measures.
-
-    Attributes:
-        model: Checkpoint folder; its own tokenizer is used.
-        name: Name in the record; null is that of the folder.
-        length_tokens: Window length; null is the length that the model was trained at.
-        protocol: ``nonoverlapping`` or ``sliding``.
-        output: JSON Lines file that the record is appended to.
-    """
+    """What ``scripts/evaluate.py`` measures."""
 
     model: str
+    """Checkpoint folder; its own tokenizer is used."""
     name: str | None = None
+    """Name in the record; null is that of the folder."""
     length_tokens: int | None = None
+    """Window length; null is the length that the model was trained at."""
     protocol: str = "nonoverlapping"
+    """``nonoverlapping`` or ``sliding``."""
     output: str | None = None
+    """JSON Lines file that the record is appended to."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

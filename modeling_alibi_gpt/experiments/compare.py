@@ -17,7 +17,7 @@ from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
 from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.experiments.run_names import check_names, run_folder_name
-from modeling_alibi_gpt.runtime.config import build_config, convert_value, load_config
+from modeling_alibi_gpt.runtime.config import build_config, config_dataclass, convert_value, load_config
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.records import provenance, read_records, write_records
@@ -39,36 +39,34 @@ _OF_TRAINING = ("training", "bias_by_distance")
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ComparisonConfig:
-    """What ``scripts/compare.py`` trains and reads.
-
-    Attributes:
-        name: Of the comparison, in its records.
-        corpus: Name of the text that was learned, for tables and figures; by default ``name``.
-        experiment: Path of the experiment that every run starts from, or the mapping itself.
-        experiment_overrides: ``a.b=value`` assignments laid over it.
-        variants: Name to fields of ``AlibiGPTConfig``: what sets one training apart from another. Beside them a
-            variant may set ``position_learning_rate`` and any ``training.KEY`` of its experiment, such as
-            ``training.learning_rate``.
-        readings: Name of a variant to names of readings to fields of ``AlibiGPTConfig`` that its trained model is
-            given without training, such as an ``alibi_scaling``. As trained it is read in any case.
-        reference: The variant that the others are compared with, seed by seed.
-        seeds: Training seeds, the same for every variant.
-        evaluation: Settings of ``ExtrapolationConfig``: text, lengths, protocols.
-        output_dir: Gets a folder for each run, and ``comparison.jsonl``.
-    """
+    """What ``scripts/compare.py`` trains and reads."""
 
     name: str
+    """Of the comparison, in its records."""
     corpus: str | None = None
+    """Name of the text that was learned, for tables and figures; by default ``name``."""
     experiment: str | dict[str, Any]
+    """Path of the experiment that every run starts from, or the mapping itself."""
     experiment_overrides: list[str] = field(default_factory=list)
-    variants: dict[str, Any]
-    readings: dict[str, Any] = field(default_factory=dict)
+    """``a.b=value`` assignments laid over it."""
+    variants: dict[str, dict[str, Any] | None]
+    """Name to fields of ``AlibiGPTConfig``: what sets one training apart from another. Beside them a variant may set
+    ``position_learning_rate`` and any ``training.KEY`` of its experiment, such as ``training.learning_rate``.
+    """
+    readings: dict[str, dict[str, dict[str, Any] | None] | None] = field(default_factory=dict)
+    """Name of a variant to names of readings to fields of ``AlibiGPTConfig`` that its trained model is given without
+    training, such as an ``alibi_scaling``. As trained it is read in any case.
+    """
     reference: str
+    """The variant that the others are compared with, seed by seed."""
     seeds: list[int]
+    """Training seeds, the same for every variant."""
     evaluation: dict[str, Any]
+    """Settings of ``ExtrapolationConfig``: text, lengths, protocols."""
     output_dir: str
+    """Gets a folder for each run, and ``comparison.jsonl``."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -77,24 +75,14 @@ class ComparisonConfig:
             if name not in self.variants:
                 raise ValueError(f"{name!r} is no variant; there are {', '.join(self.variants)}")
         check_names("variants", self.variants)
-        for name, fields in self.variants.items():
-            _check_mapping(f"variants.{name}", fields)
         for variant, readings in self.readings.items():
-            _check_mapping(f"readings.{variant}", readings)
             check_names(f"readings.{variant}", readings or {})
-            for name, fields in (readings or {}).items():
-                _check_mapping(f"readings.{variant}.{name}", fields)
             if AS_TRAINED in (readings or {}):
                 raise ValueError(f"readings.{variant}: {AS_TRAINED!r} is what every model is read as in any case")
         if "source" not in self.evaluation:
             raise ValueError("evaluation.source is missing: say which text the models read")
         for key in _OF_RUNS & self.evaluation.keys():
             raise ValueError(f"evaluation.{key} cannot be set: it follows from variants, readings and output_dir")
-
-
-def _check_mapping(where: str, fields: Any) -> None:
-    if not isinstance(fields, dict | None):
-        raise ValueError(f"{where} must be a mapping of config fields, got {fields!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -41,6 +41,7 @@ from modeling_alibi_gpt.report.tables import (
     training_table,
 )
 from modeling_alibi_gpt.runtime.atomic import write_together
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record, check_record
 
 
@@ -49,27 +50,24 @@ TEMPLATE = "sections.j2"
 MODES = ("retrain", "posthoc")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ReportConfig:
-    """What ``scripts/report.py`` builds.
-
-    Attributes:
-        records: JSON Lines files that other scripts wrote.
-        output_dir: Gets the page as HTML and as Markdown, and the folder of its figures.
-        title: Heading of the page.
-        page: Its file name without suffix.
-        figures_folder: Where its pictures go, within ``output_dir``.
-        html: Whether the page is written as HTML too.
-        claims: Whether what is said of ALiBi is judged by the comparisons, in a table of verdicts.
-    """
+    """What ``scripts/report.py`` builds."""
 
     records: list[str]
+    """JSON Lines files that other scripts wrote."""
     output_dir: str
+    """Gets the page as HTML and as Markdown, and the folder of its figures."""
     title: str = "AlibiGPT report"
+    """Heading of the page."""
     page: str = "report"
+    """Its file name without suffix."""
     figures_folder: str = "figures"
+    """Where its pictures go, within ``output_dir``."""
     html: bool = True
+    """Whether the page is written as HTML too."""
     claims: bool = False
+    """Whether what is said of ALiBi is judged by the comparisons, in a table of verdicts."""
 
 
 def build_report(

@@ -1,29 +1,52 @@
-"""Configuration files: YAML (or JSON) to frozen dataclasses and back, where an unknown key is an error."""
+"""Configuration files: YAML (or JSON) to frozen dataclasses that pydantic checks, where an unknown key is an error."""
 
 import dataclasses
 import difflib
-import math
-import types
+import json
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from modeling_alibi_gpt.runtime.parsing import MAX_DEPTH, parse_yaml, read_mapping
 
 
-if typing.TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Config = TypeVar("Config", bound="DataclassInstance")
+Config = TypeVar("Config")
 
 _MAX_INT = 2**63 - 1
+_TYPES = ConfigDict(strict=True, allow_inf_nan=False)
+_UNKNOWN = "unexpected_keyword_argument"
+_MISSING = "missing"
+
+
+@typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
+def config_dataclass(cls: type[Config]) -> type[Config]:
+    """Make a class a frozen, keyword-only dataclass whose fields are checked: each of its type and no other.
+
+    The text below a field is its description, in the help of commands and in the schemas of editors. What is wrong
+    is a ``ValueError`` of one line, as for ``build_config``.
+    """
+    checks = ConfigDict(**_TYPES, extra="forbid", use_attribute_docstrings=True)
+    cls = dataclass(frozen=True, kw_only=True, config=checks)(cls)
+    validate = cls.__init__
+
+    def __init__(self: Config, **values: Any) -> None:
+        try:
+            validate(self, **values)
+        except ValidationError as error:
+            raise ValueError(_described(error, cls, values)) from None
+
+    cls.__init__ = __init__  # type: ignore[method-assign, assignment]
+    return cls
 
 
 def load_config(config_class: type[Config], path: str | None, overrides: Sequence[str] = (), **named: Any) -> Config:
     """Read a YAML or JSON file into ``config_class``, with named values and ``a.b=value`` overrides laid over it.
 
     Args:
-        config_class: A keyword-only dataclass, possibly of other dataclasses.
+        config_class: A ``config_dataclass``, possibly of others.
         path: The file; None starts from the defaults.
         overrides: Assignments whose value is read as YAML, e.g. ``training.max_steps=100``.
         **named: Values of top-level keys, such as those that a script has an option for; None leaves the file's.
@@ -39,55 +62,58 @@ def load_config(config_class: type[Config], path: str | None, overrides: Sequenc
 
 
 def build_config(config_class: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
-    """Build a (nested) dataclass from plain values.
+    """Build a (nested) ``config_dataclass`` from plain values, those of a file.
 
     Raises:
-        ValueError: A key is unknown or missing, or a value has the wrong type.
+        ValueError: A key is unknown or missing, or a value has the wrong type; says which, at ``where``.
     """
-    fields = {field.name: field for field in dataclasses.fields(config_class)}
-    hints = typing.get_type_hints(config_class)
-    arguments = {}
-    for key, value in values.items():
-        refuse_unknown_key(key, fields, where)
-        arguments[key] = convert_value(value, hints[key], f"{where}{key}")
-    for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in arguments:
-            raise ValueError(f"key '{where}{name}' is missing")
-    return config_class(**arguments)
+    _check_ints(values, where)
+    try:
+        # In JSON, strict pydantic takes a mapping for a section; among Python's objects it wants the section itself.
+        return TypeAdapter(config_class).validate_json(json.dumps(values, ensure_ascii=False).encode())
+    except ValidationError as error:
+        raise ValueError(_described(error, config_class, values, where)) from None
 
 
 def convert_value(value: Any, hint: Any, where: str) -> Any:
-    """A plain value as the type that a dataclass field is annotated with: a nested dataclass is built from a mapping.
+    """A plain value as the type that a field is annotated with.
 
     Raises:
         ValueError: The value has another type; says which was expected at ``where``.
     """
-    if value is not None and typing.get_origin(hint) is types.UnionType:
-        sections = [kind for kind in typing.get_args(hint) if dataclasses.is_dataclass(kind)]
-        hint = sections[0] if sections else hint
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ValueError(f"'{where}' must be a mapping, got {value!r}")
-        return build_config(hint, value, f"{where}.")
-    if not _matches(value, hint):
-        expected = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-        raise ValueError(f"'{where}' must be {expected}, got {value!r}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"'{where}' must be a finite number, got {value}")
-    if isinstance(value, int) and abs(value) > _MAX_INT:
-        raise ValueError(f"'{where}' must be a whole number of at most 64 bits, got one of {value.bit_length()}")
-    return float(value) if hint is float else value
+    _check_ints(value, where)
+    try:
+        return TypeAdapter(hint, config=ConfigDict(**_TYPES, arbitrary_types_allowed=True)).validate_python(value)
+    except ValidationError as error:
+        raise ValueError(_described(error, None, value, where)) from None
 
 
-def refuse_unknown_key(key: str, known: typing.Iterable[str], where: str = "") -> None:
+def with_defaults(config_class: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values that an earlier version wrote, and the default of every field that it did not have yet."""
+    complete = dict(values)
+    hints = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        if field.name not in complete:
+            if field.default is not dataclasses.MISSING:
+                complete[field.name] = field.default
+            elif field.default_factory is not dataclasses.MISSING:
+                complete[field.name] = field.default_factory()
+        elif isinstance(complete[field.name], dict) and (section := _section(hints[field.name])) is not None:
+            complete[field.name] = with_defaults(section, complete[field.name])
+    return complete
+
+
+def refuse_unknown_key(key: str, known: Iterable[str], where: str = "") -> None:
     """Raise a ValueError that suggests the nearest known key, unless ``key`` is one of them."""
     known = list(known)
-    if key in known:
-        return
+    if key not in known:
+        raise ValueError(_unknown_key(key, known, where))
+
+
+def _unknown_key(key: str, known: Sequence[str], where: str) -> str:
     close = difflib.get_close_matches(str(key), known, n=1)
     hint = f"did you mean '{where}{close[0]}'?" if close else f"expected one of: {', '.join(sorted(known))}"
-    raise ValueError(f"unknown key '{where}{key}'; {hint}")
+    return f"unknown key '{where}{key}'; {hint}"
 
 
 def _assign(values: dict[str, Any], assignment: str) -> None:
@@ -108,20 +134,73 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
         raise ValueError(f"--set {shown}: the value is not valid YAML, quote it: {error}") from error
 
 
-def _matches(value: Any, hint: Any) -> bool:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return True
-    if origin in (types.UnionType, typing.Union):
-        return any(_matches(value, argument) for argument in arguments)
-    if origin is typing.Literal:
-        return value in arguments
-    if origin is list:
-        return isinstance(value, list) and all(_matches(item, arguments[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint)
+def _check_ints(value: Any, where: str) -> None:
+    """Raise a ValueError for a whole number that torch and most files cannot hold, however deep it stands."""
+    if isinstance(value, int) and abs(value) > _MAX_INT:
+        raise ValueError(f"'{where}' must be a whole number of at most 64 bits, got one of {value.bit_length()}")
+    prefix = f"{where}." if where and not where.endswith(".") else where
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_ints(inner, f"{prefix}{key}")
+    elif isinstance(value, list):
+        for index, inner in enumerate(value):
+            _check_ints(inner, f"{where}[{index}]")
+
+
+def _described(error: ValidationError, config_class: type[Any] | None, values: Any, where: str = "") -> str:
+    """One line on what is wrong: of unknown keys first, then of values, then of keys that are missing.
+
+    Args:
+        error: What pydantic found.
+        config_class: What ``values`` should be; None for a single value, whose name is ``where``.
+        values: What was validated.
+        where: Prefix of keys.
+    """
+    ranks = {_UNKNOWN: 0, _MISSING: 2}
+    first = min(error.errors(), key=lambda found: ranks.get(found["type"], 1))
+    parts, kind = first["loc"], first["type"]
+    if kind == "value_error":  # of a __post_init__, which names the key itself
+        return str(first["ctx"]["error"])
+    if kind == _UNKNOWN:
+        section = _section_at(config_class, parts[:-1])
+        known = [field.name for field in dataclasses.fields(section)]
+        return _unknown_key(parts[-1], known, f"{where}{_place(parts[:-1])}." if parts[:-1] else where)
+    if kind == _MISSING:
+        return f"key '{where}{_place(parts)}' is missing"
+    parts, value = _reached(parts, values)
+    # Each alternative of a union complains on its own.
+    wanted = [found["msg"] for found in error.errors() if _reached(found["loc"], values)[0] == parts]
+    words = " or ".join(dict.fromkeys(words.removeprefix("Input should be ") for words in wanted))
+    for theirs in ("an object", "a dictionary", "a valid dictionary"):
+        words = words.replace(theirs, "a mapping")
+    return f"'{where}{_place(parts)}' must be {words}, got {value!r}"
+
+
+def _reached(parts: tuple[int | str, ...], values: Any) -> tuple[tuple[int | str, ...], Any]:
+    """How far a location leads into values, and the value there; what follows names an alternative of a union."""
+    for depth, part in enumerate(parts):
+        if isinstance(values, list | tuple):
+            is_inside = isinstance(part, int)
+        else:
+            is_inside = isinstance(values, Mapping) and part in values
+        if not is_inside:
+            return parts[:depth], values
+        values = values[part]
+    return parts, values
+
+
+def _place(parts: Iterable[int | str]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).removeprefix(".")
+
+
+def _section_at(config_class: Any, parts: Iterable[int | str]) -> Any:
+    for part in parts:
+        config_class = config_class if isinstance(part, int) else _section(typing.get_type_hints(config_class)[part])
+    return config_class
+
+
+def _section(hint: Any) -> Any:
+    """The dataclass that an annotation holds, alone, in a union or as the items of a list; None without."""
+    if dataclasses.is_dataclass(hint):
+        return hint
+    return next((found for argument in typing.get_args(hint) if (found := _section(argument)) is not None), None)

@@ -2,26 +2,24 @@
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, Literal
 
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ModelSection:
-    """Where the model comes from: a new one from ``config``, or fine-tuning from ``checkpoint``; exactly one of them.
-
-    Attributes:
-        config: Path of a ``config.json``, or the mapping itself.
-        checkpoint: Folder or Hub name of a model to go on from.
-        overrides: Fields of ``AlibiGPTConfig`` laid over the above, such as ``alibi_beta``.
-        attn_implementation: Attention back end used in training; null is the model's default.
-    """
+    """Where the model comes from: either ``config``, for a new one, or ``checkpoint``, for fine-tuning."""
 
     config: str | dict[str, Any] | None = None
+    """Path of a ``config.json``, or the mapping itself."""
     checkpoint: str | None = None
+    """Folder or Hub name of a model to go on from."""
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """Fields of ``AlibiGPTConfig`` laid over the above, such as ``alibi_beta``."""
     attn_implementation: str | None = None
+    """Attention back end used in training; null is the model's default."""
 
     def __post_init__(self) -> None:
         if (self.config is None) == (self.checkpoint is None):
@@ -31,36 +29,36 @@ class ModelSection:
         refuse_hub_kernel(self.attn_implementation)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class DataSection:
-    """Which text is read and how it is cut into training sequences.
-
-    Attributes:
-        source: ``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``.
-        validation_source: Another source, read whole (``text:``) or by its validation split. Without it the
-            validation split of ``source`` is used.
-        validation_fraction: What a ``text:`` source without ``validation_source`` holds back of each document, and a
-            ``hub:`` source without a validation split of the documents of its train split, by a hash of their texts.
-        text_column: Column of a ``hub:`` source that holds the text.
-        tokenizer: Name or folder of a tokenizer; ``train`` trains a byte-level BPE of the model's vocabulary size
-            on the training split; null takes the checkpoint's own (``train`` for a new model).
-        train_length_tokens: Length of a training sequence.
-        isolate_documents: Keep attention inside each document of a packed sequence.
-        max_train_tokens: Cut the training split to this many tokens.
-        max_validation_tokens: Cut the validation split to this many tokens.
-        cache_dir: Where trained tokenizers are kept. Tokenised text is cached by ``datasets``.
-    """
+    """Which text is read and how it is cut into training sequences."""
 
     source: str = "stdlib"
+    """``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``."""
     validation_source: str | None = None
+    """Another source, read whole (``text:``) or by its validation split. Without it the validation split of ``source``
+    is used.
+    """
     validation_fraction: float = 0.1
+    """What a ``text:`` source without ``validation_source`` holds back of each document, and a ``hub:`` source without
+    a validation split of the documents of its train split, by a hash of their texts.
+    """
     text_column: str = "text"
+    """Column of a ``hub:`` source that holds the text."""
     tokenizer: str | None = None
+    """Name or folder of a tokenizer; ``train`` trains a byte-level BPE of the model's vocabulary size on the training
+    split; null takes the checkpoint's own (``train`` for a new model).
+    """
     train_length_tokens: int
+    """Length of a training sequence, in tokens."""
     isolate_documents: bool = False
+    """Keep attention inside each document of a packed sequence."""
     max_train_tokens: int | None = None
+    """Cut the training split to this many tokens."""
     max_validation_tokens: int | None = None
+    """Cut the validation split to this many tokens."""
     cache_dir: str = "~/.cache/alibi_gpt"
+    """Where trained tokenizers are kept. Tokenised text is cached by ``datasets``."""
 
     def __post_init__(self) -> None:
         if self.train_length_tokens < 3:
@@ -74,17 +72,14 @@ class DataSection:
             raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class MilestoneSection:
-    """When a training stops to read the validation text, at its own length and beyond.
-
-    Attributes:
-        steps: After how many optimizer steps; 0 is before training.
-        lengths_tokens: Lengths at which it is read, under both protocols.
-    """
+    """When a training stops to read the validation text, at its own length and beyond."""
 
     steps: list[int]
+    """After how many optimizer steps; 0 is before training."""
     lengths_tokens: list[int]
+    """Lengths at which it is read, under both protocols."""
 
     def __post_init__(self) -> None:
         if min(self.steps, default=-1) < 0 or len(set(self.steps)) < len(self.steps):
@@ -93,38 +88,36 @@ class MilestoneSection:
             raise ValueError(f"milestones.lengths_tokens must be at least 1, got {self.lengths_tokens}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ExperimentConfig:
-    """One training run: what ``scripts/train.py`` reads and what ``best.json`` of a sweep holds.
-
-    Attributes:
-        name: Name of the run in records and figures.
-        model: Where the model comes from.
-        data: Which text it learns.
-        global_batch_size: Sequences per optimizer step over all processes and accumulation steps, so that the same
-            file gives the same training (but for dropout masks) on one process or several. Null leaves
-            ``per_device_train_batch_size`` as ``training`` says.
-        position_learning_rate: Multiple of ``training.learning_rate`` at which what positions learn is trained: beta
-            and slopes of ALiBi, the tables of T5 and shared offsets, the parameters of KERPLE and FIRE. Any but 1
-            trains them without weight decay, and is refused where a model has none of them.
-        precision: ``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch, takes the
-            faster and keeps to it.
-        milestones: What is measured along the way; null is nothing. The records go to ``milestones.jsonl``.
-        training: Fields of ``transformers.TrainingArguments``, verbatim.
-    """
+    """One training run: what ``scripts/train.py`` reads and what ``best.json`` of a sweep holds."""
 
     name: str
+    """Name of the run in records and figures."""
     model: ModelSection
+    """Where the model comes from."""
     data: DataSection
+    """Which text it learns."""
     global_batch_size: int | None = None
+    """Sequences per optimizer step over all processes and accumulation steps, so that the same file gives the same
+    training (but for dropout masks) on one process or several. Null leaves ``per_device_train_batch_size`` as
+    ``training`` says.
+    """
     position_learning_rate: float = 1.0
-    precision: str = "float32"
+    """Multiple of ``training.learning_rate`` at which what positions learn is trained: beta and slopes of ALiBi, the
+    tables of T5 and shared offsets, the parameters of KERPLE and FIRE. Any but 1 trains them without weight decay, and
+    is refused where a model has none of them.
+    """
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
+    """``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch, takes the faster and
+    keeps to it.
+    """
     milestones: MilestoneSection | None = None
+    """What is measured along the way; null is nothing. The records go to ``milestones.jsonl``."""
     training: dict[str, Any]
+    """Fields of ``transformers.TrainingArguments``, verbatim."""
 
     def __post_init__(self) -> None:
-        if self.precision not in ("float32", "bfloat16", "auto"):
-            raise ValueError(f"precision must be float32, bfloat16 or auto, got {self.precision!r}")
         check_position_learning_rate(self.position_learning_rate)
         if self.training.get("hub_token") is not None:
             raise ValueError(

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.runtime.atomic import FULL_DISK_ERRNOS, full_disk_as_os_error, write_json
+from modeling_alibi_gpt.runtime.config import with_defaults
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.training.resumable import (
     DATA_FILE,
@@ -51,7 +52,7 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
     check_indexes(output_dir)
     claim = output_dir / EXPERIMENT_FILE
     if claim.exists():
-        differing = _differing_keys(read_mapping(claim), _settings(config))
+        differing = _differing_keys(_claimed_settings(claim, config), _settings(config))
         if differing and _has_results(output_dir):
             raise ValueError(
                 f"{output_dir} holds another run, with other values of {', '.join(differing)}; "
@@ -86,7 +87,7 @@ def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -
         check_output_dir(output_dir, config)
         _check_text(output_dir, text)
         _remove_leftovers(output_dir)
-        _write_claim(output_dir, _settings(config), dict(text))
+        _write_claim(output_dir, config, dict(text))
         drop_damaged_checkpoints(output_dir, needs_best=bool(config.training.get("load_best_model_at_end")))
         yield
 
@@ -106,9 +107,9 @@ def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
             )
 
 
-def _write_claim(output_dir: Path, settings: dict[str, Any], text: dict[str, str]) -> None:
-    claim, data = output_dir / EXPERIMENT_FILE, output_dir / DATA_FILE
-    if not claim.exists() or _differing_keys(read_mapping(claim), settings):
+def _write_claim(output_dir: Path, config: Any, text: dict[str, str]) -> None:
+    claim, data, settings = output_dir / EXPERIMENT_FILE, output_dir / DATA_FILE, _settings(config)
+    if not claim.exists() or _differing_keys(_claimed_settings(claim, config), settings):
         for name in (PRECISION_FILE, MILESTONES_FILE, DATA_FILE):
             (output_dir / name).unlink(missing_ok=True)
     if not claim.exists() or read_mapping(claim) != settings:
@@ -179,6 +180,11 @@ def _has_results(output_dir: Path) -> bool:
 
 def _settings(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def _claimed_settings(claim: Path, config: Any) -> dict[str, Any]:
+    """What a folder was claimed for; a key that an earlier version did not know has the value that it meant then."""
+    return with_defaults(type(config), read_mapping(claim))
 
 
 def _differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

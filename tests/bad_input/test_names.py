@@ -28,12 +28,12 @@ VARIANTS: dict[str, list[str]] = {
 }
 COMPARISON: dict[str, tuple[dict[str, Any], str]] = {
     "variants that are a list": ({"variants": ["a"]}, "'variants' must be"),
-    "a variant that is a number": ({"variants": {"a": 5}}, "variants.a must be a mapping"),
+    "a variant that is a number": ({"variants": {"a": 5}}, "'variants.a' must be a mapping"),
     "no variants": ({"variants": {}}, "'a' is no variant"),
     "another reference": ({"reference": "b"}, "'b' is no variant"),
     "a reading of no variant": ({"readings": {"b": {}}}, "'b' is no variant"),
-    "readings that are a list": ({"readings": {"a": [1]}}, "readings.a must be a mapping"),
-    "a reading that is a number": ({"readings": {"a": {"b": 5}}}, "readings.a.b must be a mapping"),
+    "readings that are a list": ({"readings": {"a": [1]}}, "'readings.a' must be a mapping"),
+    "a reading that is a number": ({"readings": {"a": {"b": 5}}}, "'readings.a.b' must be a mapping"),
     "a reading with an unknown key": ({"readings": {"a": {"b": {"betta": 1}}}}, "unknown key 'model.overrides.betta'"),
     "a reading with an unknown value": ({"readings": {"a": {"b": {"position_method": "x"}}}}, "must be one of"),
     "a reading of another type": ({"readings": {"a": {"b": {"alibi_beta": "x"}}}}, "alibi_beta"),

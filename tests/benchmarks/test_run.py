@@ -13,7 +13,7 @@ from benchmarks.converted import ConvertedCase, max_logit_difference, time_conve
 from benchmarks.models import MODELS, DecodeCase, ModelCase, time_decoding, time_models
 from benchmarks.run import KINDS, BenchmarkConfig, check_attention, run_benchmark
 from benchmarks.timing import extra_bytes, summarize, take_turns
-from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.runtime.config import build_config, load_config
 from modeling_alibi_gpt.runtime.records import read_records
 
 
@@ -126,9 +126,9 @@ def test_decoding_is_timed_with_equal_logits() -> None:
 )
 def test_a_case_that_cannot_be_is_refused_before_anything_runs(case: dict, message: str, tmp_path: Path) -> None:
     fields = {"lengths_tokens": [8], "num_heads": 2, "ways": ["strips"]} | case
-    config = BenchmarkConfig(output=str(tmp_path / "records.jsonl"), attention=[fields])
+    values = {"output": str(tmp_path / "records.jsonl"), "attention": [fields]}
     with pytest.raises(ValueError, match=message):
-        next(run_benchmark(config))
+        next(run_benchmark(build_config(BenchmarkConfig, values)))
     assert not list(tmp_path.iterdir())
 
 
@@ -149,7 +149,7 @@ def test_records_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.Mo
     output = tmp_path / "records.jsonl"
     attention = {"lengths_tokens": [8, 9], "num_heads": 2, "ways": ["strips"], "num_rounds": 1}
     model = {**SMALL, "length_tokens": 8, "models": ["gpt2"], "num_rounds": 1}
-    config = BenchmarkConfig(output=str(output), attention=[attention], models=[model])
+    config = build_config(BenchmarkConfig, {"output": str(output), "attention": [attention], "models": [model]})
     for num_records, _ in enumerate(run_benchmark(config), start=1):
         assert len(read_records(output)) == num_records
     assert num_records == 5
@@ -158,6 +158,4 @@ def test_records_are_written_as_they_come(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "benchmark").glob("*.yaml")), ids=lambda path: path.name)
 def test_configs_are_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = load_config(BenchmarkConfig, str(path))
-    for name, (case_class, _) in KINDS.items():
-        for case in getattr(config, name):
-            case_class(**case)
+    assert any(getattr(config, name) for name in KINDS)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.runtime import atomic
 from modeling_alibi_gpt.runtime.atomic import full_disk_as_os_error
-from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.runtime.config import build_config, load_config
 from modeling_alibi_gpt.runtime.manifest import write_manifest
 from modeling_alibi_gpt.runtime.records import read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
@@ -42,7 +42,7 @@ OTHER = Settings("one", {"seed": 1, "learning_rate": 0.1})
 TEXT = {"documents": "0123+4567", "tokens": "89ab+cdef"}
 
 
-def claim(folder: Path, settings: Settings, text: dict[str, str] = TEXT) -> None:
+def claim(folder: Path, settings: Settings | ExperimentConfig, text: dict[str, str] = TEXT) -> None:
     with claimed_output_dir(folder, settings, text):
         pass
 
@@ -87,6 +87,25 @@ def test_a_setting_that_a_later_version_adds_costs_a_run_nothing(tmp_path: Path)
     claim(tmp_path, grown("one", ONE.training))
     assert names(tmp_path) == before
     assert json.loads((tmp_path / "experiment.json").read_text())["later"] is None
+
+
+def test_a_run_begun_before_a_setting_existed_has_its_default(tmp_path: Path) -> None:
+    values = {
+        "name": "old",
+        "model": {"config": {}},
+        "data": {"train_length_tokens": 8},
+        "training": {"output_dir": str(tmp_path)},
+    }
+    config = build_config(ExperimentConfig, values)
+    claim(tmp_path, config)
+    (tmp_path / "checkpoint-3").mkdir()
+    path = tmp_path / "experiment.json"
+    old = json.loads(path.read_text())
+    del old["position_learning_rate"], old["data"]["isolate_documents"], old["model"]["overrides"]
+    path.write_text(json.dumps(old))
+    check_output_dir(tmp_path, config)
+    with pytest.raises(ValueError, match="other values of position_learning_rate;"):
+        check_output_dir(tmp_path, dataclasses.replace(config, position_learning_rate=30.0))
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:

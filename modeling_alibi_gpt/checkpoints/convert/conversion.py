@@ -24,6 +24,7 @@ from modeling_alibi_gpt.checkpoints.streaming import Plan, plan_conversion, writ
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.runtime.atomic import appearing_whole, refuse_taken, write_json
+from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
@@ -40,36 +41,36 @@ _LAYOUT_FIELDS = (
 _PICKLE_PATTERNS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 
-@dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class ConvertConfig:
-    """What ``scripts/convert.py`` does.
-
-    Attributes:
-        model: Checkpoint folder, or name on the Hub.
-        output_dir: Folder to make; it must not exist or be empty.
-        to: ``alibi_gpt``, the family that an AlibiGPT becomes, or ``gguf``: one file ``model.gguf`` for llama.cpp.
-        as_transformers: Reproduce what the code of transformers computes where it departs from what the model was
-            trained with: MPT's slopes, whose range it takes for 8, and the width of its MLP.
-        overrides: Fields of ``AlibiGPTConfig`` laid over the translated ones, except sizes. ``position_method:
-            alibi`` leaves out the learned positions of a GPT-2, which must then be fine-tuned.
-        dtype: ``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor.
-        allow_pickle: Read pickled weights, with ``weights_only=True``, where there are no others.
-        max_shard_bytes: Size from which on weights are spread over several files.
-        reader: For ``mpt``: the program that is to compute the same, ``transformers``, or ``llama.cpp`` or ``vllm``,
-            which honour ``alibi_bias_max``.
-        context_length_tokens: For ``gguf``: what readers take for the longest text; null is the training length.
-    """
+    """What ``scripts/convert.py`` does."""
 
     model: str
+    """Checkpoint folder, or name on the Hub."""
     output_dir: str
+    """Folder to make; it must not exist or be empty."""
     to: str = OURS
+    """``alibi_gpt``, the family that an AlibiGPT becomes, or ``gguf``: one file ``model.gguf`` for llama.cpp."""
     as_transformers: bool = False
+    """Reproduce what the code of transformers computes where it departs from what the model was trained with: MPT's
+    slopes, whose range it takes for 8, and the width of its MLP.
+    """
     overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields of ``AlibiGPTConfig`` laid over the translated ones, except sizes. ``position_method: alibi`` leaves out
+    the learned positions of a GPT-2, which must then be fine-tuned.
+    """
     dtype: str | None = None
+    """``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor."""
     allow_pickle: bool = False
+    """Read pickled weights, with ``weights_only=True``, where there are no others."""
     max_shard_bytes: int = 5 * 10**9
+    """Size from which on weights are spread over several files."""
     reader: str = READERS[0]
+    """For ``mpt``: the program that is to compute the same, ``transformers``, or ``llama.cpp`` or ``vllm``, which
+    honour ``alibi_bias_max``.
+    """
     context_length_tokens: int | None = None
+    """For ``gguf``: what readers take for the longest text; null is the training length."""
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in DTYPES:

@@ -1,6 +1,5 @@
 """An AlibiGPT checkpoint as one GGUF file of the MPT architecture, which llama.cpp and what is built on it run."""
 
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from modeling_alibi_gpt.checkpoints.streaming import Step, plan_conversion
 from modeling_alibi_gpt.checkpoints.weight_map import LM_HEAD, SAME, Rule
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.runtime.config import config_dataclass
 
 
 # Dtypes of matrices, and GGML's names for them and for a file of them. Norms and biases are float32 in every file.
@@ -49,25 +49,22 @@ _LAYER_NAMES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@config_dataclass
 class GgufConfig:
-    """What becomes a GGUF file, and how.
-
-    Attributes:
-        model: Checkpoint folder, with its tokenizer.
-        output: GGUF file to write; one that is there is replaced.
-        name: Of the model, for its readers; None means the one in the model card, or the name of the folder.
-        dtype: Of the matrices: ``float32``, ``float16`` or ``bfloat16``.
-        context_length_tokens: What readers take for the longest text: llama-server refuses a longer one, and
-            llama.cpp reserves a cache of this size unless told otherwise. ALiBi itself has no such limit. None means
-            ``train_context_length``.
-    """
+    """What becomes a GGUF file, and how."""
 
     model: str
+    """Checkpoint folder, with its tokenizer."""
     output: str
+    """GGUF file to write; one that is there is replaced."""
     name: str | None = None
+    """Of the model, for its readers; None means the one in the model card, or the name of the folder."""
     dtype: str = "float32"
+    """Of the matrices: ``float32``, ``float16`` or ``bfloat16``."""
     context_length_tokens: int | None = None
+    """What readers take for the longest text: llama-server refuses a longer one, and llama.cpp reserves a cache of
+    this size unless told otherwise. ALiBi itself has no such limit. None means ``train_context_length``.
+    """
 
 
 def export_gguf(config: GgufConfig) -> dict[str, Any]:
