@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench gpu results test test-slow test-neighbours conformance lint format types check clean
+.PHONY: help install demo bench gpu results test test-slow test-integrations conformance lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -16,7 +16,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report,sweep,train]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -51,9 +51,9 @@ test: $(VENV)/.installed-dev ## run the tests
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes or gigabytes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow
 
-test-neighbours: $(VENV)/.installed-dev ## run the tests with PEFT, TRL, lm-eval, ONNX and others
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[neighbours]'
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m neighbours
+test-integrations: $(VENV)/.installed-dev ## run the tests with PEFT, TRL, lm-eval, ONNX and others
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[integrations]'
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m integrations
 
 conformance: $(VENV)/.installed-dev ## run transformers' own model tests on AlibiGPT
 	$(RUN) tests/conformance/run.py
