@@ -16,6 +16,7 @@ from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.tokenization import train_tokenizer
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
+from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.comparison_sections import claims_section
 from modeling_alibi_gpt.report.frames import MILESTONE_PROTOCOL, frame_of, frames, milestone_runs
@@ -56,6 +57,7 @@ def test_python_blocks_run_one_after_another(tmp_path: Path, monkeypatch: pytest
     namespace: dict[str, object] = {}
     for block in PYTHON_BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
+    del POSITION_METHODS["mine"]  # the example of a plugin
 
 
 @pytest.mark.parametrize("command", SCRIPT_COMMANDS)

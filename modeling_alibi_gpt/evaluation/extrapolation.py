@@ -53,6 +53,7 @@ class ExtrapolationConfig(MeasurementConfig):
         overrides: Fields laid over the config of every model, such as an ``alibi_scaling``.
         output: JSON Lines file that each finished row is appended to. Rows that it holds are not computed again,
             nor are those that failed: delete their lines to try once more.
+        plugins: Modules to import first, such as one that registers a position method.
     """
 
     models: list[str]
@@ -61,6 +62,7 @@ class ExtrapolationConfig(MeasurementConfig):
     protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS))
     overrides: dict[str, Any] = field(default_factory=dict)
     output: str = "runs/extrapolation.jsonl"
+    plugins: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -34,6 +34,7 @@ class PerplexityConfig(MeasurementConfig):
         length_tokens: Window length; null is the length that the model was trained at.
         protocol: ``nonoverlapping`` or ``sliding``.
         output: JSON Lines file that the record is appended to.
+        plugins: Modules to import first, such as one that registers a position method.
     """
 
     model: str
@@ -41,6 +42,7 @@ class PerplexityConfig(MeasurementConfig):
     length_tokens: int | None = None
     protocol: str = "nonoverlapping"
     output: str | None = None
+    plugins: list[str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

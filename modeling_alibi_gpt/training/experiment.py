@@ -111,6 +111,7 @@ class ExperimentConfig:
             faster and keeps to it.
         milestones: What is measured along the way; null is nothing. The records go to ``milestones.jsonl``.
         training: Fields of ``transformers.TrainingArguments``, verbatim.
+        plugins: Modules to import first, such as one that registers a position method.
     """
 
     name: str
@@ -121,6 +122,7 @@ class ExperimentConfig:
     precision: str = "float32"
     milestones: MilestoneSection | None = None
     training: dict[str, Any]
+    plugins: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16", "auto"):
