@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench gpu results test test-slow test-integrations conformance lint format types check clean
+.PHONY: help install demo bench gpu results test test-slow test-integrations conformance wheel-check lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ test-integrations: $(VENV)/.installed-dev ## run the tests with PEFT, TRL, lm-ev
 conformance: $(VENV)/.installed-dev ## run transformers' own model tests on AlibiGPT
 	$(RUN) tests/conformance/run.py
 
+wheel-check: ## build the wheel, install it alone, and run its commands from an empty folder
+	.ci/wheel_check.sh $(PYTHON)
+
 lint: $(VENV)/.installed-dev ## check style
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
@@ -69,7 +72,7 @@ format: $(VENV)/.installed-dev ## mend style
 types: $(VENV)/.installed-dev ## check the types of the pure files
 	$(RUN) -m mypy
 
-check: lint types test conformance ## style, types, tests and conformance, which is what CI runs
+check: lint types test conformance wheel-check ## style, types, tests, conformance and the wheel, which is what CI runs
 
 clean: ## remove what make made
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info

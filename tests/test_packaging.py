@@ -1,8 +1,10 @@
 """What an installation gets: the extras, the files of the wheel and of the source distribution, one version."""
 
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 from pathlib import Path
 
@@ -76,3 +78,25 @@ def test_a_command_without_its_extra_says_which(command: list[str], hidden: list
     done = run_without(hidden, *command)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1 and done.stderr.endswith(f"pip install 'alibi-gpt[{extra}]'\n"), done.stderr
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "modeling_alibi_gpt.__version__"}
+
+
+@pytest.mark.slow
+def test_the_source_distribution_has_what_tests_read(tmp_path: Path) -> None:
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    source = tmp_path / "source"
+    for name in listed:
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, source / name, follow_symlinks=False)
+    subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, check=True)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        held = {name.partition("/")[2] for name in opened.getnames()}
+    assert {name for name in listed if not name.startswith(".")} <= held
+    assert "alibi_gpt_cli/configs/experiment/demo.yaml" in held
