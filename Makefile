@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench gpu results test test-slow test-neighbours conformance lint format types check clean
+.PHONY: help install demo bench gpu results test test-slow test-integrations conformance wheel-check lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -16,7 +16,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[report,sweep,train]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -51,12 +51,15 @@ test: $(VENV)/.installed-dev ## run the tests
 test-slow: $(VENV)/.installed-dev ## run the tests that take minutes or gigabytes
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m slow
 
-test-neighbours: $(VENV)/.installed-dev ## run the tests with PEFT, TRL, lm-eval, ONNX and others
-	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[neighbours]'
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -m neighbours
+test-integrations: $(VENV)/.installed-dev ## run the tests with PEFT, TRL, lm-eval, ONNX and others
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[integrations]'
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -m integrations
 
 conformance: $(VENV)/.installed-dev ## run transformers' own model tests on AlibiGPT
 	$(RUN) tests/conformance/run.py
+
+wheel-check: ## build the wheel, install it alone, and run its commands from an empty folder
+	.ci/wheel_check.sh $(PYTHON)
 
 lint: $(VENV)/.installed-dev ## check style
 	$(RUN) -m ruff check .
@@ -69,7 +72,7 @@ format: $(VENV)/.installed-dev ## mend style
 types: $(VENV)/.installed-dev ## check the types of the pure files
 	$(RUN) -m mypy
 
-check: lint types test conformance ## style, types, tests and conformance, which is what CI runs
+check: lint types test conformance wheel-check ## style, types, tests, conformance and the wheel, which is what CI runs
 
 clean: ## remove what make made
 	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info

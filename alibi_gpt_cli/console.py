@@ -16,19 +16,39 @@ from huggingface_hub.errors import StrictDataclassError
 USER_ERROR_EXIT_CODE = 2
 MAX_ERROR_CHARACTERS = 1000  # of what a message quotes, a file may hold any amount
 INTERRUPTED_EXIT_CODE = 130  # by the custom of shells
+# By the module that is missing; what several extras bring is missing first in the one that is named.
+EXTRA_OF_MODULE = {
+    "accelerate": "train",
+    "datasets": "train",
+    "evaluate": "train",
+    "tensorboard": "train",
+    "optuna": "sweep",
+    "sqlalchemy": "sweep",
+    "jinja2": "report",
+    "matplotlib": "report",
+    "pandas": "report",
+    "gguf": "convert",
+}
 
 
 def exit_code(call: Callable[[], Any]) -> int:
     """Call, and return 0, or the exit code of a user's mistake or of Ctrl-C, whose line is printed.
 
     ``ValueError``, ``OSError`` and the errors of a config's own checks are what users cause (a misspelt key, a missing
-    file, a full disk): they become one line on standard error and exit code 2. Anything else is a defect of ours and
-    keeps its traceback. Ctrl-C ends with one word and exit code 130.
+    file, a full disk): they become one line on standard error and exit code 2, and so does a missing package, with the
+    extra that brings it. Anything else is a defect of ours and keeps its traceback. Ctrl-C ends with one word and exit
+    code 130.
     """
     try:
         call()
     except (ValueError, OSError, StrictDataclassError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
+        return USER_ERROR_EXIT_CODE
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF_MODULE.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(f"error: this needs {error.name}: pip install 'alibi-gpt[{extra}]'", file=sys.stderr)
         return USER_ERROR_EXIT_CODE
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,5 +1,6 @@
 """``alibi-gpt report``."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,9 @@ def report(
         str | None, typer.Option(metavar="DIR", help="Gets report.html, report.md and figures/.")
     ] = None,
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="Heading of the page.")] = None,
+    csv: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Also gets the records as CSV, a file for each kind.")
+    ] = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
@@ -24,6 +28,7 @@ def report(
 
     alibi-gpt report --records runs/demo/training.jsonl runs/demo/extrapolation.jsonl --output-dir runs/demo
     """
+    from modeling_alibi_gpt.report.frames import write_csv
     from modeling_alibi_gpt.report.report import ReportConfig, build_report
     from modeling_alibi_gpt.runtime.config import load_config
     from modeling_alibi_gpt.runtime.records import read_checked_records
@@ -33,5 +38,8 @@ def report(
     read = [record for path in what.records for record in read_checked_records(path)]
     page = {name: getattr(what, name) for name in ("title", "page", "figures_folder", "html", "claims")}
     paths = build_report(read, what.output_dir, **page)
+    if csv is not None:
+        Path(csv).mkdir(parents=True, exist_ok=True)
+        paths["csv"] = write_csv(read, csv)
     print(f"{len(read)} records, {len(paths['figures'])} figures: open {paths['html'] or paths['markdown']}")
     print_result(paths, as_json)

@@ -6,7 +6,7 @@ import typer
 def serve(context: typer.Context) -> None:
     """Answer requests of OpenAI's protocol: 'transformers serve', with AlibiGPT known to it.
 
-    Takes what 'transformers serve --help' lists, and needs: pip install 'transformers[serving]'.
+    Takes what 'transformers serve --help' lists, and needs: pip install 'alibi-gpt[serve]'.
 
     alibi-gpt serve runs/demo/alibi --continuous-batching
     """
@@ -17,7 +17,7 @@ def serve(context: typer.Context) -> None:
     from modeling_alibi_gpt import AlibiGPTForCausalLM
 
     if not is_serve_available():
-        raise ValueError("serving needs packages that are not installed: pip install 'transformers[serving]'")
+        raise ValueError("serving needs packages that are not installed: pip install 'alibi-gpt[serve]'")
     # `serve` looks for the class of a checkpoint among the attributes of transformers, not in its Auto classes.
     transformers.AlibiGPTForCausalLM = AlibiGPTForCausalLM  # type: ignore[attr-defined]
     app(["serve", *context.args])

@@ -129,7 +129,7 @@ def plugin_fields(name: str, plugin: str | None, config_class: type) -> dict[str
     if name not in POSITION_METHODS and plugin is not None:
         raise ValueError(
             f"position_method {name!r} is registered by the module {plugin!r}: import it before this config is "
-            "loaded; no module is imported because a file names it"
+            "loaded, or name it under 'plugins' in the settings of a command; a checkpoint makes nothing import it"
         )
     fields = POSITION_METHODS.get(name, PositionMethod).config_fields
     if hidden := [field for field in fields if hasattr(config_class, field)]:

@@ -2,12 +2,15 @@
 
 import importlib
 import json
+import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -16,24 +19,9 @@ from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 
 
+README = Path(__file__).parent.parent / "README.md"
 # The example of the documentation: all that a method of one's own needs.
-PLUGIN = '''
-import torch
-from modeling_alibi_gpt import PositionMethod, register_position_method
-
-class LogPositions(PositionMethod):
-    """A penalty of ``-strength * log(1 + distance)`` nats in every head."""
-    has_bias = True
-    bias_is_of_distance = True
-    config_fields = {"mine_strength": 1.0}
-
-    def bias(self, layer_idx, query_positions, key_positions, dtype):
-        distance = (query_positions[:, :, None] - key_positions[:, None, :]).clamp(min=0)
-        bias = -self.config.mine_strength * torch.log1p(distance.to(dtype))
-        return bias[:, None].expand(-1, self.config.num_attention_heads, -1, -1)
-
-register_position_method("mine", LogPositions)
-'''
+(PLUGIN,) = re.findall(r"```python\n(# my_positions.py\n.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
 SIZES = {"vocab_size": 61, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
 
 
@@ -155,3 +143,60 @@ def test_what_cannot_be_registered() -> None:
     register_position_method("mine", Hides)
     with pytest.raises(ValueError, match="config_fields of 'mine' hide attributes of AlibiGPTConfig: hidden_size"):
         AlibiGPTConfig(**SIZES, position_method="mine")
+
+
+def run_command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own that starts in ``folder``, as an installed command does: without it on its path."""
+    code = "import sys; sys.path.remove(''); from alibi_gpt_cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def write_experiment(folder: Path) -> None:
+    (folder / "my_positions.py").write_text(PLUGIN, encoding="utf-8")
+    (folder / "text.txt").write_text("one line of words after another\n" * 400, encoding="utf-8")
+    sizes = {"vocab_size": 300, "hidden_size": 48, "num_hidden_layers": 1, "num_attention_heads": 3}
+    experiment = {
+        "name": "mine",
+        "plugins": ["my_positions"],
+        "model": {"config": {**sizes, "position_method": "mine", "mine_strength": 0.5}},
+        "data": {"source": "text:text.txt", "train_length_tokens": 16, "cache_dir": "cache"},
+        "training": {"output_dir": "run", "max_steps": 3, "per_device_train_batch_size": 2, "report_to": "none"},
+    }
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
+
+
+def test_an_experiment_imports_its_plugins_and_a_checkpoint_none(tmp_path: Path) -> None:
+    write_experiment(tmp_path)
+    trained = run_command(tmp_path, "train", "--config", "experiment.yaml")
+    assert trained.returncode == 0, trained.stderr
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert (saved["position_plugin"], saved["mine_strength"]) == ("my_positions", 0.5)
+    for words in (
+        ["generate", "--model", "run", "--prompt", "one", "--set", "max_new_tokens=2"],
+        ["evaluate", "--model", "run", "--data", "text:text.txt", "--set", "max_tokens=64"],
+        ["extrapolate", "--models", "run", "--data", "text:text.txt", "--lengths", "16", "--set", "max_tokens=64"],
+    ):
+        without = run_command(tmp_path, *words)
+        assert without.returncode == 2 and without.stderr.strip().count("\n") == 0, without.stderr
+        assert "by the module 'my_positions': import it" in without.stderr and "'plugins'" in without.stderr
+        done = run_command(tmp_path, *words, "--set", "plugins=[my_positions]")
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "error: plugins: there is no module 'my_positions', installed or in "),
+        ("import no_such_package", "error: plugins: 'my_positions' needs the module 'no_such_package', which is not"),
+        ("1 / 0", "error: plugins: 'my_positions' cannot be imported: ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_plugin_that_cannot_be_imported_is_one_line(tmp_path: Path, text: str | None, message: str) -> None:
+    write_experiment(tmp_path)
+    (tmp_path / "my_positions.py").unlink()
+    if text is not None:
+        (tmp_path / "my_positions.py").write_text(text)
+    done = run_command(tmp_path, "train", "--config", "experiment.yaml")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith(message), done.stderr
+    assert not (tmp_path / "run").exists()

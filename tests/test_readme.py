@@ -4,7 +4,6 @@ import re
 import shlex
 import tomllib
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.tokenization import train_tokenizer
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
+from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.comparison_sections import claims_section
 from modeling_alibi_gpt.report.frames import MILESTONE_PROTOCOL, frame_of, frames, milestone_runs
@@ -57,6 +57,7 @@ def test_python_blocks_run_one_after_another(tmp_path: Path, monkeypatch: pytest
     namespace: dict[str, object] = {}
     for block in PYTHON_BLOCKS:
         exec(compile(block, "README.md", "exec"), namespace)
+    del POSITION_METHODS["mine"]  # the example of a plugin
 
 
 @pytest.mark.parametrize("command", SCRIPT_COMMANDS)
@@ -92,9 +93,8 @@ def test_the_dashboard_is_pointed_at_the_study_of_the_sweep_beside_it() -> None:
 
 def test_what_a_command_needs_beyond_the_package_is_said_and_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert set(re.findall(r"-e '\.\[(\w+)\]'", README)) >= {"dashboard", "gguf", "neighbours"}
-    assert set(re.findall(r"-e '\.\[(\w+)\]'", README)) <= extras.keys()
-    assert "serving" in metadata.metadata("transformers").get_all("Provides-Extra")
+    assert set(re.findall(r"-e '\.\[(\w+)\]'", README)) >= {"convert", "dashboard", "integrations"}
+    assert set(re.findall(r"(?:-e '\.|'alibi-gpt)\[(\w+)\]'", README)) <= extras.keys()
 
 
 def test_linked_files_exist() -> None:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from modeling_alibi_gpt.checkpoints.folder import check_weights
 from modeling_alibi_gpt.checkpoints.model_size import check_model_memory
 from modeling_alibi_gpt.checkpoints.quantization import check_quantization
-from modeling_alibi_gpt.data.tokenization import load_tokenizer
+from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.runtime.config import refuse_unknown_key
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_failure

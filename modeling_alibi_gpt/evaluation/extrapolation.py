@@ -60,6 +60,8 @@ class ExtrapolationConfig(MeasurementConfig):
     """JSON Lines file that each finished row is appended to. Rows that it holds are not computed again, nor are those
     that failed: delete their lines to try once more.
     """
+    plugins: list[str] | None = None
+    """Modules to import first, such as one that registers a position method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

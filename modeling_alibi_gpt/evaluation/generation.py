@@ -4,7 +4,7 @@ from typing import Any
 
 from transformers import GenerationConfig, pipeline, set_seed
 
-from modeling_alibi_gpt.checkpoints.load import load_causal_lm, load_model_tokenizer
+from modeling_alibi_gpt.checkpoints.load import load_causal_lm, load_model_tokenizer, train_context_length
 from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
@@ -31,6 +31,8 @@ class GenerateConfig:
     """``float32`` or ``bfloat16``."""
     attn_implementation: str | None = None
     """Attention back end; null is the model's default."""
+    plugins: list[str] | None = None
+    """Modules to import first, such as one that registers a position method."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -44,7 +46,7 @@ def generate_text(config: GenerateConfig) -> dict[str, Any]:
     """Continue the prompt and return ``prompt`` and ``text``, the whole of it.
 
     Raises:
-        ValueError: The model or a setting cannot be used.
+        ValueError: The model or a setting cannot be used, or the text outgrows the model's table of positions.
     """
     tokenizer = load_model_tokenizer(config.model)
     model = load_causal_lm(config.model, dtype=config.dtype, attn_implementation=config.attn_implementation)
@@ -58,4 +60,13 @@ def generate_text(config: GenerateConfig) -> dict[str, Any]:
         **sampling,
     )
     writer = pipeline("text-generation", model=model, tokenizer=tokenizer, trust_remote_code=False)
-    return {"prompt": config.prompt, "text": writer(config.prompt, generation_config=settings)[0]["generated_text"]}
+    try:
+        text = writer(config.prompt, generation_config=settings)[0]["generated_text"]
+    except IndexError as error:
+        if (longest := train_context_length(model.config)) is None:
+            raise
+        raise ValueError(
+            f"{config.model}: the text cannot grow by max_new_tokens = {config.max_new_tokens}, its table of "
+            f"positions ends at {longest}; ask for a smaller max_new_tokens"
+        ) from error
+    return {"prompt": config.prompt, "text": text}

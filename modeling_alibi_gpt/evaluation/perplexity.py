@@ -38,6 +38,8 @@ class PerplexityConfig(MeasurementConfig):
     """``nonoverlapping`` or ``sliding``."""
     output: str | None = None
     """JSON Lines file that the record is appended to."""
+    plugins: list[str] | None = None
+    """Modules to import first, such as one that registers a position method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from modeling_alibi_gpt.runtime.parsing import MAX_DEPTH, parse_yaml, read_mapping
+from modeling_alibi_gpt.runtime.plugins import import_plugins
 
 
 Config = TypeVar("Config")
@@ -45,6 +46,8 @@ def config_dataclass(cls: type[Config]) -> type[Config]:
 def load_config(config_class: type[Config], path: str | None, overrides: Sequence[str] = (), **named: Any) -> Config:
     """Read a YAML or JSON file into ``config_class``, with named values and ``a.b=value`` overrides laid over it.
 
+    The modules that it names under ``plugins`` are imported: nothing but a user's own settings comes through here.
+
     Args:
         config_class: A ``config_dataclass``, possibly of others.
         path: The file; None starts from the defaults.
@@ -52,13 +55,16 @@ def load_config(config_class: type[Config], path: str | None, overrides: Sequenc
         **named: Values of top-level keys, such as those that a script has an option for; None leaves the file's.
 
     Raises:
-        ValueError: The file is missing or not a mapping, a key is unknown, or a value has the wrong type.
+        ValueError: The file is missing or not a mapping, a key is unknown, a value has the wrong type, or a plugin
+            cannot be imported.
     """
     values = {} if path is None else read_mapping(path)
     values |= {key: value for key, value in named.items() if value is not None}
     for assignment in overrides:
         _assign(values, assignment)
-    return build_config(config_class, values)
+    config = build_config(config_class, values)
+    import_plugins(getattr(config, "plugins", None) or ())
+    return config
 
 
 def build_config(config_class: type[Config], values: Mapping[str, Any], where: str = "") -> Config:

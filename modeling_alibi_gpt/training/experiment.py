@@ -116,6 +116,8 @@ class ExperimentConfig:
     """What is measured along the way; null is nothing. The records go to ``milestones.jsonl``."""
     training: dict[str, Any]
     """Fields of ``transformers.TrainingArguments``, verbatim."""
+    plugins: list[str] | None = None
+    """Modules to import first, such as one that registers a position method."""
 
     def __post_init__(self) -> None:
         check_position_learning_rate(self.position_learning_rate)

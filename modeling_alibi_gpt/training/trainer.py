@@ -27,10 +27,10 @@ from modeling_alibi_gpt.data.packing import PackedCollator, blocks_fingerprint, 
 from modeling_alibi_gpt.data.tokenization import (
     TokenStream,
     cached_tokenizer,
-    load_tokenizer,
     token_stream,
     tokenize_documents,
 )
+from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.evaluation.bias_record import (
     bias_by_distance,
     bias_by_distance_records,

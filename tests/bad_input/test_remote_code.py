@@ -19,7 +19,7 @@ import transformers.dynamic_module_utils
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
-from modeling_alibi_gpt.data.tokenization import load_tokenizer
+from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.runtime.manifest import write_manifest
 from tests.bad_input.loading import LOADING
 from tests.bad_input.refusals import SCRIPTS, Inputs, config_file, edit_json, experiment, script

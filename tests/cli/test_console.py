@@ -57,6 +57,20 @@ def test_an_interrupt_is_one_word(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.parametrize(("module", "extra"), [("datasets.config", "train"), ("optuna", "sweep"), ("gguf", "convert")])
+def test_a_missing_package_is_one_line_that_says_what_to_install(
+    module: str, extra: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = ModuleNotFoundError(f"No module named {module!r}", name=module)
+    assert fail_with(error) == USER_ERROR_EXIT_CODE
+    assert capsys.readouterr().err == f"error: this needs {module}: pip install 'alibi-gpt[{extra}]'\n"
+
+
+def test_a_missing_module_of_our_own_is_a_defect() -> None:
+    with pytest.raises(ModuleNotFoundError):
+        fail_with(ModuleNotFoundError("No module named 'modeling_alibi_gpt.lost'", name="modeling_alibi_gpt.lost"))
+
+
 def test_a_defect_keeps_its_traceback() -> None:
     with pytest.raises(KeyError):
         fail_with(KeyError("missing"))

@@ -108,4 +108,4 @@ def test_serve_without_its_packages_says_what_to_install(
 ) -> None:
     monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
     assert main(["serve", "folder"]) == 2
-    assert "pip install 'transformers[serving]'" in capsys.readouterr().err
+    assert "pip install 'alibi-gpt[serve]'" in capsys.readouterr().err

@@ -14,11 +14,11 @@ from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.tokenization import (
     END_OF_TEXT,
     cached_tokenizer,
-    load_tokenizer,
     token_stream,
     tokenize_documents,
     train_tokenizer,
 )
+from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 
 
 TEXTS = [

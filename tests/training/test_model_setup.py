@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM
 from transformers.utils import logging
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.data.tokenization import load_tokenizer
+from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.records import read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSection

@@ -159,7 +159,7 @@ def _import_gguf() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise ValueError("GGUF files need the package gguf: pip install 'alibi-gpt[gguf]'") from error
+        raise ValueError("GGUF files need the package gguf: pip install 'alibi-gpt[convert]'") from error
     return gguf
 
 

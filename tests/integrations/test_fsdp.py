@@ -19,7 +19,7 @@ from transformers.distributed import DistributedConfig
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 
 
-pytestmark = pytest.mark.neighbours
+pytestmark = pytest.mark.integrations
 NUM_STEPS = 2
 GLOBAL_BATCH = 4
 LENGTH = 24

@@ -13,7 +13,7 @@ from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 
-pytestmark = pytest.mark.neighbours
+pytestmark = pytest.mark.integrations
 # Two float32 computations of a model's logits agree to 1e-5, and a loss follows its logits by twice that at most.
 NATS_TOLERANCE = 2e-5
 

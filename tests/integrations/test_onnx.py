@@ -13,7 +13,7 @@ pytest.importorskip("onnxscript")
 from transformers.exporters import OnnxConfig, OnnxExporter  # noqa: E402
 
 
-pytestmark = pytest.mark.neighbours
+pytestmark = pytest.mark.integrations
 # Logits are of order one; onnxruntime orders float32 sums in its own way.
 TOLERANCE = 1e-4
 TRACED_SHAPE = (2, 17)

@@ -21,7 +21,7 @@ from transformers.utils.import_utils import is_serve_available
 
 
 pytestmark = [
-    pytest.mark.neighbours,
+    pytest.mark.integrations,
     pytest.mark.skipif(not is_serve_available(), reason="transformers[serving] is not installed"),
 ]
 START_SECONDS = 120

@@ -1,4 +1,4 @@
-"""What the neighbours work on: a small model with peaked attention, and a tokenizer learnt from a made-up text."""
+"""What the integrations work on: a small model with peaked attention, and a tokenizer learnt from a made-up text."""
 
 import random
 from collections.abc import Callable

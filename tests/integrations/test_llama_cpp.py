@@ -15,7 +15,7 @@ from modeling_alibi_gpt.runtime.records import read_records
 
 
 pytest.importorskip("xllamacpp")
-pytestmark = pytest.mark.neighbours
+pytestmark = pytest.mark.integrations
 
 LENGTHS = (1, 65, 200, 700)  # the training length of the models is 32
 NUM_NEW_TOKENS = 64

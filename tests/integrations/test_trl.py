@@ -21,7 +21,7 @@ pytest.importorskip("trl")
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer  # noqa: E402
 
 
-pytestmark = pytest.mark.neighbours
+pytestmark = pytest.mark.integrations
 NUM_STEPS = 3
 MAX_LENGTH = 48
 LENGTHS = (48, 31, 17, 40, 8, 25, 23, 29, 19)  # documents; best-fit packing makes full rows of 48 of them

@@ -16,7 +16,7 @@ from peft import (  # noqa: E402
 )
 
 
-pytestmark = pytest.mark.neighbours
+pytestmark = pytest.mark.integrations
 # Merging adds B @ A to a weight once instead of to every product: the promise for float32 logits of order one.
 TOLERANCE = 1e-5
 

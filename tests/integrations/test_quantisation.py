@@ -12,7 +12,7 @@ pytest.importorskip("torchao")
 from torchao.quantization import Int8WeightOnlyConfig, quantize_  # noqa: E402
 
 
-pytestmark = pytest.mark.neighbours
+pytestmark = pytest.mark.integrations
 TOLERANCE = 1e-5  # promised for float32 logits of order one
 
 

@@ -13,7 +13,7 @@ from transformers import (
 )
 
 
-pytestmark = pytest.mark.neighbours
+pytestmark = pytest.mark.integrations
 PROMPTS = ["plan window", "score of a key", "bias slope mask head query value"]
 LABELS = {"num_labels": 3, "id2label": {0: "plan", 1: "do", 2: "see"}, "label2id": {"plan": 0, "do": 1, "see": 2}}
 
