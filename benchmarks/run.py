@@ -24,7 +24,7 @@ KINDS: dict[str, tuple[type[Any], Callable[..., Iterator[Record]]]] = {
     "decoding": (DecodeCase, time_decoding),
     "converted": (ConvertedCase, time_converted),
 }
-_TESTS = Path(__file__).resolve().parents[2] / "tests" / "test_attention.py"
+_TESTS = Path(__file__).resolve().parents[1] / "tests" / "test_attention.py"
 
 
 @dataclass(frozen=True, kw_only=True)
