@@ -73,8 +73,13 @@ def _options(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line ``arguments``, those of this process by default, and return the exit code."""
     words = repeated_options(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    return run_app(app, words, PROGRAM)
+
+
+def run_app(program: typer.Typer, words: Sequence[str], name: str) -> int:
+    """Run an app of commands that end in one line, and return the exit code; so does a mistyped option."""
     try:
-        return app(words, prog_name=PROGRAM, standalone_mode=False) or 0
+        return program(list(words), prog_name=name, standalone_mode=False) or 0
     except typer.TyperException as error:  # an unknown option, or a value of another type
         print(f"error: {' '.join(error.format_message().split())}", file=sys.stderr)
         return USER_ERROR_EXIT_CODE

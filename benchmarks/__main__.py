@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from alibi_gpt_cli.console import ends_in_one_line
+from alibi_gpt_cli.main import run_app
 from benchmarks.conversion import measure_differences
 from benchmarks.llama_cpp import LlamaCppConfig, measure_llama_cpp
 from benchmarks.precision import measure_precision
@@ -50,4 +51,4 @@ def llama_cpp(
 
 
 if __name__ == "__main__":
-    sys.exit(app(standalone_mode=False))
+    sys.exit(run_app(app, sys.argv[1:] or ["--help"], "python -m benchmarks"))

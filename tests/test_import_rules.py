@@ -96,9 +96,7 @@ def test_folders_import_only_folders_above_them() -> None:
 
 def _room(module: str) -> str:
     """The folder of a module of ours; "" for the travelling files."""
-    path = MODULES[module]
-    folder = path.parent if path.name != "__init__.py" else path.parent
-    parts = folder.relative_to(PACKAGE).parts
+    parts = MODULES[module].parent.relative_to(PACKAGE).parts
     return parts[0] if parts else ""
 
 

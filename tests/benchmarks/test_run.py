@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from alibi_gpt_cli.main import run_app
 from benchmarks import converted
 from benchmarks import run as benchmark
+from benchmarks.__main__ import app
 from benchmarks.attention import WAYS, AttentionCase, time_attention
 from benchmarks.converted import ConvertedCase, max_logit_difference, time_converted
 from benchmarks.models import MODELS, DecodeCase, ModelCase, time_decoding, time_models
@@ -130,6 +132,16 @@ def test_a_case_that_cannot_be_is_refused_before_anything_runs(case: dict, messa
     with pytest.raises(ValueError, match=message):
         next(run_benchmark(build_config(BenchmarkConfig, values)))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_tests_of_attention_are_found() -> None:
+    assert benchmark._TESTS == ROOT / "tests" / "test_attention.py" and benchmark._TESTS.is_file()
+
+
+@pytest.mark.parametrize("arguments", [["precision", "--bogus"], ["nonsense"], ["llama-cpp", "--model", "/nowhere"]])
+def test_a_mistake_on_the_command_line_is_one_line(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_app(app, arguments, "python -m benchmarks") == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
 
 
 def test_wrong_results_are_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The command line as a whole: its commands, their help without torch, and what it says of words it does not know."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -109,3 +110,15 @@ def test_serve_without_its_packages_says_what_to_install(
     monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: False)
     assert main(["serve", "folder"]) == 2
     assert "pip install 'alibi-gpt[serve]'" in capsys.readouterr().err
+
+
+def test_benchmarks_outside_a_checkout_are_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The wheel has the command and not the benchmarks."""
+    module = importlib.import_module("alibi_gpt_cli.benchmark")
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "alibi_gpt_cli" / "benchmark.py"))
+    assert main(["benchmark", "--output", str(tmp_path / "records.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert "benchmarks come with the repository" in error and len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
