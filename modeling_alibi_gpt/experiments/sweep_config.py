@@ -34,6 +34,9 @@ class SweepConfig(MeasurementConfig):
             evaluations.
         trained: For ``retrain``: what is learned for comparison, each with every seed: ``beta``, ``slopes``.
         study_name: Name of the study in the storage; what is learned has a study of its own, ``NAME-trained``.
+        trainings_dir: For ``retrain``: folder of trainings, each named by its content, that sweeps and comparisons
+            share: what one of them has trained, with the same settings, text and seed, the others find. Null keeps the
+            trainings of this sweep in ``output_dir``, for itself.
         storage: Optuna storage URL that workers share; null is an SQLite file in ``output_dir``.
     """
 
@@ -52,6 +55,7 @@ class SweepConfig(MeasurementConfig):
     pruning: bool = False
     trained: list[str] = dataclasses.field(default_factory=lambda: ["beta"])
     study_name: str = "beta"
+    trainings_dir: str | None = None
     storage: str | None = None
 
     def __post_init__(self) -> None:
