@@ -1,4 +1,4 @@
-"""What one beta costs: the validation loss of a training with it, or of one checkpoint that is given it."""
+"""What one beta is worth: the validation loss of a training with it, or of one checkpoint that is given it."""
 
 import copy
 import dataclasses
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import optuna
-from filelock import FileLock
 from optuna.trial import Trial
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -25,6 +24,7 @@ from modeling_alibi_gpt.evaluation.measurement import block_nats, load_text, mea
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import resolve_stride
 from modeling_alibi_gpt.experiments.best_model import copy_model, folder_beside
+from modeling_alibi_gpt.experiments.runner import settings_without_places, shared_experiment, train_once
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
 from modeling_alibi_gpt.runtime.config import build_config, load_config
 from modeling_alibi_gpt.runtime.distributed import process_state
@@ -34,32 +34,30 @@ from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
 from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE, save_model_folder
-from modeling_alibi_gpt.training.trainer import RECORD_FILE, prepare_data, train
+from modeling_alibi_gpt.training.trainer import RECORD_FILE, prepare_data
 
 
 BETA = "alibi_beta"
 TRAINABLE = "alibi_trainable"
-# The text itself is known by its fingerprint.
-_NOT_DECIDING = {"training": ("output_dir", "seed"), "data": ("source", "validation_source", "cache_dir")}
 
 logger = logging.getLogger(__name__)
 
 
 class Objective(Protocol):
-    """A way to price a beta, and what follows from the best one.
+    """A way to evaluate a beta, and what follows from the best one.
 
     Attributes:
-        settings: What decides the price beside beta; JSON values.
+        settings: What decides the loss beside beta; JSON values.
         trained_points: Trainings in which beta is learned, by ``alibi_trainable`` and ``seed``.
     """
 
     settings: dict[str, Any]
     trained_points: list[dict[str, Any]]
 
-    def price(self, trial: Trial) -> float:
+    def evaluate_beta(self, trial: Trial) -> float:
         """Validation nats per token with the beta of ``trial``, the mean over seeds; details go to its attributes."""
 
-    def learn(self, trial: Trial) -> float:
+    def train_beta(self, trial: Trial) -> float:
         """Validation nats per token where beta is learned; what became of it goes to the trial's attributes."""
 
     def best_experiment(self, beta: float) -> dict[str, Any]:
@@ -95,7 +93,7 @@ class RetrainObjective:
             "text": self.data_fingerprint,
         }
 
-    def price(self, trial: Trial) -> float:
+    def evaluate_beta(self, trial: Trial) -> float:
         beta = trial.params[BETA]
         # Of pruned trials, too, there is a record.
         trial.set_user_attr("provenance", provenance(data_fingerprint=self.data_fingerprint))
@@ -103,16 +101,17 @@ class RetrainObjective:
         for index, seed in enumerate(self.sweep.seeds):
             logger.info("beta %g, seed %d, training %d of %d", beta, seed, index + 1, len(self.sweep.seeds))
             callbacks = [_PruningCallback(trial)] if self.sweep.pruning and index == 0 else []
-            records.append(_train(self._experiment(self._trial_dir(beta, seed), seed, beta), callbacks))
+            records.append(_train(self._trial(beta, seed), callbacks))
         nats = [record["validation_nats_per_token"] for record in records]
         trial.set_user_attr("nats_per_token_by_seed", nats)
         return sum(nats) / len(nats)
 
-    def learn(self, trial: Trial) -> float:
+    def train_beta(self, trial: Trial) -> float:
         kind, seed = trial.params[TRAINABLE], trial.params["seed"]
         folder = Path(self.sweep.output_dir) / "trained" / f"{kind}-seed-{seed}"
-        record = _train(self._experiment(folder, seed, trainable=kind))
-        for name, values in learned_slopes(load_causal_lm(folder)).items():
+        experiment = self._shared(self._experiment(folder, seed, trainable=kind))
+        record = _train(experiment)
+        for name, values in learned_slopes(load_causal_lm(experiment.training["output_dir"])).items():
             trial.set_user_attr(name, values)
         trial.set_user_attr("provenance", record["provenance"])
         return record["validation_nats_per_token"]
@@ -124,7 +123,7 @@ class RetrainObjective:
         )
 
     def save_best_model(self, beta: float, folder: Path) -> bool:
-        source = self._trial_dir(beta, self.sweep.seeds[0])
+        source = Path(self._trial(beta, self.sweep.seeds[0]).training["output_dir"])
         if not (source / RECORD_FILE).exists():
             return False
         copy_model(source, folder)
@@ -132,17 +131,18 @@ class RetrainObjective:
 
     def _settings(self) -> dict[str, Any]:
         """The experiment without what each trial sets and without places, which differ between machines."""
-        settings = dataclasses.asdict(self.experiment)
-        for section, keys in _NOT_DECIDING.items():
-            settings[section] = {key: value for key, value in settings[section].items() if key not in keys}
+        settings = settings_without_places(self.experiment)
+        settings["training"].pop("seed", None)
         for key in (BETA, TRAINABLE):
             settings["model"]["overrides"].pop(key, None)
-        if (checkpoint := self.experiment.model.checkpoint) is not None and Path(checkpoint).is_dir():
-            settings["model"]["checkpoint"] = checkpoint_fingerprint(checkpoint)
         return settings
 
-    def _trial_dir(self, beta: float, seed: int) -> Path:
-        return Path(self.sweep.output_dir) / "trials" / f"beta-{beta!r}-seed-{seed}"
+    def _trial(self, beta: float, seed: int) -> ExperimentConfig:
+        folder = Path(self.sweep.output_dir) / "trials" / f"beta-{beta!r}-seed-{seed}"
+        return self._shared(self._experiment(folder, seed, beta))
+
+    def _shared(self, experiment: ExperimentConfig) -> ExperimentConfig:
+        return shared_experiment(experiment, self.sweep.trainings_dir, self.data_fingerprint)
 
     def _experiment(
         self, output_dir: Path, seed: int, beta: float | None = None, trainable: str = "none"
@@ -186,7 +186,7 @@ class PosthocObjective:
             "dtype": sweep.dtype,
         }
 
-    def price(self, trial: Trial) -> float:
+    def evaluate_beta(self, trial: Trial) -> float:
         scores = score_stream(
             _with_beta(self.model, trial.params[BETA]),
             self.text.stream.input_ids,
@@ -201,7 +201,7 @@ class PosthocObjective:
         trial.set_user_attr("provenance", measurement_provenance(self.sweep, self.text, self.model_fingerprint))
         return nats
 
-    def learn(self, trial: Trial) -> float:
+    def train_beta(self, trial: Trial) -> float:
         raise AssertionError("a sweep without training learns no beta")
 
     def best_experiment(self, beta: float) -> dict[str, Any]:
@@ -258,15 +258,12 @@ def _load_experiment(sweep: SweepConfig) -> ExperimentConfig:
 def _train(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Train, or go on, and drop the checkpoints once they serve no purpose."""
     folder = Path(experiment.training["output_dir"])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # A worker that was asleep and taken for dead may still be at work here.
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
-        try:
-            record = train(experiment, callbacks=callbacks)
-        except optuna.TrialPruned:
-            _remove_checkpoints(folder)
-            raise
+    try:
+        record = train_once(experiment, callbacks)
+    except optuna.TrialPruned:
         _remove_checkpoints(folder)
+        raise
+    _remove_checkpoints(folder)
     return record
 
 

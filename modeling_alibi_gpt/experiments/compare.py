@@ -1,13 +1,12 @@
 """Variants of one experiment, trained with the same seeds and read at the same lengths: what curves rest on."""
 
 import dataclasses
-import logging
-import time
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm
 from modeling_alibi_gpt.checkpoints.model_size import weight_shapes
@@ -17,6 +16,7 @@ from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
 from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.experiments.run_names import check_names, run_folder_name
+from modeling_alibi_gpt.experiments.runner import Job, run_jobs, shared_experiment, train_once
 from modeling_alibi_gpt.runtime.config import build_config, config_dataclass, convert_value, load_config
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
@@ -25,18 +25,15 @@ from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import laid_over, model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
 from modeling_alibi_gpt.training.run_folder import RECORD_FILE
-from modeling_alibi_gpt.training.trainer import named_tokenizer, prepare_data, train, training_documents
+from modeling_alibi_gpt.training.trainer import named_tokenizer, prepare_data, training_documents
 
 
-POLL_SECONDS = 2
 ROWS_FILE = "extrapolation.jsonl"
 _OF_RUNS = {"models", "names", "overrides", "output"}
 _OF_RUN = {"output_dir", "seed"}
 _POSITION_RATE = "position_learning_rate"
 _TRAINING_PREFIX = "training."
 _OF_TRAINING = ("training", "bias_by_distance")
-
-logger = logging.getLogger(__name__)
 
 
 @config_dataclass
@@ -67,6 +64,12 @@ class ComparisonConfig:
     """Settings of ``ExtrapolationConfig``: text, lengths, protocols."""
     output_dir: str
     """Gets a folder for each run, and ``comparison.jsonl``."""
+    trainings_dir: str | None = None
+    """Folder of trainings, each named by its content, that comparisons and sweeps share.
+
+    What one of them has trained, with the same settings, text and seed, the others find. Null keeps the trainings of
+    this comparison in ``output_dir``, for itself.
+    """
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
@@ -93,6 +96,7 @@ class Run:
         variant: Its name.
         fields: All that the variant sets, of the model and of its training.
         seed: Of the training.
+        output_dir: Where its model is read to; it lies there too unless trainings are shared.
         experiment: The training.
         evaluations: How its model is read, by the names of the readings.
     """
@@ -100,11 +104,12 @@ class Run:
     variant: str
     fields: dict[str, Any]
     seed: int
+    output_dir: Path
     experiment: ExperimentConfig
     evaluations: dict[str, ExtrapolationConfig]
 
     @property
-    def folder(self) -> Path:
+    def model_dir(self) -> Path:
         return Path(self.experiment.training["output_dir"])
 
 
@@ -124,11 +129,17 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
     if process_state().num_processes > 1:
         raise ValueError("a comparison runs one process a worker: start the command several times, do not launch it")
     runs = _runs(config)
-    _check_texts(runs[0])
-    waiting = {f"[{place}/{len(runs)} {run.variant} seed {run.seed}]": run for place, run in enumerate(runs, 1)}
-    while waiting := {label: run for label, run in waiting.items() if not _run_if_free(run, label)}:
-        logger.info("waiting for %d runs of other workers", len(waiting))
-        time.sleep(POLL_SECONDS)
+    text = _check_texts(runs[0])
+    runs = [_with_shared_training(run, config.trainings_dir, text) for run in runs]
+    jobs = [
+        Job(
+            label=f"[{place}/{len(runs)} {run.variant} seed {run.seed}]",
+            folder=run.output_dir,
+            run=partial(_train_and_read, run),
+        )
+        for place, run in enumerate(runs, 1)
+    ]
+    run_jobs(jobs)
     records = _corpus_records(config.name, runs[0].experiment.data)
     records += [record for run in runs for record in _collect(config.name, run)]
     records += comparison_records(records, reference=config.reference, corpus=config.corpus)
@@ -150,8 +161,11 @@ def _runs(config: ComparisonConfig) -> list[Run]:
     return runs
 
 
-def _check_texts(run: Run) -> None:
-    """Raise a ValueError unless the texts of a run can be read; they are the same for all, and cached."""
+def _check_texts(run: Run) -> str:
+    """The fingerprint of the text that is learned, once both texts of a run have been read.
+
+    They are the same for all runs, and cached. Raises a ValueError where one cannot be read.
+    """
     named_tokenizer(run.experiment)
     evaluation = run.evaluations[AS_TRAINED]
     load_documents(
@@ -160,7 +174,14 @@ def _check_texts(run: Run) -> None:
         validation_fraction=evaluation.validation_fraction,
         text_column=evaluation.text_column,
     )
-    prepare_data(run.experiment)
+    return prepare_data(run.experiment).fingerprint
+
+
+def _with_shared_training(run: Run, trainings_dir: str | None, text: str) -> Run:
+    experiment = shared_experiment(run.experiment, trainings_dir, text)
+    models = [experiment.training["output_dir"]]
+    evaluations = {name: dataclasses.replace(each, models=models) for name, each in run.evaluations.items()}
+    return dataclasses.replace(run, experiment=experiment, evaluations=evaluations)
 
 
 def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, seed: int) -> Run:
@@ -184,6 +205,7 @@ def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, se
         variant=variant,
         fields=fields,
         seed=seed,
+        output_dir=folder,
         experiment=dataclasses.replace(base, name=variant, model=model, training=training),
         evaluations={
             name: build_config(ExtrapolationConfig, {**config.evaluation, **named}, "evaluation.")
@@ -212,28 +234,23 @@ def _with_fields(section: ModelSection, fields: dict[str, Any]) -> ModelSection:
     return dataclasses.replace(section, overrides=laid_over(section.overrides, fields))
 
 
-def _run_if_free(run: Run, label: str) -> bool:
-    """Train and read one run, or what is left of it; False while another worker is at it."""
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = FileLock(run.folder.with_name(f".{run.folder.name}.lock")).acquire(blocking=False)
-    except Timeout:
-        return False
-    with lock:
-        logger.info("%s begins", label)
-        record = train(run.experiment)
-        for evaluation in run.evaluations.values():
-            run_extrapolation(evaluation)
-        logger.info("%s validation perplexity %.2f", label, record["validation_perplexity"])
-    return True
+def _train_and_read(run: Run) -> str:
+    record = train_once(run.experiment)
+    for evaluation in run.evaluations.values():
+        run_extrapolation(evaluation)
+    return f"validation perplexity {record['validation_perplexity']:.2f}"
 
 
 def _collect(name: str, run: Run) -> list[dict[str, Any]]:
     """The records of a run, each with the comparison, the variant, the seed and the reading that it belongs to."""
     where = {"comparison": name, "variant": run.variant, "fields": run.fields, "seed": run.seed}
-    trained = [record | where for record in read_records(run.folder / RECORD_FILE) if record["kind"] in _OF_TRAINING]
-    if run.experiment.model.overrides.get("alibi_trainable", "none") != "none":
-        trained.append(_trained_beta_record(run, trained[0]) | where)
+    # A training that is shared has no name of its own.
+    named = where | {"name": run.variant}
+    trained = [
+        record | named for record in read_records(run.model_dir / RECORD_FILE) if record["kind"] in _OF_TRAINING
+    ]
+    if (kind := getattr(model_config(run.experiment.model), "alibi_trainable", "none")) != "none":
+        trained.append(_trained_beta_record(run, kind, trained[0]) | where)
     rows = []
     for reading, evaluation in run.evaluations.items():
         label = {"reading": reading, "name": run.variant if reading == AS_TRAINED else f"{run.variant}, {reading}"}
@@ -241,11 +258,11 @@ def _collect(name: str, run: Run) -> list[dict[str, Any]]:
     return [*trained, *rows]
 
 
-def _trained_beta_record(run: Run, training: dict[str, Any]) -> dict[str, Any]:
+def _trained_beta_record(run: Run, kind: str, training: dict[str, Any]) -> dict[str, Any]:
     return {
         "kind": "trained_beta",
-        "alibi_trainable": run.experiment.model.overrides["alibi_trainable"],
-        **learned_slopes(load_causal_lm(run.folder)),
+        "alibi_trainable": kind,
+        **learned_slopes(load_causal_lm(run.model_dir)),
         "nats_per_token": training["validation_nats_per_token"],
         "perplexity": training["validation_perplexity"],
         "provenance": training["provenance"],

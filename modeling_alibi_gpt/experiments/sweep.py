@@ -83,11 +83,11 @@ def _run_trials(config: SweepConfig, objective: Objective, studies: Sequence[opt
     is_waiting = False
     while True:
         if config.betas is None:
-            run_sampled(study, BETA, beta, config.num_trials, config.sampler_seed, objective.price)
+            run_sampled(study, BETA, beta, config.num_trials, config.sampler_seed, objective.evaluate_beta)
         else:
-            run_grid(study, [{BETA: float(value)} for value in config.betas], {BETA: beta}, objective.price)
+            run_grid(study, [{BETA: float(value)} for value in config.betas], {BETA: beta}, objective.evaluate_beta)
         for trained_study in trained_studies:
-            run_grid(trained_study, objective.trained_points, trained, objective.learn)
+            run_grid(trained_study, objective.trained_points, trained, objective.train_beta)
         num_running = sum(len(running_trials(each)) for each in studies)
         if not num_running:
             return

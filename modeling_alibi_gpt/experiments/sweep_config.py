@@ -50,6 +50,12 @@ class SweepConfig(MeasurementConfig):
     """For ``retrain``: what is learned for comparison, each with every seed: ``beta``, ``slopes``."""
     study_name: str = "beta"
     """Name of the study in the storage; what is learned has a study of its own, ``NAME-trained``."""
+    trainings_dir: str | None = None
+    """For ``retrain``: folder of trainings, each named by its content, that comparisons and sweeps share.
+
+    What one of them has trained, with the same settings, text and seed, the others find. Null keeps the trainings of
+    this sweep in ``output_dir``, for itself.
+    """
     storage: str | None = None
     """Optuna storage URL that workers share; null is an SQLite file in ``output_dir``."""
 

@@ -10,6 +10,7 @@ import pytest
 from filelock import FileLock
 
 from modeling_alibi_gpt.experiments import compare as comparison
+from modeling_alibi_gpt.experiments import runner
 from modeling_alibi_gpt.experiments.compare import ComparisonConfig, _runs, run_comparison
 from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.runtime.config import load_config
@@ -126,7 +127,7 @@ def test_a_run_that_another_worker_holds_is_left_to_it(
         found.append([path.parent.name for path in (tmp_path / "out").glob("*-seed0/training.jsonl")])
         other.release()
 
-    monkeypatch.setattr(comparison.time, "sleep", wait)
+    monkeypatch.setattr(runner.time, "sleep", wait)
     records = run_comparison(ComparisonConfig(**settings))
     assert found == [["no-positions-seed0"]]
     assert {r["variant"] for r in records if r["kind"] == "training"} == {"alibi", "no positions"}

@@ -17,7 +17,7 @@ from optuna.trial import TrialState
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
-from modeling_alibi_gpt.experiments import beta_objectives
+from modeling_alibi_gpt.experiments import beta_objectives, runner
 from modeling_alibi_gpt.experiments import study as beta_study
 from modeling_alibi_gpt.experiments import sweep as beta_sweep
 from modeling_alibi_gpt.experiments.best_model import folder_beside
@@ -74,14 +74,14 @@ def copied(finished: SweepConfig, tmp_path: Path) -> SweepConfig:
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that trainings are begun in."""
     begun: list[str] = []
-    train = beta_objectives.train
+    train = runner.train
 
     def count(config: ExperimentConfig, **kwargs: Any) -> dict[str, Any]:
         if not (Path(config.training["output_dir"]) / "training.jsonl").exists():
             begun.append(Path(config.training["output_dir"]).name)
         return train(config, **kwargs)
 
-    monkeypatch.setattr(beta_objectives, "train", count)
+    monkeypatch.setattr(runner, "train", count)
     return begun
 
 
@@ -184,7 +184,7 @@ def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_no
         write_manifest(folder, [folder / "config.json"])
         return {"validation_nats_per_token": loss}
 
-    monkeypatch.setattr(beta_objectives, "train", train)
+    monkeypatch.setattr(runner, "train", train)
     result = run_sweep(dataclasses.replace(finished, output_dir=str(tmp_path / "level"), betas=[1, 2, 8], trained=[]))
     assert (result["best_beta"], result["lowest_beta"], result["level_betas"]) == (2.0, 8.0, [2.0, 8.0])
     assert result["nats_per_token"] == pytest.approx(5.61)
@@ -250,13 +250,11 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
         num_trials=1,
         trained=[],
     )
-    train = beta_objectives.train
-    monkeypatch.setattr(
-        beta_objectives, "train", lambda experiment, callbacks: train(experiment, callbacks=[Interrupt()])
-    )
+    train = runner.train
+    monkeypatch.setattr(runner, "train", lambda experiment, callbacks: train(experiment, callbacks=[Interrupt()]))
     with pytest.raises(KeyboardInterrupt):
         run_sweep(config)
-    monkeypatch.setattr(beta_objectives, "train", train)
+    monkeypatch.setattr(runner, "train", train)
     result = run_sweep(config)
     [folder] = Path(config.output_dir, "trials").glob("beta-*")
     assert training_record(folder)["resumed_from"] == "checkpoint-4"

@@ -1,0 +1,129 @@
+"""The grid of a comparison or a sweep: jobs that workers share by file locks, and trainings that experiments share."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from transformers import TrainerCallback
+
+from modeling_alibi_gpt.checkpoints.load import checkpoint_fingerprint
+from modeling_alibi_gpt.runtime.config import build_config, with_defaults
+from modeling_alibi_gpt.runtime.parsing import read_mapping
+from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
+from modeling_alibi_gpt.training.model_setup import model_config
+from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE
+from modeling_alibi_gpt.training.trainer import train
+
+
+POLL_SECONDS = 2
+# What may differ between machines. The text itself is known by its fingerprint.
+PLACES = {"training": ("output_dir",), "data": ("source", "validation_source", "cache_dir")}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """One cell of a grid.
+
+    Attributes:
+        label: What progress calls it, such as ``[3/8 rope seed 0]``.
+        folder: Its results go there; the lock that its worker holds is a file beside.
+        run: Does what is left of it, which is nothing once it is finished, and says what came of it.
+    """
+
+    label: str
+    folder: Path
+    run: Callable[[], str]
+
+
+def run_jobs(jobs: Sequence[Job]) -> None:
+    """Run every job that no other worker holds, then wait for the others'; one whose worker died is taken over.
+
+    A lock ends with the process that holds it, so that nothing has to be released after a kill.
+    """
+    waiting = list(jobs)
+    while waiting := [job for job in waiting if not _run_if_free(job)]:
+        logger.info("waiting for %d runs of other workers", len(waiting))
+        time.sleep(POLL_SECONDS)
+
+
+def _run_if_free(job: Job) -> bool:
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(job.folder.with_name(f".{job.folder.name}.lock")).acquire(blocking=False)
+    except Timeout:
+        return False
+    with lock:
+        logger.info("%s begins", job.label)
+        logger.info("%s %s", job.label, job.run())
+    return True
+
+
+def train_once(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+    """Train, go on with what a killed worker left, or find the training finished; one worker at a time.
+
+    Returns:
+        The ``training`` record.
+
+    Raises:
+        ValueError: As ``train`` does.
+        OSError: As ``train`` does.
+    """
+    folder = Path(experiment.training["output_dir"])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Not the lock of a job, which may train into its own folder.
+    with FileLock(folder.with_name(f".{folder.name}.training.lock")):
+        return train(experiment, callbacks=callbacks)
+
+
+def shared_experiment(experiment: ExperimentConfig, trainings_dir: str | None, text: str) -> ExperimentConfig:
+    """The same training in the folder of ``trainings_dir`` that is named by its content.
+
+    Two experiments get one folder if they train one model with one seed on one text, whatever their names, places and
+    ways of writing the model's configuration. A finished or begun training in that folder keeps its own places.
+
+    Args:
+        experiment: The training.
+        trainings_dir: Null leaves the experiment as it is.
+        text: Fingerprint of the documents.
+    """
+    if trainings_dir is None:
+        return experiment
+    section = experiment.model
+    if section.checkpoint is None:
+        fields = model_config(section).to_diff_dict()
+        section = ModelSection(config=fields, attn_implementation=section.attn_implementation)
+    experiment = dataclasses.replace(experiment, name="training", model=section)
+    content = {"experiment": settings_without_places(experiment), "text": text}
+    written = json.dumps(_with_plain_numbers(content), sort_keys=True)
+    folder = Path(trainings_dir) / hashlib.sha256(written.encode()).hexdigest()
+    data = experiment.data
+    if (begun := folder / EXPERIMENT_FILE).exists():  # by an experiment that had the same text at another place
+        data = build_config(DataSection, with_defaults(DataSection, read_mapping(begun)["data"]))
+    return dataclasses.replace(experiment, data=data, training={**experiment.training, "output_dir": str(folder)})
+
+
+def _with_plain_numbers(value: Any) -> Any:
+    """JSON values in which a whole number is an int: YAML tells ``alibi_beta: 2`` from 2.0, a training does not."""
+    if isinstance(value, dict):
+        return {key: _with_plain_numbers(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_plain_numbers(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def settings_without_places(experiment: ExperimentConfig) -> dict[str, Any]:
+    """What decides a training beside its text, as JSON values."""
+    settings = dataclasses.asdict(experiment)
+    for section, keys in PLACES.items():
+        settings[section] = {key: value for key, value in settings[section].items() if key not in keys}
+    if (checkpoint := experiment.model.checkpoint) is not None and Path(checkpoint).is_dir():
+        settings["model"]["checkpoint"] = checkpoint_fingerprint(checkpoint)
+    return settings
