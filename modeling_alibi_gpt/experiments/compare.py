@@ -16,7 +16,7 @@ from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
 from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.experiments.run_names import check_names, run_folder_name
-from modeling_alibi_gpt.experiments.runner import Job, run_jobs, shared_experiment, train_once
+from modeling_alibi_gpt.experiments.runner import Job, is_trained, run_jobs, shared_experiment, train_once
 from modeling_alibi_gpt.runtime.config import build_config, config_dataclass, convert_value, load_config
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
@@ -136,6 +136,7 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
             label=f"[{place}/{len(runs)} {run.variant} seed {run.seed}]",
             folder=run.output_dir,
             run=partial(_train_and_read, run),
+            is_trained=partial(is_trained, run.experiment),
         )
         for place, run in enumerate(runs, 1)
     ]

@@ -10,18 +10,16 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import datasets
+import optuna
 import pytest
 import torch
 import yaml
-from optuna.trial import TrialState
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.experiments import beta_objectives, runner
-from modeling_alibi_gpt.experiments import study as beta_study
 from modeling_alibi_gpt.experiments import sweep as beta_sweep
 from modeling_alibi_gpt.experiments.best_model import folder_beside
-from modeling_alibi_gpt.experiments.study import open_study
 from modeling_alibi_gpt.experiments.sweep import SweepConfig, run_sweep
 from modeling_alibi_gpt.report.statistics import choose_trial
 from modeling_alibi_gpt.runtime.config import load_config
@@ -291,7 +289,7 @@ def test_trainings_that_fall_behind_are_pruned(
     assert not list(Path(config.output_dir).glob("trials/*/checkpoint-*"))
     assert result["num_trials"] == 3
     assert not [warning for warning in recwarn if "already reported" in str(warning.message)], "of one seed only"
-    study = open_study("beta", config.storage_url, beta_objectives.RetrainObjective(config).settings)
+    study = optuna.load_study(study_name="beta", storage=config.storage_url)
     assert [sorted(trial.intermediate_values) for trial in study.get_trials()] == [[4]] * 4
 
 
@@ -355,32 +353,6 @@ def test_posthoc_of_a_trained_run_fine_tunes_by_its_settings(
     assert (best.data.source, best.data.train_length_tokens) == (source, 16)
     changed = {"output_dir": f"{posthoc.output_dir}/best_run", "seed": 0}
     assert best.training == finished.experiment["training"] | changed
-
-
-def test_a_worker_waits_for_the_others_and_takes_over_from_the_dead(
-    posthoc: SweepConfig, monkeypatch: pytest.MonkeyPatch
-):
-    objective = beta_objectives.PosthocObjective(posthoc)
-    study = open_study("beta", posthoc.storage_url, objective.settings)
-    claim = beta_study.create_trial(
-        state=TrialState.RUNNING,
-        params={"alibi_beta": 4.0},
-        distributions={"alibi_beta": beta_sweep.FloatDistribution(0.5, 4, log=True)},
-        user_attrs={"worker": beta_study._own_identity() | {"host": "elsewhere"}},
-    )
-    study.add_trial(claim)
-    waits = []
-
-    def pass_time(seconds: float) -> None:
-        waits.append(seconds)
-        if len(waits) == 2:  # as the heartbeat does
-            study.tell(0, state=TrialState.FAIL)
-
-    monkeypatch.setattr(beta_sweep.time, "sleep", pass_time)
-    result = run_sweep(posthoc)
-    assert len(waits) == 2
-    assert result["num_trials"] == 3
-    assert [trial["beta"] for trial in records_of(posthoc, "beta_trial")] == [0.5, 1.0, 4.0]
 
 
 def test_script_prints_the_trials_and_ends_with_the_result(finished: SweepConfig, tmp_path: Path, capsys):
