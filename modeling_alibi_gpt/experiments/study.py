@@ -142,7 +142,7 @@ class SharedStudy:
         """Record a heartbeat for each running trial: Optuna takes one whose worker died before its first for alive."""
         study_id = self.storage.get_study_id_from_name(self.study.study_name)
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            trial_id = self.storage.get_trial_id_from_study_id_trialchecked_loss(study_id, trial.number)
+            trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
             self.storage.record_heartbeat(trial_id)
 
 

@@ -176,7 +176,7 @@ def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_no
     def train(experiment: ExperimentConfig, **kwargs: Any) -> dict[str, Any]:
         loss = nats[experiment.model.overrides["alibi_beta"]][experiment.training["seed"]]
         folder = Path(experiment.training["output_dir"])
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "training.jsonl").write_text("")
         (folder / "config.json").write_text(json.dumps({"alibi_beta": experiment.model.overrides["alibi_beta"]}))
         write_manifest(folder, [folder / "config.json"])
@@ -461,7 +461,9 @@ def test_a_study_of_another_objective(mistake: str, copied: SweepConfig, tmp_pat
         f"storage={copied.storage_url}",
         mistake,
     ]
-    refused(settings, tmp_path / "refused", "is of another objective; choose another study_name", capsys)
+    key = mistake.partition("=")[0]
+    message = f"is of another objective, with other values of {key}; choose another study_name"
+    refused(settings, tmp_path / "refused", message, capsys)
     assert {path: path.stat().st_mtime_ns for path in Path(copied.output_dir).rglob("*.json*")} == before
 
 
