@@ -66,7 +66,10 @@ def run_sampled(
     def give_back(_: optuna.Study, __: FrozenTrial) -> None:
         _enqueue_left(study, name, distribution)
 
-    callbacks = [give_back, MaxTrialsCallback(num_trials, states=CLAIMED)]
+    callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [
+        give_back,
+        MaxTrialsCallback(num_trials, states=CLAIMED),
+    ]
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)  # optimize shows every mistake of a user with its traceback
     try:

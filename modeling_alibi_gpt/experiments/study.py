@@ -78,7 +78,7 @@ class SharedStudy:
         is_used = any(trial.state != TrialState.FAIL for trial in self.study.get_trials(deepcopy=False))
         if self.study.directions != [StudyDirection.MINIMIZE] or (is_used and known is None):
             raise ValueError(f"{where}; {advice}")
-        if is_used and (differing := differing_keys(_complete(known), _complete(wanted))):
+        if is_used and known is not None and (differing := differing_keys(_complete(known), _complete(wanted))):
             raise ValueError(f"{where}, with other values of {', '.join(differing)}; {advice}")
         if known != wanted:
             self.study.set_user_attr(_OBJECTIVE, wanted)

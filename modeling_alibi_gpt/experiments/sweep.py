@@ -123,7 +123,8 @@ def _jobs(config: SweepConfig, objective: Objective, study: SharedStudy, trained
                 )
                 for seed, training in zip(config.seeds, trainings, strict=True)
             ]
-    for params in objective.trained_points if trained is not None else ():
+    for params in objective.trained_points:
+        assert trained is not None  # run_sweep opens it where there are such points
         point = _Point(trained, params, learnable, objective.train_beta, folder / ".results.lock")
         kind, seed = params[TRAINABLE], params["seed"]
         trainings = objective.trainings(params)
