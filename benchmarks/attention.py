@@ -15,11 +15,11 @@ from benchmarks.precision import exact_attention, last_queries_context
 from benchmarks.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
 from modeling_alibi_gpt.attention import ATTENTION_VARIANTS
+from modeling_alibi_gpt.checkpoints.load import DTYPES
 from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = ("forward", "forward_backward")
 REFERENCE = "plain"
 # Queries at the end of the text whose output is compared with float64.

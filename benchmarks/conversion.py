@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.models import Shape, make_bloom, make_falcon, make_mpt
+from benchmarks.models import Shape, make_model
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.runtime.records import Record, check_record, provenance
 
 
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS = 512, 512, 2, 16
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Reading:
     """One model of a comparison: the original or what it converts to, and in which dtype it computes.
 
     Attributes:
-        dtype: A key of ``DTYPES``, of weights and arithmetic.
+        dtype: Torch's name of the dtype of weights and arithmetic.
         options: Fields of ``ConvertConfig``; None is the original.
     """
 
@@ -60,9 +59,9 @@ class Comparison:
 
 SHAPE = Shape(num_layers=NUM_LAYERS, hidden_size=HIDDEN_SIZE, num_heads=NUM_HEADS, vocab_size=VOCAB_SIZE)
 # Untied, so that logits are not those of a model that repeats its input.
-_falcon = partial(make_falcon, SHAPE, tie_word_embeddings=False)
-_mpt = partial(make_mpt, SHAPE, tie_word_embeddings=False, attn_config={"alibi_bias_max": 16})
-_bloom = partial(make_bloom, SHAPE, tie_word_embeddings=False)
+_falcon = partial(make_model, "falcon", SHAPE, tie_word_embeddings=False)
+_mpt = partial(make_model, "mpt", SHAPE, tie_word_embeddings=False, attn_config={"alibi_bias_max": 16})
+_bloom = partial(make_model, "bloom", SHAPE, tie_word_embeddings=False)
 ALIBI = Reading("float64", {})
 MPT_IN_TRANSFORMERS = {"as_transformers": True}
 COMPARISONS = (
@@ -137,5 +136,5 @@ def _logits(folder: Path, reading: Reading, input_ids: Tensor) -> Tensor:
         if reading.options is not None:
             source = Path(beside, "converted")
             convert(ConvertConfig(model=str(folder), output_dir=str(source), **reading.options))
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[reading.dtype], trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=reading.dtype, trust_remote_code=False)
     return model.eval()(input_ids).logits.double()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks.attention import AttentionCase, time_attention
-from modeling_alibi_gpt.runtime.records import Record, append_record, check_record, provenance
+from modeling_alibi_gpt.runtime.records import Record, append_record, provenance
 
 
 COMPILE_SECONDS = 150
@@ -74,7 +74,6 @@ def time_group(group: Sequence[AttentionCase], output: str, everybody: Any, cloc
             try:
                 for figures in time_attention(case, device):
                     record = {**figures, "num_threads": torch.get_num_threads(), "provenance": provenance(seed=0)}
-                    check_record(record)
                     append_record(output, record)
                     print(describe(record), flush=True)
             except Exception:

@@ -7,23 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    DynamicCache,
-    FalconConfig,
-    FalconForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MptConfig,
-    MptForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 
 from benchmarks.timing import extra_bytes, summarize, take_turns
 from modeling_alibi_gpt.cache_alibi_gpt import AlibiWindowCache
-from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
-from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
@@ -109,7 +96,7 @@ def time_models(case: ModelCase, device: torch.device, seed: int = 0) -> Iterato
 def time_decoding(case: DecodeCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
     """``decode_speed`` records, without their provenance."""
     torch.manual_seed(seed)
-    model = AlibiGPTForCausalLM(_alibi_config(case, qk_norm=True)).eval().to(device)
+    model = make_model("alibi_gpt", case, case.context_tokens, qk_norm=True).eval().to(device)
     prompt = torch.randint(case.vocab_size, (1, case.context_tokens)).to(device)
     token = prompt[:, -1:]
     caches = {"sdpa": DynamicCache(config=model.config), "alibi_banded": AlibiWindowCache.from_qk_norm(model)}
@@ -124,10 +111,6 @@ def time_decoding(case: DecodeCase, device: torch.device, seed: int = 0) -> Iter
         model(prompt, past_key_values=cache, logits_to_keep=1)
     contestants = {name: partial(decode, name) for name in caches}
     summary = summarize(take_turns(contestants, case.num_rounds), "sdpa")
-    num_bytes = {
-        "sdpa": sum(layer.keys.nbytes + layer.values.nbytes for layer in caches["sdpa"].layers),
-        "alibi_banded": caches["alibi_banded"].num_bytes,
-    }
     for name in caches:
         yield {
             "kind": "decode_speed",
@@ -136,7 +119,7 @@ def time_decoding(case: DecodeCase, device: torch.device, seed: int = 0) -> Iter
             "context_tokens": case.context_tokens,
             **describe_shape(case),
             **summary[name],
-            "cache_bytes": num_bytes[name],
+            "cache_bytes": cache_bytes(caches[name]),
             "max_difference": (logits[name] - logits["sdpa"]).abs().max().item(),
         }
 
@@ -156,95 +139,58 @@ def _training_step(model: PreTrainedModel, tokens: Tensor) -> None:
     model(tokens, labels=tokens, use_cache=False).loss.backward()
 
 
-def _alibi_config(shape: Shape, **fields: Any) -> AlibiGPTConfig:
-    return AlibiGPTConfig(
+def cache_bytes(cache: Cache) -> int:
+    """Bytes of the keys and values that a cache holds."""
+    if isinstance(cache, AlibiWindowCache):
+        return cache.num_bytes
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+# What each family's config gets beside its shape: no dropout, and ALiBi where that is a choice.
+_FAMILY_FIELDS: dict[str, dict[str, Any]] = {
+    "alibi_gpt": {},
+    "bloom": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
+    "falcon": {
+        **{"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+        **{"hidden_dropout": 0.0, "attention_dropout": 0.0},
+    },
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "llama": {"tie_word_embeddings": True},
+    "mpt": {},
+}
+_LENGTH_FIELDS = {"alibi_gpt": "train_context_length", "gpt2": "n_positions", "mpt": "max_seq_len"}
+
+
+def make_model(family: str, shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
+    """A model of a family with random float32 weights, for texts of so many tokens.
+
+    Args:
+        family: A key of ``_FAMILY_FIELDS``: transformers' model type.
+        shape: Its sizes; Llama's MLP of three matrices is narrower, so that it has as many weights.
+        length_tokens: Longest text, for families that limit it.
+        fields: Other fields of its config.
+    """
+    if family == "llama":
+        fields["intermediate_size"] = shape.hidden_size * 8 // 3 // 64 * 64 or 64
+    if family in _LENGTH_FIELDS:
+        fields[_LENGTH_FIELDS[family]] = length_tokens
+    config = AutoConfig.for_model(
+        family,
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
+        **_FAMILY_FIELDS[family],
         **fields,
     )
-
-
-def _make_alibi_gpt(shape: Shape, length_tokens: int, back_end: str) -> PreTrainedModel:
-    model = AlibiGPTForCausalLM(_alibi_config(shape))
-    model.set_attn_implementation(back_end)
-    return model
-
-
-def _make_method(method: str, shape: Shape, length_tokens: int) -> PreTrainedModel:
-    return AlibiGPTForCausalLM(_alibi_config(shape, position_method=method, train_context_length=length_tokens))
-
-
-def make_bloom(shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
-    """Of a shape, for texts of so many tokens, with other fields of its config."""
-    return BloomForCausalLM(
-        BloomConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            n_layer=shape.num_layers,
-            n_head=shape.num_heads,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            **fields,
-        )
-    )
-
-
-def make_mpt(shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
-    """Of a shape, for texts of so many tokens, with other fields of its config."""
-    return MptForCausalLM(
-        MptConfig(
-            vocab_size=shape.vocab_size,
-            d_model=shape.hidden_size,
-            n_layers=shape.num_layers,
-            n_heads=shape.num_heads,
-            max_seq_len=length_tokens,
-            **fields,
-        )
-    )
-
-
-def make_falcon(shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
-    """Of a shape, for texts of so many tokens, with other fields of its config."""
-    return FalconForCausalLM(
-        FalconConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.num_heads,
-            alibi=True,
-            multi_query=False,
-            parallel_attn=False,
-            bias=True,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            **fields,
-        )
-    )
-
-
-def _make_gpt2(shape: Shape, length_tokens: int) -> PreTrainedModel:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=shape.vocab_size,
-            n_embd=shape.hidden_size,
-            n_layer=shape.num_layers,
-            n_head=shape.num_heads,
-            n_positions=length_tokens,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
-    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 MODELS: dict[str, Callable[[Shape, int], PreTrainedModel]] = {
-    "alibi_gpt sdpa": lambda shape, length: _make_alibi_gpt(shape, length, "sdpa"),
-    "alibi_gpt alibi_banded": lambda shape, length: _make_alibi_gpt(shape, length, "alibi_banded"),
-    "gpt2": _make_gpt2,
-    "bloom": make_bloom,
-    "mpt": make_mpt,
-    "falcon": make_falcon,
-    **{f"{method} positions": partial(_make_method, method) for method in POSITION_METHODS},
+    **{
+        f"alibi_gpt {back_end}": partial(make_model, "alibi_gpt", attn_implementation=back_end)
+        for back_end in ("sdpa", "alibi_banded")
+    },
+    **{family: partial(make_model, family) for family in ("gpt2", "bloom", "mpt", "falcon")},
+    **{f"{method} positions": partial(make_model, "alibi_gpt", position_method=method) for method in POSITION_METHODS},
 }

@@ -17,7 +17,7 @@ from modeling_alibi_gpt.checkpoints.convert.families import Family, Fields
 from modeling_alibi_gpt.checkpoints.convert.gpt2 import GPT2
 from modeling_alibi_gpt.checkpoints.convert.mpt import MPT
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
-from modeling_alibi_gpt.checkpoints.load import check_overrides, load_model_config
+from modeling_alibi_gpt.checkpoints.load import DTYPES, check_overrides, load_model_config
 from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, format_bytes, num_parameters
 from modeling_alibi_gpt.checkpoints.source_weights import SourceWeights
 from modeling_alibi_gpt.checkpoints.streaming import Plan, plan_conversion, write_weights
@@ -32,7 +32,6 @@ FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gp
 OURS = AlibiGPTConfig.model_type
 GGUF = "gguf"
 READERS = ("transformers", "llama.cpp", "vllm")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What tells how the weights are laid out, so that another value would read other weights out of them.
 _LAYOUT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
