@@ -51,7 +51,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
             if path.is_dir():
                 raise IsADirectoryError(f"{path} is a folder; expected a file there, or nothing")
             made += _make_folder(path.parent)
-            beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            beside = _path_beside(path)
             staged.append((beside, path))
             with beside.open("wb") as file:
                 file.write(data)
@@ -68,6 +68,21 @@ def write_together(files: Mapping[Path, bytes]) -> None:
         raise
 
 
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to, for libraries that write files themselves.
+
+    The file takes the place of ``path`` at the end, or vanishes; a missing parent folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = _path_beside(path)
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def to_json(obj: Any, indent: int | None = None) -> str:
     """JSON of finite numbers alone. Raises ``ValueError``, which names the kind of a record, on anything else."""
     try:
@@ -75,6 +90,10 @@ def to_json(obj: Any, indent: int | None = None) -> str:
     except (TypeError, ValueError) as error:
         what = f"a {obj['kind']} record" if isinstance(obj, dict) and "kind" in obj else "a record"
         raise ValueError(f"{what} cannot be written ({error}); write null where a number is not finite") from error
+
+
+def _path_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _make_folder(folder: Path) -> list[Path]:
@@ -91,15 +110,20 @@ def refuse_taken(target: Path) -> None:
 
 
 @contextmanager
-def appearing_whole(target: Path) -> Iterator[Path]:
+def appearing_whole(target: Path, *, replaces: bool = False) -> Iterator[Path]:
     """A folder beside ``target``, ``.NAME.partial``, which takes its place at the end or vanishes.
 
     What a killed process left there is removed first.
 
+    Args:
+        target: The folder to make.
+        replaces: Whether it takes the place of a folder with files in it.
+
     Raises:
         ValueError: ``target`` is taken, or another process is writing it.
     """
-    refuse_taken(target)
+    if not replaces:
+        refuse_taken(target)
     partial = target.with_name(f".{target.name}.partial")
     made = [parent for parent in target.parents if not parent.exists()]
     partial.mkdir(parents=True, exist_ok=True)
@@ -114,7 +138,7 @@ def appearing_whole(target: Path) -> Iterator[Path]:
                 yield partial
             (partial / _LOCK_FILE).unlink()
             if target.exists():
-                target.rmdir()
+                shutil.rmtree(target) if replaces else target.rmdir()
             partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

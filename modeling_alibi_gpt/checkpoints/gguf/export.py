@@ -1,7 +1,7 @@
 """An AlibiGPT checkpoint as one GGUF file of the MPT architecture, which llama.cpp and what is built on it run."""
 
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from modeling_alibi_gpt.checkpoints.streaming import Step, plan_conversion
 from modeling_alibi_gpt.checkpoints.weight_map import LM_HEAD, SAME, Rule
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.runtime.atomic import atomic_file
 from modeling_alibi_gpt.runtime.config import config_dataclass
 
 
@@ -91,19 +92,11 @@ def export_gguf(config: GgufConfig) -> dict[str, Any]:
     steps = list(mpt_tensors(model_config))
 
     output = Path(config.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    writer = gguf.GGUFWriter(beside, "mpt")
-    try:
+    with atomic_file(output) as beside, closing(gguf.GGUFWriter(beside, "mpt")) as writer:
         add_metadata(writer, folder, config.name, num_parameters)
         _add_config(writer, model_config, config.context_length_tokens or model_config.train_context_length)
         add_tokenizer(writer, tokenizer, model_config.vocab_size)
         _write(writer, steps, source, config.dtype)
-        writer.close()
-        os.replace(beside, output)
-    finally:
-        writer.close()
-        beside.unlink(missing_ok=True)
     return {"output": str(output), "num_tensors": len(steps), "num_bytes": output.stat().st_size}
 
 
