@@ -11,7 +11,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.models import Shape, cache_bytes, describe_shape, make_model
-from benchmarks.timing import extra_bytes, summarize, take_turns
+from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt import AlibiWindowCache
 from modeling_alibi_gpt.runtime.records import Record, append_record, provenance
 
@@ -48,7 +48,7 @@ def time_training(
     candidates = {name: partial(_step, model, _optimizer(model), tokens) for name, model in models.items()}
     candidates = {name: run for name, run in candidates.items() if _runs(name, run)}
     memory = {name: extra_bytes(run) for name, run in candidates.items()}
-    for name, figures in summarize(take_turns(candidates, num_rounds), "gpt2").items():
+    for name, figures in summarize(time_interleaved(candidates, num_rounds), "gpt2").items():
         num_parameters = models[name].num_parameters()
         tokens_per_second = num_rows * length_tokens / figures["seconds"]
         # Chowdhery et al. 2022 (PaLM), appendix B: attention is counted in full, causal or not.
@@ -100,7 +100,7 @@ def time_decoding(shape_name: str, context_tokens: int, num_rounds: int) -> Iter
         logits[name] = models[name](prompt[:, -1:], past_key_values=caches[name]).logits
 
     candidates = {name: partial(decode, name) for name in models}
-    for name, figures in summarize(take_turns(candidates, num_rounds), "sdpa").items():
+    for name, figures in summarize(time_interleaved(candidates, num_rounds), "sdpa").items():
         difference = (logits[name] - logits["sdpa"]).abs().max().item() if name != "llama" else None
         yield _record(
             "decode_speed",

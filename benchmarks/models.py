@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 
-from benchmarks.timing import extra_bytes, summarize, take_turns
+from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.cache_alibi_gpt import AlibiWindowCache
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.runtime.config import config_dataclass
@@ -76,9 +76,9 @@ def time_models(case: ModelCase, device: torch.device, seed: int = 0) -> Iterato
     models = {name: MODELS[name](case, case.length_tokens).to(device) for name in case.models}
     tokens = torch.randint(case.vocab_size, (1, case.length_tokens)).to(device)
     run = _training_step if case.mode == "training_step" else _forward
-    contestants = {name: partial(run, model, tokens) for name, model in models.items()}
-    memory = {name: extra_bytes(contestant) for name, contestant in contestants.items()}
-    summary = summarize(take_turns(contestants, case.num_rounds), case.models[0])
+    candidates = {name: partial(run, model, tokens) for name, model in models.items()}
+    memory = {name: extra_bytes(candidate) for name, candidate in candidates.items()}
+    summary = summarize(time_interleaved(candidates, case.num_rounds), case.models[0])
     for name in case.models:
         yield {
             "kind": "model_speed",
@@ -109,8 +109,8 @@ def time_decoding(case: DecodeCase, device: torch.device, seed: int = 0) -> Iter
     for back_end, cache in caches.items():
         model.set_attn_implementation(back_end)
         model(prompt, past_key_values=cache, logits_to_keep=1)
-    contestants = {name: partial(decode, name) for name in caches}
-    summary = summarize(take_turns(contestants, case.num_rounds), "sdpa")
+    candidates = {name: partial(decode, name) for name in caches}
+    summary = summarize(time_interleaved(candidates, case.num_rounds), "sdpa")
     for name in caches:
         yield {
             "kind": "decode_speed",

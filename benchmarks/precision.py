@@ -32,14 +32,14 @@ WEIGHTED_NATS = 16.0
 TOLERANCE = 1e-6
 
 # From q (1, H, Q, d), k and v (1, H, K, d) of one dtype, and float32 slopes (H,), to (1, H, Q, d).
-AttentionPath = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+AttentionVariant = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def measure_precision(
     num_heads: Sequence[int] = (8, 12, 32),
     lengths_tokens: Sequence[int] = (2048, 8192, 32768),
     dtypes: Sequence[str] = tuple(DTYPES),
-    paths: Sequence[str] | None = None,
+    variants: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Record]:
     """One ``precision`` record for each dtype, number of heads and length.
@@ -48,11 +48,11 @@ def measure_precision(
         num_heads: Values of H.
         lengths_tokens: Values of K, at least ``NUM_QUERIES``.
         dtypes: Keys of ``DTYPES``.
-        paths: Keys of ``PATHS``, the ways of attention under test; None is all.
+        variants: Keys of ``VARIANTS``, the ways of attention under test; None is all.
         seed: Of queries, keys and values, which are standard normal.
     """
     cases = [(dtype, heads, length) for dtype in dtypes for heads in num_heads for length in lengths_tokens]
-    return [_measure_case(*case, tuple(PATHS) if paths is None else paths, seed) for case in cases]
+    return [_measure_case(*case, tuple(VARIANTS) if variants is None else variants, seed) for case in cases]
 
 
 def last_queries_context(
@@ -111,13 +111,13 @@ def _compiled_attention() -> Callable[..., Tensor]:
 
 
 # Flex attention is none of them: on a CPU it computes scores like `folded`.
-PATHS: dict[str, AttentionPath] = {
+VARIANTS: dict[str, AttentionVariant] = {
     "folded": folded_attention,
     "compiled": compiled_attention,
     **{name: partial(variant_attention, name) for name in ATTENTION_VARIANTS if name != "flex"},
 }
 # Those that are given the queries of both ends of a text in one call.
-PATHS_OF_BOTH_ENDS = {"compiled"}
+VARIANTS_OF_BOTH_ENDS = {"compiled"}
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ def _distance(q_len: int, kv_len: int) -> Tensor:
 
 
 def output_errors(
-    attention: AttentionPath, exact: AttentionPath, inputs: Sequence[Tensor], *, takes_both_ends: bool = False
+    attention: AttentionVariant, exact: AttentionVariant, inputs: Sequence[Tensor], *, takes_both_ends: bool = False
 ) -> dict[str, float]:
     """How far the output of ``attention`` is from that of ``exact``, for the queries at both ends of a text.
 
@@ -228,7 +228,7 @@ def output_errors(
 
 
 @torch.no_grad()
-def _measure_case(dtype_name: str, num_heads: int, length_tokens: int, paths: Sequence[str], seed: int) -> Record:
+def _measure_case(dtype_name: str, num_heads: int, length_tokens: int, variants: Sequence[str], seed: int) -> Record:
     dtype, slopes = DTYPES[dtype_name], alibi_slopes(num_heads)
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (
@@ -247,10 +247,10 @@ def _measure_case(dtype_name: str, num_heads: int, length_tokens: int, paths: Se
     attentions = {
         "plain": (plain_attention, exact_plain_attention),
         "absolute": (absolute_attention, exact_attention),
-        **{name: (PATHS[name], exact_attention) for name in paths},
+        **{name: (VARIANTS[name], exact_attention) for name in variants},
     }
     for name, (attention, exact) in attentions.items():
-        takes_both_ends = name in PATHS_OF_BOTH_ENDS
+        takes_both_ends = name in VARIANTS_OF_BOTH_ENDS
         figures = output_errors(attention, exact, (q, k, v, slopes), takes_both_ends=takes_both_ends)
         record |= {f"{name}_{figure}": value for figure, value in figures.items()}
     record["provenance"] = provenance(seed=seed)

@@ -1,4 +1,4 @@
-"""What ``scripts/benchmark.py`` runs: the cases of a configuration, and a record of each contestant."""
+"""What ``scripts/benchmark.py`` runs: the cases of a configuration, and a record of each candidate."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import field

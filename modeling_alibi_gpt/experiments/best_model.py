@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from modeling_alibi_gpt.checkpoints.companions import WEIGHT_PATTERNS, companion_files
-from modeling_alibi_gpt.runtime.atomic import appearing_whole
+from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.training.finished import check_model_folder
 
 
@@ -22,6 +22,6 @@ def copy_model(source: Path, folder: Path) -> None:
             "with scripts/train.py and the experiment in best.json"
         ) from error
     weights = [path for pattern in WEIGHT_PATTERNS for path in source.glob(pattern)]
-    with appearing_whole(folder, replaces=True) as beside:
+    with atomic_directory(folder, replaces=True) as tmp_path:
         for path in (source / "config.json", *weights, *companion_files(source)):
-            shutil.copyfile(path, beside / path.name)
+            shutil.copyfile(path, tmp_path / path.name)

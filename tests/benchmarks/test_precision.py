@@ -11,8 +11,8 @@ import torch
 from benchmarks import precision
 from benchmarks.precision import (
     HEAD_DIM,
-    PATHS,
     TOLERANCE,
+    VARIANTS,
     WEIGHTED_NATS,
     absolute_attention,
     alibi_mask,
@@ -64,7 +64,7 @@ def rounding(record: Record, path: str) -> float:
 
 def assert_promise_is_kept(record: Record) -> None:
     assert record["bias_error_ulps"] <= HALF_ULP
-    for path in PATHS:
+    for path in VARIANTS:
         # A band may leave weights out.
         left_out = 4 * TOLERANCE if path == "banded" else 0.0
         for figure, more in (("max_error", left_out + rounding(record, path)), ("relative_rms_error", left_out)):
@@ -140,7 +140,7 @@ def test_a_path_that_forgets_the_bias_is_found_out(monkeypatch: pytest.MonkeyPat
     def no_bias(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
         return folded_attention(q, k, v, slopes * 1e-6)
 
-    monkeypatch.setitem(PATHS, "folded", no_bias)
+    monkeypatch.setitem(VARIANTS, "folded", no_bias)
     (record,) = measure_precision([8], [2048], ["float16"], ["folded"])
     assert record["folded_relative_rms_error"] > 0.5
 

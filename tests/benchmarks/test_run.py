@@ -10,11 +10,11 @@ import torch
 from alibi_gpt_cli.main import run_app
 from benchmarks import converted
 from benchmarks.__main__ import app
-from benchmarks.attention import WAYS, AttentionCase, time_attention
+from benchmarks.attention import VARIANTS, AttentionCase, time_attention
 from benchmarks.converted import ConvertedCase, max_logit_difference, time_converted
 from benchmarks.models import MODELS, DecodeCase, ModelCase, time_decoding, time_models
 from benchmarks.run import KINDS, BenchmarkConfig, run_benchmark
-from benchmarks.timing import extra_bytes, summarize, take_turns
+from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.runtime.config import build_config, load_config
 from modeling_alibi_gpt.runtime.records import read_records
 
@@ -26,13 +26,13 @@ SMALL = {"num_layers": 1, "hidden_size": 48, "num_heads": 4, "vocab_size": 61}
 
 def test_contestants_take_turns_after_a_round_to_warm_up() -> None:
     calls: list[str] = []
-    seconds = take_turns({name: lambda name=name: calls.append(name) for name in "ab"}, num_rounds=3)
+    seconds = time_interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, num_rounds=3)
     assert calls == list("abababab")
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
 
 
 def test_seconds_are_those_of_the_call() -> None:
-    (values,) = take_turns({"sleep": lambda: time.sleep(0.05)}, num_rounds=2).values()
+    (values,) = time_interleaved({"sleep": lambda: time.sleep(0.05)}, num_rounds=2).values()
     assert min(values) >= 0.05
 
 
@@ -59,7 +59,7 @@ def test_memory_is_that_of_the_call() -> None:
 @pytest.mark.parametrize("mode", ["forward", "forward_backward"])
 def test_every_way_is_right_and_timed(mode: str) -> None:
     # Flex attention has no gradients on a CPU.
-    ways = [way for way in WAYS if (way, mode) != ("flex", "forward_backward")]
+    ways = [way for way in VARIANTS if (way, mode) != ("flex", "forward_backward")]
     case = AttentionCase(lengths_tokens=[65, 130], num_heads=3, ways=ways, mode=mode, num_rounds=1)
     records = list(time_attention(case, CPU))
     assert [record["name"] for record in records] == 2 * ways

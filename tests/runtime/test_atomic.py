@@ -13,7 +13,7 @@ import pytest
 from filelock import FileLock
 
 from modeling_alibi_gpt.report.report import build_report
-from modeling_alibi_gpt.runtime.atomic import appearing_whole, atomic_file, write_together
+from modeling_alibi_gpt.runtime.atomic import atomic_directory, atomic_file, write_together
 from modeling_alibi_gpt.runtime.records import write_records
 from tests.bad_input.refusals import script
 from tests.support.comparison_cases import methods
@@ -23,9 +23,9 @@ from tests.support.full_disk import SmallDisk
 WRITE_AND_DIE = """
 import os, signal, sys
 from pathlib import Path
-from modeling_alibi_gpt.runtime.atomic import appearing_whole
+from modeling_alibi_gpt.runtime.atomic import atomic_directory
 
-with appearing_whole(Path(sys.argv[1])) as folder:
+with atomic_directory(Path(sys.argv[1])) as folder:
     (folder / "half").write_text("half")
     (folder / "nested").mkdir()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -33,7 +33,7 @@ with appearing_whole(Path(sys.argv[1])) as folder:
 
 
 def write(target: Path) -> None:
-    with appearing_whole(target) as folder:
+    with atomic_directory(target) as folder:
         (folder / "file").write_text("whole", encoding="utf-8")
 
 
@@ -48,7 +48,7 @@ def test_a_folder_appears_with_what_was_written(exists: bool, tmp_path: Path) ->
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), appearing_whole(tmp_path / "deep" / "out") as folder:
+    with pytest.raises(RuntimeError), atomic_directory(tmp_path / "deep" / "out") as folder:
         (folder / "half").write_text("half", encoding="utf-8")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
@@ -78,11 +78,11 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "old").write_text("old", encoding="utf-8")
-    with pytest.raises(RuntimeError), appearing_whole(target, replaces=True) as folder:
+    with pytest.raises(RuntimeError), atomic_directory(target, replaces=True) as folder:
         (folder / "half").write_text("half", encoding="utf-8")
         raise RuntimeError
     assert tree(tmp_path) == {"out/old": b"old"}
-    with appearing_whole(target, replaces=True) as folder:
+    with atomic_directory(target, replaces=True) as folder:
         (folder / "new").write_text("new", encoding="utf-8")
     assert tree(tmp_path) == {"out/new": b"new"}
 

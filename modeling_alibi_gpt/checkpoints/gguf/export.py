@@ -92,7 +92,7 @@ def export_gguf(config: GgufConfig) -> dict[str, Any]:
     steps = list(mpt_tensors(model_config))
 
     output = Path(config.output)
-    with atomic_file(output) as beside, closing(gguf.GGUFWriter(beside, "mpt")) as writer:
+    with atomic_file(output) as tmp_path, closing(gguf.GGUFWriter(tmp_path, "mpt")) as writer:
         add_metadata(writer, folder, config.name, num_parameters)
         _add_config(writer, model_config, config.context_length_tokens or model_config.train_context_length)
         add_tokenizer(writer, tokenizer, model_config.vocab_size)
