@@ -137,7 +137,7 @@ def reading_every_key() -> Iterator[None]:
 def _folded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
     """A folded mask, with a second one on a CPU where some keys are too far below the others to count."""
     mask = folded_mask(context, bias)
-    if bias is None or context.q_len == 1 or mask.device.type != "cpu" or is_tracing(mask):
+    if bias is None or context.q_len == 1 or context.is_paged or mask.device.type != "cpu" or is_tracing(mask):
         return mask
     tolerance = _tolerance(context)
     near_mask = hide_far(mask, tolerance) if tolerance > 0.0 else None
