@@ -33,11 +33,11 @@ def test_logits_are_as_near_the_reference_as_those_of_eager(case: str, layout: s
 
 @pytest.mark.parametrize("layout", ["whole", "left", "packed"])
 def test_gradients_are_as_near_those_of_float64_as_those_of_eager(layout: str) -> None:
-    gradients = {}
+    gradients, half = {}, torch.bfloat16
     for back_end, dtype in (
         ("eager", torch.float64),
-        ("eager", torch.bfloat16),
-        ("flash_attention_2", torch.bfloat16),
+        ("eager", half),
+        ("flash_attention_2", half),
     ):
         model = make_model("alibi", back_end, dtype).to(DEVICE)
         batch = on_gpu(BATCHES[layout])
