@@ -8,11 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
-from benchmarks.models import Shape, cache_bytes, describe_shape, make_model
+from benchmarks.models import Shape, decoding_figures, describe_shape, make_model
 from benchmarks.timing import extra_bytes, summarize, time_interleaved
-from modeling_alibi_gpt import AlibiWindowCache
 from modeling_alibi_gpt.runtime.records import Record, append_record, provenance
 
 
@@ -79,7 +78,6 @@ def _optimizer(model: PreTrainedModel) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
 
-@torch.no_grad()
 def time_decoding(shape_name: str, context_tokens: int, num_rounds: int) -> Iterator[Record]:
     """One token after a long text, greedy, one row: AlibiGPT with each cache beside Llama."""
     shape, device = SHAPES[shape_name], _device()
@@ -89,27 +87,15 @@ def time_decoding(shape_name: str, context_tokens: int, num_rounds: int) -> Iter
         "sdpa": _make_model("sdpa", shape, context_tokens, device, qk_norm=True),
         "alibi_banded": _make_model("alibi_banded", shape, context_tokens, device, qk_norm=True),
     }
-    models["alibi_banded"].load_state_dict(models["sdpa"].state_dict())
-    caches, logits = {}, {}
-    for name, model in models.items():
-        cache = DynamicCache(config=model.config)
-        caches[name] = AlibiWindowCache.from_qk_norm(model.eval()) if name == "alibi_banded" else cache
-        model(prompt, past_key_values=caches[name], logits_to_keep=1)
-
-    def decode(name: str) -> None:
-        logits[name] = models[name](prompt[:, -1:], past_key_values=caches[name]).logits
-
-    candidates = {name: partial(decode, name) for name in models}
-    for name, figures in summarize(time_interleaved(candidates, num_rounds), "sdpa").items():
-        difference = (logits[name] - logits["sdpa"]).abs().max().item() if name != "llama" else None
+    for name, figures in decoding_figures(models, prompt, num_rounds).items():
+        if name == "llama":
+            figures["max_difference"] = None  # another model
         yield _record(
             "decode_speed",
             name if name == "llama" else f"alibi_gpt {name}",
             shape,
             figures,
             context_tokens=context_tokens,
-            cache_bytes=cache_bytes(caches[name]),
-            max_difference=difference,
             tokens_per_second=1 / figures["seconds"],
         )
 

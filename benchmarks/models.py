@@ -1,7 +1,7 @@
 """Whole models of one shape, with random weights: AlibiGPT beside BLOOM, MPT, Falcon and GPT-2 of transformers, and
 with each of its position methods."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -92,36 +92,55 @@ def time_models(case: ModelCase, device: torch.device, seed: int = 0) -> Iterato
         }
 
 
-@torch.no_grad()
 def time_decoding(case: DecodeCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
     """``decode_speed`` records, without their provenance."""
     torch.manual_seed(seed)
-    model = make_model("alibi_gpt", case, case.context_tokens, qk_norm=True).eval().to(device)
+    make = partial(make_model, "alibi_gpt", case, case.context_tokens, qk_norm=True)
+    models = {name: make(attn_implementation=name).to(device) for name in ("sdpa", "alibi_banded")}
     prompt = torch.randint(case.vocab_size, (1, case.context_tokens)).to(device)
-    token = prompt[:, -1:]
-    caches = {"sdpa": DynamicCache(config=model.config), "alibi_banded": AlibiWindowCache.from_qk_norm(model)}
-    logits = {}
-
-    def decode(back_end: str) -> None:
-        model.set_attn_implementation(back_end)
-        logits[back_end] = model(token, past_key_values=caches[back_end]).logits
-
-    for back_end, cache in caches.items():
-        model.set_attn_implementation(back_end)
-        model(prompt, past_key_values=cache, logits_to_keep=1)
-    candidates = {name: partial(decode, name) for name in caches}
-    summary = summarize(time_interleaved(candidates, case.num_rounds), "sdpa")
-    for name in caches:
+    for name, figures in decoding_figures(models, prompt, case.num_rounds).items():
         yield {
             "kind": "decode_speed",
             "name": name,
             "dtype": "float32",
             "context_tokens": case.context_tokens,
             **describe_shape(case),
-            **summary[name],
-            "cache_bytes": cache_bytes(caches[name]),
+            **figures,
+        }
+
+
+@torch.no_grad()
+def decoding_figures(models: Mapping[str, PreTrainedModel], prompt: Tensor, num_rounds: int) -> dict[str, Record]:
+    """What single tokens after a prompt take, by model; `alibi_banded` gets its cache and the weights of `sdpa`.
+
+    Args:
+        models: ``sdpa`` and ``alibi_banded``, two back ends of an AlibiGPT with QK norm, and any others.
+        prompt: ``(1, Q)``.
+        num_rounds: Tokens decoded by each.
+
+    Returns:
+        By name the times with ``sdpa`` as the reference, ``cache_bytes``, and how far logits are from those of
+        ``sdpa`` as ``max_difference``.
+    """
+    models["alibi_banded"].load_state_dict(models["sdpa"].state_dict())
+    caches: dict[str, Cache] = {name: DynamicCache(config=model.eval().config) for name, model in models.items()}
+    caches["alibi_banded"] = AlibiWindowCache.from_qk_norm(models["alibi_banded"])
+    logits = {}
+
+    def decode(name: str) -> None:
+        logits[name] = models[name](prompt[:, -1:], past_key_values=caches[name]).logits
+
+    for name, model in models.items():
+        model(prompt, past_key_values=caches[name], logits_to_keep=1)
+    summary = summarize(time_interleaved({name: partial(decode, name) for name in models}, num_rounds), "sdpa")
+    return {
+        name: {
+            **figures,
+            "cache_bytes": _cache_bytes(caches[name]),
             "max_difference": (logits[name] - logits["sdpa"]).abs().max().item(),
         }
+        for name, figures in summary.items()
+    }
 
 
 def describe_shape(shape: Shape) -> Record:
@@ -139,8 +158,8 @@ def _training_step(model: PreTrainedModel, tokens: Tensor) -> None:
     model(tokens, labels=tokens, use_cache=False).loss.backward()
 
 
-def cache_bytes(cache: Cache) -> int:
-    """Bytes of the keys and values that a cache holds."""
+def _cache_bytes(cache: Cache) -> int:
+    """Of the keys and values that a cache holds."""
     if isinstance(cache, AlibiWindowCache):
         return cache.num_bytes
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)

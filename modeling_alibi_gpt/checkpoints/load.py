@@ -105,7 +105,6 @@ def load_causal_lm(
             dtype=DTYPES[dtype],
             attn_implementation=attn_implementation,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=is_remote_code_trusted(),
         )
@@ -116,7 +115,12 @@ def load_causal_lm(
     missing = loading["missing_keys"]
     if allow_new_positions:
         missing = [name for name in missing if ".position_method." not in name]
-    _check_loaded(model_dir, missing, loading["unexpected_keys"], loading["mismatched_keys"])
+    for names, complaint in (
+        (missing, "weights that config.json asks for are missing"),
+        (loading["unexpected_keys"], "weights are not of the model in config.json"),
+    ):
+        if names:  # transformers would fill or drop them, and go on
+            raise ValueError(f"{model_dir}: {len(names)} {complaint}, e.g. {min(names)}")
     return model.eval()
 
 
@@ -133,23 +137,6 @@ def load_model_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase:
     except ValueError as error:
         raise ValueError(f"{model_dir}: {error}, such as that which the model was trained with") from error
     return tokenizer
-
-
-def _check_loaded(
-    model_dir: str | Path, missing: Iterable[str], unexpected: Iterable[str], mismatched: Iterable[tuple[Any, ...]]
-) -> None:
-    """Raise a ValueError unless weights and config agree; transformers would fill or drop what does not, and go on."""
-    if mismatched:
-        key, found, expected = min(mismatched)
-        raise ValueError(
-            f"{model_dir}: config.json asks for {key} of {tuple(expected)}, the weights hold {tuple(found)}"
-        )
-    for names, complaint in (
-        (list(missing), "weights that config.json asks for are missing"),
-        (list(unexpected), "weights are not of the model in config.json"),
-    ):
-        if names:
-            raise ValueError(f"{model_dir}: {len(names)} {complaint}, e.g. {min(names)}")
 
 
 def position_method(config: PreTrainedConfig) -> str:
