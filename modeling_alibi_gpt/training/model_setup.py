@@ -89,7 +89,10 @@ def _new_config(section: ModelSection, derived: dict[str, Any]) -> AlibiGPTConfi
 
 def _checkpoint_config(section: ModelSection) -> PreTrainedConfig:
     assert section.checkpoint is not None
-    return load_model_config(section.checkpoint, section.overrides, where="model.overrides.", allow_hub=True)
+    try:
+        return load_model_config(section.checkpoint, section.overrides, where="model.overrides.", allow_hub=True)
+    except ValueError as error:
+        raise ValueError(f"model.checkpoint {error}") from error
 
 
 def _check_length(model: PreTrainedModel, section: ModelSection, length_tokens: int) -> None:
