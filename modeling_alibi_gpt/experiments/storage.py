@@ -33,12 +33,12 @@ def open_storage(url: str) -> RDBStorage:
             f"storage {shown_url(url)} ends with its process; give a file, sqlite:///study.db, or a server"
         )
     path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+    if path is not None and not path.exists():
+        _make_database(path)
     num_left = NUM_OPENINGS
     while True:
         num_left -= 1
         try:
-            if path is not None and not path.exists():
-                _make_database(path)
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 return LastingStorage(
                     url,
@@ -47,8 +47,6 @@ def open_storage(url: str) -> RDBStorage:
                     grace_period=GRACE_SECONDS,
                     heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
                 )
-        except OSError:
-            raise
         except Exception as error:  # each database driver has its own classes
             if is_full(error):
                 raise storage_failure(error, url) from error

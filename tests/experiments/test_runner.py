@@ -137,7 +137,7 @@ def test_a_shared_training_that_was_killed_goes_on_in_another_command(tmp_path: 
     victim = context.Process(target=run_comparison, args=(comparison,))
     victim.start()
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not list(folder.glob("*/checkpoint-*/trainer_state.json")):
+    while not list(folder.glob("*/checkpoint-*/manifest.json")):
         assert time.monotonic() < deadline and victim.is_alive()
         time.sleep(0.01)
     victim.kill()

@@ -175,7 +175,7 @@ def pid_in_the_middle_of_a_training(config: SweepConfig, pids: Sequence[int]) ->
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(0.01)
-        for state in Path(config.output_dir).glob("trials/*/checkpoint-*/trainer_state.json"):
+        for state in Path(config.output_dir).glob("trials/*/checkpoint-*/manifest.json"):  # a whole one
             run = state.parents[1]
             lock = str(run.with_name(f".{run.name}.training.lock"))
             for pid in pids:
