@@ -5,6 +5,7 @@ import difflib
 import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -31,6 +32,9 @@ def config_dataclass(cls: type[Config]) -> type[Config]:
     """
     checks = ConfigDict(**_TYPES, extra="forbid", use_attribute_docstrings=True)
     cls = dataclass(frozen=True, kw_only=True, config=checks)(cls)
+    for field in dataclasses.fields(cls):  # pydantic reads the text of a class, and of its bases the metadata alone
+        described = cls.__pydantic_fields__[field.name].description  # type: ignore[attr-defined]
+        field.metadata = MappingProxyType({"description": described})
     validate = cls.__init__
 
     def __init__(self: Config, **values: Any) -> None:

@@ -115,7 +115,9 @@ class ExperimentConfig:
     milestones: MilestoneSection | None = None
     """What is measured along the way; null is nothing. The records go to ``milestones.jsonl``."""
     training: dict[str, Any]
-    """Fields of ``transformers.TrainingArguments``, verbatim."""
+    """Fields of ``transformers.TrainingArguments``, verbatim:
+    https://huggingface.co/docs/transformers/main_classes/trainer lists them all.
+    """
     plugins: list[str] | None = None
     """Modules to import first, such as one that registers a position method."""
 

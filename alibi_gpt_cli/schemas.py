@@ -1,0 +1,126 @@
+"""``python -m alibi_gpt_cli.schemas`` writes the JSON schemas of all settings, from which editors and ``--help`` read.
+
+They are committed, so that ``--help`` names every key without the seconds that importing torch takes.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from alibi_gpt_cli.benchmark import benchmark, find_benchmarks
+from alibi_gpt_cli.compare import compare
+from alibi_gpt_cli.convert import convert
+from alibi_gpt_cli.evaluate import evaluate
+from alibi_gpt_cli.export import export
+from alibi_gpt_cli.extrapolate import extrapolate
+from alibi_gpt_cli.generate import generate
+from alibi_gpt_cli.init import CONFIGS
+from alibi_gpt_cli.report import report
+from alibi_gpt_cli.settings_help import SCHEMAS
+from alibi_gpt_cli.sweep import sweep
+from alibi_gpt_cli.train import train
+
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+# By the name of the schema: the command that reads such settings, and their class.
+SETTINGS: dict[str, tuple[Callable[..., None], str]] = {
+    "experiment": (train, "modeling_alibi_gpt.training.experiment.ExperimentConfig"),
+    "evaluation": (evaluate, "modeling_alibi_gpt.evaluation.perplexity.PerplexityConfig"),
+    "extrapolation": (extrapolate, "modeling_alibi_gpt.evaluation.extrapolation.ExtrapolationConfig"),
+    "comparison": (compare, "modeling_alibi_gpt.experiments.compare.ComparisonConfig"),
+    "sweep": (sweep, "modeling_alibi_gpt.experiments.sweep_config.SweepConfig"),
+    "conversion": (convert, "modeling_alibi_gpt.checkpoints.convert.conversion.ConvertConfig"),
+    "export": (export, "modeling_alibi_gpt.checkpoints.hub.ExportConfig"),
+    "generation": (generate, "modeling_alibi_gpt.evaluation.generation.GenerateConfig"),
+    "report": (report, "modeling_alibi_gpt.report.report.ReportConfig"),
+    "benchmark": (benchmark, "benchmarks.run.BenchmarkConfig"),
+}
+
+
+def schema_text(name: str) -> str:
+    """The JSON schema of the settings called ``name`` in ``SETTINGS``, as its file holds it.
+
+    A key that the command has an option for may be absent from a file, so that the schema does not require it.
+    """
+    from pydantic import TypeAdapter
+
+    command, path = SETTINGS[name]
+    find_benchmarks()
+    module, _, config_class = path.rpartition(".")
+    adapter = TypeAdapter(getattr(importlib.import_module(module), config_class))
+    schema = adapter.json_schema(schema_generator=_generator())
+    options = inspect.signature(command).parameters
+    schema["required"] = [key for key in schema.get("required", ()) if key not in options]
+    if name == "experiment":
+        training = schema["properties"]["training"]
+        training["description"] += " The examples set these:"
+        training |= {"properties": _training_arguments_of_the_examples(), "required": ["output_dir"]}
+    return json.dumps({"$schema": DIALECT, **_tidied(schema)}, indent=2) + "\n"
+
+
+def _generator() -> Any:
+    from pydantic.json_schema import GenerateJsonSchema
+
+    class Generator(GenerateJsonSchema):
+        """Without titles, which repeat the keys, and with the defaults that a factory makes."""
+
+        def field_title_should_be_set(self, schema: Any) -> bool:
+            return False
+
+        def get_default_value(self, schema: Any) -> Any:
+            return schema["default_factory"]() if "default_factory" in schema else super().get_default_value(schema)
+
+    return Generator
+
+
+def _training_arguments_of_the_examples() -> dict[str, Any]:
+    """Schemas of the ``TrainingArguments`` that the example experiments set: transformers lists more than a hundred."""
+    from transformers import TrainingArguments
+
+    from modeling_alibi_gpt.training.arguments import DEFAULTS
+
+    hints = typing.get_type_hints(TrainingArguments)
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | DEFAULTS
+    examples = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CONFIGS / "experiment").glob("*.yaml")]
+    used = sorted({key for example in examples for key in example["training"]})
+    return {key: {**_argument(hints[key]), "default": defaults[key]} for key in used}
+
+
+def _argument(hint: Any) -> dict[str, Any]:
+    """The schema of one of ``TrainingArguments``: where transformers has a list of names, they are the only ones."""
+    from pydantic import TypeAdapter
+
+    schema = TypeAdapter(hint).json_schema()
+    names = [each["enum"] for each in schema.get("$defs", {}).values()]
+    return {"enum": names[0], "type": "string"} if names else schema
+
+
+def _tidied(schema: Any) -> Any:
+    """A schema whose descriptions are one line each, with the code in them marked as in Markdown."""
+    if isinstance(schema, list):
+        return [_tidied(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {
+        key: " ".join(value.split()).replace("``", "`")
+        if key == "description" and isinstance(value, str)
+        else _tidied(value)
+        for key, value in schema.items()
+    }
+
+
+def main() -> None:
+    """Write every schema."""
+    SCHEMAS.mkdir(exist_ok=True)
+    for name in SETTINGS:
+        (SCHEMAS / f"{name}.json").write_text(schema_text(name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
