@@ -41,6 +41,25 @@ SETTINGS: dict[str, tuple[Callable[..., None], str]] = {
     "report": (report, "modeling_alibi_gpt.report.report.ReportConfig"),
     "benchmark": (benchmark, "benchmarks.run.BenchmarkConfig"),
 }
+# What the arguments mean that the example experiments set.
+_TRAINING_ARGUMENTS = {
+    "adam_beta2": "Decay of Adam's mean of squared gradients.",
+    "eval_steps": "Steps between evaluations where `eval_strategy` is `steps`; null is `logging_steps`.",
+    "eval_strategy": "When the validation text is evaluated during training.",
+    "gradient_accumulation_steps": "Batches on each device whose gradients make one optimizer step.",
+    "learning_rate": "Peak learning rate, reached after `warmup_steps`.",
+    "logging_steps": "Steps between logged losses; `save_steps` must be a multiple of it.",
+    "lr_scheduler_type": "How the learning rate falls after `warmup_steps`.",
+    "max_grad_norm": "Gradients are scaled down to this norm where theirs is larger; 0 leaves them alone.",
+    "max_steps": "Optimizer steps; -1 trains for `num_train_epochs` over the text.",
+    "output_dir": "Folder of the run: its checkpoints, its model and its records.",
+    "report_to": "Where losses are sent too, such as `tensorboard`.",
+    "save_steps": "Steps between checkpoints.",
+    "save_total_limit": "Checkpoints that are kept, the latest ones.",
+    "seed": "Of weights, the order of sequences and dropout.",
+    "warmup_steps": "Steps over which the learning rate rises from 0.",
+    "weight_decay": "Weight decay, of matrices only.",
+}
 
 
 def schema_text(name: str) -> str:
@@ -80,7 +99,11 @@ def _generator() -> Any:
 
 
 def _training_arguments_of_the_examples() -> dict[str, Any]:
-    """Schemas of the ``TrainingArguments`` that the example experiments set: transformers lists more than a hundred."""
+    """Schemas of the ``TrainingArguments`` that the example experiments set: transformers has more than a hundred.
+
+    Raises:
+        KeyError: An example sets one that ``_TRAINING_ARGUMENTS`` does not describe yet.
+    """
     from transformers import TrainingArguments
 
     from modeling_alibi_gpt.training.arguments import DEFAULTS
@@ -89,7 +112,14 @@ def _training_arguments_of_the_examples() -> dict[str, Any]:
     defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)} | DEFAULTS
     examples = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CONFIGS / "experiment").glob("*.yaml")]
     used = sorted({key for example in examples for key in example["training"]})
-    return {key: {**_argument(hints[key]), "default": defaults[key]} for key in used}
+    return {
+        key: {
+            "default": defaults[key],
+            "description": _TRAINING_ARGUMENTS[key],
+            **_argument(hints[key]),
+        }
+        for key in used
+    }
 
 
 def _argument(hint: Any) -> dict[str, Any]:
