@@ -1,4 +1,4 @@
-"""The keys of a command's settings in its ``--help``: type, default and meaning of each, from the committed schemas."""
+"""The keys of a command's settings in its ``--help``: type, default and meaning, from the committed schemas."""
 
 import json
 from collections.abc import Iterator

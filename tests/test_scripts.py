@@ -82,7 +82,7 @@ def test_extrapolate_then_report(folder: Path) -> None:
             "finite number above 0",
         ),
         ("generate", ["--model", "missing", "--prompt", "x"], "missing: no model here"),
-        ("convert", ["--model", "missing", "--output-dir", "x", "--to", "t5"], "to must be one of alibi_gpt, bloom"),
+        ("convert", ["--model", "missing", "--output-dir", "x", "--to", "t5"], "'to' must be 'alibi_gpt', 'bloom'"),
         ("export_to_hub", ["--model", "missing", "--output-dir", "x"], "missing: no model here"),
         ("report", ["--records", "missing.jsonl", "--output-dir", "x"], "missing.jsonl does not exist"),
     ],

@@ -50,8 +50,8 @@ def dry_run(config: ExperimentConfig) -> dict[str, Any]:
     Returns:
         ``num_parameters`` and ``num_parameters_by_part``; ``num_steps``, ``num_sequences_per_step``,
         ``num_train_tokens``, ``num_text_tokens`` and ``num_epochs`` over the text; bytes of ``weights``,
-        ``gradients`` and ``optimizer`` state, and of ``activations``: what autograd keeps of one forward pass, to which
-        temporary buffers come; ``peak_memory_bytes`` as measured on CUDA, None elsewhere; ``seconds_per_step``, the
+        ``gradients``, ``optimizer`` state and ``activations``: what autograd keeps of one forward pass, without
+        temporary buffers; ``peak_memory_bytes`` as measured on CUDA, None elsewhere; ``seconds_per_step``, the
         median of ``num_timed_steps``, and ``train_seconds``, estimated from it without evaluations and checkpoints.
 
     Raises:

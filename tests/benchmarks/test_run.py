@@ -120,9 +120,10 @@ def test_decoding_is_timed_with_equal_logits() -> None:
     ("case", "message"),
     [
         ({"ways": ["quick"]}, "ways: expected plain, .* got 'quick'"),
-        ({"dtypes": ["int8"]}, "dtypes: expected .* got 'int8'"),
-        ({"mode": "sideways"}, "mode: expected .* got 'sideways'"),
-        ({"lengths_tokens": []}, "at least 1"),
+        ({"dtypes": ["int8"]}, r"'attention\[0\].dtypes\[0\]' must be 'float32', .* got 'int8'"),
+        ({"mode": "sideways"}, "mode' must be 'forward' or 'forward_backward', got 'sideways'"),
+        ({"lengths_tokens": []}, r"lengths_tokens' must be a list of at least 1, got \[\]"),
+        ({"lengths_tokens": [8, 0]}, r"lengths_tokens\[1\]' must be at least 1, got 0"),
         ({"rounds": 3}, r"attention\[0\].rounds"),
     ],
 )

@@ -1,6 +1,6 @@
 """JSON Schema as far as the schemas of settings use it, so that tests need no package for it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 
@@ -34,29 +34,34 @@ def violations(schema: dict[str, Any], value: Any, root: dict[str, Any], where: 
         elif keyword == "anyOf":
             if all(any(violations(choice, value, root, where)) for choice in wanted):
                 yield f"{where}: no alternative allows {value!r}"
+        elif keyword == "items":
+            for place, item in enumerate(value if isinstance(value, list) else ()):
+                yield from violations(wanted, item, root, f"{where}[{place}]")
         elif keyword in ("properties", "required", "additionalProperties"):
-            if isinstance(value, dict):
-                yield from _wrong_keys(keyword, schema, value, root, where)
-        elif keyword in ("items", "uniqueItems", "minItems"):
-            if isinstance(value, list):
-                yield from _wrong_items(keyword, wanted, value, root, where)
-        elif keyword in _VALUE_CHECKS:
-            if isinstance(value, _VALUE_CHECKS[keyword][0]) and not _VALUE_CHECKS[keyword][1](value, wanted):
-                yield f"{where}: {keyword} {wanted}, got {value!r}"
+            yield from _wrong_keys(keyword, schema, value, root, where) if isinstance(value, dict) else ()
         elif keyword not in _ANNOTATIONS:
-            raise NotImplementedError(f"the keyword {keyword}")
+            yield from _wrong_value(keyword, wanted, value, where)
 
 
 # By keyword: the values that it concerns, and whether one is allowed.
-_VALUE_CHECKS: dict[str, tuple[Any, Any]] = {
+_CHECKS: dict[str, tuple[Any, Callable[[Any, Any], bool]]] = {
     "enum": (object, lambda value, wanted: value in wanted),
     "const": (object, lambda value, wanted: value == wanted),
     "minLength": (str, lambda value, wanted: len(value) >= wanted),
+    "minItems": (list, lambda value, wanted: len(value) >= wanted),
     "minimum": ((int, float), lambda value, wanted: value >= wanted),
     "exclusiveMinimum": ((int, float), lambda value, wanted: value > wanted),
     "maximum": ((int, float), lambda value, wanted: value <= wanted),
     "exclusiveMaximum": ((int, float), lambda value, wanted: value < wanted),
 }
+
+
+def _wrong_value(keyword: str, wanted: Any, value: Any, where: str) -> Iterator[str]:
+    if keyword not in _CHECKS:
+        raise NotImplementedError(f"the keyword {keyword}")
+    kind, is_allowed = _CHECKS[keyword]
+    if isinstance(value, kind) and not is_allowed(value, wanted):
+        yield f"{where}: {keyword} {wanted}, got {value!r}"
 
 
 def _wrong_keys(
@@ -73,13 +78,3 @@ def _wrong_keys(
     elif isinstance(schema[keyword], dict):
         for key in value.keys() - known.keys():
             yield from violations(schema[keyword], value[key], root, f"{where}.{key}")
-
-
-def _wrong_items(keyword: str, wanted: Any, value: list[Any], root: dict[str, Any], where: str) -> Iterator[str]:
-    if keyword == "items":
-        for place, item in enumerate(value):
-            yield from violations(wanted, item, root, f"{where}[{place}]")
-    elif keyword == "minItems" and len(value) < wanted:
-        yield f"{where}: expected at least {wanted} items, got {value!r}"
-    elif keyword == "uniqueItems" and wanted and len({repr(item) for item in value}) < len(value):
-        yield f"{where}: expected different items, got {value!r}"

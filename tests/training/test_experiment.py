@@ -79,7 +79,7 @@ def test_settings_lie_over_named_values_and_these_over_the_file(path: str) -> No
 
 
 def test_integers_pass_for_floats(path: str) -> None:
-    with pytest.raises(ValueError, match="between 0 and 1, got 1.0"):
+    with pytest.raises(ValueError, match="must be below 1, got 1.0"):
         load_config(ExperimentConfig, path, ["data.validation_fraction=1"])
 
 
