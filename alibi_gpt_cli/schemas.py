@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import re
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -80,6 +81,7 @@ def schema_text(name: str) -> str:
         training = schema["properties"]["training"]
         training["description"] += " The examples set these:"
         training |= {"properties": _training_arguments_of_the_examples(), "required": ["output_dir"]}
+        _describe_model(schema["$defs"])
     return json.dumps({"$schema": DIALECT, **_tidied(schema)}, indent=2) + "\n"
 
 
@@ -120,6 +122,35 @@ def _training_arguments_of_the_examples() -> dict[str, Any]:
         }
         for key in used
     }
+
+
+def _describe_model(sections: dict[str, Any]) -> None:
+    """Let the mappings of a model section be those of ``AlibiGPTConfig``, to which plugins may add fields.
+
+    Those that its docstring does not describe are set from the tokenizer, and ``position_plugin`` by the class itself.
+    """
+    from pydantic import TypeAdapter
+
+    from modeling_alibi_gpt import AlibiGPTConfig
+
+    (arguments,) = re.findall(r"Args:\n(.*?)\n\n", inspect.cleandoc(AlibiGPTConfig.__doc__ or ""), re.DOTALL)
+    entries = re.findall(r"^    (\w[\w, ]*) \(.*?\): (.*?)(?=^    \w|\Z)", arguments, re.DOTALL | re.MULTILINE)
+    meanings = {name: meaning for names, meaning in entries for name in names.split(", ")}
+    sections["AlibiGPTConfig"] = {
+        "type": "object",
+        "properties": {
+            field.name: {
+                **TypeAdapter(AlibiGPTConfig.__annotations__[field.name]).json_schema(),
+                "default": field.default,
+                "description": meanings[field.name],
+            }
+            for field in dataclasses.fields(AlibiGPTConfig)
+            if field.name in meanings and field.name != "position_plugin"
+        },
+    }
+    fields, reference = sections["ModelSection"]["properties"], {"$ref": "#/$defs/AlibiGPTConfig"}
+    fields["config"]["anyOf"][1] = reference
+    fields["overrides"] = {**reference, "default": {}, "description": fields["overrides"]["description"]}
 
 
 def _argument(hint: Any) -> dict[str, Any]:

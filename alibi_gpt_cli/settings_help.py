@@ -77,11 +77,14 @@ def _rows(section: dict[str, Any], sections: dict[str, Any], prefix: str) -> Ite
 
 
 def _sections_of(field: dict[str, Any], sections: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """The sections that a value may be, and those that the items of a list are, marked by ``[]``."""
+    """The sections that a value may be, and those that the items of a list are, marked by ``[]``.
+
+    They are taken out of ``sections``, so that each is listed only where it comes first.
+    """
     if "properties" in field:
         yield field, ""
-    if "$ref" in field:
-        yield sections[field["$ref"].rpartition("/")[2]], ""
+    if (section := sections.pop(field.get("$ref", "").rpartition("/")[2], None)) is not None:
+        yield section, ""
     for choice in field.get("anyOf", ()):
         yield from _sections_of(choice, sections)
     if isinstance(items := field.get("items"), dict):
@@ -91,7 +94,8 @@ def _sections_of(field: dict[str, Any], sections: dict[str, Any]) -> Iterator[tu
 def _kind(field: dict[str, Any]) -> str:
     """What a value must be, in words."""
     if "anyOf" in field:
-        return " or ".join(_kind(choice) for choice in field["anyOf"])
+        kinds = [_kind(choice) for choice in field["anyOf"]]
+        return " or ".join(kind for kind in kinds if (kind, "number" in kinds) != ("integer", True))
     if "enum" in field:
         return " | ".join(map(str, field["enum"]))
     if "const" in field:
@@ -100,7 +104,8 @@ def _kind(field: dict[str, Any]) -> str:
         return "mapping"
     kind = _TYPES.get(field["type"], field["type"])
     if isinstance(items := field.get("items"), dict):
-        kind += f" of {_kind(items)}" + ("s" if items.get("type") in ("string", "integer", "number") else "")
+        words = _kind(items)
+        kind += f" of {words}{'s' if words in ('string', 'integer', 'number') else ''}"
     return ", ".join([kind, *(f"{words} {field[bound]}" for bound, words in _BOUNDS.items() if bound in field)])
 
 

@@ -59,6 +59,7 @@ def test_types_are_in_words(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> N
         "c": ({"type": "array", "items": {"type": "number"}, "default": [0.5]}, "list of numbers, default [0.5]"),
         "d": ({"enum": ["x", "y"], "type": "string", "default": "x"}, 'x | y, default "x"'),
         "e": ({"type": "boolean"}, "true or false, required here or as an option"),
+        "g": ({"anyOf": [{"type": "number"}, {"type": "integer"}], "default": 1}, "number, default 1"),
         "f": ({"const": "only", "default": "only"}, 'only, default "only"'),
     }
     schema = {"properties": {key: field for key, (field, _) in fields.items()}, "required": ["a"]}
