@@ -16,7 +16,7 @@ from modeling_alibi_gpt.runtime.plugins import import_plugins
 
 
 Config = TypeVar("Config")
-# What fields have in common.
+# Types of many fields.
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
