@@ -1,7 +1,7 @@
 """One training read at several budgets of steps: a trunk at a constant rate, and a cool-down from it for each budget.
 
 The training of a budget warms up, stays at the peak rate and decays over its last part, by one minus the root of that
-part (Hägele et al. 2024, arXiv:2405.18392). Up to the decay it is the same as that of every larger budget. So the trunk
+part (Hägele et al. 2024, arXiv:2405.18392). Up to the decay it is the same as that of all larger budgets. So the trunk
 is trained once, in segments that each go on from the one before, and every budget decays from the end of its segment.
 That changes no bit of a budget's result: it is that of a training with its schedule from the first step on.
 """
@@ -91,7 +91,7 @@ def trunk_segments(
         folder: Gets a folder for each segment.
     """
     ends = [num_trunk_steps(budget_steps, cooldown_share) for budget_steps in budgets_steps]
-    # At its own last step the schedule of a budget would write the rate 0 into the checkpoint; this one stays constant.
+    # The schedule of a budget would write the rate 0 into the checkpoint of its last step; this one stays constant.
     schedule = {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": None}
     return tuple(
         _with_training(experiment, {**schedule, "max_steps": end, "output_dir": str(folder / f"{end}-steps")})

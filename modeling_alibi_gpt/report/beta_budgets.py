@@ -1,9 +1,9 @@
 """Beta against the budget of training: the best beta of each budget, what it is worth, and what a power law predicts.
 
 The best beta is where a parabola in log beta, through the losses around the lowest, has its minimum. It is worth what
-beta 1, the paper's, costs above that minimum. Intervals come from a bootstrap that draws seeds and blocks of text apart
-from each other (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1(2), doi:10.1214/07-AOAS122). Of n
-seeds or blocks n - 1 are drawn, which makes up for a variance that would be too small by (n - 1) / n.
+beta 1, the paper's, costs above that minimum. Intervals come from a bootstrap that draws seeds and blocks of text
+apart from each other (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1(2), doi:10.1214/07-AOAS122).
+Of n seeds or blocks n - 1 are drawn, which makes up for a variance that would be too small by (n - 1) / n.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from modeling_alibi_gpt.report.comparison import Comparison
-from modeling_alibi_gpt.report.frames import frame_of, pick
+from modeling_alibi_gpt.report.frames import frame_of
 from modeling_alibi_gpt.runtime.records import Record, provenance
 
 

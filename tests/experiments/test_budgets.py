@@ -103,7 +103,7 @@ def test_a_budget_is_the_training_that_it_says_and_nothing_is_trained_twice(
 def test_a_comparison_that_is_killed_goes_on(
     settings: dict[str, Any], tmp_path: Path, steps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Interrupted in each segment of the trunk and in a cool-down, it makes only those steps again that were not saved."""
+    """Interrupted in every part, it makes only those steps again that were not saved."""
     settings["variants"] = {"beta 1": {}}
     config = ComparisonConfig(**settings)
     straight = run_comparison(dataclasses.replace(config, output_dir=str(tmp_path / "straight")))
@@ -167,7 +167,7 @@ def test_a_damaged_end_of_a_trunk_is_named(settings: dict[str, Any], tmp_path: P
 
 
 def cells(num_budgets: int) -> list[dict[str, Any]]:
-    """Of budgets of 64 tokens and four times as many each: the best beta is 16, and half of that in each that follows."""
+    """Of budgets of 64 tokens and four times as many each: the best beta is 16, then half of that in each."""
     records = []
     for budget in range(num_budgets):
         rows = []

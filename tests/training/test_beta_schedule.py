@@ -1,4 +1,4 @@
-"""A beta that follows a schedule: the same after any resume, under every way to compute attention, and saved as it is."""
+"""A beta that follows a schedule: the same after any resume, with every way to compute attention, and as saved."""
 
 import json
 import math
