@@ -1,9 +1,12 @@
 """Beta against the budget of training: the best beta of each budget, what it is worth, and what a power law predicts.
 
 The best beta is where a parabola in log beta, through the losses around the lowest, has its minimum. It is worth what
-beta 1, the paper's, costs above that minimum. Intervals come from a bootstrap that draws seeds and blocks of text
-apart from each other (the pigeonhole bootstrap: Owen 2007, Annals of Applied Statistics 1(2), doi:10.1214/07-AOAS122).
-Of n seeds or blocks n - 1 are drawn, which makes up for a variance that would be too small by (n - 1) / n.
+beta 1, the paper's, costs above that minimum. Intervals come from a bootstrap that draws blocks of
+text, the same for all betas, and apart from them what seeds do (the pigeonhole bootstrap: Owen 2007, Annals of Applied
+Statistics 1(2), doi:10.1214/07-AOAS122). Two or three seeds say too little of one beta alone. So what a seed does to
+all betas alike, which moves neither number, is taken out, and the rest is drawn from the residuals of all betas
+together: it is taken as independent and of one size (Efron and Tibshirani 1993, An Introduction to the Bootstrap,
+chapter 9). Of two seeds and eight betas a 95 % interval then holds the truth in about 91 %.
 """
 
 from collections.abc import Sequence
@@ -173,19 +176,32 @@ def _by_seed_and_block(row: Record) -> list[list[float]]:
 def _resampled(budget: Budget) -> Numbers:
     """``(R + 1, 2)``: log2 of the best beta and its worth, first as measured, then of every resample.
 
-    Budgets of one series share seeds and text, and draw them alike.
+    Budgets of one series share seeds and text, and draw them alike. Of one seed there is only the spread of blocks.
     """
-    _, num_seeds, num_blocks = budget.nats.shape
+    num_betas, num_seeds, num_blocks = budget.nats.shape
+    means = budget.nats.mean(axis=1)  # (V, B)
+    residuals = budget.nats - means[:, None]
+    residuals -= residuals.mean(axis=0)
+    # Both means have taken a part of the spread.
+    residuals *= np.sqrt(num_seeds / max(1, num_seeds - 1) * num_betas / (num_betas - 1))
+    residuals = residuals.reshape(-1, num_blocks)
     draws = np.random.default_rng(0)
-    seeds, blocks = (_shares(draws, size) for size in (num_seeds, num_blocks))
-    means = np.einsum("vsb,rs,rb->rv", budget.nats, seeds, blocks, optimize=True)
+    equal = np.full(len(residuals), 1 / len(residuals))
+    chosen = draws.multinomial(num_seeds, equal, size=(NUM_RESAMPLES + 1, num_betas)) / num_seeds
+    chosen[0] = 0  # as measured
+    blocks = _shares(draws, num_blocks)
+    drawn = np.einsum("rvk,kb,rb->rv", chosen, residuals, blocks, optimize=True)
+    losses = blocks @ means.T + drawn
     at_one = int(np.flatnonzero(budget.betas == 1.0)[0])
-    fits = [fit_minimum(budget.betas, nats)[:2] for nats in means]
-    return np.array([(best, nats[at_one] - lowest) for (best, lowest), nats in zip(fits, means, strict=True)])
+    fits = [fit_minimum(budget.betas, nats)[:2] for nats in losses]
+    return np.array([(best, nats[at_one] - lowest) for (best, lowest), nats in zip(fits, losses, strict=True)])
 
 
 def _shares(draws: np.random.Generator, size: int) -> Numbers:
-    """``(R + 1, size)``: equal shares, then those of each among ``size - 1`` drawn with replacement."""
+    """``(R + 1, size)``: equal shares, then those of each among ``size - 1`` drawn with replacement.
+
+    One less is drawn than there are, which makes up for a variance that would be too small by ``(size - 1) / size``.
+    """
     num_drawn = max(1, size - 1)
     equal = np.full(size, 1 / size)
     return np.vstack([equal, draws.multinomial(num_drawn, equal, size=NUM_RESAMPLES) / num_drawn])
