@@ -19,7 +19,7 @@ from modeling_alibi_gpt.report.drawing import (
     log2_axis,
     name_lines,
 )
-from modeling_alibi_gpt.report.formats import BETA, NOTHING, format_count, format_ratio
+from modeling_alibi_gpt.report.formats import BETA, MISSING_CELL, format_count, format_ratio
 from modeling_alibi_gpt.report.frames import pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, make_section
 from modeling_alibi_gpt.report.tables import Table
@@ -96,7 +96,7 @@ def _prediction_tables(series: Sequence[Series]) -> list[Table]:
     for one in series:
         found = {budget.tokens: (_beta(best.beta, budget), _worth(best.worth)) for budget, best in one}
         for tokens, row in sorted(one.predictions.items()):
-            beta, worth = found.get(tokens, (NOTHING, NOTHING))
+            beta, worth = found.get(tokens, (MISSING_CELL, MISSING_CELL))
             told = _range(row["beta"], row["beta_ends"], 3), _nats(row["worth_nats"], row["worth_ends_nats"])
             source = row["provenance"]
             when = f"{source['time_utc']}, {str(source['git_commit'])[:12]}"
