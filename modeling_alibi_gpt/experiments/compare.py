@@ -21,6 +21,7 @@ from modeling_alibi_gpt.runtime.config import build_config, config_dataclass, co
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.records import provenance, read_records, write_records
+from modeling_alibi_gpt.runtime.variants import POSITION_RATE, TRAINING_PREFIX, is_setting
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.model_setup import laid_over, model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
@@ -31,8 +32,6 @@ from modeling_alibi_gpt.training.trainer import named_tokenizer, prepare_data, t
 ROWS_FILE = "extrapolation.jsonl"
 _OF_RUNS = {"models", "names", "overrides", "output"}
 _OF_RUN = {"output_dir", "seed"}
-_POSITION_RATE = "position_learning_rate"
-_TRAINING_PREFIX = "training."
 _OF_TRAINING = ("training", "bias_by_distance")
 
 
@@ -189,7 +188,7 @@ def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, se
     folder = Path(config.output_dir) / run_folder_name(variant, seed)
     base = _with_settings(base, variant, fields)
     training = {**base.training, "seed": seed, "output_dir": str(folder)}
-    model = _with_fields(base.model, {key: value for key, value in fields.items() if not _is_setting(key)})
+    model = _with_fields(base.model, {key: value for key, value in fields.items() if not is_setting(key)})
     readings = {AS_TRAINED: {}, **(config.readings.get(variant) or {})}
     readings = {name: overrides or {} for name, overrides in readings.items()}
     trained = model_config(model)
@@ -214,19 +213,14 @@ def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, se
     )
 
 
-def _is_setting(key: str) -> bool:
-    """Whether a key of a variant is the experiment's, and no field of its model."""
-    return key == _POSITION_RATE or key.startswith(_TRAINING_PREFIX)
-
-
 def _with_settings(base: ExperimentConfig, variant: str, fields: dict[str, Any]) -> ExperimentConfig:
     training = {
-        key.removeprefix(_TRAINING_PREFIX): value for key, value in fields.items() if key.startswith(_TRAINING_PREFIX)
+        key.removeprefix(TRAINING_PREFIX): value for key, value in fields.items() if key.startswith(TRAINING_PREFIX)
     }
     for key in _OF_RUN & training.keys():
         raise ValueError(f"variants.{variant}: training.{key} cannot be set: it follows from seeds and output_dir")
-    rate = fields.get(_POSITION_RATE, base.position_learning_rate)
-    rate = convert_value(rate, float, f"variants.{variant}.{_POSITION_RATE}")
+    rate = fields.get(POSITION_RATE, base.position_learning_rate)
+    rate = convert_value(rate, float, f"variants.{variant}.{POSITION_RATE}")
     return dataclasses.replace(base, training={**base.training, **training}, position_learning_rate=rate)
 
 

@@ -1,0 +1,57 @@
+"""Confidence intervals over seeds and blocks of text, which are crossed: every seed is read on every block."""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+NUM_RESAMPLES = 10_000
+CONFIDENCE = 0.95
+
+
+def half_width(values: ArrayLike) -> float:
+    """Half of the 95 % interval of the mean of ``values``: that of other seeds and other blocks of such text.
+
+    The standard error is that of a bootstrap which draws seeds and blocks apart from each other (the pigeonhole
+    bootstrap: Owen 2007, Annals of Applied Statistics 1(2), doi:10.1214/07-AOAS122). Of n seeds or blocks n - 1 are
+    drawn, which makes up for the bootstrap's variance being too small by a factor (n - 1) / n. Of three seeds its
+    percentiles would still be far too narrow, so that the error is multiplied by a quantile of Student's t (Hesterberg
+    2015, The American Statistician 69(4), doi:10.1080/00031305.2015.1089789), whose degrees of freedom are those of a
+    sum of two variances (Satterthwaite 1946, Biometrics Bulletin 2(6), doi:10.2307/3002019).
+
+    Args:
+        values: ``(S, B)`` for S seeds, at least 2, and B blocks. Differences of pairs keep seeds and blocks together.
+    """
+    table = np.asarray(values, dtype=float)
+    seed_draws, block_draws = (_draws(size, axis) for axis, size in enumerate(table.shape))
+    error = ((seed_draws @ table) * block_draws).sum(axis=1).std()
+    seeds, blocks = (_variance_of_mean(table.mean(axis=axis)) for axis in (1, 0))
+    if seeds + blocks == 0:
+        return 0.0
+    of_each = zip((seeds, blocks), table.shape, strict=True)
+    freedom = (seeds + blocks) ** 2 / sum(part**2 / (size - 1) for part, size in of_each if part)
+    return float(t_quantile(freedom) * error)
+
+
+def t_quantile(degrees_of_freedom: float) -> float:
+    """What Student's t exceeds in absolute value with probability 5 %.
+
+    With t = sqrt(n) tan(a) its density in the angle a is proportional to cos(a) ** (n - 1), which is summed here.
+    """
+    angles = np.linspace(0, np.pi / 2, 20_001)
+    density = np.cos(angles[:-1] + angles[1] / 2) ** (degrees_of_freedom - 1)
+    within = np.concatenate([[0.0], density.cumsum() / density.sum()])
+    return float(np.sqrt(degrees_of_freedom) * np.tan(np.interp(CONFIDENCE, within, angles)))
+
+
+@lru_cache
+def _draws(size: int, axis: int) -> NDArray[np.float64]:
+    """``(R, size)``: the share of each of ``size`` things among size - 1 drawn with replacement, always the same."""
+    num_drawn = max(1, size - 1)
+    generator = np.random.default_rng(axis)  # as many seeds as blocks must not be drawn alike
+    return generator.multinomial(num_drawn, np.full(size, 1 / size), size=NUM_RESAMPLES) / num_drawn
+
+
+def _variance_of_mean(values: NDArray[np.float64]) -> float:
+    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else 0.0
