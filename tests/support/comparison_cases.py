@@ -83,7 +83,7 @@ def beta_sweep() -> list[dict[str, Any]]:
     variants: dict[str, dict[str, Any]] = {"geometric 1": {}}
     variants |= {f"geometric {beta:g}": {"alibi_beta": beta} for beta in betas if beta != 1.0}
     variants |= {f"uniform {beta:g}": {"alibi_slope_kind": "uniform", "alibi_beta": beta} for beta in betas}
-    variants |= {"learned beta": {"alibi_trainable": "beta"}}
+    variants |= {"learned beta": {"alibi_trainable": "beta", "position_learning_rate": 30}}
     read = [read_otherwise(rows_of("geometric 1", seed), "beta 4", 0.04, alibi_beta=4.0) for seed in SEEDS]
     return comparison(variants, [row for rows in read for row in rows])
 
@@ -91,7 +91,8 @@ def beta_sweep() -> list[dict[str, Any]]:
 def mixed() -> list[dict[str, Any]]:
     """One comparison of betas and of methods: ALiBi, beta 2 and 4, a learned beta, RoPE as trained and with YaRN."""
     variants: dict[str, dict[str, Any]] = {"alibi": {}, "beta 2": {"alibi_beta": 2.0}, "beta 4": {"alibi_beta": 4.0}}
-    variants |= {"learned": {"alibi_trainable": "beta"}, "rope": {"position_method": "rope"}}
+    variants |= {"learned": {"alibi_trainable": "beta", "position_learning_rate": 30}}
+    variants |= {"rope": {"position_method": "rope"}}
     read = [
         row
         for seed in SEEDS
