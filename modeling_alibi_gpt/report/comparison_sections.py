@@ -12,6 +12,7 @@ from modeling_alibi_gpt.report.frames import pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, file_stem, make_section, render_lines
 from modeling_alibi_gpt.report.plots import (
     beta_comparison_figure,
+    difference_figure,
     extrapolation_figure,
     position_figure,
     training_figure,
@@ -150,11 +151,16 @@ def _screen_section(grid: Comparison) -> Section:
 
 def _method_sections(grid: Comparison, own: Frames) -> list[Section]:
     stem = file_stem(grid.name)
-    figure = Picture(f"{stem}.png", extrapolation_figure(grid.as_trained), f"Perplexity against length, {grid.name}")
+    pictures = [
+        Picture(f"{stem}.png", extrapolation_figure(grid.as_trained), f"Perplexity against length, {grid.name}")
+    ]
+    if len(grid.variants) > 1:
+        alt = f"Nats per token above {grid.reference} against length, {grid.name}"
+        pictures.append(Picture(f"{stem}_differences.png", difference_figure(grid), alt))
     tables = [extrapolation_table(grid.as_trained), differences_table(grid, grid.as_trained)]
     positions = _positions_picture(stem, grid, own["extrapolation"])
     sections = [
-        make_section(TEMPLATE, "extrapolation", pictures=[figure], tables=tables, grid=grid),
+        make_section(TEMPLATE, "extrapolation", pictures=pictures, tables=tables, grid=grid),
         make_section(TEMPLATE, "positions", pictures=[positions], grid=grid),
     ]
     if "bias_by_distance" in own and len(own["bias_by_distance"]):

@@ -57,6 +57,13 @@ class Difference:
         return statistics.fmean(self.by_seed)
 
     @property
+    def ends(self) -> tuple[float, float]:
+        """Of its 95 % interval, or of its seeds where there are too few for one."""
+        if self.half_width is None:
+            return min(self.by_seed), max(self.by_seed)
+        return self.mean - self.half_width, self.mean + self.half_width
+
+    @property
     def sign(self) -> int:
         """1 or -1 where every seed lies on that side and the mean is beyond the noise, else 0: undetected."""
         if abs(self.mean) <= self.noise or min(self.by_seed) < 0 < max(self.by_seed):

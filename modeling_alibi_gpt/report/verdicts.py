@@ -176,7 +176,7 @@ def _mean(difference: Difference) -> float:
 
 
 def _rivals(grid: Comparison) -> list[str]:
-    return grid.judged(variant for variant in grid.variants if grid.method(variant) in RIVALS)
+    return grid.judged(variant for method in RIVALS for variant in grid.variants if grid.method(variant) == method)
 
 
 def _other_methods(grid: Comparison) -> list[str]:

@@ -134,6 +134,8 @@ def test_words_say_what_cannot_be_told_apart_and_by_what_rule() -> None:
         f"{math.exp(5.61):.2f}."
     )
     assert "two standard errors over seeds" in describe_choice([trial(1, 5.8, 5.7), trial(8, 5.6, 5.5)])
+    three = describe_choice([trial(1, 5.8, 5.7, 5.9), trial(8, 5.6, 5.5, 5.7)])
+    assert "beyond 0.02 nats and half of the 95 % interval over seeds" in three
     blocks = {"mode": "posthoc", "nats_per_token_by_block": [4.0, 6.0]}
     alone = describe_choice([trial(1, 5.0, **blocks)])
     assert alone.endswith("(beyond two standard errors over blocks of the text); \u03b2 1 is taken.")
