@@ -94,7 +94,7 @@ def test_seeds_spread_around_their_mean() -> None:
     grid = grid_of(records)
     (axes,) = difference_figure.__wrapped__(grid).axes
     difference = grid.difference("rope", "sliding", 128)
-    assert difference is not None and difference.half_width == pytest.approx(0.09 * 4.303 / math.sqrt(3), rel=0.02)
+    assert difference is not None and difference.half_width == pytest.approx(0.09 * 4.303 / math.sqrt(3), rel=1e-4)
     low, high = difference.ends
     first = axes.collections[0].get_paths()[0].vertices
     assert {round(y, 6) for x, y in first if x == 128} == {round(low, 6), round(high, 6)}

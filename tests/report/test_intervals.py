@@ -42,10 +42,18 @@ def test_the_interval_holds_the_mean_as_often_as_it_says(
 
 def test_one_block_leaves_the_spread_over_seeds() -> None:
     values = [[0.1], [0.2], [0.6]]
-    assert half_width(values) == pytest.approx(4.303 * np.std(values, ddof=1) / math.sqrt(3), rel=0.02)
+    assert half_width(values) == pytest.approx(4.303 * np.std(values, ddof=1) / math.sqrt(3), rel=1e-4)
     assert half_width([[0.2, 0.2], [0.2, 0.2], [0.2, 0.2]]) == pytest.approx(0, abs=1e-12)
 
 
-def test_the_same_numbers_give_the_same_interval() -> None:
-    values = np.random.default_rng(1).standard_normal((3, 3))
-    assert half_width(values) == half_width(values) != half_width(values.T)
+@pytest.mark.parametrize("shape", [(3, 16), (5, 4), (2, 2)])
+def test_the_error_is_that_of_drawing_seeds_and_blocks(shape: tuple[int, int]) -> None:
+    """Within four standard errors of a standard deviation over that many draws."""
+    generator = np.random.default_rng(1)
+    values = generator.standard_normal(shape)
+    num_draws = 40_000
+    seeds, blocks = (generator.integers(size, size=(num_draws, size - 1)) for size in shape)
+    drawn = values[seeds[:, :, None], blocks[:, None, :]].mean(axis=(1, 2)).std()
+    of_seeds, of_blocks = (values.mean(axis=axis).var(ddof=1) / size for axis, size in ((1, shape[0]), (0, shape[1])))
+    freedom = (of_seeds + of_blocks) ** 2 / (of_seeds**2 / (shape[0] - 1) + of_blocks**2 / (shape[1] - 1))
+    assert half_width(values) / t_quantile(freedom) == pytest.approx(drawn, rel=4 / math.sqrt(2 * num_draws))

@@ -55,7 +55,7 @@ def test_level_is_shown_and_not_only_undetected() -> None:
 def test_three_seeds_are_judged_by_their_interval() -> None:
     """That of (0.04, 0.05, 0.06) is 0.05 with a standard error of 0.01 / sqrt(3) and t = 4.303 for two degrees."""
     difference = between_trainings([0.04, 0.05, 0.06])
-    assert difference.half_width == pytest.approx(4.303 * 0.01 / math.sqrt(3), rel=0.02)
+    assert difference.half_width == pytest.approx(4.303 * 0.01 / math.sqrt(3), rel=1e-4)
     assert difference.noise == difference.half_width and difference.sign == difference.shown == 1
     assert between_trainings([0.02, 0.05, 0.08]).sign == 0
     assert between_trainings([0.0189, 0.019, 0.0191]).noise == 0.02, "the floor stays"
