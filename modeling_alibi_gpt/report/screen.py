@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from modeling_alibi_gpt.report.comparison import Comparison
-from modeling_alibi_gpt.report.formats import NOTHING, format_nats
+from modeling_alibi_gpt.report.formats import MISSING_CELL, format_nats
 from modeling_alibi_gpt.report.frames import frame_of
 from modeling_alibi_gpt.report.tables import Table
 from modeling_alibi_gpt.runtime.records import Record
@@ -109,7 +109,7 @@ def _screen_table(methods: list[Screened]) -> Table:
     rows = []
     for method in methods:
         cells = [format_nats(method.nats.get(s)) + (" *" if s == method.best else "") for s in every]
-        rows.append([method.name, *cells, "; ".join(method.at_the_edge) or NOTHING])
+        rows.append([method.name, *cells, "; ".join(method.at_the_edge) or MISSING_CELL])
     header = [", ".join(_setting(*setting) for setting in settings) for settings in every]
     return Table(["nats per token", *header, "at an edge"], rows)
 

@@ -18,14 +18,14 @@ from modeling_alibi_gpt.report.frames import Records, frame_of, pick
 from modeling_alibi_gpt.report.speed_tables import WAY_NAMES
 
 
-DRAWN_WAYS = {"banded": ALIBI_COLOUR, "strips": SECOND_COLOUR, "dense": "#808080"}
+DRAWN_VARIANTS = {"banded": ALIBI_COLOUR, "strips": SECOND_COLOUR, "dense": "#808080"}
 DRAWN_HEAD_DIM = 64
 
 
 def drawn_speeds(frame: pd.DataFrame) -> pd.DataFrame:
     """Those ``attention_speed`` records that the figure draws."""
     drawn = pick(frame, mode="forward", dtype="float32", head_dim=DRAWN_HEAD_DIM)
-    return drawn[drawn["name"].isin(DRAWN_WAYS)]
+    return drawn[drawn["name"].isin(DRAWN_VARIANTS)]
 
 
 @as_png
@@ -34,7 +34,7 @@ def attention_speed_figure(records: Records) -> Figure:
     frame = drawn_speeds(frame_of(records))
     figure, axes = new_axes()
     lines = []
-    for name, color in DRAWN_WAYS.items():
+    for name, color in DRAWN_VARIANTS.items():
         points = pick(frame, name=name).drop_duplicates("length_tokens", keep="last").sort_values("length_tokens")
         if len(points):
             xs, ys = points["length_tokens"].tolist(), points["times_reference"].tolist()

@@ -141,7 +141,8 @@ def test_a_comparison_of_betas_and_methods_has_the_sections_of_both(tmp_path: Pa
     text = Path(paths["markdown"]).read_text(encoding="utf-8")
     assert "| rope | sliding" in text and "| rope, yarn | sliding" in text and "| learned | sliding" in text
     names = [Path(path).name for path in paths["figures"]]
-    assert names == ["test_training.png", "test.png", "test_positions.png", "test_rope_scaling.png", "test_beta.png"]
+    of_methods = ["test_training.png", "test.png", "test_differences.png", "test_positions.png"]
+    assert names == [*of_methods, "test_rope_scaling.png", "test_beta.png"]
 
 
 def test_a_reference_of_another_method_is_no_beta() -> None:
