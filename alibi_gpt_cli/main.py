@@ -18,6 +18,7 @@ from alibi_gpt_cli.generate import generate
 from alibi_gpt_cli.init import init
 from alibi_gpt_cli.margins import margins
 from alibi_gpt_cli.report import report
+from alibi_gpt_cli.screen import screen
 from alibi_gpt_cli.serve import serve
 from alibi_gpt_cli.settings_help import command_with_settings
 from alibi_gpt_cli.sweep import sweep
@@ -26,7 +27,7 @@ from alibi_gpt_cli.train import train
 
 PROGRAM = "alibi-gpt"
 # Options that take several words at once, by command. Typer's take one word each time.
-SEVERAL_WORDS = {"extrapolate": ("--models", "--lengths"), "report": ("--records",)}
+SEVERAL_WORDS = {"extrapolate": ("--models", "--lengths"), "report": ("--records",), "screen": ("--records",)}
 
 app = typer.Typer(
     help="Train, measure and convert language models with ALiBi (Attention with Linear Biases).",
@@ -50,6 +51,7 @@ add(export, cls=command_with_settings("export"))
 add(generate, cls=command_with_settings("generation"))
 add(margins)
 add(report, cls=command_with_settings("report"))
+add(screen)
 add(benchmark, cls=command_with_settings("benchmark", "benchmark"))
 add(serve, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 add(init)

@@ -19,6 +19,7 @@ from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
 from modeling_alibi_gpt.experiments.run_names import run_folder_name
 from modeling_alibi_gpt.runtime.config import build_config, convert_value
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
+from modeling_alibi_gpt.runtime.variants import BETA_SCHEDULE, POSITION_RATE, TRAINING_PREFIX, is_setting
 from modeling_alibi_gpt.training.experiment import BetaSchedule, ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.model_setup import laid_over, model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
@@ -26,9 +27,6 @@ from modeling_alibi_gpt.training.preflight import check_experiment
 
 ROWS_FILE = "extrapolation.jsonl"
 _OF_RUN = {"output_dir", "seed"}
-_POSITION_RATE = "position_learning_rate"
-_TRAINING_PREFIX = "training."
-_BETA_SCHEDULE = "alibi_beta_schedule"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +67,7 @@ def make_run(
     folder /= run_folder_name(variant, seed)
     base = _with_settings(base, variant, fields)
     training = {**base.training, "seed": seed, "output_dir": str(folder)}
-    model = _with_fields(base.model, {key: value for key, value in fields.items() if not _is_setting(key)})
+    model = _with_fields(base.model, {key: value for key, value in fields.items() if not is_setting(key)})
     readings = {AS_TRAINED: {}, **(config.readings.get(variant) or {})}
     readings = {name: overrides or {} for name, overrides in readings.items()}
     trained = model_config(model)
@@ -101,7 +99,7 @@ def make_run(
 def _of_budget(config: ComparisonConfig, run: Run, budget_steps: int) -> Run:
     """A run as the training of one budget, checked, with the trunk that it shares with the budgets above it."""
     for key in SET_BY_BUDGETS:
-        if _TRAINING_PREFIX + key in run.fields:
+        if TRAINING_PREFIX + key in run.fields:
             raise ValueError(f"variants.{run.variant}: training.{key} cannot be set: it follows from budgets_steps")
     assert config.budgets_steps is not None
     smaller = [steps for steps in config.budgets_steps if steps <= budget_steps]
@@ -121,25 +119,20 @@ def _of_budget(config: ComparisonConfig, run: Run, budget_steps: int) -> Run:
     )
 
 
-def _is_setting(key: str) -> bool:
-    """Whether a key of a variant is the experiment's, and no field of its model."""
-    return key in (_POSITION_RATE, _BETA_SCHEDULE) or key.startswith(_TRAINING_PREFIX)
-
-
 def _with_settings(base: ExperimentConfig, variant: str, fields: dict[str, Any]) -> ExperimentConfig:
     training = {
-        key.removeprefix(_TRAINING_PREFIX): value for key, value in fields.items() if key.startswith(_TRAINING_PREFIX)
+        key.removeprefix(TRAINING_PREFIX): value for key, value in fields.items() if key.startswith(TRAINING_PREFIX)
     }
     for key in _OF_RUN & training.keys():
         raise ValueError(f"variants.{variant}: training.{key} cannot be set: it follows from seeds and output_dir")
-    rate = fields.get(_POSITION_RATE, base.position_learning_rate)
-    rate = convert_value(rate, float, f"variants.{variant}.{_POSITION_RATE}")
+    rate = fields.get(POSITION_RATE, base.position_learning_rate)
+    rate = convert_value(rate, float, f"variants.{variant}.{POSITION_RATE}")
     schedule = base.alibi_beta_schedule if fields.get("position_method", "alibi") == "alibi" else None
-    if fields.get(_BETA_SCHEDULE) is not None:
-        where = f"variants.{variant}.{_BETA_SCHEDULE}"
-        mapping = convert_value(fields[_BETA_SCHEDULE], dict[str, Any], where)
+    if fields.get(BETA_SCHEDULE) is not None:
+        where = f"variants.{variant}.{BETA_SCHEDULE}"
+        mapping = convert_value(fields[BETA_SCHEDULE], dict[str, Any], where)
         schedule = build_config(BetaSchedule, mapping, f"{where}.")
-    elif _BETA_SCHEDULE in fields:
+    elif BETA_SCHEDULE in fields:
         schedule = None
     changes: dict[str, Any] = {"position_learning_rate": rate, "alibi_beta_schedule": schedule}
     return dataclasses.replace(base, training={**base.training, **training}, **changes)

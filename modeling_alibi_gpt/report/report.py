@@ -16,14 +16,13 @@ from modeling_alibi_gpt.report.formats import BETA
 from modeling_alibi_gpt.report.frames import distinct_names, frames, milestone_runs, pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, make_section, render_html, render_markdown
 from modeling_alibi_gpt.report.plots import (
-    attention_speed_figure,
     beta_figure,
-    drawn_speeds,
     extrapolation_figure,
     milestone_figure,
     position_figure,
     training_figure,
 )
+from modeling_alibi_gpt.report.speed_plots import attention_speed_figure, drawn_speeds
 from modeling_alibi_gpt.report.speed_tables import (
     attention_speed_table,
     conversion_speed_table,

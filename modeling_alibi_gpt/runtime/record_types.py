@@ -191,6 +191,7 @@ class Comparison(Windows):
     nats_per_token: Number
     nats_per_token_sd: Number
     nats_per_token_by_block: list[float] | None = None
+    nats_per_token_by_seed_and_block: list[list[float]] | None = None
     difference_nats_by_seed: list[float]
     difference_nats: Number
     difference_nats_sd: Number
