@@ -10,6 +10,7 @@ import typer
 from alibi_gpt_cli.benchmark import benchmark
 from alibi_gpt_cli.compare import compare
 from alibi_gpt_cli.console import USER_ERROR_EXIT_CODE, ends_in_one_line
+from alibi_gpt_cli.context import context
 from alibi_gpt_cli.convert import convert
 from alibi_gpt_cli.evaluate import evaluate
 from alibi_gpt_cli.export import export
@@ -18,6 +19,7 @@ from alibi_gpt_cli.generate import generate
 from alibi_gpt_cli.init import init
 from alibi_gpt_cli.margins import margins
 from alibi_gpt_cli.options import settings_help
+from alibi_gpt_cli.recall import recall
 from alibi_gpt_cli.report import report
 from alibi_gpt_cli.serve import serve
 from alibi_gpt_cli.sweep import sweep
@@ -26,7 +28,12 @@ from alibi_gpt_cli.train import train
 
 PROGRAM = "alibi-gpt"
 # Options that take several words at once, by command. Typer's take one word each time.
-SEVERAL_WORDS = {"extrapolate": ("--models", "--lengths"), "report": ("--records",)}
+SEVERAL_WORDS = {
+    "extrapolate": ("--models", "--lengths"),
+    "context": ("--models",),
+    "recall": ("--models", "--lengths"),
+    "report": ("--records",),
+}
 
 app = typer.Typer(
     help="Train, measure and convert language models with ALiBi (Attention with Linear Biases).",
@@ -43,6 +50,8 @@ def add(command: Callable[..., None], **settings: Any) -> None:
 add(train, epilog=settings_help("experiment"))
 add(evaluate, epilog=settings_help("evaluation"))
 add(extrapolate, epilog=settings_help("evaluation"))
+add(context, epilog=settings_help("evaluation"))
+add(recall, epilog=settings_help("evaluation"))
 add(compare, epilog=settings_help("comparison"))
 add(sweep, epilog=settings_help("sweep"))
 add(convert)
