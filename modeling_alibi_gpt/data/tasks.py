@@ -110,8 +110,8 @@ def make_examples(
 
     ``copy``: a key, as many random values as fit twice, the key again, and the values again: the answer. There is no
     depth, since every answer token is as far from its original as the others. ``recall``: pairs of a key and a value
-    at random places among random noise, then questions: a question mark, one of the keys and its value. ``passkey``: a key and a
-    number among noise that repeats itself, then a question mark, the key and the number.
+    at random places among random noise, then questions: a question mark, one of the keys and its value. ``passkey``: a
+    key and a number among noise that repeats itself, then a question mark, the key and the number.
 
     Args:
         task: From ``parse_task``.

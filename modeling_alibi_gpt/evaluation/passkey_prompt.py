@@ -1,4 +1,4 @@
-"""The passkey in English, for any language model with its own tokenizer: a number in a long text, asked for at the end."""
+"""The passkey in English, for any model with its own tokenizer: a number in a long text, asked for at the end."""
 
 from itertools import accumulate, cycle
 

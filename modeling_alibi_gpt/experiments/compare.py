@@ -11,9 +11,12 @@ from filelock import FileLock
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm
 from modeling_alibi_gpt.checkpoints.model_size import weight_shapes
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
-from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
+from modeling_alibi_gpt.data.corpora import describe_documents
+from modeling_alibi_gpt.data.tasks import is_task
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
+from modeling_alibi_gpt.evaluation.measurement import load_text_documents
+from modeling_alibi_gpt.evaluation.recall import RecallConfig, run_recall
 from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.experiments.run_names import check_names, run_folder_name
 from modeling_alibi_gpt.experiments.runner import Job, run_jobs, shared_experiment, train_once
@@ -61,7 +64,7 @@ class ComparisonConfig:
     seeds: list[int]
     """Training seeds, the same for every variant."""
     evaluation: dict[str, Any]
-    """Settings of ``ExtrapolationConfig``: text, lengths, protocols."""
+    """Settings of ``ExtrapolationConfig``: text, lengths, protocols; of ``RecallConfig`` where a task is learned."""
     output_dir: str
     """Gets a folder for each run, and ``comparison.jsonl``."""
     trainings_dir: str | None = None
@@ -106,7 +109,7 @@ class Run:
     seed: int
     output_dir: Path
     experiment: ExperimentConfig
-    evaluations: dict[str, ExtrapolationConfig]
+    evaluations: dict[str, ExtrapolationConfig] | dict[str, RecallConfig]
 
     @property
     def model_dir(self) -> Path:
@@ -168,12 +171,8 @@ def _check_texts(run: Run) -> str:
     """
     named_tokenizer(run.experiment)
     evaluation = run.evaluations[AS_TRAINED]
-    load_documents(
-        evaluation.source,
-        evaluation.text_split,
-        validation_fraction=evaluation.validation_fraction,
-        text_column=evaluation.text_column,
-    )
+    if isinstance(evaluation, ExtrapolationConfig):
+        load_text_documents(evaluation)
     return prepare_data(run.experiment).fingerprint
 
 
@@ -193,6 +192,7 @@ def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, se
     readings = {AS_TRAINED: {}, **(config.readings.get(variant) or {})}
     readings = {name: overrides or {} for name, overrides in readings.items()}
     trained = model_config(model)
+    evaluation_class = RecallConfig if is_task(base.data.source) else ExtrapolationConfig
     for name, overrides in readings.items():
         read = model_config(_with_fields(model, overrides))
         if isinstance(read, AlibiGPTConfig) and weight_shapes(read) != weight_shapes(trained):
@@ -208,7 +208,7 @@ def _make_run(config: ComparisonConfig, base: ExperimentConfig, variant: str, se
         output_dir=folder,
         experiment=dataclasses.replace(base, name=variant, model=model, training=training),
         evaluations={
-            name: build_config(ExtrapolationConfig, {**config.evaluation, **named}, "evaluation.")
+            name: build_config(evaluation_class, {**config.evaluation, **named}, "evaluation.")
             for name, named in evaluations.items()
         },
     )
@@ -237,8 +237,12 @@ def _with_fields(section: ModelSection, fields: dict[str, Any]) -> ModelSection:
 def _train_and_read(run: Run) -> str:
     record = train_once(run.experiment)
     for evaluation in run.evaluations.values():
-        run_extrapolation(evaluation)
+        _read(evaluation)
     return f"validation perplexity {record['validation_perplexity']:.2f}"
+
+
+def _read(evaluation: ExtrapolationConfig | RecallConfig) -> list[dict[str, Any]]:
+    return run_recall(evaluation) if isinstance(evaluation, RecallConfig) else run_extrapolation(evaluation)
 
 
 def _collect(name: str, run: Run) -> list[dict[str, Any]]:
@@ -254,7 +258,7 @@ def _collect(name: str, run: Run) -> list[dict[str, Any]]:
     rows = []
     for reading, evaluation in run.evaluations.items():
         label = {"reading": reading, "name": run.variant if reading == AS_TRAINED else f"{run.variant}, {reading}"}
-        rows += [row | where | label for row in run_extrapolation(evaluation)]
+        rows += [row | where | label for row in _read(evaluation)]
     return [*trained, *rows]
 
 
@@ -270,7 +274,9 @@ def _trained_beta_record(run: Run, kind: str, training: dict[str, Any]) -> dict[
 
 
 def _corpus_records(name: str, data: DataSection) -> list[dict[str, Any]]:
-    """One ``corpus`` record: which documents were learned, so that anyone can gather them again."""
+    """One ``corpus`` record: which documents were learned, so that anyone can gather them again; none for a task."""
+    if is_task(data.source):
+        return []
     documents = training_documents(data)
     return [
         {
