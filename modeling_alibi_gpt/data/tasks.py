@@ -21,12 +21,14 @@ from modeling_alibi_gpt.data.packing import IGNORED_LABEL
 
 PREFIX = "task:"
 END, QUESTION = "<end>", "?"
-NUM_KEYS = NUM_VALUES = NUM_NOISE = 32
+NUM_KEYS, NUM_VALUES, NUM_NOISE = 8, 32, 32
+NUM_PAIRED_VALUES = 16  # the first values, of which each pair of recall has one
 NUM_DIGITS = 10
 FILLER_TOKENS = 16  # of the passkey: the first noise tokens, repeated in order
 _KEYS = 2  # first id, after the end and the question
 _VALUES = _KEYS + NUM_KEYS
 _NOISE = _VALUES + NUM_VALUES
+_PAIRS = _NOISE + NUM_NOISE
 SPLITS = ("train", "validation", "test")
 NUM_VALIDATION_EXAMPLES = 512
 EXAMPLES_PER_CALL = 1024
@@ -39,7 +41,7 @@ class Task:
 
     Attributes:
         name: ``copy``, ``recall`` or ``passkey``.
-        pairs: Of ``recall``: pairs of a key and a value in the body.
+        pairs: Of ``recall``: pairs in the body, each a token that stands for a key and a value.
         questions: Of ``recall``: how many of them are asked for, each drawn anew, so that no answer rules out another.
         digits: Of ``passkey``: tokens of the number.
         examples: Of the training split.
@@ -62,7 +64,7 @@ class Examples:
         input_ids: ``(N, L)`` int32.
         is_answer: ``(L,)`` bool: the tokens that answer a question, in the same places in every sequence.
         first_answer: Where the first answer begins and ends.
-        distance_tokens: From the first token of that answer back to the same token in the body.
+        distance_tokens: From the first token of that answer back to where it stands in the body, the mean.
     """
 
     input_ids: np.ndarray
@@ -109,9 +111,10 @@ def make_examples(
     """Sequences of a task, the same for the same arguments.
 
     ``copy``: a key, as many random values as fit twice, the key again, and the values again: the answer. There is no
-    depth, since every answer token is as far from its original as the others. ``recall``: pairs of a key and a value
-    at random places among random noise, then questions: a question mark, one of the keys and its value. ``passkey``: a
-    key and a number among noise that repeats itself, then a question mark, the key and the number.
+    depth, since every answer token is as far from its original as the others. ``recall``: pairs at random places
+    among random noise, each one token for a key and a value, so that one layer of attention can find it; then
+    questions: a question mark, one of the keys and its value. ``passkey``: a key and a number among noise that repeats
+    itself, then a question mark, the key and the number.
 
     Args:
         task: From ``parse_task``.
@@ -134,14 +137,15 @@ def make_examples(
 
 def shortest_length(task: Task) -> int:
     """Tokens of the shortest sequence that a task fits into."""
-    return {"copy": 4, "recall": 2 * task.pairs + 3 * task.questions, "passkey": 2 * task.digits + 3}[task.name]
+    return {"copy": 4, "recall": task.pairs + 3 * task.questions, "passkey": 2 * task.digits + 3}[task.name]
 
 
 def task_tokenizer() -> PreTrainedTokenizerFast:
-    """The vocabulary of every task, its words between spaces: ``? k0 v3 n7``."""
+    """The vocabulary of every task, its words between spaces: ``? k0 v3 n7 k0v3``."""
     words = [END, QUESTION]
     for letter, count in (("k", NUM_KEYS), ("v", NUM_VALUES), ("n", NUM_NOISE)):
         words += [f"{letter}{number}" for number in range(count)]
+    words += [f"k{key}v{value}" for key in range(NUM_KEYS) for value in range(NUM_PAIRED_VALUES)]
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token=END))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -190,23 +194,22 @@ def _copy(task: Task, rng: np.random.Generator, num: int, length: int, depth: fl
 def _recall(task: Task, rng: np.random.Generator, num: int, length: int, depth: float | None) -> Examples:
     _check_length(task, length)
     num_body = length - 3 * task.questions
-    num_cells = num_body // 2  # pairs lie in cells of two tokens, so that none overlaps another
-    ids = _NOISE + rng.integers(NUM_NOISE, size=(num, length))
-    keys = _KEYS + rng.random((num, NUM_KEYS)).argsort(axis=1)[:, : task.pairs]
-    values = _VALUES + rng.integers(NUM_VALUES, size=(num, task.pairs))
-    order = rng.random((num, num_cells))
+    ids = rng.integers(_NOISE, _NOISE + NUM_NOISE, size=(num, length))
+    keys = rng.random((num, NUM_KEYS)).argsort(axis=1)[:, : task.pairs]
+    values = rng.integers(NUM_PAIRED_VALUES, size=(num, task.pairs))
+    order = rng.random((num, num_body))
     if depth is not None:
-        order[:, round(depth * (num_cells - 1))] = -1  # first of all
-    cells = order.argsort(axis=1)[:, : task.pairs]
-    places = num_body % 2 + 2 * cells
+        order[:, round(depth * (num_body - 1))] = -1  # first of all
+    places = order.argsort(axis=1)[:, : task.pairs]
     rows = np.arange(num)[:, None]
-    ids[rows, places], ids[rows, places + 1] = keys, values
+    ids[rows, places] = _PAIRS + NUM_PAIRED_VALUES * keys + values
     asked = rng.integers(task.pairs, size=(num, task.questions))
     asked[:, 0] = 0  # the pair whose depth may be given
     questions = num_body + 3 * np.arange(task.questions)
-    ids[:, questions], ids[:, questions + 1], ids[:, questions + 2] = 1, keys[rows, asked], values[rows, asked]
+    ids[:, questions], ids[:, questions + 1] = 1, _KEYS + keys[rows, asked]
+    ids[:, questions + 2] = _VALUES + values[rows, asked]
     answers = [(start + 2, start + 3) for start in questions.tolist()]
-    return _examples(ids, answers, answers[0][0] - float(np.mean(places[:, 0] + 1)))
+    return _examples(ids, answers, answers[0][0] - float(np.mean(places[:, 0])))
 
 
 def _passkey(task: Task, rng: np.random.Generator, num: int, length: int, depth: float | None) -> Examples:

@@ -27,7 +27,7 @@ def task_sequences(input_ids: np.ndarray) -> list[list[str]]:
 
 def test_sources_are_read_with_their_parameters() -> None:
     assert parse_task("task:copy") == Task(name="copy")
-    assert parse_task("task:recall,pairs=9,seed=3,examples=100") == Task(name="recall", pairs=9, seed=3, examples=100)
+    assert parse_task("task:recall,pairs=5,seed=3,examples=100") == Task(name="recall", pairs=5, seed=3, examples=100)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_sources_are_read_with_their_parameters() -> None:
         ("task:copy,pairs=3", "'pairs=3' is no parameter, expected KEY=NUMBER with one of examples, seed"),
         ("task:recall,pairs", "'pairs' is no parameter"),
         ("task:recall,pairs=-1", "'pairs=-1' is no parameter"),
-        ("task:recall,pairs=33", "pairs must be from 1 to 32, got 33"),
+        ("task:recall,pairs=9", "pairs must be from 1 to 8, got 9"),
         ("task:recall,examples=0", "examples must be from 1 to 2147483648, got 0"),
     ],
 )
@@ -47,15 +47,14 @@ def test_sources_that_say_nothing_are_refused(source: str, message: str) -> None
         parse_task(source)
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [source for source in SOURCES if "recall" not in source])
 @pytest.mark.parametrize("extra", [0, 1, 50])
-def test_the_first_answer_is_what_stands_in_the_body(source: str, extra: int) -> None:
-    """Found by a reader of the sequence alone: what follows the key that is asked for, wherever that stood before."""
+def test_the_answer_is_what_stands_behind_the_key_in_the_body(source: str, extra: int) -> None:
     task = parse_task(source)
     length = shortest_length(task) + extra
     examples = make_examples(task, 40, length, split="train")
     start, stop = examples.first_answer
-    assert examples.is_answer[start:stop].all() and not examples.is_answer[:start].any()
+    assert stop == length and examples.is_answer.nonzero()[0].tolist() == list(range(start, stop))
     distances = []
     for row in task_sequences(examples.input_ids):
         key, answer = row[start - 1], row[start:stop]
@@ -70,12 +69,15 @@ def test_every_question_has_the_answer_of_its_key(source: str) -> None:
     task = parse_task(source)
     examples = make_examples(task, 40, 80, split="train")
     (answers,) = examples.is_answer.nonzero()
-    assert len(answers) == task.questions
+    assert len(answers) == task.questions and examples.first_answer == (answers[0], answers[0] + 1)
+    distances = []
     for row in task_sequences(examples.input_ids):
         body = row[: answers[0] - 2]
-        pairs = {key: value for key, value in zip(body, body[1:], strict=False) if key.startswith("k")}
+        pairs = {word[:2]: (word[2:], at) for at, word in enumerate(body) if word.startswith("k")}
         assert len(pairs) == task.pairs
-        assert all(row[at] == pairs[row[at - 1]] and row[at - 2] == "?" for at in answers)
+        assert all(row[at] == pairs[row[at - 1]][0] and row[at - 2] == "?" for at in answers)
+        distances.append(answers[0] - pairs[row[answers[0] - 1]][1])
+    assert np.mean(distances) == pytest.approx(examples.distance_tokens)
 
 
 @pytest.mark.parametrize("length", [10, 11])
@@ -94,9 +96,9 @@ def test_depth_is_where_the_asked_item_lies(source: str) -> None:
     }
     start = at_depths[0.0].first_answer[0]
     tail = 3 * task.questions if source == "task:recall" else task.digits + 2
-    item = 2 if source == "task:recall" else task.digits + 1
+    item = 1 if source == "task:recall" else task.digits + 1
     for depth, examples in at_depths.items():
-        first = start - examples.distance_tokens - 1  # of the item
+        first = start - examples.distance_tokens - (source == "task:passkey")  # token of the item
         assert first == pytest.approx(depth * (100 - tail - item), abs=2)
     numbers = [examples.input_ids[:, start] for examples in at_depths.values()]
     assert all((other == numbers[0]).all() for other in numbers)  # only the place differs
@@ -144,5 +146,5 @@ def test_datasets_hold_the_labels_of_answers_alone(tmp_path: Path, monkeypatch: 
 
 def test_the_vocabulary_is_the_ids() -> None:
     tokenizer = task_tokenizer()
-    assert tokenizer("? k0 v3 n31").input_ids == [1, 2, 37, 97]
-    assert len(tokenizer) == 98 and tokenizer.pad_token_id == tokenizer.eos_token_id == 0
+    assert tokenizer("? k0 v3 n31 k1v2").input_ids == [1, 2, 13, 73, 92]
+    assert len(tokenizer) == 202 and tokenizer.pad_token_id == tokenizer.eos_token_id == 0

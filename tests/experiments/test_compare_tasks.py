@@ -17,7 +17,7 @@ def settings(corpus: Path, tmp_path: Path, one_thread: None) -> dict[str, Any]:
         "experiment": {
             "name": "base",
             "model": {
-                "config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 98}
+                "config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 202}
             },
             "data": {"source": "task:recall,questions=2,examples=32", "train_length_tokens": 16},
             "global_batch_size": 8,

@@ -40,7 +40,7 @@ def test_the_section_says_the_numbers_of_strong_and_weak_alike(tmp_path: Path) -
     assert figures == ["recall_task_recall.png"]
     assert "- alibi: 1.00 at 128 tokens, 0.35 at 512 (0.25 at depth 0, 0.45 at depth 1)." in text
     assert "- rope: 1.00 at 128 tokens, 0.10 at 512 (0.00 at depth 0, 0.20 at depth 1)." in text
-    assert "- learned: 1.00 at 128 tokens." in text
+    assert "- learned: 1.00 at 128 tokens (1.00 at depth 0, 1.00 at depth 1)." in text
 
 
 def test_each_task_has_its_section(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from modeling_alibi_gpt.training.trainer import prepare_data, train
 def make_task(corpus: Path, tmp_path: Path, one_thread: None) -> Callable[..., ExperimentConfig]:
     values = {
         "name": "task",
-        "model": {"config": {"vocab_size": 98, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}},
+        "model": {"config": {"vocab_size": 202, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}},
         "data": {"source": "task:passkey,digits=2,examples=64", "train_length_tokens": 16},
         "global_batch_size": 8,
         "training": {"output_dir": str(tmp_path / "run"), "max_steps": 4, "logging_steps": 2, "save_steps": 2},
@@ -51,7 +51,7 @@ def test_the_record_is_of_the_answers(make_task: Callable[..., ExperimentConfig]
         ("data.tokenizer=train", "data.tokenizer is for texts"),
         ("data.validation_source=stdlib", "data.validation_source is for texts"),
         ("data.max_train_tokens=100", "data.max_train_tokens is for texts"),
-        ("model.config.vocab_size=97", "the model has embeddings for 97; set vocab_size to at least 98"),
+        ("model.config.vocab_size=201", "the model has embeddings for 201; set vocab_size to at least 202"),
         ("milestones={steps: [0], lengths_tokens: [16]}", "milestones read a text"),
     ],
 )
