@@ -24,9 +24,8 @@ TEMPLATE = "context.j2"
 def recall_sections(by_kind: Frames) -> list[Section]:
     """A section for each comparison and task."""
     frame = by_kind["recall"]
-    frame = pd.concat(
-        [group if comparison else distinct_names(group) for comparison, group in frame.groupby("comparison")]
-    )
+    by_comparison = frame.groupby("comparison", sort=False)
+    frame = pd.concat([group if name else distinct_names(group) for name, group in by_comparison])
     groups = frame.groupby(["comparison", "source"], sort=False)
     return [_recall_section(comparison, source, group, by_kind) for (comparison, source), group in groups]
 

@@ -93,10 +93,9 @@ def test_losses_stand_by_last_occurrence() -> None:
 def test_the_section_says_what_distant_text_is_worth(tmp_path: Path) -> None:
     text, figures = page(context_records(), tmp_path)
     assert figures == ["context.png", "last_occurrence.png"]
-    unseen = "no effect of the distant text was detected"
+    unseen = "no difference was detected"
     assert f"- alibi, keeping 128 tokens, its training length: replaced +0.000 nats, {unseen}; cut off" in text
-    lower = "the distant text lowers the loss"
-    assert f"replaced +0.300 nats, {lower}; cut off +0.050 nats, {lower}." in text
+    assert "replaced +0.300 nats, higher than the whole; cut off +0.050 nats, higher than the whole." in text
 
 
 @pytest.mark.parametrize(
