@@ -1,12 +1,14 @@
 """Loss with less of the context: what a model is given, how far back tokens occurred, and rows that resume."""
 
 import dataclasses
+import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from alibi_gpt_cli.main import main
 from modeling_alibi_gpt.evaluation import grid
 from modeling_alibi_gpt.evaluation.context import ContextConfig, ContextWindows, format_context, run_context
 from modeling_alibi_gpt.runtime.records import read_checked_records
@@ -135,3 +137,13 @@ def test_sizes_follow_from_the_training_length(config: ContextConfig) -> None:
     assert rows[0]["context_tokens"] == 256
     assert [row["kept_tokens"] for row in rows if row["reading"] == "cut"] == [4, 8, 16, 32, 64, 128]
     assert rows[0]["nats_by_last_occurrence"]["edges_tokens"] == [1, 4, 16, 32, 64, 128, 256, 257]
+
+
+def test_the_command_ends_with_the_rows_in_short(config: ContextConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {"context_tokens": 64, "scored_tokens": 4, "num_windows": 20, "kept_tokens": [8]}
+    words = ["context", "--models", *config.models, "--data", config.source, "--output", config.output, "--json"]
+    assert main([*words, *(word for key, value in sizes.items() for word in ("--set", f"{key}={value}"))]) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    rows = read_checked_records(config.output)
+    fields = ("name", "reading", "kept_tokens", "nats_per_token", "difference_nats", "error")
+    assert json.loads(last)["rows"] == [{field: row[field] for field in fields} for row in rows] and len(rows) == 3

@@ -1,12 +1,14 @@
 """Accuracy by length and depth: a model that is known to answer, prompts for any tokenizer, and rows that resume."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from alibi_gpt_cli.main import main
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.tasks import task_tokenizer
 from modeling_alibi_gpt.evaluation import grid
@@ -152,3 +154,15 @@ def test_impossible_grids_are_refused_before_anything_is_written(
 def test_a_model_that_learned_no_task_is_told_what_asks_it(make_folder, config: RecallConfig) -> None:
     with pytest.raises(ValueError, match="was not trained on a task; prompt:passkey asks any model"):
         run_recall(dataclasses.replace(config, models=[make_folder("alibi")]))
+
+
+def test_the_command_ends_with_the_rows_in_short(config: RecallConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["recall", "--models", *config.models, "--data", config.source, "--lengths", "32", "64"]
+    words += ["--output", config.output, "--set", "num_examples=5", "--set", "depths=[0.0, 0.5]", "--json"]
+    assert main(words) == 0
+    *_, last = capsys.readouterr().out.splitlines()
+    rows = read_checked_records(config.output)
+    fields = ("name", "length_tokens", "depth", "accuracy", "token_accuracy", "error")
+    assert json.loads(last)["rows"] == [{field: row[field] for field in fields} for row in rows]
+    assert main(["recall", "--models", *config.models]) == 2
+    assert capsys.readouterr().err == "error: key 'source' is missing\n"
