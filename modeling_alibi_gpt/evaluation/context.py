@@ -162,7 +162,7 @@ def run_context(config: ContextConfig, on_row: Callable[[Row], None] = lambda ro
         parts = [("whole", None), *((reading, k) for reading in ("replaced", "cut") for k in kept)]
         blanks = [blank | {"reading": reading, "kept_tokens": k} for reading, k in parts]
         measure = partial(_measure, _Scores(windows, config.batch_tokens))
-        grid.append(ModelRows(model_dir=model_dir, blanks=blanks, measure=measure))
+        grid.append(ModelRows(model_dir=model_dir, model_config=model_config, blanks=blanks, measure=measure))
     return run_grid(config, grid, key_fields=_KEY_FIELDS, on_row=on_row)
 
 

@@ -85,6 +85,7 @@ def run_extrapolation(
     grid = [
         ModelRows(
             model_dir=subject.model_dir,
+            model_config=subject.model_config,
             blanks=_blank_rows(config, subject, lengths),
             measure=partial(_measure, subject.text, config.batch_tokens),
         )

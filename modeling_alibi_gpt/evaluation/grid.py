@@ -60,11 +60,13 @@ class ModelRows:
 
     Attributes:
         model_dir: Its folder.
+        model_config: Its config, with the overrides laid over it.
         blanks: The rows with everything but what is measured.
         measure: From the model and one of these to the measured fields. A ``ValueError`` becomes the row's ``error``.
     """
 
     model_dir: str
+    model_config: PreTrainedConfig
     blanks: Sequence[Row]
     measure: Callable[[PreTrainedModel, Row], Row]
 
@@ -94,7 +96,7 @@ def run_grid(
             for blank in of_model.blanks:
                 row = finished.get(_row_key(blank, key_fields))
                 if row is None:
-                    model = model or _load(config, of_model.model_dir)
+                    model = model or _load(config, of_model)
                     row = blank | _measured(of_model, model, blank)
                     if is_main:
                         append_record(config.output, row)
@@ -133,9 +135,12 @@ def distinct_names(model_dirs: Sequence[str]) -> list[str]:
     raise ValueError(f"models must be different folders, got {', '.join(model_dirs)}")
 
 
-def _load(config: GridConfig, model_dir: str) -> PreTrainedModel:
+def _load(config: GridConfig, of_model: ModelRows) -> PreTrainedModel:
     return load_causal_lm(
-        model_dir, dtype=config.dtype, attn_implementation=config.attn_implementation, overrides=config.overrides
+        of_model.model_dir,
+        of_model.model_config,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.attention import ALL_ATTENTION_FUNCTIONS
-from modeling_alibi_gpt.checkpoints.load import DTYPES
+from modeling_alibi_gpt.checkpoints.load import COMPUTE_DTYPES
 from modeling_alibi_gpt.data.corpora import SPLITS, describe_documents, load_documents
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
@@ -39,7 +39,7 @@ class ReadingConfig:
 
     def __post_init__(self) -> None:
         check_at_least_1("batch_tokens", self.batch_tokens)
-        check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, COMPUTE_DTYPES)
         if self.attn_implementation is not None:
             check_choice(
                 "attn_implementation", self.attn_implementation, ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())

@@ -126,6 +126,7 @@ def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row:
                 _questions(config, tokenizer, length, depth, num_examples=1)
         model_rows = ModelRows(
             model_dir=model_dir,
+            model_config=configs[model_dir],
             blanks=_blank_rows(config, name, model_dir, configs[model_dir], lengths, depths),
             measure=partial(_measure, config, tokenizer),
         )

@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from modeling_alibi_gpt.report.formats import NOTHING, format_count, format_nats, with_minus
+from modeling_alibi_gpt.report.formats import MISSING_CELL, format_count, format_nats, with_minus
 from modeling_alibi_gpt.report.frames import Records, alibi_first, frame_of, pick, rows_of
 from modeling_alibi_gpt.report.statistics import Difference, within_a_model
 from modeling_alibi_gpt.report.tables import Table, by_length
@@ -21,7 +21,7 @@ def recall_table(records: Records) -> Table:
     The lowest and the highest seed stand in brackets. Errors become footnotes.
     """
     frame = with_share(alibi_first(frame_of(records)))
-    frame = frame.assign(depth=[NOTHING if pd.isna(depth) else f"{depth:g}" for depth in frame["depth"]])
+    frame = frame.assign(depth=[MISSING_CELL if pd.isna(depth) else f"{depth:g}" for depth in frame["depth"]])
     notes = [row["error"] and f"{row['name']}: {row['error']}" for row in rows_of(frame)]
     footnotes = list(dict.fromkeys(note for note in notes if note))
     keys = ["name", "depth", "length_tokens"]
@@ -52,7 +52,7 @@ def context_table(records: Records) -> Table:
         whole = pick(of_model, reading="whole")["nats_per_token"].tolist()
         for reading in READINGS:
             cells = {row["kept_tokens"]: row for row in rows_of(pick(of_model, reading=reading))}
-            texts = [_above(cells[k], of_model, footnotes) if k in cells else NOTHING for k in kept]
+            texts = [_above(cells[k], of_model, footnotes) if k in cells else MISSING_CELL for k in kept]
             rows.append([str(name), reading, *texts, *map(format_nats, whole[:1] or [None])])
     return Table(["model", "beyond", *map(format_count, kept), "whole"], rows, 2, footnotes=footnotes)
 
@@ -99,7 +99,7 @@ def _above(row: Record, of_model: pd.DataFrame, footnotes: Sequence[str]) -> str
     difference = context_difference(row, of_model)
     if difference is None:
         note = f"{row['name']}: {row['error']}"
-        return f"failed ({footnotes.index(note) + 1})" if note in footnotes else NOTHING
+        return f"failed ({footnotes.index(note) + 1})" if note in footnotes else MISSING_CELL
     return with_minus(f"{difference.mean:+.3f} \N{PLUS-MINUS SIGN} {difference.noise:.3f}")
 
 
