@@ -12,7 +12,8 @@ from modeling_alibi_gpt.evaluation.context import ContextConfig
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig
 from modeling_alibi_gpt.evaluation.recall import RecallConfig
-from modeling_alibi_gpt.experiments.compare import ComparisonConfig, _runs
+from modeling_alibi_gpt.experiments.compare import _runs
+from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
 from modeling_alibi_gpt.experiments.sweep import SweepConfig
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.training.arguments import build_arguments
