@@ -16,12 +16,14 @@ import yaml
 
 from alibi_gpt_cli.benchmark import benchmark, find_benchmarks
 from alibi_gpt_cli.compare import compare
+from alibi_gpt_cli.context import context
 from alibi_gpt_cli.convert import convert
 from alibi_gpt_cli.evaluate import evaluate
 from alibi_gpt_cli.export import export
 from alibi_gpt_cli.extrapolate import extrapolate
 from alibi_gpt_cli.generate import generate
 from alibi_gpt_cli.init import CONFIGS
+from alibi_gpt_cli.recall import recall
 from alibi_gpt_cli.report import report
 from alibi_gpt_cli.settings_help import SCHEMAS
 from alibi_gpt_cli.sweep import sweep
@@ -34,6 +36,8 @@ SETTINGS: dict[str, tuple[Callable[..., None], str]] = {
     "experiment": (train, "modeling_alibi_gpt.training.experiment.ExperimentConfig"),
     "evaluation": (evaluate, "modeling_alibi_gpt.evaluation.perplexity.PerplexityConfig"),
     "extrapolation": (extrapolate, "modeling_alibi_gpt.evaluation.extrapolation.ExtrapolationConfig"),
+    "context": (context, "modeling_alibi_gpt.evaluation.context.ContextConfig"),
+    "recall": (recall, "modeling_alibi_gpt.evaluation.recall.RecallConfig"),
     "comparison": (compare, "modeling_alibi_gpt.experiments.compare.ComparisonConfig"),
     "sweep": (sweep, "modeling_alibi_gpt.experiments.sweep_config.SweepConfig"),
     "conversion": (convert, "modeling_alibi_gpt.checkpoints.convert.conversion.ConvertConfig"),

@@ -10,9 +10,12 @@ import pytest
 import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.evaluation.context import ContextConfig
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig
-from modeling_alibi_gpt.experiments.compare import ComparisonConfig
+from modeling_alibi_gpt.evaluation.recall import RecallConfig
+from modeling_alibi_gpt.experiments.compare import _runs
+from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
 from modeling_alibi_gpt.experiments.sweep import SweepConfig
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.training.arguments import build_arguments
@@ -82,7 +85,10 @@ def test_sweeps_are_read(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "evaluation").glob("*.yaml")), ids=lambda path: path.name)
 def test_evaluations_are_read(path: Path) -> None:
-    if path.name == "perplexity.yaml":
+    if path.name in ("context.yaml", "passkey_prompt.yaml"):
+        of_model = {"context.yaml": ContextConfig, "passkey_prompt.yaml": RecallConfig}[path.name]
+        load_config(of_model, str(path), models=["runs/demo/alibi"])
+    elif path.name == "perplexity.yaml":
         load_config(PerplexityConfig, str(path), model="runs/demo/alibi")
     elif path.name == "length_extrapolation.yaml":
         load_config(ExtrapolationConfig, str(path), models=["runs/demo/alibi"])
@@ -111,3 +117,14 @@ def _validation_source(config: ComparisonConfig) -> str:
 
 def _matching(source: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if fnmatch(f"data/gutenberg/valid/{name}", source.removeprefix("text:"))]
+
+
+@pytest.mark.parametrize("task", ["copy", "passkey", "recall"])
+def test_comparisons_of_tasks_ask_for_what_they_train(task: str) -> None:
+    config = load_config(ComparisonConfig, str(CONFIGS / "comparison" / f"{task}.yaml"))
+    for run in _runs(config):
+        (evaluation,) = run.evaluations.values()
+        assert isinstance(evaluation, RecallConfig)
+        assert evaluation.source == run.experiment.data.source == f"task:{task}"
+        lengths = evaluation.lengths_tokens or []
+        assert [length / run.experiment.data.train_length_tokens for length in lengths] == [1, 2, 4, 8, 16]

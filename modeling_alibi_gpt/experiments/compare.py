@@ -9,9 +9,12 @@ from typing import Any
 from filelock import FileLock
 
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm
-from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
+from modeling_alibi_gpt.data.corpora import describe_documents
+from modeling_alibi_gpt.data.tasks import is_task
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
-from modeling_alibi_gpt.evaluation.extrapolation import run_extrapolation
+from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
+from modeling_alibi_gpt.evaluation.measurement import load_text_documents
+from modeling_alibi_gpt.evaluation.recall import RecallConfig, run_recall
 from modeling_alibi_gpt.experiments.beta_predictions import known_predictions
 from modeling_alibi_gpt.experiments.budgets import remove_trunks, train_from_trunk
 from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
@@ -118,12 +121,8 @@ def _check_texts(run: Run) -> str:
     """
     named_tokenizer(run.experiment)
     evaluation = run.evaluations[AS_TRAINED]
-    load_documents(
-        evaluation.source,
-        evaluation.text_split,
-        validation_fraction=evaluation.validation_fraction,
-        text_column=evaluation.text_column,
-    )
+    if isinstance(evaluation, ExtrapolationConfig):
+        load_text_documents(evaluation)
     return prepare_data(run.experiment).fingerprint
 
 
@@ -137,8 +136,12 @@ def _with_shared_training(run: Run, trainings_dir: str | None, text: str) -> Run
 def _train_and_read(run: Run) -> str:
     record = train_from_trunk(run.experiment, run.trunk)
     for evaluation in run.evaluations.values():
-        run_extrapolation(evaluation)
+        _read(evaluation)
     return f"validation perplexity {record['validation_perplexity']:.2f}"
+
+
+def _read(evaluation: ExtrapolationConfig | RecallConfig) -> list[dict[str, Any]]:
+    return run_recall(evaluation) if isinstance(evaluation, RecallConfig) else run_extrapolation(evaluation)
 
 
 def _collect(name: str, run: Run) -> list[dict[str, Any]]:
@@ -154,7 +157,7 @@ def _collect(name: str, run: Run) -> list[dict[str, Any]]:
     rows = []
     for reading, evaluation in run.evaluations.items():
         label = {"reading": reading, "name": run.variant if reading == AS_TRAINED else f"{run.variant}, {reading}"}
-        rows += [row | where | label for row in run_extrapolation(evaluation)]
+        rows += [row | where | label for row in _read(evaluation)]
     return [*trained, *rows]
 
 
@@ -170,7 +173,9 @@ def _trained_beta_record(run: Run, kind: str, training: dict[str, Any]) -> dict[
 
 
 def _corpus_records(name: str, data: DataSection) -> list[dict[str, Any]]:
-    """One ``corpus`` record: which documents were learned, so that anyone can gather them again."""
+    """One ``corpus`` record: which documents were learned, so that anyone can gather them again; none for a task."""
+    if is_task(data.source):
+        return []
     documents = training_documents(data)
     return [
         {

@@ -45,7 +45,7 @@ class ComparisonConfig:
     cooldown_share: float = 0.2
     """Part of each budget in which the learning rate decays."""
     evaluation: dict[str, Any]
-    """Settings of ``ExtrapolationConfig``: text, lengths, protocols."""
+    """Settings of ``ExtrapolationConfig``: text, lengths, protocols; of ``RecallConfig`` where a task is learned."""
     output_dir: str
     """Gets a folder for each run, and ``comparison.jsonl``."""
     trainings_dir: str | None = None

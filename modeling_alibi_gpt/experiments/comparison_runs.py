@@ -7,7 +7,9 @@ from typing import Any
 
 from modeling_alibi_gpt.checkpoints.model_size import weight_shapes
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.data.tasks import is_task
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig
+from modeling_alibi_gpt.evaluation.recall import RecallConfig
 from modeling_alibi_gpt.experiments.budgets import (
     SET_BY_BUDGETS,
     TRUNKS_DIR,
@@ -49,7 +51,7 @@ class Run:
     seed: int
     output_dir: Path
     experiment: ExperimentConfig
-    evaluations: dict[str, ExtrapolationConfig]
+    evaluations: dict[str, ExtrapolationConfig] | dict[str, RecallConfig]
     budget_steps: int | None = None
     budget_tokens: int | None = None
     trunk: tuple[ExperimentConfig, ...] = ()
@@ -71,6 +73,7 @@ def make_run(
     readings = {AS_TRAINED: {}, **(config.readings.get(variant) or {})}
     readings = {name: overrides or {} for name, overrides in readings.items()}
     trained = model_config(model)
+    evaluation_class = RecallConfig if is_task(base.data.source) else ExtrapolationConfig
     for name, overrides in readings.items():
         read = model_config(_with_fields(model, overrides))
         if isinstance(read, AlibiGPTConfig) and weight_shapes(read) != weight_shapes(trained):
@@ -86,7 +89,7 @@ def make_run(
         output_dir=folder,
         experiment=dataclasses.replace(base, name=variant, model=model, training=training),
         evaluations={
-            name: build_config(ExtrapolationConfig, {**config.evaluation, **named}, "evaluation.")
+            name: build_config(evaluation_class, {**config.evaluation, **named}, "evaluation.")
             for name, named in evaluations.items()
         },
     )

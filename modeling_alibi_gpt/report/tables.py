@@ -35,6 +35,20 @@ class Table:
     footnotes: list[str] = field(default_factory=list)
 
 
+def table_text(table: Table) -> str:
+    """A table for a terminal: aligned columns, and its numbered footnotes."""
+    lines = [table.header, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        "  ".join(
+            cell.ljust(width) if column < table.num_text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*aligned, *(f"({number}) {note}" for number, note in enumerate(table.footnotes, start=1))])
+
+
 def by_length(frame: pd.DataFrame, keys: list[str], cells: Iterable[str]) -> pd.DataFrame:
     """Cells of text with a row for each value of ``keys``, in the order of the records, and a column a length.
 

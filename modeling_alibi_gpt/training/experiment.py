@@ -36,7 +36,9 @@ class DataSection:
     """Which text is read and how it is cut into training sequences."""
 
     source: str = "stdlib"
-    """``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``."""
+    """``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``; or a task in place of a text: ``task:copy``, ``task:recall``
+    or ``task:passkey``, each with ``,KEY=NUMBER`` (see ``data/tasks.py``), whose loss is on the answers alone.
+    """
     validation_source: str | None = None
     """Another source, read whole (``text:``) or by its validation split. Without it the validation split of ``source``
     is used.

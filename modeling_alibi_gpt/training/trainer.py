@@ -23,6 +23,7 @@ from transformers import (
 from modeling_alibi_gpt.checkpoints.load import check_vocabulary
 from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
 from modeling_alibi_gpt.data.packing import PackedCollator, blocks_fingerprint, pack_documents
+from modeling_alibi_gpt.data.tasks import is_task
 from modeling_alibi_gpt.data.tokenization import (
     TokenStream,
     cached_tokenizer,
@@ -35,8 +36,6 @@ from modeling_alibi_gpt.evaluation.bias_record import (
     bias_by_distance_records,
     bias_matrix_records,
 )
-from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
-from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.runtime.atomic import write_json
 from modeling_alibi_gpt.runtime.distributed import process_state, sync_errors
 from modeling_alibi_gpt.runtime.manifest import write_manifest
@@ -60,6 +59,7 @@ from modeling_alibi_gpt.training.run_folder import (
     save_model_folder,
     whole_checkpoints_on_a_full_disk,
 )
+from modeling_alibi_gpt.training.task_data import task_data, validation_figures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class PreparedData:
         tokenizer: What cut it into tokens; saved with the model.
         train: Packed sequences.
         validation: Packed sequences, for the evaluations during training.
-        validation_stream: The same text as one stream, for the token-exact figure at the end.
+        validation_stream: The same text as one stream, for the token-exact figure at the end; None for a task.
         fingerprint: Of the documents of both splits.
         token_fingerprint: Of the packed sequences of both splits.
     """
@@ -78,7 +78,7 @@ class PreparedData:
     tokenizer: PreTrainedTokenizerBase
     train: Dataset
     validation: Dataset
-    validation_stream: TokenStream
+    validation_stream: TokenStream | None
     fingerprint: str
     token_fingerprint: str
 
@@ -150,6 +150,8 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     Raises:
         ValueError: The text or the tokenizer cannot be used, or the text is too short for one sequence.
     """
+    if is_task(config.data.source):
+        return PreparedData(**task_data(config))
     data, tokenizer = config.data, named_tokenizer(config)
     train_documents = training_documents(data)
     validation_source = data.validation_source or data.source
@@ -269,10 +271,7 @@ def _record(
 ) -> dict[str, Any]:
     model, arguments = trainer.model.eval(), trainer.args
     stream, length = data.validation_stream, config.data.train_length_tokens
-    scores = score_stream(
-        model, stream.input_ids, length_tokens=length, protocol="nonoverlapping", device=arguments.device
-    )
-    figures = perplexity_figures(scores, stream.num_bytes)
+    figures = validation_figures(trainer, stream, length)
     return {
         "kind": "training",
         "name": config.name,

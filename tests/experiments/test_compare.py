@@ -122,7 +122,7 @@ def test_learned_slopes_are_recorded(settings: dict[str, Any]) -> None:
 def test_finished_runs_are_not_done_again(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     settings |= {"variants": {"alibi": {}}, "seeds": [0]}
     first = run_comparison(ComparisonConfig(**settings))
-    monkeypatch.setattr("modeling_alibi_gpt.evaluation.extrapolation.load_causal_lm", None)
+    monkeypatch.setattr("modeling_alibi_gpt.evaluation.grid.load_causal_lm", None)
     monkeypatch.setattr("modeling_alibi_gpt.training.trainer.make_trainer", None)
     again = run_comparison(ComparisonConfig(**settings))
     assert [r for r in again if r["kind"] == "extrapolation"] == [r for r in first if r["kind"] == "extrapolation"]
