@@ -129,13 +129,15 @@ class PackedCollator:
         """``input_ids`` and ``labels`` ``(B, T)`` int64, and ``position_ids`` if the blocks have them.
 
         Labels are -100 on padding and, between isolated documents, on the first token of each, which nothing before
-        it may predict.
+        it may predict; blocks that bring ``labels`` keep them.
         """
         input_ids = _pad(blocks, "input_ids", self.pad_token_id)
         lengths = torch.tensor([len(block["input_ids"]) for block in blocks])[:, None]  # (B, 1)
         slots = torch.arange(input_ids.shape[1])  # (T,)
         is_padding = slots >= lengths  # (B, T)
         batch = {"input_ids": input_ids, "labels": input_ids.masked_fill(is_padding, IGNORED_LABEL)}
+        if "labels" in blocks[0]:
+            batch["labels"] = _pad(blocks, "labels", IGNORED_LABEL)
         if "position_ids" in blocks[0]:
             positions = torch.where(is_padding, slots - lengths, _pad(blocks, "position_ids", 0))
             batch["position_ids"] = positions

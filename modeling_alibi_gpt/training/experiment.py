@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from pydantic import Field
+
+from modeling_alibi_gpt.runtime.config import Count, Positive, config_dataclass
 from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
 
@@ -34,12 +36,14 @@ class DataSection:
     """Which text is read and how it is cut into training sequences."""
 
     source: str = "stdlib"
-    """``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``."""
+    """``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``; or a task in place of a text: ``task:copy``, ``task:recall``
+    or ``task:passkey``, each with ``,KEY=NUMBER`` (see ``data/tasks.py``), whose loss is on the answers alone.
+    """
     validation_source: str | None = None
     """Another source, read whole (``text:``) or by its validation split. Without it the validation split of ``source``
     is used.
     """
-    validation_fraction: float = 0.1
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """What a ``text:`` source without ``validation_source`` holds back of each document, and a ``hub:`` source without
     a validation split of the documents of its train split, by a hash of their texts.
     """
@@ -49,7 +53,7 @@ class DataSection:
     """Name or folder of a tokenizer; ``train`` trains a byte-level BPE of the model's vocabulary size on the training
     split; null takes the checkpoint's own (``train`` for a new model).
     """
-    train_length_tokens: int
+    train_length_tokens: Annotated[int, Field(ge=3)]
     """Length of a training sequence, in tokens."""
     isolate_documents: bool = False
     """Keep attention inside each document of a packed sequence."""
@@ -61,31 +65,51 @@ class DataSection:
     """Where trained tokenizers are kept. Tokenised text is cached by ``datasets``."""
 
     def __post_init__(self) -> None:
-        if self.train_length_tokens < 3:
-            raise ValueError(f"data.train_length_tokens must be at least 3, got {self.train_length_tokens}")
         for name in ("max_train_tokens", "max_validation_tokens"):
             if (limit := getattr(self, name)) is not None and limit < self.train_length_tokens:
                 raise ValueError(
                     f"data.{name} must be at least data.train_length_tokens ({self.train_length_tokens}), got {limit}"
                 )
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
 
 
 @config_dataclass
 class MilestoneSection:
     """When a training stops to read the validation text, at its own length and beyond."""
 
-    steps: list[int]
+    steps: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     """After how many optimizer steps; 0 is before training."""
-    lengths_tokens: list[int]
+    lengths_tokens: Annotated[list[Count], Field(min_length=1)]
     """Lengths at which it is read, under both protocols."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, default=-1) < 0 or len(set(self.steps)) < len(self.steps):
-            raise ValueError(f"milestones.steps must be different numbers of at least 0, got {self.steps}")
-        if min(self.lengths_tokens, default=0) < 1:
-            raise ValueError(f"milestones.lengths_tokens must be at least 1, got {self.lengths_tokens}")
+        if len(set(self.steps)) < len(self.steps):
+            raise ValueError(f"milestones.steps must be different numbers, got {self.steps}")
+
+
+@config_dataclass
+class BetaSchedule:
+    """Beta of ALiBi as a function of the steps done: from ``start`` to ``end`` by a constant ratio a step."""
+
+    start: float
+    """Beta of the first step."""
+    end: float
+    """Beta of the finished model."""
+    share: float = 1.0
+    """Part of the training, above 0 and at most 1, in which it gets there; it stays there for the rest."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"alibi_beta_schedule.{name} must be a finite number above 0, got {getattr(self, name)}"
+                )
+        if not 0 < self.share <= 1:
+            raise ValueError(f"alibi_beta_schedule.share must be above 0 and at most 1, got {self.share}")
+
+    def beta_at(self, step: int, num_steps: int) -> float:
+        """Beta after ``step`` of ``num_steps`` optimizer steps."""
+        progress = step / (self.share * num_steps)
+        return self.end if progress >= 1 else self.start * (self.end / self.start) ** progress
 
 
 @config_dataclass
@@ -103,10 +127,14 @@ class ExperimentConfig:
     training (but for dropout masks) on one process or several. Null leaves ``per_device_train_batch_size`` as
     ``training`` says.
     """
-    position_learning_rate: float = 1.0
+    position_learning_rate: Positive = 1.0
     """Multiple of ``training.learning_rate`` at which what positions learn is trained: beta and slopes of ALiBi, the
     tables of T5 and shared offsets, the parameters of KERPLE and FIRE. Any but 1 trains them without weight decay, and
     is refused where a model has none of them.
+    """
+    alibi_beta_schedule: BetaSchedule | None = None
+    """Beta of ALiBi along the training, in place of ``alibi_beta``, such as ``{start: 32, end: 1}``; null keeps it.
+    The model ends with ``end``. Refused with another position method and where beta or slopes learn.
     """
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch, takes the faster and
@@ -115,12 +143,13 @@ class ExperimentConfig:
     milestones: MilestoneSection | None = None
     """What is measured along the way; null is nothing. The records go to ``milestones.jsonl``."""
     training: dict[str, Any]
-    """Fields of ``transformers.TrainingArguments``, verbatim."""
+    """Fields of ``transformers.TrainingArguments``, verbatim:
+    https://huggingface.co/docs/transformers/main_classes/trainer lists them all.
+    """
     plugins: list[str] | None = None
     """Modules to import first, such as one that registers a position method."""
 
     def __post_init__(self) -> None:
-        check_position_learning_rate(self.position_learning_rate)
         if self.training.get("hub_token") is not None:
             raise ValueError(
                 "training.hub_token is a secret, and an experiment is written to files that people publish: leave it "

@@ -19,11 +19,11 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_alibi_gpt.checkpoints.load import check_vocabulary
 from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
 from modeling_alibi_gpt.data.packing import PackedCollator, blocks_fingerprint, pack_documents
+from modeling_alibi_gpt.data.tasks import is_task
 from modeling_alibi_gpt.data.tokenization import (
     TokenStream,
     cached_tokenizer,
@@ -36,8 +36,6 @@ from modeling_alibi_gpt.evaluation.bias_record import (
     bias_by_distance_records,
     bias_matrix_records,
 )
-from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
-from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.runtime.atomic import write_json
 from modeling_alibi_gpt.runtime.distributed import process_state, sync_errors
 from modeling_alibi_gpt.runtime.manifest import write_manifest
@@ -45,6 +43,7 @@ from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.records import provenance, write_records
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.auto_precision import faster_precision
+from modeling_alibi_gpt.training.beta_schedule import BetaScheduleCallback
 from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.finished import finished_record
@@ -56,9 +55,11 @@ from modeling_alibi_gpt.training.run_folder import (
     RECORD_FILE,
     check_output_dir,
     claimed_output_dir,
+    newest_checkpoint,
     save_model_folder,
     whole_checkpoints_on_a_full_disk,
 )
+from modeling_alibi_gpt.training.task_data import task_data, validation_figures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class PreparedData:
         tokenizer: What cut it into tokens; saved with the model.
         train: Packed sequences.
         validation: Packed sequences, for the evaluations during training.
-        validation_stream: The same text as one stream, for the token-exact figure at the end.
+        validation_stream: The same text as one stream, for the token-exact figure at the end; None for a task.
         fingerprint: Of the documents of both splits.
         token_fingerprint: Of the packed sequences of both splits.
     """
@@ -77,7 +78,7 @@ class PreparedData:
     tokenizer: PreTrainedTokenizerBase
     train: Dataset
     validation: Dataset
-    validation_stream: TokenStream
+    validation_stream: TokenStream | None
     fingerprint: str
     token_fingerprint: str
 
@@ -87,7 +88,9 @@ class PreparedData:
         return {"documents": self.fingerprint, "tokens": self.token_fingerprint}
 
 
-def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+def train(
+    config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = (), start: Path | None = None
+) -> dict[str, Any]:
     """Run an experiment to its end and return its ``training`` record.
 
     Killed at any moment, the same call goes on from the last whole checkpoint and reaches the same weights; once
@@ -97,10 +100,11 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
     Args:
         config: The experiment.
         callbacks: Added to Trainer's own.
+        start: A checkpoint of another run whose steps so far are those of this one: where this one begins.
 
     Raises:
         ValueError: Something in the experiment cannot be used, its text is no longer what the run began with, or the
-            model of a finished run is missing or damaged.
+            start or the model of a finished run is missing or damaged.
         OSError: The disk is full; what was written before is whole.
     """
     with sync_errors():
@@ -124,9 +128,11 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
 
         if config.milestones is not None:
             callbacks = [*callbacks, MilestoneCallback(config, data.validation_stream, data.fingerprint)]
+        if config.alibi_beta_schedule is not None:  # before those that measure
+            callbacks = [BetaScheduleCallback(config.alibi_beta_schedule), *callbacks]
         bias_before = bias_by_distance(model)
         trainer = make_trainer(config, arguments, model, data, callbacks)
-        checkpoint = get_last_checkpoint(output_dir)
+        checkpoint = newest_checkpoint(output_dir, start, data.text)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
         with sync_errors():
@@ -144,6 +150,8 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     Raises:
         ValueError: The text or the tokenizer cannot be used, or the text is too short for one sequence.
     """
+    if is_task(config.data.source):
+        return PreparedData(**task_data(config))
     data, tokenizer = config.data, named_tokenizer(config)
     train_documents = training_documents(data)
     validation_source = data.validation_source or data.source
@@ -263,10 +271,7 @@ def _record(
 ) -> dict[str, Any]:
     model, arguments = trainer.model.eval(), trainer.args
     stream, length = data.validation_stream, config.data.train_length_tokens
-    scores = score_stream(
-        model, stream.input_ids, length_tokens=length, protocol="nonoverlapping", device=arguments.device
-    )
-    figures = perplexity_figures(scores, stream.num_bytes)
+    figures = validation_figures(trainer, stream, length)
     return {
         "kind": "training",
         "name": config.name,

@@ -16,14 +16,14 @@ from tests.support.sweep_cases import tiny_experiment
 pytestmark = pytest.mark.usefixtures("one_thread_and_a_cache")
 
 RETRAIN_MISTAKES = {
-    "betas=[1, 0]": "every beta must be a finite number above 0, got 0",
-    "betas=[1, -2.0]": "every beta must be a finite number above 0, got -2.0",
+    "betas=[1, 0]": "'betas[1]' must be above 0, got 0",
+    "betas=[1, -2.0]": "'betas[1]' must be above 0, got -2.0",
     "betas=[.nan]": "'betas[0]' must be a finite number, got nan",
     "betas=[.inf]": "'betas[0]' must be a finite number, got inf",
     "betas=[]": "give at least one beta",
     "betas=[one]": "'betas[0]' must be a valid number, got 'one'",
     "beta_low=8": "beta_low below beta_high",
-    "num_trials=0": "num_trials must be at least 1",
+    "num_trials=0": "'num_trials' must be at least 1",
     "seeds=[]": "seeds must be different numbers",
     "seeds=[1, 1]": "seeds must be different numbers",
     "trained=[gamma]": "'trained[0]' must be 'beta' or 'slopes', got 'gamma'",
@@ -62,7 +62,7 @@ def test_mistakes_in_a_retrain_sweep(mistake: str, root: Path, tmp_path: Path, c
 POSTHOC_MISTAKES = {
     "checkpoint=/nowhere": "/nowhere: no model here",
     "pruning=true": "pruning stops trainings, and mode posthoc has none",
-    "length_tokens=0": "length_tokens must be at least 1, got 0",
+    "length_tokens=0": "'length_tokens' must be at least 1, got 0",
     "length_tokens=100000": "a window of 100000 needs 100001",
     "stride_tokens=4": "needs protocol=sliding",
     "source=text:/nowhere": "/nowhere",
