@@ -188,7 +188,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
         trained=[],
     )
     train = runner.train
-    monkeypatch.setattr(runner, "train", lambda experiment, callbacks: train(experiment, callbacks=[Interrupt()]))
+    monkeypatch.setattr(runner, "train", lambda experiment, **kwargs: train(experiment, callbacks=[Interrupt()]))
     with pytest.raises(KeyboardInterrupt):
         run_sweep(config)
     monkeypatch.setattr(runner, "train", train)
