@@ -35,6 +35,7 @@ from .position_base import LayerBias, PositionMethod
 from .position_methods import POSITION_METHODS
 from .tensor_parallel import shared_by_ranks
 
+from .tied_sharding import TiedSharding
 
 def eager_attention_forward(
     module: nn.Module,
@@ -302,7 +303,7 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
 
 
 @auto_docstring(custom_intro="AlibiGPT with a language modeling head.")
-class AlibiGPTForCausalLM(AlibiGPTPreTrainedModel, GenerationMixin):
+class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
@@ -315,6 +316,8 @@ class AlibiGPTForCausalLM(AlibiGPTPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+        if config.tie_word_embeddings:
+            self.share_outermost_unit()
     def create_masks_for_generate(
         self,
         config: AlibiGPTConfig,
