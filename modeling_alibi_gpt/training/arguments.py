@@ -91,6 +91,7 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
         )
     if config.precision == "auto" and arguments.world_size > 1:
         raise ValueError("precision 'auto' is measured on one process; name float32 or bfloat16 for several")
+    _check_sharding(arguments)
     _check_names(arguments)
     _check_installed(arguments)
     _check_intervals(arguments)
@@ -115,6 +116,19 @@ def _check_fields(config: ExperimentConfig) -> None:
         _check_choice("torch_compile_backend", backend, torch.compiler.list_backends(exclude_tags=None))
     if config.global_batch_size is not None and "per_device_train_batch_size" in config.training:
         raise ValueError("give either global_batch_size or training.per_device_train_batch_size, not both")
+
+
+def _check_sharding(arguments: TrainingArguments) -> None:
+    """Raise a ValueError where accelerate was asked to shard and would train whole copies, as it does on CPUs."""
+    for engine, is_asked in (
+        ("FSDP", bool(arguments.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")),
+        ("DeepSpeed", arguments.deepspeed is not None or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")),
+    ):
+        if is_asked and arguments.use_cpu:
+            raise ValueError(
+                f"{engine} needs accelerators: on CPUs accelerate would silently train a whole copy in every process; "
+                "use configs/accelerate/ddp.yaml"
+            )
 
 
 def _check_names(arguments: TrainingArguments) -> None:

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import RandomSampler, Sampler
-from transformers import Trainer
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from modeling_alibi_gpt.runtime.manifest import write_manifest
@@ -55,6 +55,31 @@ class ExactTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every process holds a share of the parameters, by FSDP or DeepSpeed."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def whole_model(self, model_class: type[PreTrainedModel]) -> PreTrainedModel | None:
+        """The model with all of its parameters, None in all processes but the main one; every process must call this.
+
+        Where it is not sharded this is the model itself. Otherwise it is put together in the memory of the main
+        process.
+
+        Args:
+            model_class: Class of the model before it was sharded.
+        """
+        if not self.is_sharded:
+            return self.model if self.is_world_process_zero() else None
+        state_dict = self.accelerator.get_state_dict(self.model_wrapped)
+        if not self.is_world_process_zero():
+            return None
+        # Names that a checkpoint wrapper left in the middle.
+        state_dict = {name.replace("_checkpoint_wrapped_module.", ""): weight for name, weight in state_dict.items()}
+        model = model_class(self.model.config)  # from_pretrained would wait for the other processes
+        model.load_state_dict(state_dict)
+        return model
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The manifest, which marks a whole checkpoint, comes last, and only then do older checkpoints go.
 
@@ -67,7 +92,10 @@ class ExactTrainer(Trainer):
             self.args.save_total_limit = limit
         if self.args.should_save:
             run_dir = self._get_output_dir(trial=trial)
-            write_manifest(Path(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+            checkpoint = Path(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            if self.is_sharded:  # Trainer saves no config beside shards, which nobody could load once merged
+                self.model.config.save_pretrained(checkpoint)
+            write_manifest(checkpoint)
             rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_rng_state(self, output_dir: str) -> None:

@@ -124,17 +124,18 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
 
         if config.milestones is not None:
             callbacks = [*callbacks, MilestoneCallback(config, data.validation_stream, data.fingerprint)]
-        bias_before = bias_by_distance(model)
+        bias_before, model_class = bias_by_distance(model), type(model)  # sharding changes its class
         trainer = make_trainer(config, arguments, model, data, callbacks)
         checkpoint = get_last_checkpoint(output_dir)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
+        whole = trainer.whole_model(model_class)
         with failing_together():
-            if is_main:
-                model.config.use_cache = use_cache
-                write_manifest(output_dir, save_model_folder(model, data.tokenizer, output_dir))
-                biases = bias_by_distance_records(model, config.name, bias_before)
-                write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(model, config.name), *biases])
+            if whole is not None:
+                whole.config.use_cache = use_cache
+                write_manifest(output_dir, save_model_folder(whole, data.tokenizer, output_dir))
+                biases = bias_by_distance_records(whole, config.name, bias_before)
+                write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(whole, config.name), *biases])
     return record
 
 
