@@ -49,6 +49,10 @@ _CHOICES: dict[str, Collection[Any]] = {
     "log_level_replica": tuple(trainer_log_levels),
     "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
 }
+_EARLY_STOPPING_DEFAULTS = {
+    "metric_for_best_model": "nats_per_token",
+    "restore_callback_states_from_checkpoint": True,  # or a run that goes on would count its patience anew
+}
 _METRICS = ("loss", "nats_per_token")
 _REFUSED = {
     "bf16": "say 'precision: bfloat16' or 'auto' at the top of the experiment",
@@ -77,6 +81,7 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
         "greater_is_better": False,  # there are no metrics but losses
         "save_total_limit": 2,
         "ddp_find_unused_parameters": False,
+        **({} if config.early_stopping is None else _EARLY_STOPPING_DEFAULTS),
         **config.training,
         "bf16": config.precision == "bfloat16",
     }
@@ -95,6 +100,8 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
     _check_names(arguments)
     _check_installed(arguments)
     _check_intervals(arguments)
+    if config.early_stopping is not None:
+        _check_early_stopping(arguments)
     if config.global_batch_size is not None:
         arguments.per_device_train_batch_size = _device_batch_size(config.global_batch_size, arguments)
     return arguments
@@ -190,6 +197,15 @@ def _check_intervals(arguments: TrainingArguments) -> None:
                 f"training.{name}_steps ({steps}) must be a multiple of training.logging_steps "
                 f"({arguments.logging_steps})"
             )
+
+
+def _check_early_stopping(arguments: TrainingArguments) -> None:
+    """Raise a ValueError where early stopping could never stop, or would start again after a kill."""
+    if arguments.eval_strategy == "no":
+        raise ValueError("early_stopping needs evaluations: set training.eval_strategy")
+    for key in _EARLY_STOPPING_DEFAULTS:
+        if not getattr(arguments, key):
+            raise ValueError(f"training.{key} cannot be {getattr(arguments, key)} with early_stopping")
 
 
 def _device_batch_size(global_batch_size: int, arguments: TrainingArguments) -> int:

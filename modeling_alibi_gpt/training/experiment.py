@@ -30,6 +30,16 @@ class ModelSection:
 
 
 @config_dataclass
+class LengthStage:
+    """A part of a training at another length than the rest."""
+
+    length_tokens: int
+    """Length of a training sequence, in tokens; it divides ``train_length_tokens``."""
+    num_steps: int
+    """Optimizer steps at this length."""
+
+
+@config_dataclass
 class DataSection:
     """Which text is read and how it is cut into training sequences."""
 
@@ -51,6 +61,10 @@ class DataSection:
     """
     train_length_tokens: int
     """Length of a training sequence, in tokens."""
+    train_length_schedule: list[LengthStage] | None = None
+    """Lengths that the training begins with, one after the other, before that of ``train_length_tokens``. A sequence
+    is cut into equal parts, so that the tokens of a step and their order stay what they are.
+    """
     isolate_documents: bool = False
     """Keep attention inside each document of a packed sequence."""
     max_train_tokens: int | None = None
@@ -68,6 +82,14 @@ class DataSection:
                 raise ValueError(
                     f"data.{name} must be at least data.train_length_tokens ({self.train_length_tokens}), got {limit}"
                 )
+        for stage in self.train_length_schedule or ():
+            if stage.length_tokens < 3 or self.train_length_tokens % stage.length_tokens:
+                raise ValueError(
+                    "data.train_length_schedule: length_tokens must be at least 3 and divide data.train_length_tokens "
+                    f"({self.train_length_tokens}), got {stage.length_tokens}"
+                )
+            if stage.num_steps < 1:
+                raise ValueError(f"data.train_length_schedule: num_steps must be at least 1, got {stage.num_steps}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
 
@@ -86,6 +108,26 @@ class MilestoneSection:
             raise ValueError(f"milestones.steps must be different numbers of at least 0, got {self.steps}")
         if min(self.lengths_tokens, default=0) < 1:
             raise ValueError(f"milestones.lengths_tokens must be at least 1, got {self.lengths_tokens}")
+
+
+@config_dataclass
+class EarlyStoppingSection:
+    """When a training ends before its last step; ``training.eval_strategy`` says when it is evaluated."""
+
+    patience_evaluations: int
+    """Evaluations in a row without improvement after which it ends."""
+    min_improvement_nats: float = 0.0
+    """What counts as an improvement of ``training.metric_for_best_model``, which is ``nats_per_token`` by default."""
+
+    def __post_init__(self) -> None:
+        if self.patience_evaluations < 1:
+            raise ValueError(
+                f"early_stopping.patience_evaluations must be at least 1, got {self.patience_evaluations}"
+            )
+        if self.min_improvement_nats < 0:
+            raise ValueError(
+                f"early_stopping.min_improvement_nats must be at least 0, got {self.min_improvement_nats}"
+            )
 
 
 @config_dataclass
@@ -112,6 +154,17 @@ class ExperimentConfig:
     """``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch, takes the faster and
     keeps to it.
     """
+    loss_chunk_tokens: int | None = None
+    """Tokens of a batch whose logits exist at once in training. The loss is then computed in parts, the logits of each
+    twice, which saves the memory of the logits of all tokens several times over; 1024 is a good value for a large
+    vocabulary. Null computes all at once.
+    """
+    early_stopping: EarlyStoppingSection | None = None
+    """When the training ends early; null is never."""
+    peak_flops: float | None = None
+    """FLOPs per second that one device can reach in the precision of the training, of which the log says the share
+    that was used (``mfu``). Null takes the peak of known GPUs in bfloat16 and logs no share elsewhere.
+    """
     milestones: MilestoneSection | None = None
     """What is measured along the way; null is nothing. The records go to ``milestones.jsonl``."""
     training: dict[str, Any]
@@ -121,6 +174,10 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         check_position_learning_rate(self.position_learning_rate)
+        if self.loss_chunk_tokens is not None and self.loss_chunk_tokens < 1:
+            raise ValueError(f"loss_chunk_tokens must be at least 1, got {self.loss_chunk_tokens}")
+        if self.peak_flops is not None and self.peak_flops <= 0:
+            raise ValueError(f"peak_flops must be above 0, got {self.peak_flops}")
         if self.training.get("hub_token") is not None:
             raise ValueError(
                 "training.hub_token is a secret, and an experiment is written to files that people publish: leave it "

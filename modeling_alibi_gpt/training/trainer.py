@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -48,6 +50,7 @@ from modeling_alibi_gpt.training.auto_precision import faster_precision
 from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.finished import finished_record
+from modeling_alibi_gpt.training.length_schedule import scheduled_length
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
 from modeling_alibi_gpt.training.model_setup import build_model, model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
@@ -59,6 +62,7 @@ from modeling_alibi_gpt.training.run_folder import (
     save_model_folder,
     whole_checkpoints_on_a_full_disk,
 )
+from modeling_alibi_gpt.training.throughput import ThroughputCallback, known_peak_flops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -225,7 +229,9 @@ def make_trainer(
         batch = collator([data.train[i] for i in range(min(arguments.per_device_train_batch_size, len(data.train)))])
         precision = _measured_precision(Path(arguments.output_dir), model.to(arguments.device), batch)
         arguments = build_arguments(dataclasses.replace(config, precision=precision))
-    return ExactTrainer(
+    length, stop = partial(scheduled_length, config.data), config.early_stopping
+    early_stopping = [EarlyStoppingCallback(stop.patience_evaluations, stop.min_improvement_nats)] if stop else []
+    trainer = ExactTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
@@ -233,9 +239,15 @@ def make_trainer(
         eval_dataset=data.validation,
         compute_metrics=_mean_nats,
         preprocess_logits_for_metrics=_sequence_nats,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, *early_stopping],
         position_learning_rate=config.position_learning_rate,
+        loss_chunk_tokens=config.loss_chunk_tokens,
+        length_schedule=length if config.data.train_length_schedule else None,
     )
+    peak_flops = config.peak_flops or known_peak_flops(arguments.device, arguments.bf16)
+    # First, so that the others write what it adds.
+    trainer.callback_handler.callbacks.insert(0, ThroughputCallback(model, peak_flops, length))
+    return trainer
 
 
 def _measured_precision(output_dir: Path, model: PreTrainedModel, batch: dict[str, Tensor]) -> str:
