@@ -104,6 +104,16 @@ def test_two_processes_train_what_one_does(experiment_file: Path, one: Path, nam
     assert is_sharded == (name in SHARDED) != (run / "checkpoint-10" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_a_sharded_head_is_used_in_chunks(experiment_file: Path, tied: str) -> None:
+    settings = ["loss_chunk_tokens=50", f"model.config.tie_word_embeddings={tied}"]
+    processes = start("fsdp2.yaml", 2, experiment_file, *settings)
+    run = experiment_file.parent / "one"
+    processes.append(start_training(experiment_file, *SETTINGS, *settings, f"training.output_dir={run}"))
+    assert [exit_code(process) for process in processes] == [0, 0, 0]
+    assert_same_training(experiment_file.parent / "run", run)
+
+
 def test_a_sharded_run_goes_on_with_another_number_of_processes(experiment_file: Path, one: Path) -> None:
     first, *others = start("fsdp2.yaml", 3, experiment_file, killed_at="open checkpoint-8/trainer_state.json")
     assert exit_code(first) == -signal.SIGKILL
