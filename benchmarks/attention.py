@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.precision import exact_attention, last_queries_context
-from benchmarks.timing import extra_bytes, summarize, take_turns
+from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
 from modeling_alibi_gpt.attention import ATTENTION_VARIANTS
+from modeling_alibi_gpt.checkpoints.load import DTYPES
 from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = ("forward", "forward_backward")
 REFERENCE = "plain"
 # Queries at the end of the text whose output is compared with float64.
@@ -28,7 +28,7 @@ _NUM_CHECKED = 64
 _TOLERANCE = 1e-6
 
 # From q, k and v (1, H, T, d) and slopes (H,) to (1, H, T, d).
-Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Variant = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @config_dataclass
@@ -40,7 +40,7 @@ class AttentionCase:
     num_heads: int
     """H."""
     ways: list[str]
-    """Keys of ``WAYS``; ``plain``, the reference, is always among them."""
+    """Keys of ``VARIANTS``; ``plain``, the reference, is always among them."""
     dtypes: list[str] = field(default_factory=lambda: ["float32"])
     """Keys of ``DTYPES``."""
     mode: str = "forward"
@@ -52,7 +52,7 @@ class AttentionCase:
 
     def __post_init__(self) -> None:
         for name, values, known in (
-            ("ways", self.ways, WAYS),
+            ("ways", self.ways, VARIANTS),
             ("dtypes", self.dtypes, DTYPES),
             ("mode", [self.mode], MODES),
         ):
@@ -80,7 +80,7 @@ def _time_length(
     q, k, v, direction = (torch.randn(shape, generator=generator, device=device).to(DTYPES[dtype]) for _ in range(4))
     inputs = [tensor.requires_grad_(learns) for tensor in (q, k, v)]
 
-    def run(way: Way) -> Tensor:
+    def run(way: Variant) -> Tensor:
         output = way(*inputs, slopes)
         if learns:
             torch.autograd.grad(output, inputs, direction)
@@ -89,11 +89,11 @@ def _time_length(
     names = list(dict.fromkeys((REFERENCE, *case.ways)))
     with torch.set_grad_enabled(learns):
         # What a model prepares once for all layers is done here.
-        ways = {name: WAYS[name](length_tokens, DTYPES[dtype], slopes) for name in names}
-        contestants = {name: partial(run, way) for name, way in ways.items()}
-        errors = {name: _max_error(contestants[name](), inputs, slopes * (name != REFERENCE)) for name in names}
-        memory = {name: extra_bytes(contestants[name]) for name in names}
-        summary = summarize(take_turns(contestants, case.num_rounds), REFERENCE)
+        ways = {name: VARIANTS[name](length_tokens, DTYPES[dtype], slopes) for name in names}
+        candidates = {name: partial(run, way) for name, way in ways.items()}
+        errors = {name: _max_error(candidates[name](), inputs, slopes * (name != REFERENCE)) for name in names}
+        memory = {name: extra_bytes(candidates[name]) for name in names}
+        summary = summarize(time_interleaved(candidates, case.num_rounds), REFERENCE)
     for name in names:
         yield {
             "kind": "attention_speed",
@@ -109,16 +109,16 @@ def _time_length(
         }
 
 
-def _plain(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+def _plain(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
     return lambda q, k, v, slopes: F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def _dense(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+def _dense(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
     mask = alibi_causal_bias(slopes, length_tokens, mask_value=-torch.inf).to(dtype)[None]
     return lambda q, k, v, slopes: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
     """As BLOOM and MPT do it: scores, bias and softmax one after another."""
     mask = alibi_causal_bias(slopes, length_tokens, mask_value=-torch.inf).to(dtype)[None]
 
@@ -129,8 +129,8 @@ def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
     return attend
 
 
-def _variant(name: str) -> Callable[[int, torch.dtype, Tensor], Way]:
-    def make(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+def _variant(name: str) -> Callable[[int, torch.dtype, Tensor], Variant]:
+    def make(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
         context = last_queries_context(length_tokens, length_tokens, dtype, slopes.device)
         attention = ATTENTION_VARIANTS[name](context, slopes, _TOLERANCE)
         return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
@@ -139,7 +139,7 @@ def _variant(name: str) -> Callable[[int, torch.dtype, Tensor], Way]:
 
 
 # `strips` is what `sdpa` does on a CPU, `augmented` what it does elsewhere.
-WAYS: dict[str, Callable[[int, torch.dtype, Tensor], Way]] = {
+VARIANTS: dict[str, Callable[[int, torch.dtype, Tensor], Variant]] = {
     "plain": _plain,
     "dense": _dense,
     "eager": _eager,

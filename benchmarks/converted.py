@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.models import MODELS, Shape, describe_shape
-from benchmarks.timing import extra_bytes, summarize, take_turns
+from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm
 from modeling_alibi_gpt.runtime.config import config_dataclass
@@ -66,9 +66,9 @@ def time_converted(case: ConvertedCase, device: torch.device, seed: int = 0) -> 
     if (worst := max(differences.values())) > max_logit_difference(case.length_tokens):
         raise ValueError(f"{case.family}: logits of the conversion differ by {worst:.1e}, so they are not timed")
     run = _forward if case.mode == "forward" else partial(_generate, num_new_tokens=case.num_new_tokens)
-    contestants = {name: partial(run, model, tokens) for name, model in models.items()}
-    memory = {name: extra_bytes(contestant) for name, contestant in contestants.items()}
-    summary = summarize(take_turns(contestants, case.num_rounds), case.family)
+    candidates = {name: partial(run, model, tokens) for name, model in models.items()}
+    memory = {name: extra_bytes(candidate) for name, candidate in candidates.items()}
+    summary = summarize(time_interleaved(candidates, case.num_rounds), case.family)
     for name in models:
         yield {
             "kind": "conversion_speed",

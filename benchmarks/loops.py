@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from benchmarks.models import Shape, describe_shape
-from benchmarks.timing import summarize, take_turns
+from benchmarks.timing import summarize, time_interleaved
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.data.packing import PackedCollator
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
-from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
+from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 
 
 LEARNING_RATE, WEIGHT_DECAY, BETAS, MAX_GRAD_NORM = 1e-3, 0.1, (0.9, 0.95), 1.0
@@ -46,11 +46,11 @@ def time_loops(case: LoopCase, device: torch.device, seed: int = 0) -> Iterator[
     torch.manual_seed(seed)
     tokens = torch.randint(case.vocab_size, (case.num_steps * case.batch_size, case.length_tokens))
     plain, ours = PlainGPT(case).to(device), make_model(case)
-    contestants = {
+    candidates = {
         "plain loop": lambda: plain_loop(plain, tokens, case),
         "alibi_gpt trainer": lambda: trainer_loop(ours, tokens, case, device),
     }
-    summary = summarize(take_turns(contestants, case.num_rounds), "plain loop")
+    summary = summarize(time_interleaved(candidates, case.num_rounds), "plain loop")
     num_tokens = tokens.numel()
     for name, figures in summary.items():
         yield {
@@ -83,7 +83,7 @@ def make_model(case: LoopCase) -> AlibiGPTForCausalLM:
 
 
 def trainer_loop(model: AlibiGPTForCausalLM, tokens: Tensor, case: LoopCase, device: torch.device) -> None:
-    """All steps by ``ExactTrainer``, the start of a training included."""
+    """All steps by ``DeterministicTrainer``, the start of a training included."""
     rows = Dataset.from_dict({"input_ids": tokens.tolist()})
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -100,7 +100,9 @@ def trainer_loop(model: AlibiGPTForCausalLM, tokens: Tensor, case: LoopCase, dev
             disable_tqdm=True,
             use_cpu=device.type == "cpu",
         )
-        trainer = ExactTrainer(model=model, args=arguments, data_collator=PackedCollator(0), train_dataset=rows)
+        trainer = DeterministicTrainer(
+            model=model, args=arguments, data_collator=PackedCollator(0), train_dataset=rows
+        )
         trainer.train()
 
 

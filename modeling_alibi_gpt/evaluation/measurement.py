@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.attention import ALL_ATTENTION_FUNCTIONS
-from modeling_alibi_gpt.checkpoints.load import DTYPES
+from modeling_alibi_gpt.checkpoints.load import COMPUTE_DTYPES
 from modeling_alibi_gpt.data.corpora import SPLITS, describe_documents, load_documents
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
@@ -52,7 +52,7 @@ class MeasurementConfig:
         for name in ("max_tokens", "batch_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, choices in (("split", (None, *SPLITS)), ("dtype", DTYPES)):
+        for name, choices in (("split", (None, *SPLITS)), ("dtype", COMPUTE_DTYPES)):
             if getattr(self, name) not in choices:
                 expected = ", ".join(choice for choice in choices if choice)
                 raise ValueError(f"{name} must be one of {expected}, got {getattr(self, name)!r}")

@@ -18,7 +18,7 @@ from modeling_alibi_gpt.training.length_schedule import cut_batch
 from modeling_alibi_gpt.training.optimizer import set_position_learning_rate
 
 
-class ExactTrainer(Trainer):
+class DeterministicTrainer(Trainer):
     """Trainer with whole global batches, whole checkpoints, no step beyond the last and a learning rate for positions.
 
     Args:

@@ -20,7 +20,6 @@ from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_
 from modeling_alibi_gpt.experiments import beta_objectives, runner
 from modeling_alibi_gpt.experiments import study as beta_study
 from modeling_alibi_gpt.experiments import sweep as beta_sweep
-from modeling_alibi_gpt.experiments.best_model import folder_beside
 from modeling_alibi_gpt.experiments.study import open_study
 from modeling_alibi_gpt.experiments.sweep import SweepConfig, run_sweep
 from modeling_alibi_gpt.report.statistics import choose_trial
@@ -197,13 +196,13 @@ def test_a_finished_sweep_only_writes_its_results_again(copied: SweepConfig, tra
     before = read_records(f"{copied.output_dir}/trials.jsonl")
     for name in ("trials.jsonl", "best.json"):
         Path(copied.output_dir, name).unlink()
-    Path(copied.output_dir, ".best_model.new").mkdir()  # what a kill leaves
+    Path(copied.output_dir, ".best_model.partial").mkdir()  # what a kill leaves
     Path(copied.output_dir, "best_model", "config.json").write_text("torn")
     run_sweep(copied)
     assert trainings == []
     assert read_records(f"{copied.output_dir}/trials.jsonl") == before
     assert AutoModelForCausalLM.from_pretrained(f"{copied.output_dir}/best_model").config.alibi_beta in (0.5, 1)
-    assert not Path(copied.output_dir, ".best_model.new").exists()
+    assert not Path(copied.output_dir, ".best_model.partial").exists()
 
 
 def test_a_sweep_can_grow_and_turn_to_sampling(copied: SweepConfig, trainings: list[str]):
@@ -559,15 +558,3 @@ def test_one_process_a_worker(copied: SweepConfig, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(beta_sweep, "process_state", state)
     arguments = [f"experiment={json.dumps(copied.experiment)}"]
     refused(arguments, tmp_path / "refused", "start the command several times instead of launching it", capsys)
-
-
-def test_best_folder_is_replaced_whole_or_not_at_all(tmp_path: Path):
-    folder = tmp_path / "best_model"
-    folder.mkdir()
-    (folder / "config.json").write_text("old")
-    with pytest.raises(OSError, match="full"), folder_beside(folder) as beside:
-        beside.mkdir()
-        (beside / "config.json").write_text("ne")
-        raise OSError(28, "disk full")
-    assert (folder / "config.json").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [folder]

@@ -12,7 +12,7 @@ import torch
 from modeling_alibi_gpt.data.packing import PackedCollator
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.records import read_records
-from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
+from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.length_schedule import cut_batch, scheduled_length
 from modeling_alibi_gpt.training.trainer import train
@@ -68,14 +68,14 @@ def test_every_step_sees_as_many_tokens_and_divides_by_those_it_predicts(
     make_experiment: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    original = ExactTrainer.compute_loss
+    original = DeterministicTrainer.compute_loss
 
-    def spy(self: ExactTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def spy(self: DeterministicTrainer, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         if model.training:
             seen.append((tuple(inputs["input_ids"].shape), int(kwargs["num_items_in_batch"])))
         return original(self, model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(ExactTrainer, "compute_loss", spy)
+    monkeypatch.setattr(DeterministicTrainer, "compute_loss", spy)
     record = train(make_experiment(STAGES, "global_batch_size=2", "data.max_train_tokens=448", "training.max_steps=9"))
     assert record["num_train_tokens"] == 9 * 64
     assert seen == [((8, 8), 56)] * 3 + [((4, 16), 60)] * 4 + [((2, 32), 62)] * 2

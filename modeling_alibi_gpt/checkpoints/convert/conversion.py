@@ -17,13 +17,13 @@ from modeling_alibi_gpt.checkpoints.convert.families import Family, Fields
 from modeling_alibi_gpt.checkpoints.convert.gpt2 import GPT2
 from modeling_alibi_gpt.checkpoints.convert.mpt import MPT
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
-from modeling_alibi_gpt.checkpoints.load import check_overrides, load_model_config
+from modeling_alibi_gpt.checkpoints.load import DTYPES, check_overrides, load_model_config
 from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, format_bytes, num_parameters
 from modeling_alibi_gpt.checkpoints.source_weights import SourceWeights
 from modeling_alibi_gpt.checkpoints.streaming import Plan, plan_conversion, write_weights
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.runtime.atomic import appearing_whole, refuse_taken, write_json
+from modeling_alibi_gpt.runtime.atomic import atomic_directory, require_empty, write_json
 from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 
@@ -32,7 +32,6 @@ FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gp
 OURS = AlibiGPTConfig.model_type
 GGUF = "gguf"
 READERS = ("transformers", "llama.cpp", "vllm")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What tells how the weights are laid out, so that another value would read other weights out of them.
 _LAYOUT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -105,7 +104,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         ValueError: The source is missing, damaged or cannot be represented exactly, or the output folder is taken.
     """
     target = Path(config.output_dir).resolve()
-    refuse_taken(target)
+    require_empty(target)
     folder = find_folder(config.model, allow_pickle=config.allow_pickle)
     model_type = read_mapping(folder / "config.json").get("model_type")
     if config.to == GGUF:
@@ -117,13 +116,13 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     target_config = translation.target_config
     target_config.dtype = dtype or source.describe(plan.steps[0].sources[0]).dtype
     companions = companion_files(folder)
-    with appearing_whole(target) as beside:
-        write_weights(plan, source, beside, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
-        target_config.save_pretrained(beside)
+    with atomic_directory(target) as tmp_path:
+        write_weights(plan, source, tmp_path, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
+        target_config.save_pretrained(tmp_path)
         for path in companions:
-            shutil.copyfile(path, beside / path.name)
+            shutil.copyfile(path, tmp_path / path.name)
         if config.to == OURS:
-            _let_generate_use_the_cache(beside / "generation_config.json")
+            _let_generate_use_the_cache(tmp_path / "generation_config.json")
     return {
         "output_dir": config.output_dir,
         "converted_from": model_type,
@@ -136,11 +135,11 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
 def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:
     _refuse_ways_in(config)
     licences = companion_files(folder, LICENCE_FILES)
-    with appearing_whole(target) as beside:
+    with atomic_directory(target) as tmp_path:
         export_gguf(
             GgufConfig(
                 model=str(folder),
-                output=str(beside / "model.gguf"),
+                output=str(tmp_path / "model.gguf"),
                 # A snapshot of the Hub lies in a folder that is named for its commit.
                 name=None if Path(config.model).is_dir() else config.model.rpartition("/")[2],
                 dtype=config.dtype or "float32",
@@ -148,7 +147,7 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
             )
         )
         for path in licences:
-            shutil.copyfile(path, beside / path.name)
+            shutil.copyfile(path, tmp_path / path.name)
     named = {"output_dir": config.output_dir, "converted_from": OURS, "model_type": GGUF}
     return {**named, "files": sorted(path.name for path in target.iterdir()), "left_out": []}
 
