@@ -1,6 +1,6 @@
 """Measurements that no test needs: ``python -m benchmarks precision --output FILE.jsonl``.
 
-Likewise ``differences``, and ``llama-cpp --model DIR --data URI``.
+Likewise ``differences`` and ``loss-memory``, and ``llama-cpp --model DIR --data URI``.
 """
 
 import sys
@@ -13,11 +13,12 @@ from alibi_gpt_cli.console import ends_in_one_line
 from alibi_gpt_cli.main import run_app
 from benchmarks.conversion import measure_differences
 from benchmarks.llama_cpp import LlamaCppConfig, measure_llama_cpp
+from benchmarks.loss_memory import measure_loss_memory
 from benchmarks.precision import measure_precision
 from modeling_alibi_gpt.runtime.records import write_records
 
 
-app = typer.Typer(help="Measure precision, conversions and llama.cpp.", pretty_exceptions_enable=False)
+app = typer.Typer(help="Measure precision, conversions, memory and llama.cpp.", pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -32,6 +33,13 @@ def precision(output: Annotated[Path, typer.Option(help="The JSON Lines file to 
 def differences(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
     """Measure where other families' code departs from ALiBi, on random models, in a minute on a CPU."""
     write_records(output, measure_differences())
+
+
+@app.command()
+@ends_in_one_line
+def loss_memory(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
+    """Measure the memory of the loss of 8,192 tokens, at once and in chunks; takes 8 GB."""
+    write_records(output, list(measure_loss_memory()))
 
 
 @app.command()

@@ -108,6 +108,21 @@ class Precision(RecordType):
     absolute_relative_rms_error: float
 
 
+class LossMemory(RecordType):
+    """Memory of the loss of so many tokens, forward and backward; ``chunk_tokens`` null is all of them at once."""
+
+    kind: Literal["loss_memory"]
+    num_tokens: Positive
+    vocab_size: Positive
+    hidden_size: Positive
+    dtype: str
+    chunk_tokens: Positive | None
+    logits_bytes: Positive
+    extra_bytes: Count
+    nats_per_token: PositiveNumber
+    gradient_norm: PositiveNumber
+
+
 class Margins(RecordType):
     kind: Literal["margins"]
     name: str

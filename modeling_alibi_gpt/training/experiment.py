@@ -32,6 +32,16 @@ class ModelSection:
 
 
 @config_dataclass
+class LengthStage:
+    """A part of a training at another length than the rest."""
+
+    length_tokens: Annotated[int, Field(ge=3)]
+    """Length of a training sequence, in tokens; it divides ``train_length_tokens``."""
+    num_steps: Count
+    """Optimizer steps at this length."""
+
+
+@config_dataclass
 class DataSection:
     """Which text is read and how it is cut into training sequences."""
 
@@ -55,6 +65,10 @@ class DataSection:
     """
     train_length_tokens: Annotated[int, Field(ge=3)]
     """Length of a training sequence, in tokens."""
+    train_length_schedule: list[LengthStage] | None = None
+    """Lengths that the training begins with, one after the other, before that of ``train_length_tokens``. A sequence
+    is cut into equal parts, so that the tokens of a step and their order stay what they are.
+    """
     isolate_documents: bool = False
     """Keep attention inside each document of a packed sequence."""
     max_train_tokens: int | None = None
@@ -69,6 +83,12 @@ class DataSection:
             if (limit := getattr(self, name)) is not None and limit < self.train_length_tokens:
                 raise ValueError(
                     f"data.{name} must be at least data.train_length_tokens ({self.train_length_tokens}), got {limit}"
+                )
+        for stage in self.train_length_schedule or ():
+            if self.train_length_tokens % stage.length_tokens:
+                raise ValueError(
+                    "data.train_length_schedule: length_tokens must divide data.train_length_tokens "
+                    f"({self.train_length_tokens}), got {stage.length_tokens}"
                 )
 
 
@@ -113,6 +133,16 @@ class BetaSchedule:
 
 
 @config_dataclass
+class EarlyStoppingSection:
+    """When a training ends before its last step; ``training.eval_strategy`` says when it is evaluated."""
+
+    patience_evaluations: Count
+    """Evaluations in a row without improvement after which it ends."""
+    min_improvement_nats: Annotated[float, Field(ge=0)] = 0.0
+    """What counts as an improvement of ``training.metric_for_best_model``, which is ``nats_per_token`` by default."""
+
+
+@config_dataclass
 class ExperimentConfig:
     """One training run: what ``scripts/train.py`` reads and what ``best.json`` of a sweep holds."""
 
@@ -139,6 +169,17 @@ class ExperimentConfig:
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch, takes the faster and
     keeps to it.
+    """
+    loss_chunk_tokens: Count | None = None
+    """Tokens of a batch whose logits exist at once in training. The loss is then computed in parts, the logits of each
+    twice, which saves the memory of the logits of all tokens several times over; 1024 is a good value for a large
+    vocabulary. Null computes all at once.
+    """
+    early_stopping: EarlyStoppingSection | None = None
+    """When the training ends early; null is never."""
+    peak_flops: Positive | None = None
+    """FLOPs per second that one device can reach in the precision of the training, of which the log says the share
+    that was used (``mfu``). Null takes the peak of known GPUs in bfloat16 and logs no share elsewhere.
     """
     milestones: MilestoneSection | None = None
     """What is measured along the way; null is nothing. The records go to ``milestones.jsonl``."""

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -47,6 +49,7 @@ from modeling_alibi_gpt.training.beta_schedule import BetaScheduleCallback
 from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.finished import finished_record
+from modeling_alibi_gpt.training.length_schedule import scheduled_length
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
 from modeling_alibi_gpt.training.model_setup import build_model, model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
@@ -60,6 +63,7 @@ from modeling_alibi_gpt.training.run_folder import (
     whole_checkpoints_on_a_full_disk,
 )
 from modeling_alibi_gpt.training.task_data import task_data, validation_figures
+from modeling_alibi_gpt.training.throughput import ThroughputCallback, known_peak_flops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,17 +134,18 @@ def train(
             callbacks = [*callbacks, MilestoneCallback(config, data.validation_stream, data.fingerprint)]
         if config.alibi_beta_schedule is not None:  # before those that measure
             callbacks = [BetaScheduleCallback(config.alibi_beta_schedule), *callbacks]
-        bias_before = bias_by_distance(model)
+        bias_before, model_class = bias_by_distance(model), type(model)  # sharding changes its class
         trainer = make_trainer(config, arguments, model, data, callbacks)
         checkpoint = newest_checkpoint(output_dir, start, data.text)
         result = trainer.train(resume_from_checkpoint=checkpoint)
         record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
+        whole = trainer.whole_model(model_class)
         with sync_errors():
-            if is_main:
-                model.config.use_cache = use_cache
-                write_manifest(output_dir, save_model_folder(model, data.tokenizer, output_dir))
-                biases = bias_by_distance_records(model, config.name, bias_before)
-                write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(model, config.name), *biases])
+            if whole is not None:
+                whole.config.use_cache = use_cache
+                write_manifest(output_dir, save_model_folder(whole, data.tokenizer, output_dir))
+                biases = bias_by_distance_records(whole, config.name, bias_before)
+                write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(whole, config.name), *biases])
     return record
 
 
@@ -232,7 +237,9 @@ def make_trainer(
         batch = collator([data.train[i] for i in range(min(arguments.per_device_train_batch_size, len(data.train)))])
         precision = _measured_precision(Path(arguments.output_dir), model.to(arguments.device), batch)
         arguments = build_arguments(dataclasses.replace(config, precision=precision))
-    return DeterministicTrainer(
+    length, stop = partial(scheduled_length, config.data), config.early_stopping
+    early_stopping = [EarlyStoppingCallback(stop.patience_evaluations, stop.min_improvement_nats)] if stop else []
+    trainer = DeterministicTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
@@ -240,9 +247,15 @@ def make_trainer(
         eval_dataset=data.validation,
         compute_metrics=_mean_nats,
         preprocess_logits_for_metrics=_sequence_nats,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, *early_stopping],
         position_learning_rate=config.position_learning_rate,
+        loss_chunk_tokens=config.loss_chunk_tokens,
+        length_schedule=length if config.data.train_length_schedule else None,
     )
+    peak_flops = config.peak_flops or known_peak_flops(arguments.device, arguments.bf16)
+    # First, so that the others write what it adds.
+    trainer.callback_handler.callbacks.insert(0, ThroughputCallback(model, peak_flops, length))
+    return trainer
 
 
 def _measured_precision(output_dir: Path, model: PreTrainedModel, batch: dict[str, Tensor]) -> str:
