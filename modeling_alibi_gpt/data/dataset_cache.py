@@ -1,4 +1,4 @@
-"""Rows that are generated once and kept by ``datasets``, whole or generated again."""
+"""Rows that are generated once and kept in the cache of ``datasets``, whole or generated again."""
 
 import logging
 import shutil
@@ -8,63 +8,66 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, Features
+from datasets import Dataset, Features, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 from filelock import FileLock
 
 from modeling_alibi_gpt.runtime.manifest import manifest_difference, write_manifest
 
 
+WRITE_BYTES = 2**22  # what is held before it is written, and what a later reader holds at once
+
 logger = logging.getLogger(__name__)
 
 
-def cached_dataset(
-    generate: Callable[[], Iterator[dict[str, Any]]],
-    features: Features,
-    fingerprint: str,
-    rows_per_write: int | None = None,
-) -> Dataset:
-    """Rows of a generator, kept on disk by ``datasets`` under ``fingerprint`` and generated only once.
+def cached_dataset(generate: Callable[[], Iterator[dict[str, Any]]], features: Features, fingerprint: str) -> Dataset:
+    """Rows of a generator, kept on disk under ``fingerprint`` and generated only once.
 
     They lie in a folder of their own in the datasets cache, with a manifest. Where a file is not what was written, a
     warning names it and the rows are generated again.
 
-    ``rows_per_write`` rows are held in memory until they are written, None is the library's thousand.
+    Args:
+        generate: Gives the rows, of strings and arrays.
+        features: Of the rows.
+        fingerprint: Of what is generated.
 
     Raises:
         OSError: The rows could not be written, for instance to a full disk.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE, "alibi_gpt", fingerprint)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"), os_errors_in_the_open():
+    with FileLock(f"{folder}.lock"):
         if folder.exists() and (difference := manifest_difference(folder)):
             logger.warning("the cached text %s is made again, it is not whole: %s", folder, difference)
             shutil.rmtree(folder)
-        if folder.exists():
-            return _generated(generate, features, fingerprint, rows_per_write, folder)
-        try:
-            rows = _generated(generate, features, fingerprint, rows_per_write, folder)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        write_manifest(folder, [*folder.rglob("*.arrow"), *folder.rglob("*.json")])
-        return rows
+        if not folder.exists():
+            try:
+                folder.mkdir()
+                _write(generate(), features, folder / "rows.arrow")
+                write_manifest(folder)
+            except BaseException:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
+        # Earlier versions left the layout of the files to the library.
+        rows = concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(folder.rglob("*.arrow"))])
+    rows._fingerprint = fingerprint
+    return rows
 
 
-def _generated(
-    generate: Callable[[], Iterator[dict[str, Any]]],
-    features: Features,
-    fingerprint: str,
-    rows_per_write: int | None,
-    folder: Path,
-) -> Dataset:
-    return Dataset.from_generator(
-        generate,
-        features=features,
-        cache_dir=str(folder),
-        fingerprint=fingerprint,
-        writer_batch_size=rows_per_write,
-    )
+def _write(rows: Iterator[dict[str, Any]], features: Features, path: Path) -> None:
+    """Write rows in batches of bytes: of their number nothing follows for the memory that they take."""
+    with datasets.arrow_writer.ArrowWriter(path=str(path), features=features) as writer:
+        held: dict[str, list[Any]] = {column: [] for column in features}
+        num_bytes = 0
+        for row in rows:
+            for column, value in row.items():
+                held[column].append(value)
+                num_bytes += len(value) if isinstance(value, str) else value.nbytes
+            if num_bytes >= WRITE_BYTES:
+                writer.write_batch(held)
+                held, num_bytes = {column: [] for column in features}, 0
+        writer.write_batch(held)
+        writer.finalize()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.attention import ALL_ATTENTION_FUNCTIONS
 from modeling_alibi_gpt.checkpoints.load import DTYPES
-from modeling_alibi_gpt.data.corpora import SPLITS, describe_documents, load_documents
+from modeling_alibi_gpt.data.corpora import check_split, describe_documents, is_of_files, load_documents
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.runtime.config import config_dataclass
@@ -30,13 +30,17 @@ class MeasurementConfig:
     """Settings that a measurement has whatever it measures."""
 
     source: str = "stdlib"
-    """``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``."""
+    """``stdlib``; ``text:GLOB`` (plain or .gz), ``jsonl:GLOB`` or ``parquet:GLOB``, commas between several globs; or
+    ``hub:NAME[:CONFIG][@REVISION]``.
+    """
     split: str | None = None
-    """``train``, ``validation``, ``test`` or ``all``; null is ``all`` for ``text:`` and ``validation`` else."""
+    """``train``, ``validation``, ``test`` or ``all``, of rows also an expression such as ``test[:10%]``; null is
+    ``all`` for files and ``validation`` else.
+    """
     validation_fraction: float = 0.1
-    """The tail of each ``text:`` document that is its validation split."""
+    """What the validation split of a source without one is: the tail of each ``text:`` document, of rows a share."""
     text_column: str = "text"
-    """Column of a ``hub:`` source that holds the text."""
+    """Column of a source of rows that holds the text."""
     max_tokens: int | None = None
     """Read only so many tokens from the start of the text."""
     stride_tokens: int | None = None
@@ -52,10 +56,9 @@ class MeasurementConfig:
         for name in ("max_tokens", "batch_tokens"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, choices in (("split", (None, *SPLITS)), ("dtype", DTYPES)):
-            if getattr(self, name) not in choices:
-                expected = ", ".join(choice for choice in choices if choice)
-                raise ValueError(f"{name} must be one of {expected}, got {getattr(self, name)!r}")
+        check_split(self.source, self.text_split)
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
         known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
@@ -67,7 +70,7 @@ class MeasurementConfig:
     @property
     def text_split(self) -> str:
         """The split that is read."""
-        return self.split or ("all" if self.source.startswith("text:") else "validation")
+        return self.split or ("all" if is_of_files(self.source) else "validation")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,8 +24,8 @@ from modeling_alibi_gpt.runtime.records import provenance, read_records, write_r
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.model_setup import laid_over, model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.prepared_data import named_tokenizer, prepare_data, training_documents
 from modeling_alibi_gpt.training.run_folder import RECORD_FILE
-from modeling_alibi_gpt.training.trainer import named_tokenizer, prepare_data, training_documents
 
 
 ROWS_FILE = "extrapolation.jsonl"
@@ -278,7 +278,7 @@ def _corpus_records(name: str, data: DataSection) -> list[dict[str, Any]]:
             "comparison": name,
             "source": data.source,
             **describe_documents(documents),
-            "documents": list(documents["name"]),
+            "documents": list(dict.fromkeys(documents["name"])),
             "provenance": provenance(),
         }
     ]

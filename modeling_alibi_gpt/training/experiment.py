@@ -34,21 +34,31 @@ class DataSection:
     """Which text is read and how it is cut into training sequences."""
 
     source: str = "stdlib"
-    """``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``."""
+    """``stdlib``; ``text:GLOB`` (plain or .gz), ``jsonl:GLOB`` or ``parquet:GLOB``, commas between several globs; or
+    ``hub:NAME[:CONFIG][@REVISION]``.
+    """
+    train_split: str = "train"
+    """What is learnt of a source of rows (``jsonl:``, ``parquet:``, ``hub:``): a split or an expression such as
+    ``train[:1%]``.
+    """
     validation_source: str | None = None
-    """Another source, read whole (``text:``) or by its validation split. Without it the validation split of ``source``
-    is used.
+    """Another source: files are read whole, others by their validation split. Without it the validation split of
+    ``source`` is used or, where there is none, a share of what is learnt.
     """
     validation_fraction: float = 0.1
-    """What a ``text:`` source without ``validation_source`` holds back of each document, and a ``hub:`` source without
-    a validation split of the documents of its train split, by a hash of their texts.
+    """How much of a source without validation split is held back."""
+    validation_unit: Literal["tail", "document"] | None = None
+    """What is held back: the ``tail`` of each document, or whole documents (``document``) by a hash of their texts,
+    so that each stays where it is when others are added. Null is ``tail`` for ``text:`` and ``document`` for rows.
     """
     text_column: str = "text"
-    """Column of a ``hub:`` source that holds the text."""
+    """Column of a source of rows that holds the text."""
     tokenizer: str | None = None
     """Name or folder of a tokenizer; ``train`` trains a byte-level BPE of the model's vocabulary size on the training
     split; null takes the checkpoint's own (``train`` for a new model).
     """
+    tokenizer_sample_bytes: int | None = 100_000_000
+    """How much of a larger text a tokenizer is trained on, evenly spread over all of it; null is all."""
     train_length_tokens: int
     """Length of a training sequence, in tokens."""
     isolate_documents: bool = False
@@ -57,6 +67,8 @@ class DataSection:
     """Cut the training split to this many tokens."""
     max_validation_tokens: int | None = None
     """Cut the validation split to this many tokens."""
+    num_proc: int = 1
+    """Processes that cut text into tokens; one uses as many threads as the machine has cores."""
     cache_dir: str = "~/.cache/alibi_gpt"
     """Where trained tokenizers are kept. Tokenised text is cached by ``datasets``."""
 
@@ -68,6 +80,9 @@ class DataSection:
                 raise ValueError(
                     f"data.{name} must be at least data.train_length_tokens ({self.train_length_tokens}), got {limit}"
                 )
+        for name, least in (("num_proc", 1), ("tokenizer_sample_bytes", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"data.{name} must be at least {least}, got {value}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
 

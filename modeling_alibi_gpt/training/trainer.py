@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from torch import Tensor
 from transformers import (
     EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -21,16 +19,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_alibi_gpt.checkpoints.load import check_vocabulary
-from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
-from modeling_alibi_gpt.data.packing import PackedCollator, blocks_fingerprint, pack_documents
-from modeling_alibi_gpt.data.tokenization import (
-    TokenStream,
-    cached_tokenizer,
-    token_stream,
-    tokenize_documents,
-)
-from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
+from modeling_alibi_gpt.data.packing import PackedCollator
 from modeling_alibi_gpt.evaluation.bias_record import (
     bias_by_distance,
     bias_by_distance_records,
@@ -46,11 +35,12 @@ from modeling_alibi_gpt.runtime.records import provenance, write_records
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.auto_precision import faster_precision
 from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
-from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.finished import finished_record
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
-from modeling_alibi_gpt.training.model_setup import build_model, model_config
+from modeling_alibi_gpt.training.model_setup import build_model
 from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.prepared_data import PreparedData, prepare_data
 from modeling_alibi_gpt.training.run_folder import (
     PRECISION_FILE,
     RECORD_FILE,
@@ -59,32 +49,6 @@ from modeling_alibi_gpt.training.run_folder import (
     save_model_folder,
     whole_checkpoints_on_a_full_disk,
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedData:
-    """Text ready for training.
-
-    Attributes:
-        tokenizer: What cut it into tokens; saved with the model.
-        train: Packed sequences.
-        validation: Packed sequences, for the evaluations during training.
-        validation_stream: The same text as one stream, for the token-exact figure at the end.
-        fingerprint: Of the documents of both splits.
-        token_fingerprint: Of the packed sequences of both splits.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    train: Dataset
-    validation: Dataset
-    validation_stream: TokenStream
-    fingerprint: str
-    token_fingerprint: str
-
-    @property
-    def text(self) -> dict[str, str]:
-        """What a run that goes on must find as it was."""
-        return {"documents": self.fingerprint, "tokens": self.token_fingerprint}
 
 
 def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
@@ -136,79 +100,6 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
                 biases = bias_by_distance_records(model, config.name, bias_before)
                 write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(model, config.name), *biases])
     return record
-
-
-def prepare_data(config: ExperimentConfig) -> PreparedData:
-    """Read, tokenise and pack the text of an experiment; every step is cached.
-
-    Raises:
-        ValueError: The text or the tokenizer cannot be used, or the text is too short for one sequence.
-    """
-    data, tokenizer = config.data, named_tokenizer(config)
-    train_documents = training_documents(data)
-    validation_source = data.validation_source or data.source
-    validation_documents = load_documents(
-        validation_source,
-        "all" if validation_source.startswith("text:") and data.validation_source else "validation",
-        validation_fraction=data.validation_fraction,
-        text_column=data.text_column,
-    )
-    if tokenizer is None:
-        vocab_size = model_config(config.model).get_text_config().vocab_size
-        tokenizer = cached_tokenizer(train_documents, vocab_size, Path(data.cache_dir).expanduser())
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
-    packed = [
-        _pack(config, tokenize_documents(documents, tokenizer, max_tokens), max_tokens, split)
-        for documents, max_tokens, split in (
-            (train_documents, data.max_train_tokens, "training"),
-            (validation_documents, data.max_validation_tokens, "validation"),
-        )
-    ]
-    fingerprints = [
-        describe_documents(documents)["fingerprint"] for documents in (train_documents, validation_documents)
-    ]
-    return PreparedData(
-        tokenizer=tokenizer,
-        train=packed[0],
-        validation=packed[1],
-        validation_stream=token_stream(validation_documents, tokenizer, data.max_validation_tokens),
-        fingerprint="+".join(fingerprints),
-        token_fingerprint="+".join(map(blocks_fingerprint, packed)),
-    )
-
-
-def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that an experiment or its checkpoint brings; None where one is trained on the text.
-
-    Raises:
-        ValueError: It cannot be used, or has ids beyond the embeddings of the model.
-    """
-    name = config.data.tokenizer or config.model.checkpoint
-    if name in (None, "train"):
-        return None
-    tokenizer = load_tokenizer(name)
-    check_vocabulary(tokenizer, model_config(config.model).get_text_config().vocab_size)
-    return tokenizer
-
-
-def training_documents(data: DataSection) -> Dataset:
-    """The documents that an experiment learns from: all of a source, or of its train split, that another validates."""
-    return load_documents(
-        data.source,
-        "all" if data.source.startswith("text:") and data.validation_source else "train",
-        validation_fraction=0.0 if data.validation_source else data.validation_fraction,
-        text_column=data.text_column,
-    )
-
-
-def _pack(config: ExperimentConfig, tokenized: Dataset, max_tokens: int | None, split: str) -> Dataset:
-    length, isolate = config.data.train_length_tokens, config.data.isolate_documents
-    try:
-        return pack_documents(tokenized, length, isolate_documents=isolate, max_tokens=max_tokens)
-    except ValueError as error:
-        raise ValueError(f"{split} text: {error}") from error
 
 
 def make_trainer(
