@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset, Features, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
 from filelock import FileLock
@@ -57,17 +59,28 @@ def cached_dataset(generate: Callable[[], Iterator[dict[str, Any]]], features: F
 def _write(rows: Iterator[dict[str, Any]], features: Features, path: Path) -> None:
     """Write rows in batches of bytes: of their number nothing follows for the memory that they take."""
     with datasets.arrow_writer.ArrowWriter(path=str(path), features=features) as writer:
-        held: dict[str, list[Any]] = {column: [] for column in features}
+        held: list[dict[str, Any]] = []
         num_bytes = 0
         for row in rows:
-            for column, value in row.items():
-                held[column].append(value)
-                num_bytes += len(value) if isinstance(value, str) else value.nbytes
+            held.append(row)
+            num_bytes += sum(len(value) if isinstance(value, str) else value.nbytes for value in row.values())
             if num_bytes >= WRITE_BYTES:
-                writer.write_batch(held)
-                held, num_bytes = {column: [] for column in features}, 0
-        writer.write_batch(held)
+                writer.write_table(_table(held, features))
+                held, num_bytes = [], 0
+        writer.write_table(_table(held, features))
         writer.finalize()
+
+
+def _table(rows: list[dict[str, Any]], features: Features) -> pa.Table:
+    schema = features.arrow_schema
+    return pa.table([_column([row[field.name] for row in rows], field.type) for field in schema], schema=schema)
+
+
+def _column(values: list[Any], type_: pa.DataType) -> pa.Array:
+    if not values or isinstance(values[0], str):
+        return pa.array(values, type_)
+    offsets = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    return pa.ListArray.from_arrays(offsets, pa.array(np.concatenate(values)), type=type_)
 
 
 @contextmanager

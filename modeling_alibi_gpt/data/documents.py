@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import Any
 
 import pyarrow as pa
@@ -131,20 +131,32 @@ def document_rows(documents: Dataset) -> Iterator[tuple[int, str]]:
             yield number, text.as_py()
 
 
-def record_batches(rows: Dataset) -> Iterator[pa.Table]:
-    """All rows in order, a few at a time.
+def record_batches(rows: Dataset, rows_per_read: int | None = None) -> Iterator[pa.Table]:
+    """All rows in order, so many at a time or, with None, as many as were written at once.
 
     What lies in files is read from them and not from their memory map, whose pages would count as memory of the
     process until the system wants them back.
     """
     paths = [file["filename"] for file in rows.cache_files]
     if rows._indices is not None or not paths or len(rows) != sum(map(_num_rows, paths)):
-        yield from rows.with_format("arrow").iter(batch_size=ROWS_PER_READ)
+        yield from rows.with_format("arrow").iter(batch_size=rows_per_read or ROWS_PER_READ)
         return
-    for path in paths:
-        with pa.OSFile(path) as file, pa.ipc.open_stream(file) as batches:
-            for batch in batches:
-                yield pa.Table.from_batches([batch])
+    batches = (pa.Table.from_batches([batch]) for path in paths for batch in _batches_of_file(path))
+    if rows_per_read is None:
+        yield from batches
+        return
+    held = next(batches)
+    for batch in chain(batches, [None]):
+        while len(held) >= rows_per_read or (batch is None and len(held)):
+            yield held[:rows_per_read]
+            held = held[rows_per_read:]
+        if batch is not None:
+            held = pa.concat_tables([held, batch])
+
+
+def _batches_of_file(path: str) -> Iterator[pa.RecordBatch]:
+    with pa.OSFile(path) as file, pa.ipc.open_stream(file) as batches:
+        yield from batches
 
 
 def num_bytes_of_rows(documents: Dataset) -> list[int]:

@@ -20,6 +20,7 @@ from modeling_alibi_gpt.data.tokenization import token_rows, tokenization_key
 
 
 IGNORED_LABEL = -100
+BLOCKS_PER_READ = 1024
 PACKING_VERSION = 1  # part of every cache key: raise it when the same inputs give other blocks
 
 
@@ -85,7 +86,7 @@ def block_features(*, isolate_documents: bool) -> Features:
 def blocks_fingerprint(blocks: Dataset) -> str:
     """The first 16 hex digits of a sha256 over all columns of packed blocks: what a training really reads."""
     digest = hashlib.sha256()
-    for rows in record_batches(blocks):
+    for rows in record_batches(blocks, rows_per_read=BLOCKS_PER_READ):  # which the digest depends on
         for column in rows.combine_chunks().columns:
             for chunk in column.chunks:
                 lengths, tokens = chunk.value_lengths(), chunk.flatten()

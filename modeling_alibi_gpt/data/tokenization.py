@@ -17,12 +17,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from modeling_alibi_gpt.data.documents import document_rows, pieces_of_row
+from modeling_alibi_gpt.data.encoder import Encoder
 
 
 CALL_CHARACTERS = 1_000_000
 TOKENIZATION_VERSION = 1  # part of every cache key: raise it when the same inputs give other tokens
 
-_worker_encoder: Tokenizer | None = None
+_worker_encoder: Encoder | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def token_rows(
     Args:
         rows: Number of the document and text, as of ``document_rows``.
         tokenizer: Fast tokenizer with an eos token.
-        num_proc: Processes that encode; one uses as many threads as its machine has cores.
+        num_proc: Processes that encode.
     """
     eos = np.array([tokenizer.eos_token_id], dtype=np.int32)
     before = None
@@ -72,15 +73,6 @@ def token_rows(
 def tokenization_key(documents: Dataset, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, ...]:
     """What decides the tokens of documents."""
     return documents._fingerprint, _meaning(tokenizer), TOKENIZATION_VERSION
-
-
-def fast_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """The tokenizer without what Transformers wraps around it, which takes two fifths of the time."""
-    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    encoder.no_padding()
-    encoder.no_truncation()
-    encoder.encode_special_tokens = True  # as the text that they are
-    return encoder
 
 
 def _calls(rows: Iterable[tuple[int, str]]) -> Iterator[list[Piece]]:
@@ -104,12 +96,12 @@ def _encoded(
 ) -> Iterator[Iterator[tuple[list[Piece], list[np.ndarray]]]]:
     """Calls in order with the ids of their pieces, made in this process or in several of its forks."""
     if num_proc == 1:
-        encoder = fast_encoder(tokenizer)
-        yield ((call, _ids([piece.text for piece in call], encoder)) for call in calls)
+        encoder = Encoder(tokenizer)
+        yield ((call, encoder.ids([piece.text for piece in call])) for call in calls)
         return
     # As ``datasets`` does it: what a fork has imported it shares.
     context = multiprocessing.get_context("fork")
-    with context.Pool(num_proc, _start_worker, (fast_encoder(tokenizer),)) as pool:
+    with context.Pool(num_proc, _start_worker, (tokenizer,)) as pool:
         yield _in_order(calls, pool, num_ahead=2 * num_proc)
 
 
@@ -117,7 +109,7 @@ def _in_order(calls: Iterator[list[Piece]], pool: Any, num_ahead: int) -> Iterat
     """What a pool gives, in order, with a few calls under way: ``Pool.imap`` would read all of them at once."""
     under_way: deque[tuple[list[Piece], Any]] = deque()
     for call in calls:
-        under_way.append((call, pool.apply_async(_ids, ([piece.text for piece in call],))))
+        under_way.append((call, pool.apply_async(_encode_in_worker, ([piece.text for piece in call],))))
         if len(under_way) > num_ahead:
             done, result = under_way.popleft()
             yield done, result.get()
@@ -125,18 +117,14 @@ def _in_order(calls: Iterator[list[Piece]], pool: Any, num_ahead: int) -> Iterat
         yield done, result.get()
 
 
-def _start_worker(encoder: Tokenizer) -> None:
+def _start_worker(tokenizer: PreTrainedTokenizerFast) -> None:
     global _worker_encoder
-    _worker_encoder = encoder
+    _worker_encoder = Encoder(tokenizer)
 
 
-def _ids(texts: list[str], encoder: Tokenizer | None = None) -> list[np.ndarray]:
-    encoder = encoder or _worker_encoder
-    assert encoder is not None
-    return [
-        np.array(encoding.ids, dtype=np.int32)
-        for encoding in encoder.encode_batch_fast(texts, add_special_tokens=False)
-    ]
+def _encode_in_worker(texts: list[str]) -> list[np.ndarray]:
+    assert _worker_encoder is not None
+    return _worker_encoder.ids(texts)
 
 
 def _meaning(tokenizer: PreTrainedTokenizerFast) -> str:
@@ -174,7 +162,7 @@ def token_stream(documents: Dataset, tokenizer: PreTrainedTokenizerFast, max_tok
         raise ValueError("there is nothing to evaluate: expected at least one document, got none")
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
-    eos, encoder = np.array([tokenizer.eos_token_id]), fast_encoder(tokenizer)
+    eos, encoder = np.array([tokenizer.eos_token_id]), Encoder(tokenizer).backend
     ids, num_bytes, num_tokens, bytes_left = [eos], [np.array([0])], 0, 0
     pieces = chain.from_iterable(_with_ends(_calls(document_rows(documents)), encoder))
     for _, of_document in groupby(pieces, key=lambda piece: piece[0].document):

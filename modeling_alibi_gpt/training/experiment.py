@@ -68,7 +68,7 @@ class DataSection:
     max_validation_tokens: int | None = None
     """Cut the validation split to this many tokens."""
     num_proc: int = 1
-    """Processes that cut text into tokens; one uses as many threads as the machine has cores."""
+    """Processes that cut text into tokens; their number changes no token."""
     cache_dir: str = "~/.cache/alibi_gpt"
     """Where trained tokenizers are kept. Tokenised text is cached by ``datasets``."""
 

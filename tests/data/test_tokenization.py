@@ -2,17 +2,20 @@
 
 import json
 import logging
+import random
 
 import datasets
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from modeling_alibi_gpt.data import documents as documents_module
 from modeling_alibi_gpt.data import tokenization, tokenizer_training
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.documents import document_rows
+from modeling_alibi_gpt.data.encoder import Encoder
 from modeling_alibi_gpt.data.tokenization import token_rows, token_stream, tokenization_key
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.data.tokenizer_training import END_OF_TEXT, cached_tokenizer, train_tokenizer
@@ -249,6 +252,56 @@ def test_pieces_of_a_long_text_have_the_tokens_of_the_whole(tokenizer, monkeypat
     pieces = token_stream(documents, tokenizer)
     assert pieces.input_ids.tolist() == whole.input_ids.tolist() == eos + expected[0] + expected[1]
     assert pieces.num_bytes.tolist() == whole.num_bytes.tolist()
+
+
+ODD_TEXTS = [
+    *TEXTS,
+    "a\x1cb\x1f c \x85d\xa0e\u1680f\u2003g\u2028h\u3000i\u180ej\u200bk",
+    "it's  we'll 'tis\n\n \tx\r\n'd y'VE 12 345's \u0663 \u2160\u00b2 _a-b--c... ",
+    " \n \n",
+    "",
+]
+
+
+def test_words_that_are_looked_up_have_the_tokens_of_the_text(tokenizer, monkeypatch):
+    """Over white space of all kinds, contractions and special tokens; a full table of words is begun anew."""
+    generator = random.Random(0)
+    alphabet = [*"ab'.1 \n\t\r\x1c\x85\xa0\u2003\u3000\u4e16\u0301", "'s", "'ll", "  ", END_OF_TEXT]
+    texts = ODD_TEXTS + ["".join(generator.choices(alphabet, k=60)) for _ in range(300)]
+    expected = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    encoder = Encoder(tokenizer)
+    assert encoder._looks_up
+    assert [ids.tolist() for ids in encoder.ids(texts)] == expected
+    monkeypatch.setattr("modeling_alibi_gpt.data.encoder.MAX_WORDS", 50)
+    assert [ids.tolist() for ids in encoder.ids(texts)] == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("normalizer", {"type": "Lowercase"}),
+        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}),
+        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}),
+        ("pre_tokenizer", None),
+    ],
+)
+def test_other_tokenizers_encode_whole_texts(trained, part, change):
+    backend = json.loads(trained.backend_tokenizer.to_str())
+    other = Tokenizer.from_str(json.dumps({**backend, part: change}))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=other, eos_token=END_OF_TEXT)
+    texts = ["Two words, it's", "a  b\n"]
+    encoder = Encoder(tokenizer)
+    assert not encoder._looks_up
+    assert [ids.tolist() for ids in encoder.ids(texts)] == tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def test_an_added_word_that_holds_a_space_is_found(trained):
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(trained.backend_tokenizer.to_str()), eos_token=END_OF_TEXT
+    )
+    tokenizer.add_tokens(["lazy dog"])
+    assert Encoder(tokenizer).ids(["the lazy dog"])[0].tolist() == tokenizer("the lazy dog")["input_ids"]
+    assert len(trained) in Encoder(tokenizer).ids(["the lazy dog"])[0]
 
 
 def test_a_text_without_any_space_is_cut_all_the_same(trained, monkeypatch):
