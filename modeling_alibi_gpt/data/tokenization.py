@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, groupby
@@ -184,6 +184,15 @@ def token_stream(documents: Dataset, tokenizer: PreTrainedTokenizerFast, max_tok
     return TokenStream(
         input_ids=torch.from_numpy(np.concatenate(ids)[:stop]),
         num_bytes=torch.from_numpy(np.concatenate(num_bytes)[:stop].astype(np.int32)),
+    )
+
+
+def join_streams(streams: Sequence[TokenStream]) -> TokenStream:
+    """Several streams as one: the eos before each but the first is that which ends the one before, or is left out."""
+    first, *others = streams
+    return TokenStream(
+        input_ids=torch.cat([first.input_ids, *(stream.input_ids[1:] for stream in others)]),
+        num_bytes=torch.cat([first.num_bytes, *(stream.num_bytes[1:] for stream in others)]),
     )
 
 

@@ -276,7 +276,7 @@ def _corpus_records(name: str, data: DataSection) -> list[dict[str, Any]]:
         {
             "kind": "corpus",
             "comparison": name,
-            "source": data.source,
+            "source": data.source_name,
             **describe_documents(documents),
             "documents": list(dict.fromkeys(documents["name"])),
             "provenance": provenance(),

@@ -30,12 +30,31 @@ class ModelSection:
 
 
 @config_dataclass
+class MixturePart:
+    """One of several sources that are mixed."""
+
+    source: str
+    """As ``data.source``."""
+    weight: float
+    """Its share of the training sequences, relative to the other weights."""
+    train_split: str | None = None
+    """As ``data.train_split``, which null takes."""
+    text_column: str | None = None
+    """As ``data.text_column``, which null takes."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < math.inf:
+            raise ValueError(f"data.source: a weight must be a finite number above 0, got {self.weight}")
+
+
+@config_dataclass
 class DataSection:
     """Which text is read and how it is cut into training sequences."""
 
-    source: str = "stdlib"
+    source: str | list[MixturePart] = "stdlib"
     """``stdlib``; ``text:GLOB`` (plain or .gz), ``jsonl:GLOB`` or ``parquet:GLOB``, commas between several globs; or
-    ``hub:NAME[:CONFIG][@REVISION]``.
+    ``hub:NAME[:CONFIG][@REVISION]``. Or a list of such sources with weights: training sequences are drawn from them by
+    weight until one of them is used up.
     """
     train_split: str = "train"
     """What is learnt of a source of rows (``jsonl:``, ``parquet:``, ``hub:``): a split or an expression such as
@@ -85,6 +104,34 @@ class DataSection:
                 raise ValueError(f"data.{name} must be at least {least}, got {value}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
+        if not self.source:
+            raise ValueError("data.source must name a source or at least one part of a mixture, got none")
+
+    @property
+    def parts(self) -> list[tuple["DataSection", float]]:
+        """Sections of one source each, and their shares of the training sequences; a source alone has all."""
+        if isinstance(self.source, str):
+            return [(self, 1.0)]
+        total = sum(part.weight for part in self.source)
+        return [
+            (
+                dataclasses.replace(
+                    self,
+                    source=part.source,
+                    train_split=part.train_split or self.train_split,
+                    text_column=part.text_column or self.text_column,
+                ),
+                part.weight / total,
+            )
+            for part in self.source
+        ]
+
+    @property
+    def source_name(self) -> str:
+        """The source, or the sources of a mixture with their weights, in one line."""
+        if isinstance(self.source, str):
+            return self.source
+        return " + ".join(f"{part.weight:g} {part.source}" for part in self.source)
 
 
 @config_dataclass

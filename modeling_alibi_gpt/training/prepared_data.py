@@ -3,13 +3,13 @@
 import dataclasses
 from pathlib import Path
 
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets, interleave_datasets
 from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.checkpoints.load import check_vocabulary
 from modeling_alibi_gpt.data.corpora import describe_documents, is_of_files, load_documents
 from modeling_alibi_gpt.data.packing import blocks_fingerprint, pack_documents
-from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
+from modeling_alibi_gpt.data.tokenization import TokenStream, join_streams, token_stream
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.data.tokenizer_training import cached_tokenizer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
@@ -49,37 +49,76 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
         ValueError: The text or the tokenizer cannot be used, or the text is too short for one sequence.
     """
     data, tokenizer = config.data, named_tokenizer(config)
-    train_documents = training_documents(data)
-    validation_documents = _documents(data, data.validation_source or data.source, "validation")
+    train_parts = [_Part(_documents(part, part.source, "train"), share) for part, share in data.parts]
+    if data.validation_source is not None:
+        validation_parts = [_Part(_documents(data, data.validation_source, "validation"), 1.0)]
+    else:
+        validation_parts = [_Part(_documents(part, part.source, "validation"), share) for part, share in data.parts]
     if tokenizer is None:
-        vocab_size = model_config(config.model).get_text_config().vocab_size
         tokenizer = cached_tokenizer(
-            train_documents,
-            vocab_size,
+            _joined([part.documents for part in train_parts]),
+            model_config(config.model).get_text_config().vocab_size,
             Path(data.cache_dir).expanduser(),
             sample_bytes=data.tokenizer_sample_bytes,
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
 
-    packed = [
-        _pack(config, documents, tokenizer, max_tokens, split)
-        for documents, max_tokens, split in (
-            (train_documents, data.max_train_tokens, "training"),
-            (validation_documents, data.max_validation_tokens, "validation"),
-        )
-    ]
-    fingerprints = [
-        describe_documents(documents)["fingerprint"] for documents in (train_documents, validation_documents)
+    train = _mixed(
+        [_pack(data, part.documents, tokenizer, data.max_train_tokens, "training") for part in train_parts],
+        [part.share for part in train_parts],
+        data,
+    )
+    limits = [_limit(data.max_validation_tokens, part.share, data) for part in validation_parts]
+    validation = _joined(
+        [
+            _pack(data, part.documents, tokenizer, limit, "validation")
+            for part, limit in zip(validation_parts, limits, strict=True)
+        ]
+    )
+    streams = [
+        token_stream(part.documents, tokenizer, limit) for part, limit in zip(validation_parts, limits, strict=True)
     ]
     return PreparedData(
         tokenizer=tokenizer,
-        train=packed[0],
-        validation=packed[1],
-        validation_stream=token_stream(validation_documents, tokenizer, data.max_validation_tokens),
-        fingerprint="+".join(fingerprints),
-        token_fingerprint="+".join(map(blocks_fingerprint, packed)),
+        train=train,
+        validation=validation,
+        validation_stream=join_streams(streams),
+        fingerprint=f"{_fingerprint(train_parts)}+{_fingerprint(validation_parts)}",
+        token_fingerprint=f"{blocks_fingerprint(train)}+{blocks_fingerprint(validation)}",
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    documents: Dataset
+    share: float
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def _mixed(packed: list[Dataset], shares: list[float], data: DataSection) -> Dataset:
+    """Sequences drawn from the parts by their shares, the same ones for every seed of a training."""
+    if len(packed) == 1:
+        return packed[0]
+    mixed = interleave_datasets(packed, probabilities=shares, seed=0, stopping_strategy="first_exhausted")
+    if data.max_train_tokens is not None:
+        mixed = mixed.select(range(min(len(mixed), data.max_train_tokens // data.train_length_tokens)))
+    return mixed
+
+
+def _limit(max_tokens: int | None, share: float, data: DataSection) -> int | None:
+    return None if max_tokens is None else max(data.train_length_tokens, round(max_tokens * share))
+
+
+def _fingerprint(parts: list[_Part]) -> str:
+    """Of the documents of a source, or of all parts of a mixture with their shares."""
+    fingerprints = [describe_documents(part.documents)["fingerprint"] for part in parts]
+    if len(parts) == 1:
+        return fingerprints[0]
+    return ",".join(f"{part.share:.6g}*{found}" for part, found in zip(parts, fingerprints, strict=True))
 
 
 def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
@@ -97,8 +136,11 @@ def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
 
 
 def training_documents(data: DataSection) -> Dataset:
-    """The documents that an experiment learns from: all of a source, or of its train split, that another validates."""
-    return _documents(data, data.source, "train")
+    """The documents that an experiment learns from: all of a source, or of its train split, that another validates.
+
+    Of a mixture, those of its parts one after another.
+    """
+    return _joined([_documents(part, part.source, "train") for part, _ in data.parts])
 
 
 def _documents(data: DataSection, source: str, split: str) -> Dataset:
@@ -114,13 +156,12 @@ def _documents(data: DataSection, source: str, split: str) -> Dataset:
 
 
 def _pack(
-    config: ExperimentConfig,
+    data: DataSection,
     documents: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     max_tokens: int | None,
     split: str,
 ) -> Dataset:
-    data = config.data
     try:
         return pack_documents(
             documents,
