@@ -49,13 +49,17 @@ def find_seam(text: str, start: int, stop: int) -> int:
     return stop
 
 
-def rows_of_text(chunks: Iterable[str]) -> Iterator[str]:
-    """A text that comes in chunks of any size as rows, cut at seams; a text of up to ``ROW_CHARACTERS`` is one row."""
+def rows_of_text(chunks: Iterable[str], num_characters: int | None = None) -> Iterator[str]:
+    """A text that comes in chunks of any size as rows, cut at seams.
+
+    A row has about so many characters, by default ``ROW_CHARACTERS``; a text that is no longer is one row.
+    """
+    num_characters = num_characters or ROW_CHARACTERS
     row = ""
     for chunk in chunks:
         row += chunk
-        while len(row) > ROW_CHARACTERS + PIECE_CHARACTERS:
-            cut = find_seam(row, ROW_CHARACTERS, ROW_CHARACTERS + PIECE_CHARACTERS)
+        while len(row) > num_characters + PIECE_CHARACTERS:
+            cut = find_seam(row, num_characters, num_characters + PIECE_CHARACTERS)
             yield row[:cut]
             row = row[cut:]
     if row:

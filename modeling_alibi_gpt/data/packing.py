@@ -105,13 +105,13 @@ def packed_blocks(
         is_start[:1] = is_first
         rest = np.concatenate([rest, [ids, is_start]], axis=1)
         while rest.shape[1] > length_tokens + 1:  # so that two tokens at least remain
-            yield _block(rest[:, :length_tokens], isolate_documents)
+            yield make_block(rest[:, :length_tokens], isolate_documents)
             rest = rest[:, length_tokens:]
     if rest.shape[1] == length_tokens + 1:
-        yield _block(rest[:, :-2], isolate_documents)
+        yield make_block(rest[:, :-2], isolate_documents)
         rest = rest[:, -2:]
     if rest.shape[1]:
-        yield _block(rest, isolate_documents)
+        yield make_block(rest, isolate_documents)
 
 
 def first_tokens(
@@ -137,7 +137,8 @@ def _with_progress(documents: Dataset) -> Iterator[tuple[int, str]]:
             progress.update(len(text.encode()))
 
 
-def _block(tokens: np.ndarray, isolate_documents: bool) -> dict[str, np.ndarray]:
+def make_block(tokens: np.ndarray, isolate_documents: bool) -> dict[str, np.ndarray]:
+    """A block from ``(2, N)``: ids, and 1 where a document starts."""
     ids, is_start = tokens
     if not isolate_documents:
         return {"input_ids": ids}

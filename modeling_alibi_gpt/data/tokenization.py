@@ -72,7 +72,7 @@ def token_rows(
 
 def tokenization_key(documents: Dataset, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, ...]:
     """What decides the tokens of documents."""
-    return documents._fingerprint, _meaning(tokenizer), TOKENIZATION_VERSION
+    return documents._fingerprint, tokenizer_meaning(tokenizer), TOKENIZATION_VERSION
 
 
 def _calls(rows: Iterable[tuple[int, str]]) -> Iterator[list[Piece]]:
@@ -127,7 +127,7 @@ def _encode_in_worker(texts: list[str]) -> list[np.ndarray]:
     return _worker_encoder.ids(texts)
 
 
-def _meaning(tokenizer: PreTrainedTokenizerFast) -> str:
+def tokenizer_meaning(tokenizer: PreTrainedTokenizerFast) -> str:
     """All that decides the tokens of a text. The object itself changes whenever it is called: it keeps the padding."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend = {key: value for key, value in backend.items() if key not in ("padding", "truncation")}

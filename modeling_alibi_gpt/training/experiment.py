@@ -86,6 +86,14 @@ class DataSection:
     """Cut the training split to this many tokens."""
     max_validation_tokens: int | None = None
     """Cut the validation split to this many tokens."""
+    streaming: bool = False
+    """Read ``source`` while it is trained on, in its own order and again and again until ``training.max_steps``, and
+    keep nothing of it on disk. Needs a ``validation_source`` and a ``tokenizer`` that is there.
+    """
+    num_streams: int = 1
+    """Readers of a stream, of which each has its share of files or documents and its share of every global batch. The
+    training is the same on any number of processes among which they divide.
+    """
     num_proc: int = 1
     """Processes that cut text into tokens; their number changes no token."""
     cache_dir: str = "~/.cache/alibi_gpt"
@@ -104,8 +112,23 @@ class DataSection:
                 raise ValueError(f"data.{name} must be at least {least}, got {value}")
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
+        self._check_streaming()
         if not self.source:
             raise ValueError("data.source must name a source or at least one part of a mixture, got none")
+
+    def _check_streaming(self) -> None:
+        if self.num_streams < 1:
+            raise ValueError(f"data.num_streams must be at least 1, got {self.num_streams}")
+        if not self.streaming:
+            return
+        refusals = {
+            "one source of text:, jsonl:, parquet: or hub:": isinstance(self.source, str) and self.source != "stdlib",
+            "a data.validation_source": self.validation_source is not None,
+            "data.max_train_tokens null: training.max_steps says how much is read": self.max_train_tokens is None,
+        }
+        for wanted, is_met in refusals.items():
+            if not is_met:
+                raise ValueError(f"data.streaming needs {wanted}")
 
     @property
     def parts(self) -> list[tuple["DataSection", float]]:
@@ -183,6 +206,8 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         check_position_learning_rate(self.position_learning_rate)
+        if self.data.streaming:
+            self._check_streaming()
         if self.training.get("hub_token") is not None:
             raise ValueError(
                 "training.hub_token is a secret, and an experiment is written to files that people publish: leave it "
@@ -190,6 +215,18 @@ class ExperimentConfig:
             )
         if not self.training.get("output_dir"):
             raise ValueError("training.output_dir is missing: say where the run is written")
+
+    def _check_streaming(self) -> None:
+        refusals = {
+            "training.max_steps: a stream has no end": (self.training.get("max_steps") or 0) > 0,
+            "training.dataloader_num_workers 0: a checkpoint must know what was read": not self.training.get(
+                "dataloader_num_workers"
+            ),
+            "precision float32 or bfloat16: auto is timed on the first batch": self.precision != "auto",
+        }
+        for wanted, is_met in refusals.items():
+            if not is_met:
+                raise ValueError(f"data.streaming needs {wanted}")
 
 
 def check_position_learning_rate(position_learning_rate: float) -> None:

@@ -4,14 +4,17 @@ import dataclasses
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets, interleave_datasets
+from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.checkpoints.load import check_vocabulary
 from modeling_alibi_gpt.data.corpora import describe_documents, is_of_files, load_documents
 from modeling_alibi_gpt.data.packing import blocks_fingerprint, pack_documents
-from modeling_alibi_gpt.data.tokenization import TokenStream, join_streams, token_stream
+from modeling_alibi_gpt.data.streaming import StreamedBlocks, stream_documents, stream_fingerprint
+from modeling_alibi_gpt.data.tokenization import TokenStream, join_streams, token_stream, tokenizer_meaning
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.data.tokenizer_training import cached_tokenizer
+from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 
@@ -30,7 +33,7 @@ class PreparedData:
     """
 
     tokenizer: PreTrainedTokenizerBase
-    train: Dataset
+    train: Dataset | StreamedBlocks
     validation: Dataset
     validation_stream: TokenStream
     fingerprint: str
@@ -49,11 +52,13 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
         ValueError: The text or the tokenizer cannot be used, or the text is too short for one sequence.
     """
     data, tokenizer = config.data, named_tokenizer(config)
-    train_parts = [_Part(_documents(part, part.source, "train"), share) for part, share in data.parts]
+    train_parts = [] if data.streaming else _train_parts(data)
     if data.validation_source is not None:
         validation_parts = [_Part(_documents(data, data.validation_source, "validation"), 1.0)]
     else:
         validation_parts = [_Part(_documents(part, part.source, "validation"), share) for part, share in data.parts]
+    if tokenizer is None and data.streaming:
+        raise ValueError("data.streaming needs data.tokenizer: a stream is not read before it is trained on")
     if tokenizer is None:
         tokenizer = cached_tokenizer(
             _joined([part.documents for part in train_parts]),
@@ -64,11 +69,6 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
 
-    train = _mixed(
-        [_pack(data, part.documents, tokenizer, data.max_train_tokens, "training") for part in train_parts],
-        [part.share for part in train_parts],
-        data,
-    )
     limits = [_limit(data.max_validation_tokens, part.share, data) for part in validation_parts]
     validation = _joined(
         [
@@ -79,14 +79,41 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     streams = [
         token_stream(part.documents, tokenizer, limit) for part, limit in zip(validation_parts, limits, strict=True)
     ]
+    if data.streaming:
+        train, fingerprint, token_fingerprint = _stream(data, tokenizer)
+    else:
+        packed = [_pack(data, part.documents, tokenizer, data.max_train_tokens, "training") for part in train_parts]
+        train = _mixed(packed, [part.share for part in train_parts], data)
+        fingerprint, token_fingerprint = _fingerprint(train_parts), blocks_fingerprint(train)
     return PreparedData(
         tokenizer=tokenizer,
         train=train,
         validation=validation,
         validation_stream=join_streams(streams),
-        fingerprint=f"{_fingerprint(train_parts)}+{_fingerprint(validation_parts)}",
-        token_fingerprint=f"{blocks_fingerprint(train)}+{blocks_fingerprint(validation)}",
+        fingerprint=f"{fingerprint}+{_fingerprint(validation_parts)}",
+        token_fingerprint=f"{token_fingerprint}+{blocks_fingerprint(validation)}",
     )
+
+
+def _train_parts(data: DataSection) -> list["_Part"]:
+    return [_Part(_documents(part, part.source, "train"), share) for part, share in data.parts]
+
+
+def _stream(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[StreamedBlocks, str, str]:
+    """A stream, and what is known beforehand of its documents and of how it is cut."""
+    state = process_state()
+    blocks = StreamedBlocks(
+        stream_documents(data.source, train_split=data.train_split, text_column=data.text_column),
+        tokenizer,
+        data.train_length_tokens,
+        isolate_documents=data.isolate_documents,
+        num_streams=data.num_streams,
+        rank=state.process_index,
+        num_processes=state.num_processes,
+    )
+    fingerprint = stream_fingerprint(data.source, data.train_split)
+    cut = Hasher.hash((tokenizer_meaning(tokenizer), data.train_length_tokens, data.num_streams))
+    return blocks, fingerprint, f"stream-{cut}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,8 +166,13 @@ def training_documents(data: DataSection) -> Dataset:
     """The documents that an experiment learns from: all of a source, or of its train split, that another validates.
 
     Of a mixture, those of its parts one after another.
+
+    Raises:
+        ValueError: They are a stream, which is not read before the training.
     """
-    return _joined([_documents(part, part.source, "train") for part, _ in data.parts])
+    if data.streaming:
+        raise ValueError("data.streaming: a stream is not read to list its documents, set it to false")
+    return _joined([part.documents for part in _train_parts(data)])
 
 
 def _documents(data: DataSection, source: str, split: str) -> Dataset:

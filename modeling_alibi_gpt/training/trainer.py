@@ -20,6 +20,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_alibi_gpt.data.packing import PackedCollator
+from modeling_alibi_gpt.data.streaming import StreamedBlocks
 from modeling_alibi_gpt.evaluation.bias_record import (
     bias_by_distance,
     bias_by_distance_records,
@@ -91,6 +92,8 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
         bias_before = bias_by_distance(model)
         trainer = make_trainer(config, arguments, model, data, callbacks)
         checkpoint = get_last_checkpoint(output_dir)
+        if checkpoint is not None and isinstance(data.train, StreamedBlocks):
+            data.train.load(Path(checkpoint))
         result = trainer.train(resume_from_checkpoint=checkpoint)
         record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
         with failing_together():
@@ -111,6 +114,11 @@ def make_trainer(
 ) -> ExactTrainer:
     """The Trainer of an experiment, whose output folder exists; precision ``auto`` is measured here, once a run."""
     collator = PackedCollator(data.tokenizer.pad_token_id)
+    if isinstance(data.train, StreamedBlocks):
+        arguments.ignore_data_skip = True  # it goes on by itself where the checkpoint was saved
+        data.train.set_global_batch_size(
+            arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        )
     if config.precision == "auto":
         batch = collator([data.train[i] for i in range(min(arguments.per_device_train_batch_size, len(data.train)))])
         precision = _measured_precision(Path(arguments.output_dir), model.to(arguments.device), batch)
