@@ -24,6 +24,7 @@ from .attention_augmented import AugmentedAttention
 from .attention_banded import BandedAttention
 from .attention_bounds import exact_tolerance
 from .attention_context import AttentionContext
+from .attention_flash import FlashAttention
 from .attention_flex import FlexAttention
 from .attention_folded import FoldedAttention, hide_far
 from .attention_strips import StripAttention
@@ -137,7 +138,7 @@ def reading_every_key() -> Iterator[None]:
 def _folded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
     """A folded mask, with a second one on a CPU where some keys are too far below the others to count."""
     mask = folded_mask(context, bias)
-    if bias is None or context.q_len == 1 or mask.device.type != "cpu" or is_tracing(mask):
+    if bias is None or context.q_len == 1 or context.is_paged or mask.device.type != "cpu" or is_tracing(mask):
         return mask
     tolerance = _tolerance(context)
     near_mask = hide_far(mask, tolerance) if tolerance > 0.0 else None
@@ -196,6 +197,17 @@ def prepare_flex(context: AttentionContext, bias: PositionBias | None) -> FlexAt
     return FlexAttention(context, bias=bias.dense(context.query_positions, context.key_positions, context.bias_dtype))
 
 
+def prepare_flash(context: AttentionContext, bias: PositionBias | None) -> FlashAttention:
+    """ALiBi by FlashAttention's own slopes, or no bias; a ValueError for what it cannot compute."""
+    slopes = None if bias is None else bias.slopes(context.query_positions, context.bias_dtype)
+    if bias is not None and slopes is None:
+        raise ValueError(
+            "attention back end 'flash_attention_2' takes ALiBi's slopes and no other position bias: use "
+            "flex_attention or sdpa"
+        )
+    return FlashAttention(context, slopes)
+
+
 def attention_forward(
     module: nn.Module,
     query: Tensor,
@@ -211,7 +223,7 @@ def attention_forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    if isinstance(key, Tensor):
+    if isinstance(key, Tensor) and not isinstance(attention_mask, FlashAttention):
         key = key.repeat_interleave(module.num_key_value_groups, dim=1)
         value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     return attention_mask.attend(query, key, value, scaling, dropout).transpose(1, 2), None
@@ -237,6 +249,7 @@ ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "sdpa": AttentionBackend(prepare_sdpa, attention_forward),
     "alibi_banded": AttentionBackend(prepare_banded, attention_forward, reads_windows=True),
     "flex_attention": AttentionBackend(prepare_flex, attention_forward),
+    "flash_attention_2": AttentionBackend(prepare_flash, attention_forward),
     "paged|eager": AttentionBackend(folded_mask),
 }
 
@@ -271,8 +284,11 @@ def attention_backend(name: str, cache: Cache | None = None) -> AttentionBackend
             the cache.
     """
     if name not in ATTENTION_BACKENDS:
+        why = (
+            "of FlashAttention only version 2, from the package flash-attn, takes slopes; " if "flash" in name else ""
+        )
         raise ValueError(
-            f"attention back end {name!r} would drop the position bias silently; AlibiGPT runs on: "
+            f"attention back end {name!r} would drop the position bias silently; {why}AlibiGPT runs on: "
             f"{', '.join(ATTENTION_BACKENDS)}"
         )
     backend = ATTENTION_BACKENDS[name]

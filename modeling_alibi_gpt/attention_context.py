@@ -51,6 +51,8 @@ class AttentionContext:
         is_causal: Whether no query sees a key after its own, as far as can be told beforehand.
         is_aligned: Whether the keys are all slots up to the last query's.
         keeps_windows: Whether keys before this call are in a cache that keeps a window a head.
+        is_paged: Whether keys before this call are in the pages of continuous batching, which the attention functions
+            of transformers read and no others.
         inputs: What the mask is made of; None makes it of the slots.
     """
 
@@ -62,6 +64,7 @@ class AttentionContext:
     is_causal: bool
     is_aligned: bool
     keeps_windows: bool = False
+    is_paged: bool = False
     inputs: ForwardInputs | None = None
     # Not functools.cached_property: on Python 3.11 it takes a lock, which torch.compile cannot trace.
     _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
@@ -98,7 +101,9 @@ class AttentionContext:
         starts = cu_seq_lens_k["full_attention"] if isinstance(cu_seq_lens_k, dict) else cu_seq_lens_k
         keys = torch.arange(inputs.attention_mask.shape[-1], device=inputs.position_ids.device)
         request = torch.searchsorted(starts[1:].to(keys), keys, right=True).clamp(max=starts.shape[0] - 2)
-        return cls._from(inputs, inputs.position_ids, (keys - starts[request])[None], None, is_aligned=False)
+        return cls._from(
+            inputs, inputs.position_ids, (keys - starts[request])[None], None, is_aligned=False, is_paged=True
+        )
 
     @classmethod
     def from_slots(cls, inputs: ForwardInputs) -> "AttentionContext":
@@ -125,6 +130,7 @@ class AttentionContext:
         key_positions: Tensor,
         slots: Slots | None,
         is_aligned: bool,
+        is_paged: bool = False,
     ) -> "AttentionContext":
         return cls(
             query_positions,
@@ -135,6 +141,7 @@ class AttentionContext:
             is_causal=getattr(inputs.config, "is_causal", True) and slots is not None,
             is_aligned=is_aligned,
             keeps_windows=getattr(inputs.past_key_values, "keeps_windows", False),
+            is_paged=is_paged,
             inputs=inputs,
         )
 

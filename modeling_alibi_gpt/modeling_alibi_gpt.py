@@ -207,8 +207,8 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["AlibiGPTDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values", "position_method"]
     _supports_sdpa = True
-    # The stock flash functions drop the bias without a word.
-    _supports_flash_attn = False
+    # The table of back ends has FlashAttention 2; the others, which know no slopes, it refuses by name.
+    _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_context_parallel = False
     _supports_attention_backend = True

@@ -72,6 +72,21 @@ def test_batches_give_the_tokens_of_generate(name: str, back_end: str) -> None:
     assert [output.generated_tokens for output in outputs.values()] == alone
 
 
+@pytest.mark.parametrize("back_end", ["sdpa", "paged|eager"])
+def test_a_prompt_so_long_that_far_keys_stop_counting(back_end: str) -> None:
+    """In float32 a key stops counting about 60 nats down, here after 250 tokens; sdpa then has a second mask."""
+    model = _model()
+    prompt = torch.randint(1, 60, (1, 400), generator=torch.Generator().manual_seed(2))
+    alone = model.generate(prompt, generation_config=GENERATION)[0, prompt.shape[1] :].tolist()
+    model.set_attn_implementation(back_end)
+    outputs = model.generate_batch(
+        prompt.tolist(),
+        generation_config=GENERATION,
+        continuous_batching_config=ContinuousBatchingConfig(**BATCHING),
+    )
+    assert [output.generated_tokens for output in outputs.values()] == [alone]
+
+
 def test_it_would_notice_a_missing_bias() -> None:
     """The control: without the bias, or with slopes twice as steep, other tokens come out."""
     prompts = _prompts()

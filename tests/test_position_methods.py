@@ -214,7 +214,7 @@ def test_dynamic_scaling_changes_nothing_up_to_the_training_length() -> None:
 
 def test_unknown_attention_names_are_refused_before_they_drop_the_bias() -> None:
     model = tiny_model()
-    for name in ("vllm", "sglang", "flash_attention_2", "paged|sdpa"):
+    for name in ("vllm", "sglang", "paged|sdpa"):
         model.config._attn_implementation_internal = name
         with pytest.raises(ValueError, match="would drop the position bias silently; AlibiGPT runs on: eager, sdpa"):
             model(tokens(1, 4))

@@ -1,6 +1,7 @@
 """What can be refused of an experiment before any text is read and any folder is made."""
 
 from transformers import PreTrainedConfig, TrainingArguments
+from transformers.utils import is_flash_attn_2_available
 
 from modeling_alibi_gpt.attention import attention_backend
 from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, check_memory
@@ -22,6 +23,11 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
     model = model_config(config.model)
     if isinstance(model, AlibiGPTConfig) and config.model.attn_implementation is not None:
         attention_backend(config.model.attn_implementation)
+        if config.model.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
+            raise ValueError(
+                "model.attn_implementation 'flash_attention_2' needs the package flash-attn and a GPU that it runs "
+                "on, which are not here: use sdpa or flex_attention"
+            )
     if config.position_learning_rate != 1.0 and not learns_positions(model):
         raise ValueError(
             f"position_learning_rate {config.position_learning_rate:g} would change nothing: the model learns no bias "

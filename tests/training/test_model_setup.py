@@ -122,7 +122,7 @@ def test_other_architectures_are_fine_tuned_too(
         ),
         (["model.overrides.hidden_size=32"], "its config asks for .*, the weights hold"),
         (["model.overrides.auto_map={}"], "unknown key 'model.overrides.auto_map'"),
-        (["model.attn_implementation=flash_attention_2"], "back end 'flash_attention_2' would drop the position bias"),
+        (["model.attn_implementation=flash_attention_2"], "'flash_attention_2' needs the package flash-attn"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_what_was_asked_for_is_refused(
@@ -251,7 +251,7 @@ def test_a_missing_checkpoint_is_refused(make_experiment: MakeExperiment, tmp_pa
         (["model.config.model_type=gpt2"], "model.config is of type 'gpt2', expected alibi_gpt"),
         (["model.config=missing.json"], "missing.json: no such file"),
         (["model.config.vocab_size=200"], "vocab_size must be at least 257"),
-        (["model.attn_implementation=flash_attention_2"], "back end 'flash_attention_2' would drop the position bias"),
+        (["model.attn_implementation=flash_attention_2"], "'flash_attention_2' needs the package flash-attn"),
         (["model.attn_implementation=sdpaa"], "sdpaa"),
     ],
 )

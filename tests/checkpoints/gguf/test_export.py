@@ -199,7 +199,7 @@ def test_settings_out_of_range_are_refused(fields: dict, complaint: str, tmp_pat
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(ValueError, match=r"pip install 'alibi-gpt\[gguf\]'"):
+    with pytest.raises(ValueError, match=r"pip install 'alibi-gpt\[convert\]'"):
         export_gguf(GgufConfig(model=str(tmp_path), output=str(tmp_path / "model.gguf")))
 
 

@@ -1,0 +1,160 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""FlashAttention 2 with ALiBi by its own ``alibi_slopes``. Travels to the Hub.
+
+Its kernels add ``-slope * |i + K - Q - j|`` to the score of query i and key j and align causal attention to the last
+key, which is ALiBi for the last Q of K tokens. They have no gradient of the slopes.
+
+Shapes: B batch, H heads, H_kv heads of keys, Q queries, K keys, d head size, N sequences.
+"""
+
+import importlib
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attention_context import AttentionContext
+from .attention_segments import Segment
+from .attention_tiles import attend_to_self
+
+
+# What its kernels compute in.
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+class FlashAttention:
+    """Causal attention by the functions of ``flash_attn``, with ALiBi or without a bias.
+
+    Args:
+        context: Visibility.
+        slopes: ``(1 or B, 1, H)``, nats per token; None for no bias.
+
+    Raises:
+        ValueError: The dtype is neither float16 nor bfloat16, the slopes learn or differ by query, the visibility
+            cannot be expressed as sequences, or ``flash_attn`` cannot be imported.
+    """
+
+    def __init__(self, context: AttentionContext, slopes: Tensor | None = None) -> None:
+        _check(context, slopes)
+        self.functions = _flash_attn()
+        self.slopes = None if slopes is None else slopes.expand(context.num_rows, 1, -1)[:, 0].float()
+        self.context = context
+        self.sequences = None
+        if not context.is_whole and context.is_aligned:
+            self.sequences = Sequences.from_segments(context)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        """Output ``(B, H, Q, d)`` of queries ``(B, H, Q, d)``, and keys and values ``(B, H_kv, K, d)``."""
+        query, key, value = (states.transpose(1, 2) for states in (query, key, value))
+        options = {"softmax_scale": scaling, "causal": True}
+        if self.sequences is not None:
+            output = self._attend_sequences(query, key, value, dropout_p=dropout, **options)
+        elif self.context.is_aligned:
+            slopes = self.slopes
+            output = self.functions.flash_attn_func(
+                query, key, value, dropout_p=dropout, alibi_slopes=slopes, **options
+            )
+        else:
+            # Slots of a static cache beyond the last query's are empty.
+            num_keys = (self.context.slots.queries[-1:] + 1).int().expand(query.shape[0])
+            output = self.functions.flash_attn_with_kvcache(
+                query, key, value, cache_seqlens=num_keys.contiguous(), alibi_slopes=self.slopes, **options
+            )
+        return output.transpose(1, 2)
+
+    def _attend_sequences(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+        sequences = self.sequences
+        flat = query.flatten(0, 1)
+        packed = self.functions.flash_attn_varlen_func(
+            flat[sequences.queries],
+            key.flatten(0, 1)[sequences.keys],
+            value.flatten(0, 1)[sequences.keys],
+            cu_seqlens_q=sequences.cu_seqlens_q,
+            cu_seqlens_k=sequences.cu_seqlens_k,
+            max_seqlen_q=sequences.max_seqlen_q,
+            max_seqlen_k=sequences.max_seqlen_k,
+            alibi_slopes=None if self.slopes is None else self.slopes[sequences.rows],
+            **options,
+        )
+        output = torch.zeros_like(flat).index_copy(0, sequences.queries, packed).view_as(query)
+        own = value.repeat_interleave(query.shape[2] // value.shape[2], dim=2).transpose(1, 2)
+        return attend_to_self(output.transpose(1, 2), own, self.context.fully_masked_queries()).transpose(1, 2)
+
+
+class Sequences(NamedTuple):
+    """Segments packed one after the other, as ``flash_attn_varlen_func`` takes them.
+
+    Attributes:
+        queries: ``(queries in all,)`` int64, places in the flattened batch of queries ``(B * Q,)``.
+        keys: ``(keys in all,)`` int64, places in the flattened batch of keys ``(B * K,)``.
+        cu_seqlens_q: ``(N + 1,)`` int32, where each sequence's queries start.
+        cu_seqlens_k: ``(N + 1,)`` int32, where its keys start.
+        max_seqlen_q: Queries of the longest sequence.
+        max_seqlen_k: Keys of the longest sequence.
+        rows: ``(N,)`` int64, row of the batch.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    max_seqlen_q: int
+    max_seqlen_k: int
+    rows: Tensor
+
+    @classmethod
+    def from_segments(cls, context: AttentionContext) -> "Sequences":
+        q_len, kv_len, device = context.q_len, context.kv_len, context.query_positions.device
+        parts = [(row, segment) for segment in context.segments() for row in range(*segment.rows.indices(2**31))]
+        queries = [torch.arange(s.queries.start, s.queries.stop) + row * q_len for row, s in parts]
+        keys = [torch.arange(s.first_key, _last_key(s, context)) + row * kv_len for row, s in parts]
+        num_queries, num_keys = (torch.tensor([len(part) for part in places]) for places in (queries, keys))
+        none = torch.zeros(0, dtype=torch.int64)
+        return cls(
+            queries=torch.cat([none, *queries]).to(device),
+            keys=torch.cat([none, *keys]).to(device),
+            cu_seqlens_q=F.pad(num_queries.cumsum(0), (1, 0)).to(device, torch.int32),
+            cu_seqlens_k=F.pad(num_keys.cumsum(0), (1, 0)).to(device, torch.int32),
+            max_seqlen_q=int(num_queries.amax()) if parts else 0,
+            max_seqlen_k=int(num_keys.amax()) if parts else 0,
+            rows=torch.tensor([row for row, _ in parts], dtype=torch.int64, device=device),
+        )
+
+
+def _last_key(segment: Segment, context: AttentionContext) -> int:
+    return segment.queries.stop + context.kv_len - context.q_len
+
+
+def _check(context: AttentionContext, slopes: Tensor | None) -> None:
+    if context.dtype not in DTYPES:
+        raise ValueError(
+            f"attention back end 'flash_attention_2' computes in float16 or bfloat16, got {context.dtype}: load the "
+            "model with dtype=torch.bfloat16, or use sdpa"
+        )
+    if slopes is not None and slopes.requires_grad:
+        raise ValueError(
+            "attention back end 'flash_attention_2' has no gradient of ALiBi's slopes, which alibi_trainable asks "
+            "for: train on flex_attention or sdpa"
+        )
+    if slopes is not None and slopes.shape[1] != 1:
+        raise ValueError(
+            "attention back end 'flash_attention_2' takes one slope a head and row, and this alibi_scaling makes them "
+            "differ by query: use flex_attention or sdpa"
+        )
+    has_empty_slots = context.is_causal and not context.is_aligned
+    if has_empty_slots and context.slots.visible is None and context.slots.documents is None:
+        return
+    if has_empty_slots or context.segments() is None:
+        raise ValueError(
+            "attention back end 'flash_attention_2' reads runs of tokens: padding between visible tokens, padding "
+            "with a static cache, masks of four dimensions and compiled padding or packing run on sdpa and eager"
+        )
+
+
+def _flash_attn() -> ModuleType:
+    try:
+        return importlib.import_module("flash_attn")
+    except ImportError as error:
+        raise ValueError(f"attention back end 'flash_attention_2' needs the package flash-attn: {error}") from error
