@@ -270,7 +270,9 @@ def _trained_beta_record(run: Run, kind: str, training: dict[str, Any]) -> dict[
 
 
 def _corpus_records(name: str, data: DataSection) -> list[dict[str, Any]]:
-    """One ``corpus`` record: which documents were learned, so that anyone can gather them again."""
+    """One ``corpus`` record: which documents were learned, so that anyone can gather them again; none of a stream."""
+    if data.streaming:
+        return []
     documents = training_documents(data)
     return [
         {

@@ -14,8 +14,10 @@ from modeling_alibi_gpt.data import documents as documents_module
 from modeling_alibi_gpt.data import streaming
 from modeling_alibi_gpt.data.streaming import StreamedBlocks, stream_documents
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
+from modeling_alibi_gpt.experiments import compare
 from modeling_alibi_gpt.runtime.records import read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.prepared_data import training_documents
 from modeling_alibi_gpt.training.trainer import train
 from tests.support.train_commands import exit_code, start_training
 from tests.training.test_distributed import NO_DROPOUT, exit_codes, losses, start_two, weights
@@ -163,6 +165,13 @@ def test_two_processes_that_are_killed_stream_what_one_does(experiment_file: Pat
     assert read_records(folder / "run" / "training.jsonl")[0]["resumed_from"] == "checkpoint-4"
     assert weights(folder / "run") == weights(folder / "halves")
     assert losses(folder / "run") == losses(folder / "halves")
+
+
+def test_a_stream_lists_no_documents(make_experiment: Callable[..., ExperimentConfig], streamed: list[str]) -> None:
+    data = make_experiment(*streamed).data
+    assert compare._corpus_records("comparison", data) == []
+    with pytest.raises(ValueError, match="a stream is not read to list its documents"):
+        training_documents(data)
 
 
 @pytest.mark.parametrize(
