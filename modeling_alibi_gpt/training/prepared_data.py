@@ -69,6 +69,12 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
 
+    if data.streaming:
+        train, fingerprint, token_fingerprint = _stream(data, tokenizer)
+    else:
+        packed = [_pack(data, part.documents, tokenizer, data.max_train_tokens, "training") for part in train_parts]
+        train = _mixed(packed, [part.share for part in train_parts], data)
+        fingerprint, token_fingerprint = _fingerprint(train_parts), blocks_fingerprint(train)
     limits = [_limit(data.max_validation_tokens, part.share, data) for part in validation_parts]
     validation = _joined(
         [
@@ -79,12 +85,6 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     streams = [
         token_stream(part.documents, tokenizer, limit) for part, limit in zip(validation_parts, limits, strict=True)
     ]
-    if data.streaming:
-        train, fingerprint, token_fingerprint = _stream(data, tokenizer)
-    else:
-        packed = [_pack(data, part.documents, tokenizer, data.max_train_tokens, "training") for part in train_parts]
-        train = _mixed(packed, [part.share for part in train_parts], data)
-        fingerprint, token_fingerprint = _fingerprint(train_parts), blocks_fingerprint(train)
     return PreparedData(
         tokenizer=tokenizer,
         train=train,
