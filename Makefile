@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench gpu results test test-slow test-integrations conformance wheel-check lint format types check clean
+.PHONY: help install demo bench gpu results test test-attention test-slow test-integrations conformance wheel-check schemas lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -36,8 +36,11 @@ demo: $(VENV)/.installed ## train, sweep beta, extrapolate and report, in minute
 		runs/demo/alibi/training.jsonl runs/demo/rope/training.jsonl \
 		runs/demo/sweep/trials.jsonl runs/demo/posthoc/trials.jsonl runs/demo/extrapolation.jsonl
 
-bench: $(VENV)/.installed-dev ## time attention, models and decoding, in some ten minutes
+bench: test-attention ## time attention, models and decoding, in some ten minutes
 	$(RUN) scripts/benchmark.py --config configs/benchmark/cpu.yaml
+
+test-attention: $(VENV)/.installed-dev ## run the tests of attention, without which nothing is timed
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/test_attention.py
 
 gpu: $(VENV)/.installed-dev ## test, time and compare on one CUDA GPU, in ten minutes
 	$(RUN) -m benchmarks.gpu --output-dir runs/gpu
@@ -60,6 +63,9 @@ conformance: $(VENV)/.installed-dev ## run transformers' own model tests on Alib
 
 wheel-check: ## build the wheel, install it alone, and run its commands from an empty folder
 	.ci/wheel_check.sh $(PYTHON)
+
+schemas: $(VENV)/.installed ## write configs/schema/ from the settings' classes
+	$(RUN) -m alibi_gpt_cli.schemas
 
 lint: $(VENV)/.installed-dev ## check style
 	$(RUN) -m ruff check .

@@ -17,9 +17,9 @@ from alibi_gpt_cli.extrapolate import extrapolate
 from alibi_gpt_cli.generate import generate
 from alibi_gpt_cli.init import init
 from alibi_gpt_cli.margins import margins
-from alibi_gpt_cli.options import settings_help
 from alibi_gpt_cli.report import report
 from alibi_gpt_cli.serve import serve
+from alibi_gpt_cli.settings_help import command_with_settings
 from alibi_gpt_cli.sweep import sweep
 from alibi_gpt_cli.train import train
 
@@ -40,17 +40,17 @@ def add(command: Callable[..., None], **settings: Any) -> None:
     app.command(**settings)(ends_in_one_line(command))
 
 
-add(train, epilog=settings_help("experiment"))
-add(evaluate, epilog=settings_help("evaluation"))
-add(extrapolate, epilog=settings_help("evaluation"))
-add(compare, epilog=settings_help("comparison"))
-add(sweep, epilog=settings_help("sweep"))
-add(convert)
-add(export)
-add(generate)
+add(train, cls=command_with_settings("experiment", "experiment"))
+add(evaluate, cls=command_with_settings("evaluation", "evaluation"))
+add(extrapolate, cls=command_with_settings("extrapolation", "evaluation"))
+add(compare, cls=command_with_settings("comparison", "comparison"))
+add(sweep, cls=command_with_settings("sweep", "sweep"))
+add(convert, cls=command_with_settings("conversion"))
+add(export, cls=command_with_settings("export"))
+add(generate, cls=command_with_settings("generation"))
 add(margins)
-add(report)
-add(benchmark, epilog=settings_help("benchmark"))
+add(report, cls=command_with_settings("report"))
+add(benchmark, cls=command_with_settings("benchmark", "benchmark"))
 add(serve, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 add(init)
 

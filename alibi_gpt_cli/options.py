@@ -16,12 +16,3 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that a checkpoint brings; read it first.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, the last line.")]
-
-
-def settings_help(folder: str) -> str:
-    """What the help of a command says of the keys of its settings.
-
-    Args:
-        folder: Of ``configs/``, with examples for this command.
-    """
-    return f"For settings, see the examples in configs/{folder}/; 'alibi-gpt init DIR' writes them."

@@ -6,20 +6,22 @@ Shapes: H heads, T tokens, d head size.
 from collections.abc import Callable, Iterator
 from dataclasses import field
 from functools import partial
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from benchmarks.precision import exact_attention, last_queries_context
-from benchmarks.timing import extra_bytes, summarize, take_turns
+from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
 from modeling_alibi_gpt.attention import ATTENTION_VARIANTS
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.checkpoints.load import DTYPES
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MODES = ("forward", "forward_backward")
 REFERENCE = "plain"
 # Queries at the end of the text whose output is compared with float64.
@@ -28,39 +30,32 @@ _NUM_CHECKED = 64
 _TOLERANCE = 1e-6
 
 # From q, k and v (1, H, T, d) and slopes (H,) to (1, H, T, d).
-Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+Variant = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @config_dataclass
 class AttentionCase:
     """What is timed; every combination of lengths and dtypes."""
 
-    lengths_tokens: list[int]
+    lengths_tokens: Annotated[list[Count], Field(min_length=1)]
     """Values of T."""
-    num_heads: int
+    num_heads: Count
     """H."""
     ways: list[str]
-    """Keys of ``WAYS``; ``plain``, the reference, is always among them."""
-    dtypes: list[str] = field(default_factory=lambda: ["float32"])
+    """Keys of ``VARIANTS``; ``plain``, the reference, is always among them."""
+    dtypes: list[Literal[*DTYPES]] = field(default_factory=lambda: ["float32"])
     """Keys of ``DTYPES``."""
-    mode: str = "forward"
+    mode: Literal[*MODES] = "forward"
     """``forward`` or ``forward_backward``."""
-    head_dim: int = 64
+    head_dim: Count = 64
     """d."""
-    num_rounds: int = 5
+    num_rounds: Count = 5
     """Turns each way takes."""
 
     def __post_init__(self) -> None:
-        for name, values, known in (
-            ("ways", self.ways, WAYS),
-            ("dtypes", self.dtypes, DTYPES),
-            ("mode", [self.mode], MODES),
-        ):
-            for value in values:
-                if value not in known:
-                    raise ValueError(f"{name}: expected {', '.join(known)}, got {value!r}")
-        if self.num_heads < 1 or self.head_dim < 1 or self.num_rounds < 1 or min(self.lengths_tokens, default=0) < 1:
-            raise ValueError("num_heads, head_dim, num_rounds and all lengths_tokens must be at least 1")
+        for way in self.ways:
+            if way not in VARIANTS:
+                raise ValueError(f"ways: expected {', '.join(VARIANTS)}, got {way!r}")
 
 
 def time_attention(case: AttentionCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
@@ -80,7 +75,7 @@ def _time_length(
     q, k, v, direction = (torch.randn(shape, generator=generator, device=device).to(DTYPES[dtype]) for _ in range(4))
     inputs = [tensor.requires_grad_(learns) for tensor in (q, k, v)]
 
-    def run(way: Way) -> Tensor:
+    def run(way: Variant) -> Tensor:
         output = way(*inputs, slopes)
         if learns:
             torch.autograd.grad(output, inputs, direction)
@@ -89,11 +84,11 @@ def _time_length(
     names = list(dict.fromkeys((REFERENCE, *case.ways)))
     with torch.set_grad_enabled(learns):
         # What a model prepares once for all layers is done here.
-        ways = {name: WAYS[name](length_tokens, DTYPES[dtype], slopes) for name in names}
-        contestants = {name: partial(run, way) for name, way in ways.items()}
-        errors = {name: _max_error(contestants[name](), inputs, slopes * (name != REFERENCE)) for name in names}
-        memory = {name: extra_bytes(contestants[name]) for name in names}
-        summary = summarize(take_turns(contestants, case.num_rounds), REFERENCE)
+        ways = {name: VARIANTS[name](length_tokens, DTYPES[dtype], slopes) for name in names}
+        candidates = {name: partial(run, way) for name, way in ways.items()}
+        errors = {name: _max_error(candidates[name](), inputs, slopes * (name != REFERENCE)) for name in names}
+        memory = {name: extra_bytes(candidates[name]) for name in names}
+        summary = summarize(time_interleaved(candidates, case.num_rounds), REFERENCE)
     for name in names:
         yield {
             "kind": "attention_speed",
@@ -109,16 +104,16 @@ def _time_length(
         }
 
 
-def _plain(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+def _plain(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
     return lambda q, k, v, slopes: F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def _dense(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+def _dense(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
     mask = alibi_causal_bias(slopes, length_tokens, mask_value=-torch.inf).to(dtype)[None]
     return lambda q, k, v, slopes: F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
-def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
     """As BLOOM and MPT do it: scores, bias and softmax one after another."""
     mask = alibi_causal_bias(slopes, length_tokens, mask_value=-torch.inf).to(dtype)[None]
 
@@ -129,8 +124,8 @@ def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
     return attend
 
 
-def _variant(name: str) -> Callable[[int, torch.dtype, Tensor], Way]:
-    def make(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Way:
+def _variant(name: str) -> Callable[[int, torch.dtype, Tensor], Variant]:
+    def make(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
         context = last_queries_context(length_tokens, length_tokens, dtype, slopes.device)
         attention = ATTENTION_VARIANTS[name](context, slopes, _TOLERANCE)
         return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
@@ -139,7 +134,7 @@ def _variant(name: str) -> Callable[[int, torch.dtype, Tensor], Way]:
 
 
 # `strips` is what `sdpa` does on a CPU, `augmented` what it does elsewhere.
-WAYS: dict[str, Callable[[int, torch.dtype, Tensor], Way]] = {
+VARIANTS: dict[str, Callable[[int, torch.dtype, Tensor], Variant]] = {
     "plain": _plain,
     "dense": _dense,
     "eager": _eager,

@@ -11,21 +11,20 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from benchmarks.models import Shape, make_bloom, make_falcon, make_mpt
+from benchmarks.models import Shape, make_model
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.runtime.records import Record, check_record, provenance
 
 
 VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS = 512, 512, 2, 16
-DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
-class Reading:
+class ModelVariant:
     """One model of a comparison: the original or what it converts to, and in which dtype it computes.
 
     Attributes:
-        dtype: A key of ``DTYPES``, of weights and arithmetic.
+        dtype: Torch's name of the dtype of weights and arithmetic.
         options: Fields of ``ConvertConfig``; None is the original.
     """
 
@@ -41,7 +40,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two readings of one original, of which the second is the reference.
+    """Two variants of one original, of which the second is the reference.
 
     Attributes:
         name: Of the original.
@@ -53,28 +52,28 @@ class Comparison:
 
     name: str
     make: Callable[[int], PreTrainedModel]
-    measured: Reading
-    reference: Reading
+    measured: ModelVariant
+    reference: ModelVariant
     lengths_tokens: Sequence[int] = field(default=(512, 2048))
 
 
 SHAPE = Shape(num_layers=NUM_LAYERS, hidden_size=HIDDEN_SIZE, num_heads=NUM_HEADS, vocab_size=VOCAB_SIZE)
 # Untied, so that logits are not those of a model that repeats its input.
-_falcon = partial(make_falcon, SHAPE, tie_word_embeddings=False)
-_mpt = partial(make_mpt, SHAPE, tie_word_embeddings=False, attn_config={"alibi_bias_max": 16})
-_bloom = partial(make_bloom, SHAPE, tie_word_embeddings=False)
-ALIBI = Reading("float64", {})
+_falcon = partial(make_model, "falcon", SHAPE, tie_word_embeddings=False)
+_mpt = partial(make_model, "mpt", SHAPE, tie_word_embeddings=False, attn_config={"alibi_bias_max": 16})
+_bloom = partial(make_model, "bloom", SHAPE, tie_word_embeddings=False)
+ALIBI = ModelVariant("float64", {})
 MPT_IN_TRANSFORMERS = {"as_transformers": True}
 COMPARISONS = (
-    Comparison("falcon", _falcon, Reading(), ALIBI),
-    Comparison("falcon", _falcon, Reading(options={}), ALIBI),
-    Comparison("mpt with alibi_bias_max 16", _mpt, Reading(), ALIBI),
-    Comparison("mpt with alibi_bias_max 16", _mpt, Reading(options={}), ALIBI),
-    Comparison("mpt with alibi_bias_max 16", _mpt, Reading(), Reading("float64", MPT_IN_TRANSFORMERS)),
-    Comparison("bloom", _bloom, Reading(), ALIBI),
-    Comparison("bloom", _bloom, Reading(options={}), ALIBI),
-    Comparison("bloom", _bloom, Reading("bfloat16"), ALIBI),
-    Comparison("bloom", _bloom, Reading("bfloat16", {}), ALIBI),
+    Comparison("falcon", _falcon, ModelVariant(), ALIBI),
+    Comparison("falcon", _falcon, ModelVariant(options={}), ALIBI),
+    Comparison("mpt with alibi_bias_max 16", _mpt, ModelVariant(), ALIBI),
+    Comparison("mpt with alibi_bias_max 16", _mpt, ModelVariant(options={}), ALIBI),
+    Comparison("mpt with alibi_bias_max 16", _mpt, ModelVariant(), ModelVariant("float64", MPT_IN_TRANSFORMERS)),
+    Comparison("bloom", _bloom, ModelVariant(), ALIBI),
+    Comparison("bloom", _bloom, ModelVariant(options={}), ALIBI),
+    Comparison("bloom", _bloom, ModelVariant("bfloat16"), ALIBI),
+    Comparison("bloom", _bloom, ModelVariant("bfloat16", {}), ALIBI),
 )
 
 
@@ -130,12 +129,12 @@ def _fill(model: PreTrainedModel, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def _logits(folder: Path, reading: Reading, input_ids: Tensor) -> Tensor:
+def _logits(folder: Path, variant: ModelVariant, input_ids: Tensor) -> Tensor:
     """Logits ``(1, Q, V)`` in float64."""
     with tempfile.TemporaryDirectory() as beside:
         source = folder
-        if reading.options is not None:
+        if variant.options is not None:
             source = Path(beside, "converted")
-            convert(ConvertConfig(model=str(folder), output_dir=str(source), **reading.options))
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[reading.dtype], trust_remote_code=False)
+            convert(ConvertConfig(model=str(folder), output_dir=str(source), **variant.options))
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=variant.dtype, trust_remote_code=False)
     return model.eval()(input_ids).logits.double()

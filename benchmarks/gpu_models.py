@@ -5,70 +5,34 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from benchmarks.timing import extra_bytes, summarize, take_turns
-from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, AlibiWindowCache
-from modeling_alibi_gpt.runtime.records import Record, append_record, check_record, provenance
+from benchmarks.models import Shape, decoding_figures, describe_shape, make_model
+from benchmarks.timing import extra_bytes, summarize, time_interleaved
+from modeling_alibi_gpt.runtime.records import Record, append_record, provenance
 
 
 # Dense bfloat16, without sparsity, from NVIDIA's datasheets of the SXM parts.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
-class Shape(NamedTuple):
-    """Of a decoder; its MLP is four times as wide as its residual stream, or Llama's of as many weights."""
-
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    vocab_size: int = 50_304
+SHAPES = {
+    "125M": Shape(num_layers=12, hidden_size=768, num_heads=12, vocab_size=50_304),
+    "1.3B": Shape(num_layers=24, hidden_size=2048, num_heads=32, vocab_size=50_304),
+    "tiny": Shape(num_layers=1, hidden_size=32, num_heads=2, vocab_size=300),
+}
 
 
-SHAPES = {"125M": Shape(12, 768, 12), "1.3B": Shape(24, 2048, 32), "tiny": Shape(1, 32, 2, 300)}
-
-
-def make_model(name: str, shape: Shape, length_tokens: int, device: torch.device, **fields: Any) -> PreTrainedModel:
+def _make_model(name: str, shape: Shape, length_tokens: int, device: torch.device, **fields: Any) -> PreTrainedModel:
     """``gpt2``, ``llama`` or a back end of AlibiGPT, in bfloat16 with random weights, made on the device."""
     with device:
-        if name == "gpt2":
-            model: PreTrainedModel = GPT2LMHeadModel(
-                GPT2Config(
-                    vocab_size=shape.vocab_size,
-                    n_embd=shape.hidden_size,
-                    n_layer=shape.num_layers,
-                    n_head=shape.num_heads,
-                    n_positions=length_tokens,
-                    resid_pdrop=0.0,
-                    embd_pdrop=0.0,
-                    attn_pdrop=0.0,
-                )
-            )
-        elif name == "llama":
-            model = LlamaForCausalLM(
-                LlamaConfig(
-                    vocab_size=shape.vocab_size,
-                    hidden_size=shape.hidden_size,
-                    intermediate_size=shape.hidden_size * 8 // 3 // 64 * 64 or 64,
-                    num_hidden_layers=shape.num_layers,
-                    num_attention_heads=shape.num_heads,
-                    tie_word_embeddings=True,
-                )
-            )
+        if name in ("gpt2", "llama"):
+            model = make_model(name, shape, length_tokens)
         else:
-            model = AlibiGPTForCausalLM(
-                AlibiGPTConfig(
-                    vocab_size=shape.vocab_size,
-                    hidden_size=shape.hidden_size,
-                    num_hidden_layers=shape.num_layers,
-                    num_attention_heads=shape.num_heads,
-                    attn_implementation=name,
-                    **fields,
-                )
-            )
+            model = make_model("alibi_gpt", shape, length_tokens, attn_implementation=name, **fields)
     return model.to(torch.bfloat16)
 
 
@@ -78,12 +42,12 @@ def time_training(
     """Forward, backward and a step of fused AdamW."""
     shape, device = SHAPES[shape_name], _device()
     names = ["gpt2", "llama", *back_ends]
-    models = {name: make_model(name, shape, length_tokens, device).train() for name in names}
+    models = {name: _make_model(name, shape, length_tokens, device).train() for name in names}
     tokens = torch.randint(shape.vocab_size, (num_rows, length_tokens), device=device)
     candidates = {name: partial(_step, model, _optimizer(model), tokens) for name, model in models.items()}
     candidates = {name: run for name, run in candidates.items() if _runs(name, run)}
     memory = {name: extra_bytes(run) for name, run in candidates.items()}
-    for name, figures in summarize(take_turns(candidates, num_rounds), "gpt2").items():
+    for name, figures in summarize(time_interleaved(candidates, num_rounds), "gpt2").items():
         num_parameters = models[name].num_parameters()
         tokens_per_second = num_rows * length_tokens / figures["seconds"]
         # Chowdhery et al. 2022 (PaLM), appendix B: attention is counted in full, causal or not.
@@ -114,48 +78,30 @@ def _optimizer(model: PreTrainedModel) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
 
-@torch.no_grad()
 def time_decoding(shape_name: str, context_tokens: int, num_rounds: int) -> Iterator[Record]:
     """One token after a long text, greedy, one row: AlibiGPT with each cache beside Llama."""
     shape, device = SHAPES[shape_name], _device()
     prompt = torch.randint(shape.vocab_size, (1, context_tokens), device=device)
     models = {
-        "llama": make_model("llama", shape, context_tokens, device),
-        "sdpa": make_model("sdpa", shape, context_tokens, device, qk_norm=True),
-        "alibi_banded": make_model("alibi_banded", shape, context_tokens, device, qk_norm=True),
+        "llama": _make_model("llama", shape, context_tokens, device),
+        "sdpa": _make_model("sdpa", shape, context_tokens, device, qk_norm=True),
+        "alibi_banded": _make_model("alibi_banded", shape, context_tokens, device, qk_norm=True),
     }
-    models["alibi_banded"].load_state_dict(models["sdpa"].state_dict())
-    caches, logits = {}, {}
-    for name, model in models.items():
-        cache = DynamicCache(config=model.config)
-        caches[name] = AlibiWindowCache.from_qk_norm(model.eval()) if name == "alibi_banded" else cache
-        model(prompt, past_key_values=caches[name], logits_to_keep=1)
-
-    def decode(name: str) -> None:
-        logits[name] = models[name](prompt[:, -1:], past_key_values=caches[name]).logits
-
-    candidates = {name: partial(decode, name) for name in models}
-    for name, figures in summarize(take_turns(candidates, num_rounds), "sdpa").items():
-        cache = caches[name]
-        num_bytes = getattr(cache, "num_bytes", None)
-        if num_bytes is None:
-            num_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-        difference = (logits[name] - logits["sdpa"]).abs().max().item() if name != "llama" else None
+    for name, figures in decoding_figures(models, prompt, num_rounds).items():
+        if name == "llama":
+            figures["max_difference"] = None  # another model
         yield _record(
             "decode_speed",
             name if name == "llama" else f"alibi_gpt {name}",
             shape,
             figures,
             context_tokens=context_tokens,
-            cache_bytes=num_bytes,
-            max_difference=difference,
             tokens_per_second=1 / figures["seconds"],
         )
 
 
 def _record(kind: str, name: str, shape: Shape, figures: Record, **fields: Any) -> Record:
-    described = {"num_layers": shape.num_layers, "hidden_size": shape.hidden_size, "num_heads": shape.num_heads}
-    record = {"kind": kind, "name": name, "dtype": "bfloat16", **described, "vocab_size": shape.vocab_size}
+    record = {"kind": kind, "name": name, "dtype": "bfloat16", **describe_shape(shape)}
     return {**record, **figures, **fields, "provenance": provenance(seed=0)}
 
 
@@ -202,7 +148,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for run, case in cases:
         try:
             for record in run(*case):
-                check_record(record)
                 append_record(args.output, record)
                 print(
                     f"{case[0]} {record['name']}: {record['tokens_per_second']:,.0f} tokens/s, "

@@ -1,31 +1,19 @@
 """Whole models of one shape, with random weights: AlibiGPT beside BLOOM, MPT, Falcon and GPT-2 of transformers, and
 with each of its position methods."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
-from transformers import (
-    BloomConfig,
-    BloomForCausalLM,
-    DynamicCache,
-    FalconConfig,
-    FalconForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    MptConfig,
-    MptForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 
-from benchmarks.timing import extra_bytes, summarize, take_turns
+from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.cache_alibi_gpt import AlibiWindowCache
-from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
-from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 
 
@@ -36,13 +24,13 @@ MODES = ("forward", "training_step")
 class Shape:
     """Of a decoder whose MLP is four times as wide as its residual stream."""
 
-    num_layers: int = 4
+    num_layers: Count = 4
     """Layers."""
-    hidden_size: int = 768
+    hidden_size: Count = 768
     """Width of the residual stream."""
-    num_heads: int = 12
+    num_heads: Count = 12
     """Attention heads."""
-    vocab_size: int = 4096
+    vocab_size: Count = 4096
     """Rows of the embedding."""
 
 
@@ -50,37 +38,29 @@ class Shape:
 class ModelCase(Shape):
     """What is timed."""
 
-    length_tokens: int
+    length_tokens: Annotated[int, Field(ge=2)]
     """Tokens of the text."""
-    models: list[str]
+    models: Annotated[list[str], Field(min_length=1)]
     """Keys of ``MODELS``; the first is the reference."""
-    mode: str = "forward"
+    mode: Literal[*MODES] = "forward"
     """``forward`` or ``training_step``: forward, backward and no optimizer."""
-    num_rounds: int = 3
+    num_rounds: Count = 3
     """Turns each model takes."""
 
     def __post_init__(self) -> None:
         for model in self.models:
             if model not in MODELS:
                 raise ValueError(f"models: expected {', '.join(MODELS)}, got {model!r}")
-        if self.mode not in MODES:
-            raise ValueError(f"mode: expected {' or '.join(MODES)}, got {self.mode!r}")
-        if not self.models or self.length_tokens < 2 or self.num_rounds < 1:
-            raise ValueError("models must name one at least, length_tokens be at least 2 and num_rounds at least 1")
 
 
 @config_dataclass
 class DecodeCase(Shape):
     """What is timed: single tokens after a long text, `alibi_banded` with its cache against `sdpa`."""
 
-    context_tokens: int
+    context_tokens: Count
     """Tokens in the cache."""
-    num_rounds: int = 20
+    num_rounds: Count = 20
     """Tokens decoded by each."""
-
-    def __post_init__(self) -> None:
-        if self.context_tokens < 1 or self.num_rounds < 1:
-            raise ValueError("context_tokens and num_rounds must be at least 1")
 
 
 def time_models(case: ModelCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
@@ -89,9 +69,9 @@ def time_models(case: ModelCase, device: torch.device, seed: int = 0) -> Iterato
     models = {name: MODELS[name](case, case.length_tokens).to(device) for name in case.models}
     tokens = torch.randint(case.vocab_size, (1, case.length_tokens)).to(device)
     run = _training_step if case.mode == "training_step" else _forward
-    contestants = {name: partial(run, model, tokens) for name, model in models.items()}
-    memory = {name: extra_bytes(contestant) for name, contestant in contestants.items()}
-    summary = summarize(take_turns(contestants, case.num_rounds), case.models[0])
+    candidates = {name: partial(run, model, tokens) for name, model in models.items()}
+    memory = {name: extra_bytes(candidate) for name, candidate in candidates.items()}
+    summary = summarize(time_interleaved(candidates, case.num_rounds), case.models[0])
     for name in case.models:
         yield {
             "kind": "model_speed",
@@ -105,40 +85,55 @@ def time_models(case: ModelCase, device: torch.device, seed: int = 0) -> Iterato
         }
 
 
-@torch.no_grad()
 def time_decoding(case: DecodeCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
     """``decode_speed`` records, without their provenance."""
     torch.manual_seed(seed)
-    model = AlibiGPTForCausalLM(_alibi_config(case, qk_norm=True)).eval().to(device)
+    make = partial(make_model, "alibi_gpt", case, case.context_tokens, qk_norm=True)
+    models = {name: make(attn_implementation=name).to(device) for name in ("sdpa", "alibi_banded")}
     prompt = torch.randint(case.vocab_size, (1, case.context_tokens)).to(device)
-    token = prompt[:, -1:]
-    caches = {"sdpa": DynamicCache(config=model.config), "alibi_banded": AlibiWindowCache.from_qk_norm(model)}
-    logits = {}
-
-    def decode(back_end: str) -> None:
-        model.set_attn_implementation(back_end)
-        logits[back_end] = model(token, past_key_values=caches[back_end]).logits
-
-    for back_end, cache in caches.items():
-        model.set_attn_implementation(back_end)
-        model(prompt, past_key_values=cache, logits_to_keep=1)
-    contestants = {name: partial(decode, name) for name in caches}
-    summary = summarize(take_turns(contestants, case.num_rounds), "sdpa")
-    num_bytes = {
-        "sdpa": sum(layer.keys.nbytes + layer.values.nbytes for layer in caches["sdpa"].layers),
-        "alibi_banded": caches["alibi_banded"].num_bytes,
-    }
-    for name in caches:
+    for name, figures in decoding_figures(models, prompt, case.num_rounds).items():
         yield {
             "kind": "decode_speed",
             "name": name,
             "dtype": "float32",
             "context_tokens": case.context_tokens,
             **describe_shape(case),
-            **summary[name],
-            "cache_bytes": num_bytes[name],
+            **figures,
+        }
+
+
+@torch.no_grad()
+def decoding_figures(models: Mapping[str, PreTrainedModel], prompt: Tensor, num_rounds: int) -> dict[str, Record]:
+    """What single tokens after a prompt take, by model; `alibi_banded` gets its cache and the weights of `sdpa`.
+
+    Args:
+        models: ``sdpa`` and ``alibi_banded``, two back ends of an AlibiGPT with QK norm, and any others.
+        prompt: ``(1, Q)``.
+        num_rounds: Tokens decoded by each.
+
+    Returns:
+        By name the times with ``sdpa`` as the reference, ``cache_bytes``, and how far logits are from those of
+        ``sdpa`` as ``max_difference``.
+    """
+    models["alibi_banded"].load_state_dict(models["sdpa"].state_dict())
+    caches: dict[str, Cache] = {name: DynamicCache(config=model.eval().config) for name, model in models.items()}
+    caches["alibi_banded"] = AlibiWindowCache.from_qk_norm(models["alibi_banded"])
+    logits = {}
+
+    def decode(name: str) -> None:
+        logits[name] = models[name](prompt[:, -1:], past_key_values=caches[name]).logits
+
+    for name, model in models.items():
+        model(prompt, past_key_values=caches[name], logits_to_keep=1)
+    summary = summarize(time_interleaved({name: partial(decode, name) for name in models}, num_rounds), "sdpa")
+    return {
+        name: {
+            **figures,
+            "cache_bytes": _cache_bytes(caches[name]),
             "max_difference": (logits[name] - logits["sdpa"]).abs().max().item(),
         }
+        for name, figures in summary.items()
+    }
 
 
 def describe_shape(shape: Shape) -> Record:
@@ -156,95 +151,58 @@ def _training_step(model: PreTrainedModel, tokens: Tensor) -> None:
     model(tokens, labels=tokens, use_cache=False).loss.backward()
 
 
-def _alibi_config(shape: Shape, **fields: Any) -> AlibiGPTConfig:
-    return AlibiGPTConfig(
+def _cache_bytes(cache: Cache) -> int:
+    """Of the keys and values that a cache holds."""
+    if isinstance(cache, AlibiWindowCache):
+        return cache.num_bytes
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+
+
+# What each family's config gets beside its shape: no dropout, and ALiBi where that is a choice.
+_FAMILY_FIELDS: dict[str, dict[str, Any]] = {
+    "alibi_gpt": {},
+    "bloom": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
+    "falcon": {
+        **{"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+        **{"hidden_dropout": 0.0, "attention_dropout": 0.0},
+    },
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "llama": {"tie_word_embeddings": True},
+    "mpt": {},
+}
+_LENGTH_FIELDS = {"alibi_gpt": "train_context_length", "gpt2": "n_positions", "mpt": "max_seq_len"}
+
+
+def make_model(family: str, shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
+    """A model of a family with random float32 weights, for texts of so many tokens.
+
+    Args:
+        family: A key of ``_FAMILY_FIELDS``: transformers' model type.
+        shape: Its sizes; Llama's MLP of three matrices is narrower, so that it has as many weights.
+        length_tokens: Longest text, for families that limit it.
+        fields: Other fields of its config.
+    """
+    if family == "llama":
+        fields["intermediate_size"] = shape.hidden_size * 8 // 3 // 64 * 64 or 64
+    if family in _LENGTH_FIELDS:
+        fields[_LENGTH_FIELDS[family]] = length_tokens
+    config = AutoConfig.for_model(
+        family,
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
         num_hidden_layers=shape.num_layers,
         num_attention_heads=shape.num_heads,
+        **_FAMILY_FIELDS[family],
         **fields,
     )
-
-
-def _make_alibi_gpt(shape: Shape, length_tokens: int, back_end: str) -> PreTrainedModel:
-    model = AlibiGPTForCausalLM(_alibi_config(shape))
-    model.set_attn_implementation(back_end)
-    return model
-
-
-def _make_method(method: str, shape: Shape, length_tokens: int) -> PreTrainedModel:
-    return AlibiGPTForCausalLM(_alibi_config(shape, position_method=method, train_context_length=length_tokens))
-
-
-def make_bloom(shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
-    """Of a shape, for texts of so many tokens, with other fields of its config."""
-    return BloomForCausalLM(
-        BloomConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            n_layer=shape.num_layers,
-            n_head=shape.num_heads,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            **fields,
-        )
-    )
-
-
-def make_mpt(shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
-    """Of a shape, for texts of so many tokens, with other fields of its config."""
-    return MptForCausalLM(
-        MptConfig(
-            vocab_size=shape.vocab_size,
-            d_model=shape.hidden_size,
-            n_layers=shape.num_layers,
-            n_heads=shape.num_heads,
-            max_seq_len=length_tokens,
-            **fields,
-        )
-    )
-
-
-def make_falcon(shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
-    """Of a shape, for texts of so many tokens, with other fields of its config."""
-    return FalconForCausalLM(
-        FalconConfig(
-            vocab_size=shape.vocab_size,
-            hidden_size=shape.hidden_size,
-            num_hidden_layers=shape.num_layers,
-            num_attention_heads=shape.num_heads,
-            alibi=True,
-            multi_query=False,
-            parallel_attn=False,
-            bias=True,
-            hidden_dropout=0.0,
-            attention_dropout=0.0,
-            **fields,
-        )
-    )
-
-
-def _make_gpt2(shape: Shape, length_tokens: int) -> PreTrainedModel:
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=shape.vocab_size,
-            n_embd=shape.hidden_size,
-            n_layer=shape.num_layers,
-            n_head=shape.num_heads,
-            n_positions=length_tokens,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-        )
-    )
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 MODELS: dict[str, Callable[[Shape, int], PreTrainedModel]] = {
-    "alibi_gpt sdpa": lambda shape, length: _make_alibi_gpt(shape, length, "sdpa"),
-    "alibi_gpt alibi_banded": lambda shape, length: _make_alibi_gpt(shape, length, "alibi_banded"),
-    "gpt2": _make_gpt2,
-    "bloom": make_bloom,
-    "mpt": make_mpt,
-    "falcon": make_falcon,
-    **{f"{method} positions": partial(_make_method, method) for method in POSITION_METHODS},
+    **{
+        f"alibi_gpt {back_end}": partial(make_model, "alibi_gpt", attn_implementation=back_end)
+        for back_end in ("sdpa", "alibi_banded")
+    },
+    **{family: partial(make_model, family) for family in ("gpt2", "bloom", "mpt", "falcon")},
+    **{f"{method} positions": partial(make_model, "alibi_gpt", position_method=method) for method in POSITION_METHODS},
 }

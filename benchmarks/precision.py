@@ -6,6 +6,7 @@ Shapes: H heads, Q queries (the last of the text), K keys, d head size.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,18 +15,15 @@ from torch import Tensor
 
 from modeling_alibi_gpt import attention_augmented
 from modeling_alibi_gpt.alibi import alibi_slopes
-from modeling_alibi_gpt.attention import folded_mask
-from modeling_alibi_gpt.attention_banded import BandedAttention
-from modeling_alibi_gpt.attention_bounds import exact_tolerance
+from modeling_alibi_gpt.attention import ATTENTION_VARIANTS, folded_mask
 from modeling_alibi_gpt.attention_context import AttentionContext
-from modeling_alibi_gpt.attention_strips import StripAttention
+from modeling_alibi_gpt.checkpoints.load import DTYPES
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.position_base import LayerBias
 from modeling_alibi_gpt.position_methods import AlibiPositions
 from modeling_alibi_gpt.runtime.records import Record, check_record, provenance
 
 
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 HEAD_DIM = 64
 NUM_QUERIES = 64
 # Keys whose bias is lower get less than 1e-7 of the weight of the query's own key, were their contents alike.
@@ -34,14 +32,14 @@ WEIGHTED_NATS = 16.0
 TOLERANCE = 1e-6
 
 # From q (1, H, Q, d), k and v (1, H, K, d) of one dtype, and float32 slopes (H,), to (1, H, Q, d).
-AttentionPath = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+AttentionVariant = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 def measure_precision(
     num_heads: Sequence[int] = (8, 12, 32),
     lengths_tokens: Sequence[int] = (2048, 8192, 32768),
     dtypes: Sequence[str] = tuple(DTYPES),
-    paths: Sequence[str] = ("folded", "strips", "augmented", "compiled", "banded"),
+    variants: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Record]:
     """One ``precision`` record for each dtype, number of heads and length.
@@ -50,11 +48,11 @@ def measure_precision(
         num_heads: Values of H.
         lengths_tokens: Values of K, at least ``NUM_QUERIES``.
         dtypes: Keys of ``DTYPES``.
-        paths: Keys of ``PATHS``, the ways of attention under test.
+        variants: Keys of ``VARIANTS``, the ways of attention under test; None is all.
         seed: Of queries, keys and values, which are standard normal.
     """
     cases = [(dtype, heads, length) for dtype in dtypes for heads in num_heads for length in lengths_tokens]
-    return [_measure_case(*case, paths, seed) for case in cases]
+    return [_measure_case(*case, tuple(VARIANTS) if variants is None else variants, seed) for case in cases]
 
 
 def last_queries_context(
@@ -89,20 +87,14 @@ def folded_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, attn_mask=alibi_mask(slopes, context))
 
 
-def strip_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """The model's attention on `sdpa` and a CPU for long texts."""
+def variant_attention(name: str, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
+    """One of the model's own computations of ALiBi."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
-    return StripAttention(context, exact_tolerance(q.dtype), slopes).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
-
-
-def augmented_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """The model's attention on `sdpa` elsewhere."""
-    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
-    return attention_augmented.AugmentedAttention(context, slopes[None, None]).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
+    return ATTENTION_VARIANTS[name](context, slopes, TOLERANCE).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
 
 
 def compiled_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """The same in a model that torch compiles, of the first Q / 2 queries of a text and the last.
+    """`augmented` in a model that torch compiles, of the first Q / 2 queries of a text and the last.
 
     There all queries of a text share an origin, the last of them. The first are furthest from it, which is where an
     error that grows with the text shows.
@@ -118,21 +110,14 @@ def _compiled_attention() -> Callable[..., Tensor]:
     return torch.compile(attention_augmented.augmented_attention, fullgraph=True, dynamic=True)
 
 
-def banded_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """The model's attention on `alibi_banded`."""
-    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
-    return BandedAttention(context, slopes, TOLERANCE).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
-
-
-PATHS: dict[str, AttentionPath] = {
+# Flex attention is none of them: on a CPU it computes scores like `folded`.
+VARIANTS: dict[str, AttentionVariant] = {
     "folded": folded_attention,
-    "strips": strip_attention,
-    "augmented": augmented_attention,
     "compiled": compiled_attention,
-    "banded": banded_attention,
+    **{name: partial(variant_attention, name) for name in ATTENTION_VARIANTS if name != "flex"},
 }
 # Those that are given the queries of both ends of a text in one call.
-PATHS_OF_BOTH_ENDS = {"compiled"}
+VARIANTS_OF_BOTH_ENDS = {"compiled"}
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
@@ -206,7 +191,7 @@ def _distance(q_len: int, kv_len: int) -> Tensor:
 
 
 def output_errors(
-    attention: AttentionPath, exact: AttentionPath, inputs: Sequence[Tensor], *, takes_both_ends: bool = False
+    attention: AttentionVariant, exact: AttentionVariant, inputs: Sequence[Tensor], *, takes_both_ends: bool = False
 ) -> dict[str, float]:
     """How far the output of ``attention`` is from that of ``exact``, for the queries at both ends of a text.
 
@@ -243,7 +228,7 @@ def output_errors(
 
 
 @torch.no_grad()
-def _measure_case(dtype_name: str, num_heads: int, length_tokens: int, paths: Sequence[str], seed: int) -> Record:
+def _measure_case(dtype_name: str, num_heads: int, length_tokens: int, variants: Sequence[str], seed: int) -> Record:
     dtype, slopes = DTYPES[dtype_name], alibi_slopes(num_heads)
     generator = torch.Generator().manual_seed(seed)
     q, k, v = (
@@ -262,10 +247,10 @@ def _measure_case(dtype_name: str, num_heads: int, length_tokens: int, paths: Se
     attentions = {
         "plain": (plain_attention, exact_plain_attention),
         "absolute": (absolute_attention, exact_attention),
-        **{name: (PATHS[name], exact_attention) for name in paths},
+        **{name: (VARIANTS[name], exact_attention) for name in variants},
     }
     for name, (attention, exact) in attentions.items():
-        takes_both_ends = name in PATHS_OF_BOTH_ENDS
+        takes_both_ends = name in VARIANTS_OF_BOTH_ENDS
         figures = output_errors(attention, exact, (q, k, v, slopes), takes_both_ends=takes_both_ends)
         record |= {f"{name}_{figure}": value for figure, value in figures.items()}
     record["provenance"] = provenance(seed=seed)

@@ -1,4 +1,4 @@
-"""Times that can be trusted on a noisy machine: contestants take turns, and what counts is the ratio within a turn."""
+"""Times that can be trusted on a noisy machine: candidates take turns, and what counts is the ratio within a turn."""
 
 import ctypes
 import gc
@@ -11,14 +11,14 @@ from typing import Any
 import torch
 
 
-Contestant = Callable[[], Any]
+Candidate = Callable[[], Any]
 
 
-def take_turns(contestants: Mapping[str, Contestant], num_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round; one round before, to warm up, is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+def time_interleaved(candidates: Mapping[str, Candidate], num_rounds: int) -> dict[str, list[float]]:
+    """Seconds of each candidate in each round; one round before, to warm up, is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(num_rounds + 1):
-        for name, run in contestants.items():
+        for name, run in candidates.items():
             _synchronize()
             start = time.perf_counter()
             run()
@@ -29,7 +29,7 @@ def take_turns(contestants: Mapping[str, Contestant], num_rounds: int) -> dict[s
 
 
 def summarize(seconds: Mapping[str, list[float]], reference: str) -> dict[str, dict[str, Any]]:
-    """For each contestant, its times and how many times those of the reference they are.
+    """For each candidate, its times and how many times those of the reference they are.
 
     Returns:
         ``seconds`` and ``times_reference``, medians; the latter of the ratios within each round, with
@@ -49,7 +49,7 @@ def summarize(seconds: Mapping[str, list[float]], reference: str) -> dict[str, d
     return summary
 
 
-def extra_bytes(run: Contestant) -> int | None:
+def extra_bytes(run: Candidate) -> int | None:
     """The most memory a call takes beyond what was there before; None where the system does not tell."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()

@@ -1,14 +1,12 @@
 """``alibi-gpt benchmark`` under the name that it has in a checkout."""
 
 import sys
-from collections.abc import Sequence
+from functools import partial
 
 from alibi_gpt_cli.main import run
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    return run("benchmark", arguments)
-
+main = partial(run, "benchmark")
 
 if __name__ == "__main__":
     sys.exit(main())

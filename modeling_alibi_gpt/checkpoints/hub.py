@@ -11,7 +11,7 @@ import modeling_alibi_gpt
 from modeling_alibi_gpt.checkpoints.companions import TOKENIZER_FILES, companion_files, refuse_link
 from modeling_alibi_gpt.checkpoints.folder import weight_files
 from modeling_alibi_gpt.checkpoints.load import load_model_config, load_model_tokenizer
-from modeling_alibi_gpt.runtime.atomic import appearing_whole
+from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 
@@ -63,13 +63,13 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
         load_model_tokenizer(source)
     if (source / GENERATION_CONFIG_NAME).is_file():
         read_mapping(source / GENERATION_CONFIG_NAME)
-    with appearing_whole(target) as partial:
+    with atomic_directory(target) as tmp_path:
         for path in files:
-            shutil.copyfile(path, partial / path.name)
+            shutil.copyfile(path, tmp_path / path.name)
         fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
         fields["auto_map"] = AUTO_MAP
         fields.pop("custom_pipelines", None)  # names code, which stays behind
-        (partial / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (tmp_path / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return {"output_dir": config.output_dir, "files": sorted(path.name for path in target.iterdir())}
 
 

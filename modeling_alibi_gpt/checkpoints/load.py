@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_alibi_gpt.checkpoints.folder import check_weights
+from modeling_alibi_gpt.checkpoints.folder import check_hub_index, check_weights
 from modeling_alibi_gpt.checkpoints.model_size import check_model_memory
 from modeling_alibi_gpt.checkpoints.quantization import check_quantization
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
@@ -19,56 +19,84 @@ from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_failure
 
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+# Those that weights are kept in; models compute in the first two.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+COMPUTE_DTYPES = ("float32", "bfloat16")
+# By ``alibi_trainable``, the fields that a checkpoint with trained slopes holds as weights instead.
+_TRAINED_FIELDS = {
+    "beta": ("alibi_beta",),
+    "slopes": ("alibi_beta", "alibi_slope_kind", "alibi_slopes", "alibi_bias_max"),
+}
 # Where configs of other families keep the longest length seen in training.
 _CONTEXT_FIELDS = ("train_context_length", "max_position_embeddings", "max_seq_len")
 
 
-def load_model_config(model_dir: str | Path, overrides: Mapping[str, Any] | None = None) -> PreTrainedConfig:
-    """The configuration of a checkpoint folder, with ``overrides`` laid over its fields.
+def load_model_config(
+    model: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    where: str = "overrides.",
+    allow_hub: bool = False,
+) -> PreTrainedConfig:
+    """The configuration of a checkpoint, with ``overrides`` laid over its fields.
+
+    Args:
+        model: Folder, or a name on the Hub where ``allow_hub`` is set.
+        overrides: Fields of the config.
+        where: What precedes an override's key in the user's settings.
+        allow_hub: Whether ``model`` may be a name on the Hub.
 
     Raises:
-        ValueError: The folder is missing, its ``config.json`` cannot be read, an override is no field of it or out
-            of range, or the weights in the folder are not those of this configuration.
+        ValueError: The folder is missing, its ``config.json`` cannot be read, an override is no field of it, out of
+            range or without effect, or the weights in the folder are not those of this configuration.
     """
-    if not (Path(model_dir) / "config.json").is_file():
-        raise ValueError(f"{model_dir}: no model here, expected a folder with config.json and model.safetensors")
+    folder, overrides = Path(model), overrides or {}
+    is_on_hub = allow_hub and not folder.is_dir()
+    if not is_on_hub and not (folder / "config.json").is_file():
+        raise ValueError(f"{model}: no model here, expected a folder with config.json and model.safetensors")
     try:
-        read_mapping(Path(model_dir) / "config.json")
-        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=is_remote_code_trusted())
-        check_overrides(overrides or {}, type(config))
-        config = AutoConfig.from_pretrained(model_dir, trust_remote_code=is_remote_code_trusted(), **(overrides or {}))
+        if not is_on_hub:
+            read_mapping(folder / "config.json")
+        config = AutoConfig.from_pretrained(model, trust_remote_code=is_remote_code_trusted())
+        check_overrides(overrides, type(config), where)
+        _check_slope_overrides(overrides, config, where)
+        config = AutoConfig.from_pretrained(model, trust_remote_code=is_remote_code_trusted(), **overrides)
         config.validate()  # overrides are set one by one, which checks their types only
         check_quantization(config)
     except Exception as error:  # other families' configs fail in whatever way their code stumbles
         what = f"config.json with {dict(overrides)}" if overrides else "config.json"
-        raise ValueError(f"{model_dir}: {what} cannot be used: {load_failure(error)}") from error
-    check_weights(Path(model_dir), config)
+        raise ValueError(f"{model}: {what} cannot be used: {load_failure(error)}") from error
+    if is_on_hub:
+        check_hub_index(str(model))
+    else:
+        check_weights(folder, config)
     return config
 
 
 def load_causal_lm(
     model_dir: str | Path,
+    config: PreTrainedConfig | None = None,
     *,
     dtype: str = "float32",
     attn_implementation: str | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    allow_new_positions: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model from a folder, in evaluation mode on the CPU.
+    """A causal language model from a checkpoint, in evaluation mode on the CPU.
 
     Args:
         model_dir: Folder with ``config.json`` and ``*.safetensors``.
+        config: What ``load_model_config`` gave for this checkpoint; None loads it without overrides.
         dtype: ``float32`` or ``bfloat16``, of the weights and the arithmetic.
         attn_implementation: Attention back end; None is the model's default.
-        overrides: Fields laid over those of its config.
+        allow_new_positions: Whether parameters of the position method may start from the config, for training.
 
     Raises:
         ValueError: The folder is missing, its weights are missing, truncated or of another shape than its config
             says, or the dtype or back end is not one the model has.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-    config = load_model_config(model_dir, overrides)
+    if dtype not in COMPUTE_DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {dtype!r}")
+    config = config or load_model_config(model_dir)
     check_model_memory(config, DTYPES[dtype].itemsize)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
@@ -77,15 +105,22 @@ def load_causal_lm(
             dtype=DTYPES[dtype],
             attn_implementation=attn_implementation,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,
             output_loading_info=True,
             trust_remote_code=is_remote_code_trusted(),
         )
     except SafetensorError as error:
         raise ValueError(f"{model_dir}: its weights are truncated or damaged ({error}), copy them again") from error
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ValueError(f"{model_dir}: the model cannot be loaded: {load_failure(error)}") from error
-    _check_weights(model_dir, loading)
+    missing = loading["missing_keys"]
+    if allow_new_positions:
+        missing = [name for name in missing if ".position_method." not in name]
+    for names, complaint in (
+        (missing, "weights that config.json asks for are missing"),
+        (loading["unexpected_keys"], "weights are not of the model in config.json"),
+    ):
+        if names:  # transformers would fill or drop them, and go on
+            raise ValueError(f"{model_dir}: {len(names)} {complaint}, e.g. {min(names)}")
     return model.eval()
 
 
@@ -102,24 +137,6 @@ def load_model_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase:
     except ValueError as error:
         raise ValueError(f"{model_dir}: {error}, such as that which the model was trained with") from error
     return tokenizer
-
-
-def _check_weights(model_dir: str | Path, loading: dict[str, Any]) -> None:
-    """Raise a ValueError unless weights and config agree; transformers would fill or drop what does not, and go on."""
-    missing, unexpected = loading["missing_keys"], loading["unexpected_keys"]
-    if loading["mismatched_keys"]:
-        key, found, expected = min(loading["mismatched_keys"])
-        raise ValueError(
-            f"{model_dir}: config.json asks for {key} of {tuple(expected)}, the weights hold {tuple(found)}"
-        )
-    if missing:
-        raise ValueError(
-            f"{model_dir}: {len(missing)} weights that config.json asks for are missing, e.g. {min(missing)}"
-        )
-    if unexpected:
-        raise ValueError(
-            f"{model_dir}: {len(unexpected)} weights are not of the model in config.json, e.g. {min(unexpected)}"
-        )
 
 
 def position_method(config: PreTrainedConfig) -> str:
@@ -148,6 +165,16 @@ def check_overrides(overrides: Iterable[str], config_class: type[PreTrainedConfi
     own = {field.name for field in dataclasses.fields(config_class)} - of_any_model
     for key in overrides:
         refuse_unknown_key(key, own, where)
+
+
+def _check_slope_overrides(overrides: Iterable[str], config: PreTrainedConfig, where: str) -> None:
+    """Raise a ValueError where an override is of a field whose place trained weights have taken."""
+    kind = getattr(config, "alibi_trainable", "none")
+    for key in _TRAINED_FIELDS.get(kind, ()):
+        if key in overrides:
+            raise ValueError(
+                f"{where}{key} changes nothing: the checkpoint holds it as weights (alibi_trainable {kind})"
+            )
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from modeling_alibi_gpt.checkpoints.folder import check_listed, weight_files
 
 
-_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class SourceWeights:
@@ -56,8 +56,8 @@ class SourceWeights:
             ValueError: It holds no floating-point numbers, so that it is no weight but a code for one.
         """
         tensor = self._described[name]
-        if tensor.dtype not in _DTYPES:
-            got, *expected = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *_DTYPES))
+        if tensor.dtype not in _FLOATS:
+            got, *expected = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *_FLOATS))
             raise ValueError(
                 f"{self._files[name]}: {name} is {got}, expected one of {', '.join(expected)}; "
                 "convert the checkpoint as it was before it was quantised"

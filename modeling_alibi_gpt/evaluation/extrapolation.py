@@ -117,9 +117,9 @@ def run_extrapolation(
                     if model is None:
                         model = load_causal_lm(
                             subject.model_dir,
+                            subject.model_config,
                             dtype=config.dtype,
                             attn_implementation=config.attn_implementation,
-                            overrides=config.overrides,
                         )
                     row = blank | _measure(model, subject.text, blank, config.batch_tokens)
                     if is_main:

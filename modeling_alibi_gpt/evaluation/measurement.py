@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.attention import ALL_ATTENTION_FUNCTIONS
-from modeling_alibi_gpt.checkpoints.load import DTYPES
+from modeling_alibi_gpt.checkpoints.load import COMPUTE_DTYPES
 from modeling_alibi_gpt.data.corpora import check_split, describe_documents, is_of_files, load_documents
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
@@ -57,8 +57,8 @@ class MeasurementConfig:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         check_split(self.source, self.text_split)
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+        if self.dtype not in COMPUTE_DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {self.dtype!r}")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
         known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from modeling_alibi_gpt.evaluation.windows import Window, plan_windows
-from modeling_alibi_gpt.runtime.distributed import fail_together, hides_progress, process_state
+from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state, raise_on_all_ranks
 
 
 # One float32 tensor of logits, or of attention scores or mask over all heads, stays below this.
@@ -110,7 +110,7 @@ def score_stream(
         if isinstance(error, torch.AcceleratorError):
             raise
         failure = error
-    fail_together(failure)
+    raise_on_all_ranks(failure)
     # Every token is nonzero in one process only, so that the sum is exact.
     token_nats = reduce(token_nats.to(state.device), "sum").cpu()
     return WindowScores(length_tokens=length_tokens, windows=windows, token_nats=token_nats.double().numpy())

@@ -1,11 +1,10 @@
 """The folder that a sweep leaves for people to publish: nothing but a model, and whole or not at all."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from modeling_alibi_gpt.checkpoints.companions import WEIGHT_PATTERNS, companion_files
+from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.training.finished import check_model_folder
 
 
@@ -23,21 +22,6 @@ def copy_model(source: Path, folder: Path) -> None:
             "with scripts/train.py and the experiment in best.json"
         ) from error
     weights = [path for pattern in WEIGHT_PATTERNS for path in source.glob(pattern)]
-    with folder_beside(folder) as beside:
-        beside.mkdir()
+    with atomic_directory(folder, replaces=True) as tmp_path:
         for path in (source / "config.json", *weights, *companion_files(source)):
-            shutil.copyfile(path, beside / path.name)
-
-
-@contextmanager
-def folder_beside(folder: Path) -> Iterator[Path]:
-    """A path, still free, for what takes the place of ``folder`` when it is complete."""
-    beside = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(beside, ignore_errors=True)  # a kill leaves it
-    try:
-        yield beside
-        if folder.exists():
-            shutil.rmtree(folder)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+            shutil.copyfile(path, tmp_path / path.name)

@@ -23,9 +23,10 @@ from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.measurement import block_nats, load_text, measurement_provenance, perplexity_figures
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import resolve_stride
-from modeling_alibi_gpt.experiments.best_model import copy_model, folder_beside
+from modeling_alibi_gpt.experiments.best_model import copy_model
 from modeling_alibi_gpt.experiments.runner import settings_without_places, shared_experiment, train_once
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
+from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.runtime.config import build_config, load_config
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.parsing import read_mapping
@@ -219,9 +220,8 @@ class PosthocObjective:
         return dataclasses.asdict(build_config(ExperimentConfig, {**base, **values}))
 
     def save_best_model(self, beta: float, folder: Path) -> bool:
-        with folder_beside(folder) as beside:
-            beside.mkdir()
-            save_model_folder(_with_beta(load_causal_lm(self.sweep.checkpoint), beta), self.tokenizer, beside)
+        with atomic_directory(folder, replaces=True) as tmp_path:
+            save_model_folder(_with_beta(load_causal_lm(self.sweep.checkpoint), beta), self.tokenizer, tmp_path)
         return True
 
 

@@ -9,32 +9,32 @@ from modeling_alibi_gpt.report.statistics import Difference
 
 
 BETA = "\N{GREEK SMALL LETTER BETA}"
-NOTHING = "\N{EN DASH}"
+MISSING_CELL = "\N{EN DASH}"
 
 
 def format_count(value: float | None) -> str:
-    return NOTHING if value is None or pd.isna(value) else f"{value:,.0f}"
+    return MISSING_CELL if value is None or pd.isna(value) else f"{value:,.0f}"
 
 
 def format_mebibytes(num_bytes: float | None) -> str:
-    return NOTHING if num_bytes is None or pd.isna(num_bytes) else format_count(num_bytes / 2**20)
+    return MISSING_CELL if num_bytes is None or pd.isna(num_bytes) else format_count(num_bytes / 2**20)
 
 
 def format_perplexity(value: float | None) -> str:
     if value is None or pd.isna(value):
-        return NOTHING
+        return MISSING_CELL
     return f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"
 
 
 def format_nats(value: float | None) -> str:
     """Nats and bits alike: four decimals."""
-    return NOTHING if value is None or pd.isna(value) else f"{value:.4f}"
+    return MISSING_CELL if value is None or pd.isna(value) else f"{value:.4f}"
 
 
 def format_ratio(value: float | None, num_digits: int = 4) -> str:
     """Values of beta and of slopes: powers of two below 1 as fractions, anything else to ``num_digits`` digits."""
     if value is None or pd.isna(value):
-        return NOTHING
+        return MISSING_CELL
     if 0 < value < 1 and math.frexp(value)[0] == 0.5:
         return f"1/{round(1 / value):,}"
     return f"{value:.{num_digits}g}"
@@ -59,7 +59,7 @@ def format_mean(difference: Difference) -> str:
 def format_change(difference: Difference | None) -> str:
     """``+0.031 (+0.028, +0.034)``: the mean in nats, and each seed's where there are several; a dash for None."""
     if difference is None:
-        return NOTHING
+        return MISSING_CELL
     seeds = ", ".join(f"{value:+.3f}" for value in difference.by_seed)
     return format_mean(difference) + (with_minus(f" ({seeds})") if len(difference.by_seed) > 1 else "")
 

@@ -40,7 +40,7 @@ from modeling_alibi_gpt.runtime.records import Record
 KIND_COLOURS = {"geometric": ALIBI_COLOUR, "uniform": SECOND_COLOUR, AFTER_TRAINING: GREY}
 # Around a point that lies in the same place they can still be seen.
 RINGS: Any = {"linestyle": "none", "marker": "o", "markersize": 8, "fillstyle": "none"}
-DRAWN_WAYS = {"banded": ALIBI_COLOUR, "strips": SECOND_COLOUR, "dense": "#808080"}
+DRAWN_VARIANTS = {"banded": ALIBI_COLOUR, "strips": SECOND_COLOUR, "dense": "#808080"}
 DRAWN_HEAD_DIM = 64
 # Fewer tokens say more of themselves than of their position.
 MIN_POINT_TOKENS = 100
@@ -188,7 +188,7 @@ def beta_comparison_figure(curves: dict[tuple[str, int], Curve]) -> Figure:
 def drawn_speeds(frame: pd.DataFrame) -> pd.DataFrame:
     """Those ``attention_speed`` records that the figure draws."""
     drawn = pick(frame, mode="forward", dtype="float32", head_dim=DRAWN_HEAD_DIM)
-    return drawn[drawn["name"].isin(DRAWN_WAYS)]
+    return drawn[drawn["name"].isin(DRAWN_VARIANTS)]
 
 
 @as_png
@@ -197,7 +197,7 @@ def attention_speed_figure(records: Records) -> Figure:
     frame = drawn_speeds(frame_of(records))
     figure, axes = new_axes()
     lines = []
-    for name, color in DRAWN_WAYS.items():
+    for name, color in DRAWN_VARIANTS.items():
         points = pick(frame, name=name).drop_duplicates("length_tokens", keep="last").sort_values("length_tokens")
         if len(points):
             xs, ys = points["length_tokens"].tolist(), points["times_reference"].tolist()

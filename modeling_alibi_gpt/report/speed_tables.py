@@ -1,6 +1,6 @@
 """Tables of speed: attention, whole models and decoding, each as a ratio to the reference that was timed in turn."""
 
-from modeling_alibi_gpt.report.formats import NOTHING, format_count, format_mebibytes
+from modeling_alibi_gpt.report.formats import MISSING_CELL, format_count, format_mebibytes
 from modeling_alibi_gpt.report.frames import Records, frame_of, rows_of
 from modeling_alibi_gpt.report.tables import Table, by_length, of_columns
 from modeling_alibi_gpt.runtime.records import Record
@@ -30,7 +30,7 @@ def attention_speed_table(records: Records) -> Table:
     frame = every[every["name"] != every["reference"]]
     keys = ["num_heads", "head_dim", "mode", "dtype", "name", "processor"]
     wide = by_length(frame, keys, frame["times_reference"].map("{:.2f}".format))
-    wide = wide.reindex(columns=sorted(every["length_tokens"].unique()), fill_value=NOTHING)
+    wide = wide.reindex(columns=sorted(every["length_tokens"].unique()), fill_value=MISSING_CELL)
     rows = [
         [WAY_NAMES[name], mode.replace("_", " and "), dtype, cpu, f"{num_heads} x {head_dim}", *times]
         for (num_heads, head_dim, mode, dtype, name, cpu), times in zip(wide.index, wide.to_numpy(), strict=True)
@@ -97,7 +97,7 @@ def gpu_attention_table(records: Records) -> Table:
     frame = frame_of(records)
     wide = by_length(frame, ["name", "head_dim", "mode"], frame["times_reference"].map("{:.2f}".format))
     texts = dict(zip(wide.index, wide.to_numpy(), strict=True))
-    missing = [NOTHING] * len(wide.columns)
+    missing = [MISSING_CELL] * len(wide.columns)
     settings = sorted({(head_dim, mode) for _, head_dim, mode in wide.index})
     rows = [
         [label, str(head_dim), mode.replace("_", " and "), *texts.get((name, head_dim, mode), missing)]

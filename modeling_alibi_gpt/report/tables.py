@@ -10,7 +10,7 @@ import pandas as pd
 from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Comparison, Curve
 from modeling_alibi_gpt.report.formats import (
     BETA,
-    NOTHING,
+    MISSING_CELL,
     describe_protocol,
     format_count,
     format_nats,
@@ -44,7 +44,7 @@ def by_length(frame: pd.DataFrame, keys: list[str], cells: Iterable[str]) -> pd.
     placed = placed.drop_duplicates([*keys, "length_tokens"], keep="last")
     wide = placed.pivot(index=keys, columns="length_tokens", values="cell")
     order = frame[keys].drop_duplicates()
-    return wide.reindex(pd.MultiIndex.from_frame(order) if len(keys) > 1 else order[keys[0]]).fillna(NOTHING)
+    return wide.reindex(pd.MultiIndex.from_frame(order) if len(keys) > 1 else order[keys[0]]).fillna(MISSING_CELL)
 
 
 def extrapolation_table(records: Records) -> Table:
@@ -148,7 +148,7 @@ def beta_comparison_table(curves: dict[tuple[str, int], Curve]) -> Table:
         }
         for (kind, length), curve in curves.items()
     }
-    frame = pd.DataFrame(texts).sort_index().fillna(NOTHING)
+    frame = pd.DataFrame(texts).sort_index().fillna(MISSING_CELL)
     return of_columns({BETA: frame.index.map(format_ratio), **frame})
 
 
@@ -191,7 +191,7 @@ def provenance_table(sources: Sequence[Record]) -> Table:
     groups: dict[str, list[Record]] = {}
     for source in sources:
         groups.setdefault(str([source.get(key) for key in ("versions", "hardware")]), []).append(source)
-    described = pd.DataFrame([_describe_sources(group) for group in groups.values()]).fillna(NOTHING).T
+    described = pd.DataFrame([_describe_sources(group) for group in groups.values()]).fillna(MISSING_CELL).T
     header = ["", *(f"{len(group)} record{'s' if len(group) > 1 else ''}" for group in groups.values())]
     rows = [[str(label), *texts] for label, texts in zip(described.index, described.to_numpy(), strict=True)]
     return Table(header, rows, num_text_columns=len(header))
@@ -202,18 +202,18 @@ def _describe_sources(sources: Sequence[Record]) -> dict[str, str]:
     first, hardware = sources[0], sources[0].get("hardware") or {}
     times = sorted(frame["time_utc"].dropna())
     memory_bytes = hardware.get("memory_bytes")
-    commits = frame.groupby(frame["git_commit"].fillna(NOTHING).str[:12], sort=False)["git_dirty"]
+    commits = frame.groupby(frame["git_commit"].fillna(MISSING_CELL).str[:12], sort=False)["git_dirty"]
     return {
         **({"published in": _gather(frame, "source")} if "source" in first else {}),
         "commit": ", ".join(f"{commit}{_changes(dirty.eq(True))}" for commit, dirty in commits),
-        "time (UTC)": " to ".join(dict.fromkeys((times[0], times[-1]))) if times else NOTHING,
+        "time (UTC)": " to ".join(dict.fromkeys((times[0], times[-1]))) if times else MISSING_CELL,
         "seeds": _gather(frame, "seed"),
         "data": _gather(frame, "data_fingerprint"),
-        "processor": str(hardware.get("cpu") or NOTHING),
+        "processor": str(hardware.get("cpu") or MISSING_CELL),
         "cores": format_count(hardware.get("num_cores")),
-        "memory": f"{memory_bytes / 2**30:.1f} GiB" if memory_bytes else NOTHING,
-        "GPUs": ", ".join(hardware.get("gpus") or ["none"]) if hardware else NOTHING,
-        **{name: version or NOTHING for name, version in (first.get("versions") or {}).items()},
+        "memory": f"{memory_bytes / 2**30:.1f} GiB" if memory_bytes else MISSING_CELL,
+        "GPUs": ", ".join(hardware.get("gpus") or ["none"]) if hardware else MISSING_CELL,
+        **{name: version or MISSING_CELL for name, version in (first.get("versions") or {}).items()},
     }
 
 
@@ -226,7 +226,9 @@ def _changes(is_dirty: pd.Series) -> str:
 
 def _gather(frame: pd.DataFrame, column: str) -> str:
     values = frame[column].dropna().unique().tolist() if column in frame else []
-    return ", ".join(str(int(value) if isinstance(value, float) else value) for value in sorted(values)) or NOTHING
+    return (
+        ", ".join(str(int(value) if isinstance(value, float) else value) for value in sorted(values)) or MISSING_CELL
+    )
 
 
 def _protocols(frame: pd.DataFrame) -> list[str]:
@@ -250,7 +252,7 @@ def _perplexities(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
 def _difference(grid: Comparison, row: Record) -> str:
     difference = grid.difference(row["variant"], row["protocol"], row["length_tokens"], row["reading"])
     if difference is None:
-        return NOTHING
+        return MISSING_CELL
     seeds = difference.by_seed
     spread = f" \N{PLUS-MINUS SIGN} {statistics.stdev(seeds):.3f}" if len(seeds) > 1 else ""
     return with_minus(f"{difference.mean:+.3f}{spread}")

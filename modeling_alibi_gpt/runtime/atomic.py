@@ -51,21 +51,36 @@ def write_together(files: Mapping[Path, bytes]) -> None:
             if path.is_dir():
                 raise IsADirectoryError(f"{path} is a folder; expected a file there, or nothing")
             made += _make_folder(path.parent)
-            beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            staged.append((beside, path))
-            with beside.open("wb") as file:
+            tmp_path = _tmp_path(path)
+            staged.append((tmp_path, path))
+            with tmp_path.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-        for beside, path in staged:
-            os.replace(beside, path)
+        for tmp_path, path in staged:
+            os.replace(tmp_path, path)
     except BaseException:
-        for beside, _ in staged:
-            beside.unlink(missing_ok=True)
+        for tmp_path, _ in staged:
+            tmp_path.unlink(missing_ok=True)
         for folder in reversed(made):
             if not any(folder.iterdir()):
                 folder.rmdir()
         raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to, for libraries that write files themselves.
+
+    The file takes the place of ``path`` at the end, or vanishes; a missing parent folder is made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp_path = _tmp_path(path)
+    try:
+        yield tmp_path
+        os.replace(tmp_path, path)
+    finally:
+        tmp_path.unlink(missing_ok=True)
 
 
 def to_json(obj: Any, indent: int | None = None) -> str:
@@ -77,6 +92,10 @@ def to_json(obj: Any, indent: int | None = None) -> str:
         raise ValueError(f"{what} cannot be written ({error}); write null where a number is not finite") from error
 
 
+def _tmp_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
 def _make_folder(folder: Path) -> list[Path]:
     """Make a folder and those above it; the ones that were not there, outermost first."""
     missing = [each for each in (*reversed(folder.parents), folder) if not each.exists()]
@@ -84,22 +103,27 @@ def _make_folder(folder: Path) -> list[Path]:
     return missing
 
 
-def refuse_taken(target: Path) -> None:
+def require_empty(target: Path) -> None:
     """Raise a ``ValueError`` unless ``target`` is free: missing, or an empty folder."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is not empty; choose another output_dir")
 
 
 @contextmanager
-def appearing_whole(target: Path) -> Iterator[Path]:
+def atomic_directory(target: Path, *, replaces: bool = False) -> Iterator[Path]:
     """A folder beside ``target``, ``.NAME.partial``, which takes its place at the end or vanishes.
 
     What a killed process left there is removed first.
 
+    Args:
+        target: The folder to make.
+        replaces: Whether it takes the place of a folder with files in it.
+
     Raises:
         ValueError: ``target`` is taken, or another process is writing it.
     """
-    refuse_taken(target)
+    if not replaces:
+        require_empty(target)
     partial = target.with_name(f".{target.name}.partial")
     made = [parent for parent in target.parents if not parent.exists()]
     partial.mkdir(parents=True, exist_ok=True)
@@ -114,7 +138,7 @@ def appearing_whole(target: Path) -> Iterator[Path]:
                 yield partial
             (partial / _LOCK_FILE).unlink()
             if target.exists():
-                target.rmdir()
+                shutil.rmtree(target) if replaces else target.rmdir()
             partial.rename(target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

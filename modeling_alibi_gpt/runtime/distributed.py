@@ -29,7 +29,7 @@ def process_state() -> PartialState:
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
-def fail_together(failure: Exception | None) -> None:
+def raise_on_all_ranks(failure: Exception | None) -> None:
     """Raise a ValueError in every process when one has failed: the others would wait for it forever."""
     messages = _gather_failures(failure)
     if messages:
@@ -37,7 +37,7 @@ def fail_together(failure: Exception | None) -> None:
 
 
 @contextmanager
-def failing_together() -> Iterator[None]:
+def sync_errors() -> Iterator[None]:
     """Wait at the end of a block for all processes; what a user caused in one of them is raised in each.
 
     Raises:

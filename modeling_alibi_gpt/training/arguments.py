@@ -19,6 +19,13 @@ from modeling_alibi_gpt.runtime.config import convert_value, refuse_unknown_key
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 
+# Where this project's differ from those of transformers.
+DEFAULTS: dict[str, Any] = {
+    "include_num_input_tokens_seen": "all",
+    "greater_is_better": False,  # there are no metrics but losses
+    "save_total_limit": 2,
+    "ddp_find_unused_parameters": False,
+}
 # What each field must be; transformers takes most of them as they come.
 _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "above 0": (
@@ -73,10 +80,7 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
     values = {
         # Without accelerator this must be said: processes started together would each take itself for the only one.
         "use_cpu": not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"),
-        "include_num_input_tokens_seen": "all",
-        "greater_is_better": False,  # there are no metrics but losses
-        "save_total_limit": 2,
-        "ddp_find_unused_parameters": False,
+        **DEFAULTS,
         **config.training,
         "bf16": config.precision == "bfloat16",
     }

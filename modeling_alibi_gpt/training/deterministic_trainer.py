@@ -17,7 +17,7 @@ from modeling_alibi_gpt.training.experiment import check_position_learning_rate
 from modeling_alibi_gpt.training.optimizer import set_position_learning_rate
 
 
-class ExactTrainer(Trainer):
+class DeterministicTrainer(Trainer):
     """Trainer with whole global batches, whole checkpoints, no step beyond the last and a learning rate for positions.
 
     Args:

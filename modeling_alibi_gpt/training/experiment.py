@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from pydantic import Field
+
+from modeling_alibi_gpt.runtime.config import Count, Positive, config_dataclass
 from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
 
@@ -64,7 +66,7 @@ class DataSection:
     """Another source: files are read whole, others by their validation split. Without it the validation split of
     ``source`` is used or, where there is none, a share of what is learnt.
     """
-    validation_fraction: float = 0.1
+    validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """How much of a source without validation split is held back."""
     validation_unit: Literal["tail", "document"] | None = None
     """What is held back: the ``tail`` of each document, or whole documents (``document``) by a hash of their texts,
@@ -76,9 +78,9 @@ class DataSection:
     """Name or folder of a tokenizer; ``train`` trains a byte-level BPE of the model's vocabulary size on the training
     split; null takes the checkpoint's own (``train`` for a new model).
     """
-    tokenizer_sample_bytes: int | None = 100_000_000
+    tokenizer_sample_bytes: Annotated[int, Field(ge=1)] | None = 100_000_000
     """How much of a larger text a tokenizer is trained on, evenly spread over all of it; null is all."""
-    train_length_tokens: int
+    train_length_tokens: Annotated[int, Field(ge=3)]
     """Length of a training sequence, in tokens."""
     isolate_documents: bool = False
     """Keep attention inside each document of a packed sequence."""
@@ -90,35 +92,26 @@ class DataSection:
     """Read ``source`` while it is trained on, in its own order and again and again until ``training.max_steps``, and
     keep nothing of it on disk. Needs a ``validation_source`` and a ``tokenizer`` that is there.
     """
-    num_streams: int = 1
+    num_streams: Annotated[int, Field(ge=1)] = 1
     """Readers of a stream, of which each has its share of files or documents and its share of every global batch. The
     training is the same on any number of processes among which they divide.
     """
-    num_proc: int = 1
+    num_proc: Annotated[int, Field(ge=1)] = 1
     """Processes that cut text into tokens; their number changes no token."""
     cache_dir: str = "~/.cache/alibi_gpt"
     """Where trained tokenizers are kept. Tokenised text is cached by ``datasets``."""
 
     def __post_init__(self) -> None:
-        if self.train_length_tokens < 3:
-            raise ValueError(f"data.train_length_tokens must be at least 3, got {self.train_length_tokens}")
         for name in ("max_train_tokens", "max_validation_tokens"):
             if (limit := getattr(self, name)) is not None and limit < self.train_length_tokens:
                 raise ValueError(
                     f"data.{name} must be at least data.train_length_tokens ({self.train_length_tokens}), got {limit}"
                 )
-        for name, least in (("num_proc", 1), ("tokenizer_sample_bytes", 1)):
-            if (value := getattr(self, name)) is not None and value < least:
-                raise ValueError(f"data.{name} must be at least {least}, got {value}")
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"data.validation_fraction must lie between 0 and 1, got {self.validation_fraction}")
         self._check_streaming()
         if not self.source:
             raise ValueError("data.source must name a source or at least one part of a mixture, got none")
 
     def _check_streaming(self) -> None:
-        if self.num_streams < 1:
-            raise ValueError(f"data.num_streams must be at least 1, got {self.num_streams}")
         if not self.streaming:
             return
         refusals = {
@@ -161,16 +154,14 @@ class DataSection:
 class MilestoneSection:
     """When a training stops to read the validation text, at its own length and beyond."""
 
-    steps: list[int]
+    steps: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     """After how many optimizer steps; 0 is before training."""
-    lengths_tokens: list[int]
+    lengths_tokens: Annotated[list[Count], Field(min_length=1)]
     """Lengths at which it is read, under both protocols."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, default=-1) < 0 or len(set(self.steps)) < len(self.steps):
-            raise ValueError(f"milestones.steps must be different numbers of at least 0, got {self.steps}")
-        if min(self.lengths_tokens, default=0) < 1:
-            raise ValueError(f"milestones.lengths_tokens must be at least 1, got {self.lengths_tokens}")
+        if len(set(self.steps)) < len(self.steps):
+            raise ValueError(f"milestones.steps must be different numbers, got {self.steps}")
 
 
 @config_dataclass
@@ -188,7 +179,7 @@ class ExperimentConfig:
     training (but for dropout masks) on one process or several. Null leaves ``per_device_train_batch_size`` as
     ``training`` says.
     """
-    position_learning_rate: float = 1.0
+    position_learning_rate: Positive = 1.0
     """Multiple of ``training.learning_rate`` at which what positions learn is trained: beta and slopes of ALiBi, the
     tables of T5 and shared offsets, the parameters of KERPLE and FIRE. Any but 1 trains them without weight decay, and
     is refused where a model has none of them.
@@ -200,12 +191,13 @@ class ExperimentConfig:
     milestones: MilestoneSection | None = None
     """What is measured along the way; null is nothing. The records go to ``milestones.jsonl``."""
     training: dict[str, Any]
-    """Fields of ``transformers.TrainingArguments``, verbatim."""
+    """Fields of ``transformers.TrainingArguments``, verbatim:
+    https://huggingface.co/docs/transformers/main_classes/trainer lists them all.
+    """
     plugins: list[str] | None = None
     """Modules to import first, such as one that registers a position method."""
 
     def __post_init__(self) -> None:
-        check_position_learning_rate(self.position_learning_rate)
         if self.data.streaming:
             self._check_streaming()
         if self.training.get("hub_token") is not None:

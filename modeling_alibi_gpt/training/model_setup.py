@@ -1,27 +1,22 @@
 """The model of an experiment, new or from a checkpoint, fitted to its tokenizer and its training length."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from modeling_alibi_gpt.checkpoints.folder import check_hub_index, check_weights
-from modeling_alibi_gpt.checkpoints.load import check_overrides, check_vocabulary
+from modeling_alibi_gpt.checkpoints.load import (
+    check_overrides,
+    check_vocabulary,
+    load_causal_lm,
+    load_model_config,
+)
 from modeling_alibi_gpt.checkpoints.model_size import TRAINING_BYTES, check_model_memory
-from modeling_alibi_gpt.checkpoints.quantization import check_quantization
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
-from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.runtime.parsing import read_mapping
-from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_failure
 from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSection
-
-
-# What a checkpoint with trained slopes holds as weights instead.
-_SLOPE_FIELDS = {"alibi_beta", "alibi_slope_kind", "alibi_slopes", "alibi_bias_max"}
 
 
 def model_config(section: ModelSection) -> PreTrainedConfig:
@@ -57,12 +52,21 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
     if section.checkpoint is None:
         new_config = _new_config(section, {**special, "train_context_length": length})
         check_vocabulary(tokenizer, new_config.vocab_size)
-        model = AlibiGPTForCausalLM._from_config(
-            new_config, dtype=torch.float32, attn_implementation=section.attn_implementation
+        model = AutoModelForCausalLM.from_config(
+            new_config,
+            dtype=torch.float32,
+            attn_implementation=section.attn_implementation,
+            trust_remote_code=False,
         )
     else:
-        check_vocabulary(tokenizer, _checkpoint_config(section).get_text_config().vocab_size)
-        model = _load_checkpoint(section)
+        checkpoint_config = _checkpoint_config(section)
+        check_vocabulary(tokenizer, checkpoint_config.get_text_config().vocab_size)
+        model = load_causal_lm(
+            section.checkpoint,
+            checkpoint_config,
+            attn_implementation=section.attn_implementation,
+            allow_new_positions=True,
+        )
         _check_length(model, section, length)
         for name, value in special.items():
             setattr(model.config, name, value)
@@ -84,51 +88,11 @@ def _new_config(section: ModelSection, derived: dict[str, Any]) -> AlibiGPTConfi
 
 
 def _checkpoint_config(section: ModelSection) -> PreTrainedConfig:
-    folder = Path(section.checkpoint)
-    if folder.is_dir():
-        read_mapping(folder / "config.json")
+    assert section.checkpoint is not None
     try:
-        config = AutoConfig.from_pretrained(section.checkpoint, trust_remote_code=is_remote_code_trusted())
-        check_overrides(section.overrides, type(config), "model.overrides.")
-        if (kind := getattr(config, "alibi_trainable", "none")) != "none":
-            for key in _SLOPE_FIELDS & section.overrides.keys():
-                raise ValueError(
-                    f"model.overrides.{key} changes nothing: the slopes of {section.checkpoint} are weights, trained "
-                    f"with alibi_trainable {kind}"
-                )
-        config = AutoConfig.from_pretrained(
-            section.checkpoint, trust_remote_code=is_remote_code_trusted(), **section.overrides
-        )
-        config.validate()  # overrides are set one by one, which checks their types only
-        check_quantization(config)
-    except Exception as error:  # other families' configs fail in whatever way their code stumbles
-        raise ValueError(f"model.checkpoint {section.checkpoint}: {load_failure(error)}") from error
-    if folder.is_dir():
-        check_weights(folder, config)
-    else:
-        check_hub_index(section.checkpoint)
-    return config
-
-
-def _load_checkpoint(section: ModelSection) -> PreTrainedModel:
-    try:
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            section.checkpoint,
-            config=_checkpoint_config(section),
-            dtype="float32",
-            attn_implementation=section.attn_implementation,
-            use_safetensors=True,
-            output_loading_info=True,
-            trust_remote_code=is_remote_code_trusted(),
-        )
-    except (OSError, SafetensorError, RuntimeError, ImportError) as error:
-        raise ValueError(f"model.checkpoint {section.checkpoint} cannot be loaded: {load_failure(error)}") from error
-    # A position method that starts to learn here has new parameters, which start from the config.
-    missing = [name for name in loading["missing_keys"] if ".position_method." not in name]
-    for names, complaint in ((missing, "lacks"), (loading["unexpected_keys"], "has, beyond those of its config,")):
-        if names:
-            raise ValueError(f"model.checkpoint {section.checkpoint} {complaint} weights, among them {min(names)}")
-    return model
+        return load_model_config(section.checkpoint, section.overrides, where="model.overrides.", allow_hub=True)
+    except ValueError as error:
+        raise ValueError(f"model.checkpoint {error}") from error
 
 
 def _check_length(model: PreTrainedModel, section: ModelSection, length_tokens: int) -> None:

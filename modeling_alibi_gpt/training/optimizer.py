@@ -46,7 +46,7 @@ def set_position_learning_rate(
 
         set_position_learning_rate(trainer.create_optimizer(), trainer.model, 30.0)
 
-    Where Trainer shards the model (FSDP), override its ``create_optimizer`` instead, as ``ExactTrainer`` does.
+    Where Trainer shards the model (FSDP), override its ``create_optimizer`` instead, as ``DeterministicTrainer`` does.
 
     Args:
         optimizer: New: it has made no step, and no scheduler has been made for it.

@@ -29,13 +29,13 @@ from modeling_alibi_gpt.evaluation.bias_record import (
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.runtime.atomic import write_json
-from modeling_alibi_gpt.runtime.distributed import failing_together, process_state
+from modeling_alibi_gpt.runtime.distributed import process_state, sync_errors
 from modeling_alibi_gpt.runtime.manifest import write_manifest
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.records import provenance, write_records
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.auto_precision import faster_precision
-from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
+from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.finished import finished_record
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
@@ -68,7 +68,7 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
             model of a finished run is missing or damaged.
         OSError: The disk is full; what was written before is whole.
     """
-    with failing_together():
+    with sync_errors():
         arguments = check_experiment(config)
         output_dir, is_main = Path(arguments.output_dir), process_state().is_main_process
         check_output_dir(output_dir, config)
@@ -77,13 +77,13 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
         return finished
 
     with ExitStack() as held, whole_checkpoints_on_a_full_disk(output_dir):
-        with failing_together():  # the main process first: it fills the caches from which the others read
+        with sync_errors():  # the main process first: it fills the caches from which the others read
             data = prepare_data(config) if is_main else None
         data = data or prepare_data(config)
         set_seed(arguments.seed)
         model = build_model(config, data.tokenizer)
         use_cache = model.config.use_cache  # Trainer turns it off
-        with failing_together():
+        with sync_errors():
             if is_main:
                 held.enter_context(claimed_output_dir(output_dir, config, data.text))
 
@@ -96,7 +96,7 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
             data.train.load(Path(checkpoint))
         result = trainer.train(resume_from_checkpoint=checkpoint)
         record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
-        with failing_together():
+        with sync_errors():
             if is_main:
                 model.config.use_cache = use_cache
                 write_manifest(output_dir, save_model_folder(model, data.tokenizer, output_dir))
@@ -111,7 +111,7 @@ def make_trainer(
     model: PreTrainedModel,
     data: PreparedData,
     callbacks: Sequence[TrainerCallback] = (),
-) -> ExactTrainer:
+) -> DeterministicTrainer:
     """The Trainer of an experiment, whose output folder exists; precision ``auto`` is measured here, once a run."""
     collator = PackedCollator(data.tokenizer.pad_token_id)
     if isinstance(data.train, StreamedBlocks):
@@ -123,7 +123,7 @@ def make_trainer(
         batch = collator([data.train[i] for i in range(min(arguments.per_device_train_batch_size, len(data.train)))])
         precision = _measured_precision(Path(arguments.output_dir), model.to(arguments.device), batch)
         arguments = build_arguments(dataclasses.replace(config, precision=precision))
-    return ExactTrainer(
+    return DeterministicTrainer(
         model=model,
         args=arguments,
         data_collator=collator,

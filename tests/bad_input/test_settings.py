@@ -161,9 +161,9 @@ def _model_cases() -> list[Case]:
         cases.append(
             Case(f"{key} in a reading", "compare", partial(_readings, fields), message.format("model.overrides."))
         )
-        for script, where in (("extrapolate", ""), ("convert", "overrides.")):
+        for script in ("extrapolate", "convert"):
             cases.append(
-                Case(f"{key} in overrides", script, partial(_overrides, script, fields), message.format(where))
+                Case(f"{key} in overrides", script, partial(_overrides, script, fields), message.format("overrides."))
             )
     for name, (text, message) in CONFIG_JSONS.items():
         cases += loading_cases(f"config.json {name}", partial(_spoilt_config, text), message)

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.checkpoints.load import load_causal_lm, load_model_config
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 
@@ -71,3 +73,45 @@ def test_damaged_checkpoints_are_refused(make_folder, source: str, tmp_path, dam
     with pytest.raises(ValueError, match=message):
         evaluate_perplexity(PerplexityConfig(model=str(folder), source=source, output=str(output)))
     assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "is_refused"),
+    [
+        ("beta", {"alibi_beta": 2.0}, True),
+        ("slopes", {"alibi_beta": 2.0}, True),
+        ("slopes", {"alibi_slope_kind": "uniform"}, True),
+        ("beta", {"alibi_slope_kind": "uniform"}, False),
+        ("none", {"alibi_beta": 2.0}, False),
+    ],
+)
+def test_an_override_that_trained_weights_would_ignore_is_refused(
+    tmp_path: Path, kind: str, overrides: dict[str, float], is_refused: bool
+) -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    AlibiGPTForCausalLM(AlibiGPTConfig(alibi_trainable=kind, **shape)).save_pretrained(tmp_path)
+    if is_refused:
+        with pytest.raises(ValueError, match=f"overrides.{min(overrides)} changes nothing: .*alibi_trainable {kind}"):
+            load_model_config(tmp_path, overrides)
+    else:
+        config = load_model_config(tmp_path, overrides)
+        slopes = [
+            load_causal_lm(tmp_path, model_config).model.position_method.layer_slopes(0)
+            for model_config in (None, config)
+        ]
+        assert not torch.equal(*slopes)
+
+
+def test_parameters_of_a_position_method_may_start_anew_only_where_that_is_asked_for(make_folder) -> None:
+    folder = make_folder("alibi")
+    config = load_model_config(folder, {"position_method": "learned"})
+    with pytest.raises(ValueError, match="1 weights .* are missing, e.g. model.position_method"):
+        load_causal_lm(folder, config)
+    assert load_causal_lm(folder, config, allow_new_positions=True).config.position_method == "learned"
+
+
+@pytest.mark.parametrize("folder", ["org/name", "missing"])
+def test_a_name_on_the_hub_is_no_folder(tmp_path: Path, folder: str) -> None:
+    with pytest.raises(ValueError, match="no model here, expected a folder"):
+        load_model_config(tmp_path / folder)

@@ -143,7 +143,7 @@ def test_a_run_that_another_worker_holds_is_left_to_it(
         ({"variants": {"alibi": {"training.learning_rat": 1}}}, "did you mean 'training.learning_rate'"),
         ({"variants": {"alibi": {"training.seed": 1}}}, "variants.alibi: training.seed cannot be set"),
         ({"variants": {"alibi": {"position_learning_rate": "fast"}}}, "rate' must be a valid number"),
-        ({"variants": {"alibi": {"position_learning_rate": 0}}}, "must be a finite number above 0, got 0"),
+        ({"variants": {"alibi": {"position_learning_rate": 0}}}, "'position_learning_rate' must be above 0, got 0"),
         ({"variants": {"alibi": {"position_learning_rate": 30}}}, "position_learning_rate 30 would change nothing"),
         ({"readings": {"alibi": {"x": {"alibi_scaling": {"type": "cubic"}}}}}, "alibi_scaling type"),
         ({"readings": {"alibi": {"x": {"alibi_betta": 2}}}}, "unknown key 'model.overrides.alibi_betta'"),

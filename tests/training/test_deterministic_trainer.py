@@ -19,7 +19,7 @@ from transformers import (
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.packing import PackedCollator
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
-from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
+from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 
 
 VOCAB_SIZE = 40
@@ -101,7 +101,7 @@ def test_loss_and_gradient_are_those_of_the_sequences_one_by_one(
         disable_tqdm=True,
     )
     seen = _GradientCallback()
-    trainer = ExactTrainer(
+    trainer = DeterministicTrainer(
         model=tiny_model(),
         args=arguments,
         data_collator=PackedCollator(pad_token_id=0),
@@ -129,7 +129,7 @@ def test_an_epoch_is_whole_global_batches_with_every_block(tmp_path: Path, num_b
         output_dir=str(tmp_path), per_device_train_batch_size=2, gradient_accumulation_steps=2, use_cpu=True
     )
     blocks = Dataset.from_list([{"input_ids": [number] * 3} for number in range(num_blocks)])
-    trainer = ExactTrainer(
+    trainer = DeterministicTrainer(
         model=tiny_model(), args=arguments, data_collator=PackedCollator(pad_token_id=0), train_dataset=blocks
     )
     batches = [batch["input_ids"][:, 0].tolist() for batch in trainer.get_train_dataloader()]

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.packing import PackedCollator
-from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
+from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.optimizer import (
     learns_positions,
     position_parameters,
@@ -78,7 +78,7 @@ def test_the_parameters_of_positions_move_into_groups_of_their_own(
 def test_at_one_the_optimizer_is_trainers_own(tmp_path: Path, fields: dict[str, Any]) -> None:
     model = tiny_model(**fields)
     plain = Trainer(model=model, args=arguments(tmp_path)).create_optimizer()
-    ours = ExactTrainer(model=model, args=arguments(tmp_path)).create_optimizer()
+    ours = DeterministicTrainer(model=model, args=arguments(tmp_path)).create_optimizer()
     assert named_groups(ours, model) == named_groups(plain, model)
     assert ours.state_dict() == plain.state_dict()
 
@@ -102,10 +102,10 @@ def test_an_optimizer_that_began_is_refused() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
 def test_rates_that_are_none_are_refused(make_experiment: Callable[..., Any], tmp_path: Path, rate: float) -> None:
-    with pytest.raises(ValueError, match=r"position_learning_rate.* must be a finite number"):
+    with pytest.raises(ValueError, match=r"position_learning_rate.* must be (above 0|a finite number)"):
         make_experiment(f"position_learning_rate={str(rate).replace('inf', '.inf').replace('nan', '.nan')}")
     with pytest.raises(ValueError, match="position_learning_rate must be a finite number above 0"):
-        ExactTrainer(model=tiny_model(), args=arguments(tmp_path), position_learning_rate=rate)
+        DeterministicTrainer(model=tiny_model(), args=arguments(tmp_path), position_learning_rate=rate)
 
 
 def test_an_experiment_says_it_and_one_without_learned_positions_is_refused(
@@ -132,7 +132,7 @@ def trained(folder: Path, rate: float = 1.0, **fields: Any) -> tuple[float, floa
     """The last loss, nats, and the beta of a training; both rates fall to 0."""
     torch.manual_seed(0)
     model = tiny_model(hidden_size=32, **fields)
-    trainer = ExactTrainer(
+    trainer = DeterministicTrainer(
         model=model,
         args=arguments(
             folder,

@@ -13,7 +13,7 @@ from modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.runtime.records import check_record, read_records
 from modeling_alibi_gpt.training.arguments import build_arguments
-from modeling_alibi_gpt.training.deterministic_trainer import ExactTrainer
+from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import build_model
 from modeling_alibi_gpt.training.prepared_data import prepare_data, training_documents
@@ -60,7 +60,7 @@ def test_a_finished_run_is_not_trained_again(make_experiment: MakeExperiment, mo
     config = make_experiment("training.max_steps=2")
     record = train(config)
     files = {path: path.stat().st_mtime_ns for path in Path(record["model_dir"]).rglob("*")}
-    monkeypatch.setattr(ExactTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
+    monkeypatch.setattr(DeterministicTrainer, "train", lambda *args, **kwargs: pytest.fail("trained again"))
     monkeypatch.setattr("modeling_alibi_gpt.training.trainer.prepare_data", lambda config: pytest.fail("read again"))
     assert train(config) == record
     assert {path: path.stat().st_mtime_ns for path in Path(record["model_dir"]).rglob("*")} == files

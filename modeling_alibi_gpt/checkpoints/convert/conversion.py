@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -17,22 +17,22 @@ from modeling_alibi_gpt.checkpoints.convert.families import Family, Fields
 from modeling_alibi_gpt.checkpoints.convert.gpt2 import GPT2
 from modeling_alibi_gpt.checkpoints.convert.mpt import MPT
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
-from modeling_alibi_gpt.checkpoints.load import check_overrides, load_model_config
+from modeling_alibi_gpt.checkpoints.load import DTYPES, check_overrides, load_model_config
 from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, format_bytes, num_parameters
 from modeling_alibi_gpt.checkpoints.source_weights import SourceWeights
 from modeling_alibi_gpt.checkpoints.streaming import Plan, plan_conversion, write_weights
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.runtime.atomic import appearing_whole, refuse_taken, write_json
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.atomic import atomic_directory, require_empty, write_json
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
 FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gpt2": GPT2}
 OURS = AlibiGPTConfig.model_type
 GGUF = "gguf"
+TARGETS = (OURS, *(name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None), GGUF)
 READERS = ("transformers", "llama.cpp", "vllm")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What tells how the weights are laid out, so that another value would read other weights out of them.
 _LAYOUT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -49,7 +49,7 @@ class ConvertConfig:
     """Checkpoint folder, or name on the Hub."""
     output_dir: str
     """Folder to make; it must not exist or be empty."""
-    to: str = OURS
+    to: Literal[*TARGETS] = OURS
     """``alibi_gpt``, the family that an AlibiGPT becomes, or ``gguf``: one file ``model.gguf`` for llama.cpp."""
     as_transformers: bool = False
     """Reproduce what the code of transformers computes where it departs from what the model was trained with: MPT's
@@ -59,32 +59,23 @@ class ConvertConfig:
     """Fields of ``AlibiGPTConfig`` laid over the translated ones, except sizes. ``position_method: alibi`` leaves out
     the learned positions of a GPT-2, which must then be fine-tuned.
     """
-    dtype: str | None = None
+    dtype: Literal[*DTYPES] | None = None
     """``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor."""
     allow_pickle: bool = False
     """Read pickled weights, with ``weights_only=True``, where there are no others."""
-    max_shard_bytes: int = 5 * 10**9
+    max_shard_bytes: Count = 5 * 10**9
     """Size from which on weights are spread over several files."""
-    reader: str = READERS[0]
+    reader: Literal[*READERS] = READERS[0]
     """For ``mpt``: the program that is to compute the same, ``transformers``, or ``llama.cpp`` or ``vllm``, which
     honour ``alibi_bias_max``.
     """
-    context_length_tokens: int | None = None
+    context_length_tokens: Count | None = None
     """For ``gguf``: what readers take for the longest text; null is the training length."""
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if wrong := [name for name in self.overrides if name in _LAYOUT_FIELDS]:
             raise ValueError(f"overrides must not change {', '.join(wrong)}, by which the weights are laid out")
         check_overrides(self.overrides, AlibiGPTConfig, "overrides.")
-        if self.max_shard_bytes < 1:
-            raise ValueError(f"max_shard_bytes must be at least 1, got {self.max_shard_bytes}")
-        ways_out = [name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None]
-        if self.to not in (OURS, *ways_out, GGUF):
-            raise ValueError(f"to must be one of {', '.join([OURS, *ways_out, GGUF])}, got {self.to!r}")
-        if self.reader not in READERS:
-            raise ValueError(f"reader must be one of {', '.join(READERS)}, got {self.reader!r}")
         if self.to != "mpt" and self.reader != READERS[0]:
             raise ValueError(f"reader is for conversions to mpt, not to {self.to}")
         if self.to != GGUF and self.context_length_tokens is not None:
@@ -105,7 +96,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         ValueError: The source is missing, damaged or cannot be represented exactly, or the output folder is taken.
     """
     target = Path(config.output_dir).resolve()
-    refuse_taken(target)
+    require_empty(target)
     folder = find_folder(config.model, allow_pickle=config.allow_pickle)
     model_type = read_mapping(folder / "config.json").get("model_type")
     if config.to == GGUF:
@@ -117,13 +108,13 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     target_config = translation.target_config
     target_config.dtype = dtype or source.describe(plan.steps[0].sources[0]).dtype
     companions = companion_files(folder)
-    with appearing_whole(target) as beside:
-        write_weights(plan, source, beside, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
-        target_config.save_pretrained(beside)
+    with atomic_directory(target) as tmp_path:
+        write_weights(plan, source, tmp_path, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
+        target_config.save_pretrained(tmp_path)
         for path in companions:
-            shutil.copyfile(path, beside / path.name)
+            shutil.copyfile(path, tmp_path / path.name)
         if config.to == OURS:
-            _let_generate_use_the_cache(beside / "generation_config.json")
+            _let_generate_use_the_cache(tmp_path / "generation_config.json")
     return {
         "output_dir": config.output_dir,
         "converted_from": model_type,
@@ -136,11 +127,11 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
 def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:
     _refuse_ways_in(config)
     licences = companion_files(folder, LICENCE_FILES)
-    with appearing_whole(target) as beside:
+    with atomic_directory(target) as tmp_path:
         export_gguf(
             GgufConfig(
                 model=str(folder),
-                output=str(beside / "model.gguf"),
+                output=str(tmp_path / "model.gguf"),
                 # A snapshot of the Hub lies in a folder that is named for its commit.
                 name=None if Path(config.model).is_dir() else config.model.rpartition("/")[2],
                 dtype=config.dtype or "float32",
@@ -148,7 +139,7 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
             )
         )
         for path in licences:
-            shutil.copyfile(path, beside / path.name)
+            shutil.copyfile(path, tmp_path / path.name)
     named = {"output_dir": config.output_dir, "converted_from": OURS, "model_type": GGUF}
     return {**named, "files": sorted(path.name for path in target.iterdir()), "left_out": []}
 

@@ -138,7 +138,7 @@ def refuse_other_values(sentence: str, values: Mapping[str, Any], expected: Mapp
 
 def _is_bookkeeping(name: str) -> bool:
     name = name.rpartition(".")[2]
-    return name.startswith("_") or name in _BOOKKEEPING or name in GenerationConfig._get_default_generation_params()
+    return name.startswith("_") or name in _BOOKKEEPING or name in GenerationConfig().to_dict()
 
 
 def _by_present_names(folder: Path, written: Fields, names: Mapping[str, str]) -> Fields:

@@ -1,9 +1,9 @@
 """An AlibiGPT checkpoint as one GGUF file of the MPT architecture, which llama.cpp and what is built on it run."""
 
-import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,21 +12,18 @@ from tqdm import tqdm
 
 from modeling_alibi_gpt.checkpoints.gguf.metadata import add_metadata
 from modeling_alibi_gpt.checkpoints.gguf.tokenizer import add_tokenizer, check_tokenizer
-from modeling_alibi_gpt.checkpoints.load import load_model_config, load_model_tokenizer
+from modeling_alibi_gpt.checkpoints.load import DTYPES, load_model_config, load_model_tokenizer
 from modeling_alibi_gpt.checkpoints.source_weights import SourceWeights
 from modeling_alibi_gpt.checkpoints.streaming import Step, plan_conversion
 from modeling_alibi_gpt.checkpoints.weight_map import LM_HEAD, SAME, Rule
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.atomic import atomic_file
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 
 
-# Dtypes of matrices, and GGML's names for them and for a file of them. Norms and biases are float32 in every file.
-DTYPES = {
-    "float32": (torch.float32, "F32", "ALL_F32"),
-    "float16": (torch.float16, "F16", "MOSTLY_F16"),
-    "bfloat16": (torch.bfloat16, "BF16", "MOSTLY_BF16"),
-}
+# GGML's names of the dtypes of matrices, and of a file of them. Norms and biases are float32 in every file.
+_GGML_NAMES = {"float32": ("F32", "ALL_F32"), "float16": ("F16", "MOSTLY_F16"), "bfloat16": ("BF16", "MOSTLY_BF16")}
 # What the architecture computes, where AlibiGPT has a choice; the order of slopes is the paper's for any number of
 # heads. MPT's GELU is the exact one, and llama.cpp computes its tanh approximation in float16 whatever the file says.
 _MPT_CHOICES: dict[str, tuple[Any, ...]] = {
@@ -59,9 +56,9 @@ class GgufConfig:
     """GGUF file to write; one that is there is replaced."""
     name: str | None = None
     """Of the model, for its readers; None means the one in the model card, or the name of the folder."""
-    dtype: str = "float32"
+    dtype: Literal[*DTYPES] = "float32"
     """Of the matrices: ``float32``, ``float16`` or ``bfloat16``."""
-    context_length_tokens: int | None = None
+    context_length_tokens: Count | None = None
     """What readers take for the longest text: llama-server refuses a longer one, and llama.cpp reserves a cache of
     this size unless told otherwise. ALiBi itself has no such limit. None means ``train_context_length``.
     """
@@ -80,10 +77,6 @@ def export_gguf(config: GgufConfig) -> dict[str, Any]:
             config says, llama.cpp cannot tokenize as its tokenizer does, a weight does not fit into the dtype, or
             the package ``gguf`` is not installed.
     """
-    if config.dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {config.dtype!r}")
-    if config.context_length_tokens is not None and config.context_length_tokens < 1:
-        raise ValueError(f"context_length_tokens must be at least 1, got {config.context_length_tokens}")
     gguf = _import_gguf()
     folder, model_config = Path(config.model), load_model_config(config.model)
     if model_config.model_type != "alibi_gpt":
@@ -95,19 +88,11 @@ def export_gguf(config: GgufConfig) -> dict[str, Any]:
     steps = list(mpt_tensors(model_config))
 
     output = Path(config.output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    writer = gguf.GGUFWriter(beside, "mpt")
-    try:
+    with atomic_file(output) as tmp_path, closing(gguf.GGUFWriter(tmp_path, "mpt")) as writer:
         add_metadata(writer, folder, config.name, num_parameters)
         _add_config(writer, model_config, config.context_length_tokens or model_config.train_context_length)
         add_tokenizer(writer, tokenizer, model_config.vocab_size)
         _write(writer, steps, source, config.dtype)
-        writer.close()
-        os.replace(beside, output)
-    finally:
-        writer.close()
-        beside.unlink(missing_ok=True)
     return {"output": str(output), "num_tensors": len(steps), "num_bytes": output.stat().st_size}
 
 
@@ -180,7 +165,7 @@ def _write(writer: Any, steps: Sequence[Step], source: SourceWeights, dtype_name
     """Write the file: all that comes before the tensors, and then one tensor after the other."""
     from gguf import GGMLQuantizationType, LlamaFileType
 
-    dtype, ggml_name, file_type = DTYPES[dtype_name]
+    dtype, (ggml_name, file_type) = DTYPES[dtype_name], _GGML_NAMES[dtype_name]
     writer.add_file_type(LlamaFileType[file_type])
     for step in steps:
         (tensor,) = step.run(source.describe)
