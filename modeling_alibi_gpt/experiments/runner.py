@@ -66,8 +66,15 @@ def _run_if_free(job: Job) -> bool:
     return True
 
 
-def train_once(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+def train_once(
+    experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = (), start: Path | None = None
+) -> dict[str, Any]:
     """Train, go on with what a killed worker left, or find the training finished; one worker at a time.
+
+    Args:
+        experiment: The training.
+        callbacks: As of ``train``.
+        start: As of ``train``.
 
     Returns:
         The ``training`` record.
@@ -80,7 +87,7 @@ def train_once(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Not the lock of a job, which may train into its own folder.
     with FileLock(folder.with_name(f".{folder.name}.training.lock")):
-        return train(experiment, callbacks=callbacks)
+        return train(experiment, callbacks=callbacks, start=start)
 
 
 def shared_experiment(experiment: ExperimentConfig, trainings_dir: str | None, text: str) -> ExperimentConfig:
@@ -122,6 +129,8 @@ def _with_plain_numbers(value: Any) -> Any:
 def settings_without_places(experiment: ExperimentConfig) -> dict[str, Any]:
     """What decides a training beside its text, as JSON values."""
     settings = dataclasses.asdict(experiment)
+    if experiment.alibi_beta_schedule is None:  # as before there were schedules: trainings of then are found again
+        del settings["alibi_beta_schedule"]
     for section, keys in PLACES.items():
         settings[section] = {key: value for key, value in settings[section].items() if key not in keys}
     if (checkpoint := experiment.model.checkpoint) is not None and Path(checkpoint).is_dir():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure
+from modeling_alibi_gpt.report.budget_sections import budget_section
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.formats import BETA
 from modeling_alibi_gpt.report.frames import pick, rows_of
@@ -41,9 +42,11 @@ def comparison_sections(by_kind: Frames, *, claims: bool = False) -> list[Sectio
         by_kind: Records of comparisons, by kind.
         claims: Whether a table of verdicts on what is said of ALiBi comes first.
     """
+    of_budgets, covered = budget_section(by_kind) if "comparison" in by_kind else ([], [])
     groups = by_kind["comparison"].groupby("comparison", sort=False) if "comparison" in by_kind else []
-    grids = [Comparison(frame) for _, frame in groups]
+    grids = [Comparison(frame) for name, frame in groups if name not in covered]
     sections = claims_section(grids, by_kind["training"]) if claims and grids else []
+    sections += of_budgets
     of_methods = []
     for grid in grids:
         own = {kind: pick(frame, comparison=grid.name) for kind, frame in by_kind.items()}

@@ -119,6 +119,7 @@ _SENTENCES.filters |= {
     "perplexity": formats.format_perplexity,
     "protocol": formats.protocol_name,
     "ratio": formats.format_ratio,
+    "ratio3": lambda value: formats.format_ratio(value, 3),
     "span": formats.format_range,
 }
 _PAGES = Environment(loader=TEMPLATES, autoescape=select_autoescape(["html"]), **SETTINGS)

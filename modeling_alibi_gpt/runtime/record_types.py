@@ -70,6 +70,8 @@ class OfComparison(RecordType):
     variant: str = ""
     fields: dict[str, Any] = {}
     seed: int = 0
+    series: Text = None  # of comparisons that differ in their budget
+    budget_tokens: Count = None
 
 
 class Training(OfComparison):
@@ -175,6 +177,8 @@ class Comparison(Windows):
     kind: Literal["comparison"]
     comparison: str
     corpus: Text = None
+    series: Text = None
+    budget_tokens: Count = None
     varies: Literal["nothing", "beta", "method"] | None = None
     variant: str
     reading: str

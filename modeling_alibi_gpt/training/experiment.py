@@ -165,6 +165,32 @@ class MilestoneSection:
 
 
 @config_dataclass
+class BetaSchedule:
+    """Beta of ALiBi as a function of the steps done: from ``start`` to ``end`` by a constant ratio a step."""
+
+    start: float
+    """Beta of the first step."""
+    end: float
+    """Beta of the finished model."""
+    share: float = 1.0
+    """Part of the training, above 0 and at most 1, in which it gets there; it stays there for the rest."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "end"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"alibi_beta_schedule.{name} must be a finite number above 0, got {getattr(self, name)}"
+                )
+        if not 0 < self.share <= 1:
+            raise ValueError(f"alibi_beta_schedule.share must be above 0 and at most 1, got {self.share}")
+
+    def beta_at(self, step: int, num_steps: int) -> float:
+        """Beta after ``step`` of ``num_steps`` optimizer steps."""
+        progress = step / (self.share * num_steps)
+        return self.end if progress >= 1 else self.start * (self.end / self.start) ** progress
+
+
+@config_dataclass
 class ExperimentConfig:
     """One training run: what ``scripts/train.py`` reads and what ``best.json`` of a sweep holds."""
 
@@ -183,6 +209,10 @@ class ExperimentConfig:
     """Multiple of ``training.learning_rate`` at which what positions learn is trained: beta and slopes of ALiBi, the
     tables of T5 and shared offsets, the parameters of KERPLE and FIRE. Any but 1 trains them without weight decay, and
     is refused where a model has none of them.
+    """
+    alibi_beta_schedule: BetaSchedule | None = None
+    """Beta of ALiBi along the training, in place of ``alibi_beta``, such as ``{start: 32, end: 1}``; null keeps it.
+    The model ends with ``end``. Refused with another position method and where beta or slopes learn.
     """
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch, takes the faster and

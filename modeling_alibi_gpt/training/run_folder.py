@@ -12,9 +12,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_alibi_gpt.runtime.atomic import FULL_DISK_ERRNOS, full_disk_as_os_error, write_json
 from modeling_alibi_gpt.runtime.config import with_defaults
+from modeling_alibi_gpt.runtime.manifest import manifest_difference
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.training.resumable import (
     DATA_FILE,
@@ -90,6 +92,20 @@ def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -
         _write_claim(output_dir, config, dict(text))
         drop_damaged_checkpoints(output_dir, needs_best=bool(config.training.get("load_best_model_at_end")))
         yield
+
+
+def newest_checkpoint(output_dir: Path, start: Path | None, text: Mapping[str, str]) -> str | None:
+    """The checkpoint from which a run goes on: its own newest, else ``start``, which is of another run; None without.
+
+    Raises:
+        ValueError: ``start`` is missing or damaged, or its run read another text.
+    """
+    if (own := get_last_checkpoint(str(output_dir))) is not None or start is None:
+        return own
+    if difference := manifest_difference(start):
+        raise ValueError(f"{start} cannot be gone on from: {difference}; delete {start.parent} to train it again")
+    _check_text(start.parent, text)
+    return str(start)
 
 
 def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:

@@ -17,7 +17,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_alibi_gpt.data.packing import PackedCollator
 from modeling_alibi_gpt.data.streaming import StreamedBlocks
@@ -35,6 +34,7 @@ from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.records import provenance, write_records
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.auto_precision import faster_precision
+from modeling_alibi_gpt.training.beta_schedule import BetaScheduleCallback
 from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.finished import finished_record
@@ -47,12 +47,15 @@ from modeling_alibi_gpt.training.run_folder import (
     RECORD_FILE,
     check_output_dir,
     claimed_output_dir,
+    newest_checkpoint,
     save_model_folder,
     whole_checkpoints_on_a_full_disk,
 )
 
 
-def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+def train(
+    config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = (), start: Path | None = None
+) -> dict[str, Any]:
     """Run an experiment to its end and return its ``training`` record.
 
     Killed at any moment, the same call goes on from the last whole checkpoint and reaches the same weights; once
@@ -62,10 +65,11 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
     Args:
         config: The experiment.
         callbacks: Added to Trainer's own.
+        start: A checkpoint of another run whose steps so far are those of this one: where this one begins.
 
     Raises:
         ValueError: Something in the experiment cannot be used, its text is no longer what the run began with, or the
-            model of a finished run is missing or damaged.
+            start or the model of a finished run is missing or damaged.
         OSError: The disk is full; what was written before is whole.
     """
     with sync_errors():
@@ -89,9 +93,11 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
 
         if config.milestones is not None:
             callbacks = [*callbacks, MilestoneCallback(config, data.validation_stream, data.fingerprint)]
+        if config.alibi_beta_schedule is not None:  # before those that measure
+            callbacks = [BetaScheduleCallback(config.alibi_beta_schedule), *callbacks]
         bias_before = bias_by_distance(model)
         trainer = make_trainer(config, arguments, model, data, callbacks)
-        checkpoint = get_last_checkpoint(output_dir)
+        checkpoint = newest_checkpoint(output_dir, start, data.text)
         if checkpoint is not None and isinstance(data.train, StreamedBlocks):
             data.train.load(Path(checkpoint))
         result = trainer.train(resume_from_checkpoint=checkpoint)
