@@ -84,7 +84,7 @@ def check_split(source: str, split: str) -> None:
         raise ValueError(f"unknown source {source!r}: expected {SOURCES}")
     is_expression = bool(_SPLIT.fullmatch(split)) and (kind == "hub" or (kind != "text" and "[" in split))
     if split not in SPLITS and (source == "stdlib" or not is_expression):
-        raise ValueError(f"unknown split {split!r}: expected one of {', '.join(SPLITS)}")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if kind == "text" and split == "test":
         raise ValueError("a text: source has no test split: name the test files in a source of their own, split all")
 
