@@ -161,3 +161,17 @@ class ConversionDifference(RecordType):
     max_logit_difference: Number
     logit_std: float
     kl_nats_per_token: float
+
+
+class DataSpeed(RecordType):
+    kind: Literal["data_speed"]
+    contestant: str
+    step: str
+    num_bytes: Positive
+    num_tokens: Positive
+    cpu_seconds: list[float]  # of each round
+    megabytes_per_cpu_second: Number = None
+    wall_seconds: Number = None
+    memory_before_bytes: Count = None
+    peak_memory_bytes: Count = None
+    disk_bytes: Count = None

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import RandomSampler, Sampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from modeling_alibi_gpt.data.streaming import StreamedBlocks
 from modeling_alibi_gpt.runtime.manifest import write_manifest
 from modeling_alibi_gpt.training.experiment import check_position_learning_rate
 from modeling_alibi_gpt.training.length_schedule import cut_batch
@@ -64,6 +65,17 @@ class DeterministicTrainer(Trainer):
         args, dataset = self.args, sampler.data_source
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return RandomSampler(dataset, num_samples=math.ceil(len(dataset) / batch_size) * batch_size)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Trainer's own; a stream, which knows its processes, is read by this one as it is."""
+        if not isinstance(self.train_dataset, StreamedBlocks):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),  # a loader draws a number, which must not be of the random state of dropout
+        )
 
     def get_batch_samples(self, epoch_iterator: Iterator, *args: Any, **kwargs: Any) -> tuple[list, Any]:
         """The batches of a step, cut to the length that it trains at before their labels are counted."""
@@ -127,8 +139,10 @@ class DeterministicTrainer(Trainer):
             rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Wait for the random states of all processes, which the manifest lists."""
+        """Wait for the random states and places in the text of all processes, which the manifest lists."""
         super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, StreamedBlocks):
+            self.train_dataset.save(Path(output_dir), self.state.global_step)
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, **kwargs: Any) -> None:
