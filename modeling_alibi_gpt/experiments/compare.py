@@ -20,7 +20,7 @@ from modeling_alibi_gpt.experiments.budgets import remove_trunks, train_from_tru
 from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
 from modeling_alibi_gpt.experiments.comparison_runs import ROWS_FILE, Run, make_run
 from modeling_alibi_gpt.experiments.paired import comparison_records
-from modeling_alibi_gpt.experiments.runner import Job, run_jobs, shared_experiment
+from modeling_alibi_gpt.experiments.runner import Job, is_trained, run_jobs, shared_experiment
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
@@ -74,7 +74,12 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
 def _job(run: Run, place: str) -> Job:
     budget = "" if run.budget_steps is None else f", {run.budget_steps} steps"
     label = f"[{place} {run.variant} seed {run.seed}{budget}]"
-    return Job(label=label, folder=run.output_dir, run=partial(_train_and_read, run))
+    return Job(
+        label=label,
+        folder=run.output_dir,
+        run=partial(_train_and_read, run),
+        is_trained=partial(is_trained, run.experiment),
+    )
 
 
 def _records(config: ComparisonConfig, runs: Sequence[Run]) -> list[dict[str, Any]]:

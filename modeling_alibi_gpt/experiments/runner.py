@@ -1,6 +1,7 @@
 """The grid of a comparison or a sweep: jobs that workers share by file locks, and trainings that experiments share."""
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import logging
@@ -17,7 +18,7 @@ from modeling_alibi_gpt.runtime.config import build_config, with_defaults
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.model_setup import model_config
-from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE
+from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE, RECORD_FILE
 from modeling_alibi_gpt.training.trainer import train
 
 
@@ -36,34 +37,62 @@ class Job:
         label: What progress calls it, such as ``[3/8 rope seed 0]``.
         folder: Its results go there; the lock that its worker holds is a file beside.
         run: Does what is left of it, which is nothing once it is finished, and says what came of it.
+        is_trained: Whether its training has ended: what is left of it says nothing of how long other jobs take.
     """
 
     label: str
     folder: Path
     run: Callable[[], str]
+    is_trained: Callable[[], bool]
 
 
 def run_jobs(jobs: Sequence[Job]) -> None:
     """Run every job that no other worker holds, then wait for the others'; one whose worker died is taken over.
 
-    A lock ends with the process that holds it, so that nothing has to be released after a kill.
+    A lock ends with the process that holds it, so that nothing has to be released after a kill. Progress says how
+    long the jobs that are left would take this worker alone, each as long as those that it trained in the mean.
     """
-    waiting = list(jobs)
-    while waiting := [job for job in waiting if not _run_if_free(job)]:
-        logger.info("waiting for %d runs of other workers", len(waiting))
+    waiting, seconds = list(jobs), list[float]()
+    num_announced = 0
+    while True:
+        for job in list(waiting):
+            if _run_if_free(job, waiting, seconds):
+                waiting.remove(job)
+        if not waiting:
+            return
+        if len(waiting) != num_announced:
+            num_announced = len(waiting)
+            logger.info("waiting for %d runs of other workers", num_announced)
         time.sleep(POLL_SECONDS)
 
 
-def _run_if_free(job: Job) -> bool:
+def _run_if_free(job: Job, waiting: Sequence[Job], seconds: list[float]) -> bool:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(job.folder.with_name(f".{job.folder.name}.lock")).acquire(blocking=False)
     except Timeout:
         return False
     with lock:
+        is_new, begun = not job.is_trained(), time.monotonic()
         logger.info("%s begins", job.label)
-        logger.info("%s %s", job.label, job.run())
+        result = job.run()
+        if is_new:
+            seconds.append(time.monotonic() - begun)
+        num_left = sum(not other.is_trained() for other in waiting if other is not job)
+        logger.info("%s %s%s", job.label, result, _eta(seconds, num_left))
     return True
+
+
+def _eta(seconds: Sequence[float], num_left: int) -> str:
+    if not seconds or not num_left:
+        return ""
+    left = datetime.timedelta(seconds=round(sum(seconds) / len(seconds) * num_left))
+    return f", ETA {left} for the {num_left} left"
+
+
+def is_trained(experiment: ExperimentConfig) -> bool:
+    """Whether the training of an experiment has ended."""
+    return (Path(experiment.training["output_dir"]) / RECORD_FILE).exists()
 
 
 def train_once(

@@ -54,7 +54,7 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
     check_indexes(output_dir)
     claim = output_dir / EXPERIMENT_FILE
     if claim.exists():
-        differing = _differing_keys(_claimed_settings(claim, config), _settings(config))
+        differing = differing_keys(_claimed_settings(claim, config), _settings(config))
         if differing and _has_results(output_dir):
             raise ValueError(
                 f"{output_dir} holds another run, with other values of {', '.join(differing)}; "
@@ -125,7 +125,7 @@ def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
 
 def _write_claim(output_dir: Path, config: Any, text: dict[str, str]) -> None:
     claim, data, settings = output_dir / EXPERIMENT_FILE, output_dir / DATA_FILE, _settings(config)
-    if not claim.exists() or _differing_keys(_claimed_settings(claim, config), settings):
+    if not claim.exists() or differing_keys(_claimed_settings(claim, config), settings):
         for name in (PRECISION_FILE, MILESTONES_FILE, DATA_FILE):
             (output_dir / name).unlink(missing_ok=True)
     if not claim.exists() or read_mapping(claim) != settings:
@@ -203,12 +203,13 @@ def _claimed_settings(claim: Path, config: Any) -> dict[str, Any]:
     return with_defaults(type(config), read_mapping(claim))
 
 
-def _differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys, ``section.key``, at which two mappings of JSON values have other values."""
     keys = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            keys += _differing_keys(before, after, f"{prefix}{key}.")
+            keys += differing_keys(before, after, f"{prefix}{key}.")
         elif before != after:
             keys.append(f"{prefix}{key}")
     return keys

