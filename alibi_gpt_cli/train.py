@@ -46,6 +46,9 @@ def train(
         f"{record['num_train_tokens']:,} tokens; model in {record['model_dir']}"
     )
     print_result({key: value for key, value in record.items() if key not in ("loss_history", "provenance")}, as_json)
+    # One that ends while another still holds a connection to it can make that one abort.
+    process_state().wait_for_everyone()
+    process_state().destroy_process_group()
 
 
 def _described(plan: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ import typer
 from alibi_gpt_cli.main import app, repeated_options
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.corpora import load_documents
-from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.report.comparison import Comparison

@@ -4,7 +4,7 @@ All share one vocabulary and one layout: a body that holds what is asked for, th
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -73,9 +73,9 @@ class Examples:
     distance_tokens: float
 
 
-def is_task(source: str) -> bool:
-    """Whether a source is a task and no text."""
-    return source.startswith(PREFIX)
+def is_task(source: str | Sequence[object]) -> bool:
+    """Whether a source is a task; a text is none, and neither is a mixture."""
+    return isinstance(source, str) and source.startswith(PREFIX)
 
 
 def parse_task(source: str) -> Task:

@@ -20,7 +20,8 @@ from modeling_alibi_gpt.checkpoints.load import (
     train_context_length,
 )
 from modeling_alibi_gpt.data.corpora import describe_documents
-from modeling_alibi_gpt.data.tokenization import tokenize_documents
+from modeling_alibi_gpt.data.documents import document_rows
+from modeling_alibi_gpt.data.tokenization import token_rows
 from modeling_alibi_gpt.evaluation.grid import (
     DEFAULT_MULTIPLES,
     GridConfig,
@@ -190,6 +191,16 @@ def _sizes(config: ContextConfig, configs: Sequence[Any]) -> tuple[int, list[int
     return context, sorted(kept), sorted(edge for edge in edges if 1 <= edge <= context + 1)
 
 
+def _document_tokens(documents: Any, tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+    """``input_ids`` of each document, ended by eos."""
+    parts_of: list[list[np.ndarray]] = []
+    for ids, is_first in token_rows(document_rows(documents), tokenizer):
+        if is_first:
+            parts_of.append([])
+        parts_of[-1].append(ids)
+    return [np.concatenate(parts) for parts in parts_of]
+
+
 def _windows(
     config: ContextConfig,
     documents: Any,
@@ -197,7 +208,7 @@ def _windows(
     context: int,
     bin_edges: Sequence[int],
 ) -> ContextWindows:
-    tokenized = [np.array(ids) for ids in tokenize_documents(documents, tokenizer)["input_ids"]]
+    tokenized = _document_tokens(documents, tokenizer)
     long = [ids for ids in tokenized if len(ids) > context]
     if len(long) < 2:
         raise ValueError(

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.attention import ALL_ATTENTION_FUNCTIONS
 from modeling_alibi_gpt.checkpoints.load import COMPUTE_DTYPES
-from modeling_alibi_gpt.data.corpora import SPLITS, describe_documents, load_documents
+from modeling_alibi_gpt.data.corpora import check_split, describe_documents, is_of_files, load_documents
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.runtime.config import config_dataclass
@@ -51,13 +51,17 @@ class MeasurementConfig(ReadingConfig):
     """Settings that a measurement has on whatever text."""
 
     source: str = "stdlib"
-    """``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``."""
+    """``stdlib``; ``text:GLOB`` (plain or .gz), ``jsonl:GLOB`` or ``parquet:GLOB``, commas between several globs; or
+    ``hub:NAME[:CONFIG][@REVISION]``.
+    """
     split: str | None = None
-    """``train``, ``validation``, ``test`` or ``all``; null is ``all`` for ``text:`` and ``validation`` else."""
+    """``train``, ``validation``, ``test`` or ``all``, of rows also an expression such as ``test[:10%]``; null is
+    ``all`` for files and ``validation`` else.
+    """
     validation_fraction: float = 0.1
-    """The tail of each ``text:`` document that is its validation split."""
+    """What the validation split of a source without one is: the tail of each ``text:`` document, of rows a share."""
     text_column: str = "text"
-    """Column of a ``hub:`` source that holds the text."""
+    """Column of a source of rows that holds the text."""
     max_tokens: int | None = None
     """Read only so many tokens from the start of the text."""
     stride_tokens: int | None = None
@@ -67,15 +71,14 @@ class MeasurementConfig(ReadingConfig):
         super().__post_init__()
         if self.max_tokens is not None:
             check_at_least_1("max_tokens", self.max_tokens)
-        if self.split is not None:
-            check_choice("split", self.split, SPLITS)
+        check_split(self.source, self.text_split)
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
 
     @property
     def text_split(self) -> str:
         """The split that is read."""
-        return self.split or ("all" if self.source.startswith("text:") else "validation")
+        return self.split or ("all" if is_of_files(self.source) else "validation")
 
 
 def check_at_least_1(name: str, value: int) -> None:

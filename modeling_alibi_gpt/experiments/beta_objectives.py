@@ -35,8 +35,9 @@ from modeling_alibi_gpt.runtime.records import provenance
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.prepared_data import prepare_data
 from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE, save_model_folder
-from modeling_alibi_gpt.training.trainer import RECORD_FILE, prepare_data
+from modeling_alibi_gpt.training.trainer import RECORD_FILE
 
 
 BETA = "alibi_beta"

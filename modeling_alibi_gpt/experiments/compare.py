@@ -27,8 +27,8 @@ from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.records import provenance, read_records, write_records
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
+from modeling_alibi_gpt.training.prepared_data import named_tokenizer, prepare_data, training_documents
 from modeling_alibi_gpt.training.run_folder import RECORD_FILE
-from modeling_alibi_gpt.training.trainer import named_tokenizer, prepare_data, training_documents
 
 
 _OF_TRAINING = ("training", "bias_by_distance")
@@ -178,17 +178,20 @@ def _trained_beta_record(run: Run, kind: str, training: dict[str, Any]) -> dict[
 
 
 def _corpus_records(name: str, data: DataSection) -> list[dict[str, Any]]:
-    """One ``corpus`` record: which documents were learned, so that anyone can gather them again; none for a task."""
-    if is_task(data.source):
+    """One ``corpus`` record: which documents were learned, so that anyone can gather them again.
+
+    There is none for a task, and none for a stream.
+    """
+    if data.streaming or is_task(data.source):
         return []
     documents = training_documents(data)
     return [
         {
             "kind": "corpus",
             "comparison": name,
-            "source": data.source,
+            "source": data.source_name,
             **describe_documents(documents),
-            "documents": list(documents["name"]),
+            "documents": list(dict.fromkeys(documents["name"])),
             "provenance": provenance(),
         }
     ]

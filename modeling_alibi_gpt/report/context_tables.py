@@ -7,7 +7,7 @@ import pandas as pd
 
 from modeling_alibi_gpt.report.formats import MISSING_CELL, format_count, format_nats, with_minus
 from modeling_alibi_gpt.report.frames import Records, alibi_first, frame_of, pick, rows_of
-from modeling_alibi_gpt.report.statistics import Difference, within_a_model
+from modeling_alibi_gpt.report.statistics import Difference, block_differences, within_a_model
 from modeling_alibi_gpt.report.tables import Table, by_length
 from modeling_alibi_gpt.runtime.records import Record
 
@@ -91,8 +91,8 @@ def context_difference(row: Record, of_model: pd.DataFrame) -> Difference | None
     whole = rows_of(pick(of_model, reading="whole"))
     if row["error"] is not None or not whole or whole[-1]["error"] is not None:
         return None
-    blocks = row["nats_per_token_by_block"], whole[-1]["nats_per_token_by_block"]
-    return within_a_model([row["difference_nats"]], *blocks)
+    blocks = block_differences([row["nats_per_token_by_block"]], [whole[-1]["nats_per_token_by_block"]])
+    return within_a_model([row["difference_nats"]], blocks)
 
 
 def _above(row: Record, of_model: pd.DataFrame, footnotes: Sequence[str]) -> str:

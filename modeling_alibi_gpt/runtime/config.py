@@ -181,8 +181,9 @@ def _described(error: ValidationError, config_class: type[Any] | None, values: A
         where: Prefix of keys.
     """
     ranks = {_UNKNOWN: 0, _MISSING: 2}
-    first = min(error.errors(), key=lambda found: ranks.get(found["type"], 1))
-    parts, kind = first["loc"], first["type"]
+    found_errors = [found for found in error.errors() if not _is_of_other_type(found, error.errors(), values)]
+    first = min(found_errors, key=lambda found: ranks.get(found["type"], 1))
+    parts, kind = tuple(part for part in first["loc"] if "[" not in str(part)), first["type"]
     if kind == "value_error":  # of a __post_init__, which names the key itself
         return str(first["ctx"]["error"])
     if kind == _UNKNOWN:
@@ -196,6 +197,17 @@ def _described(error: ValidationError, config_class: type[Any] | None, values: A
     wanted = [_wanted(found) for found in error.errors() if _reached(found["loc"], values)[0] == parts]
     words = " or ".join(dict.fromkeys(wanted))
     return f"'{where}{_place(parts)}' must be {words}, got {value!r}"
+
+
+def _is_of_other_type(found: Any, errors: Sequence[Any], values: Any) -> bool:
+    """Whether an error is of an alternative of a union, such as ``str``, where another alternative was meant.
+
+    That is one, such as ``list[Part]``, of which something deeper is wrong.
+    """
+    place = _reached(found["loc"], values)[0]
+    return len(found["loc"]) > len(place) and any(
+        len(other["loc"]) > len(found["loc"]) and other["loc"][: len(place)] == place for other in errors
+    )
 
 
 def _wanted(found: Mapping[str, Any]) -> str:

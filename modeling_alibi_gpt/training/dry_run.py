@@ -26,8 +26,9 @@ from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import build_model
 from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.prepared_data import PreparedData, prepare_data
 from modeling_alibi_gpt.training.run_folder import check_output_dir
-from modeling_alibi_gpt.training.trainer import PreparedData, make_trainer, prepare_data
+from modeling_alibi_gpt.training.trainer import make_trainer
 
 
 NUM_TIMED_STEPS = 3

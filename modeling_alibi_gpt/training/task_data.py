@@ -14,7 +14,14 @@ from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 
-_OF_TEXT = ("validation_source", "tokenizer", "isolate_documents", "max_train_tokens", "max_validation_tokens")
+_OF_TEXT = (
+    "validation_source",
+    "tokenizer",
+    "isolate_documents",
+    "max_train_tokens",
+    "max_validation_tokens",
+    "streaming",
+)
 
 
 def task_data(config: ExperimentConfig) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from modeling_alibi_gpt.data.tasks import NUM_VALIDATION_EXAMPLES, task_tokenize
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.records import read_checked_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
-from modeling_alibi_gpt.training.trainer import prepare_data, train
+from modeling_alibi_gpt.training.prepared_data import prepare_data
+from modeling_alibi_gpt.training.trainer import train
 
 
 @pytest.fixture
