@@ -1,0 +1,39 @@
+"""What the site shows from outside docs/: results, the files of the repository that pages link to, and the settings."""
+
+import re
+import sys
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+from settings_reference import settings_reference  # noqa: E402
+
+
+PAGES = {"RESULTS.md": "results.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
+PAGES["CHANGELOG.md"] = "changelog.md"
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the generated pages, and every record and figure of results/."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
+    reference = settings_reference(ROOT / "configs" / "schema")
+    files.append(File.generated(config, "settings.md", content=reference))
+    for path in sorted((ROOT / "results").rglob("*.*")):
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Links written for the repository as links of the site, where RESULTS.md is the page results.md."""
+
+    def target(match: re.Match[str]) -> str:
+        path = match[1].removeprefix("../").removeprefix("docs/")
+        return f"]({PAGES.get(path, path)}"
+
+    return re.sub(r"\]\(((?!https?:)[^)#\s]+)", target, markdown)
