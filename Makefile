@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench gpu results test test-attention test-slow test-integrations conformance wheel-check schemas lint format types check clean
+.PHONY: help install demo bench gpu results test test-attention test-slow test-integrations conformance wheel-check docs schemas lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -21,6 +21,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	@touch $@
 
 install: $(VENV)/.installed-dev ## make .venv with everything that tests need
@@ -64,6 +68,9 @@ conformance: $(VENV)/.installed-dev ## run transformers' own model tests on Alib
 wheel-check: ## build the wheel, install it alone, and run its commands from an empty folder
 	.ci/wheel_check.sh $(PYTHON)
 
+docs: $(VENV)/.installed-docs ## build the documentation into site/, which needs no network
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+
 schemas: $(VENV)/.installed ## write configs/schema/ from the settings' classes
 	$(RUN) -m alibi_gpt_cli.schemas
 
@@ -81,4 +88,4 @@ types: $(VENV)/.installed-dev ## check the types of the pure files
 check: lint types test conformance wheel-check ## style, types, tests, conformance and the wheel, which is what CI runs
 
 clean: ## remove what make made
-	rm -rf $(VENV) runs build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf $(VENV) runs site build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -1,4 +1,4 @@
-"""What the site shows from outside docs/: results, the files of the repository that pages link to, and the settings."""
+"""What the site shows from outside docs/: results, files of the repository that pages link to, and the settings."""
 
 import re
 import sys
@@ -16,6 +16,7 @@ from settings_reference import settings_reference  # noqa: E402
 
 PAGES = {"RESULTS.md": "results.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
 PAGES["CHANGELOG.md"] = "changelog.md"
+LINKS = {**PAGES, "configs/schema": "settings.md"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -34,6 +35,6 @@ def on_page_markdown(markdown: str, **_: object) -> str:
 
     def target(match: re.Match[str]) -> str:
         path = match[1].removeprefix("../").removeprefix("docs/")
-        return f"]({PAGES.get(path, path)}"
+        return f"]({LINKS.get(path, path)}"
 
     return re.sub(r"\]\(((?!https?:)[^)#\s]+)", target, markdown)

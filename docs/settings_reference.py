@@ -22,8 +22,9 @@ COMMANDS = {
 }
 INTRODUCTION = """# Settings reference
 
-Each command reads its settings from a YAML or JSON file (`--config`), and `--set KEY=VALUE` changes any of them. Nested keys are
-joined by dots: `--set training.seed=1`. An unknown key is an error. This page is generated from `configs/schema/`.
+Each command reads its settings from a YAML or JSON file (`--config`), and `--set KEY=VALUE` changes any of them.
+Nested keys are joined by dots: `--set training.seed=1`. An unknown key is an error. This page is generated from
+`configs/schema/`.
 """
 
 

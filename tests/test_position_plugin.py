@@ -19,9 +19,9 @@ from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "extension.md"
 # The example of the documentation: all that a method of one's own needs.
-(PLUGIN,) = re.findall(r"```python\n(# my_positions.py\n.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+(PLUGIN,) = re.findall(r"```python\n(# my_positions.py\n.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
 SIZES = {"vocab_size": 61, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 3}
 
 

@@ -1,5 +1,6 @@
-"""The README: its Python runs as it stands, its commands are ones the scripts take, its files exist."""
+"""README and docs: their Python runs, their commands and links exist, their numbers are those of the records."""
 
+import itertools
 import re
 import shlex
 import tomllib
@@ -38,15 +39,33 @@ from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL) for line in block.splitlines()]
+PATHS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in PATHS}
+DOCUMENTATION = "\n".join(PAGES.values())
+
+
+def blocks(language: str) -> dict[str, list[str]]:
+    """Code blocks of a language, by the page that has them."""
+    found = {name: re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL) for name, text in PAGES.items()}
+    return {name: texts for name, texts in found.items() if texts}
+
+
+# Runs in two processes under torchrun, and fails there on purpose.
+REPRODUCTION = "docs/fsdp2-tied-embeddings.md"
+PYTHON_BLOCKS = blocks("python")
+LINES = [line for texts in blocks("bash").values() for text in texts for line in text.splitlines() if line]
+COMMANDS = [command.strip() for line in LINES for command in line.partition("  #")[0].split("&&")]
+# Settings that a page tells its reader to save, by their file names.
+SETTINGS = dict(re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", DOCUMENTATION, flags=re.DOTALL))
 COMMAND_OF_SCRIPT = {"sweep_beta": "sweep", "export_to_hub": "export"}
-SCRIPT_COMMANDS = [command for command in COMMANDS if "scripts/" in command]
-PROSE = re.sub(r"```.*?```|^\|.*?$", "", README, flags=re.DOTALL | re.MULTILINE)
+PROSE = re.sub(r"```.*?```|^\|.*?$", "", DOCUMENTATION, flags=re.DOTALL | re.MULTILINE)
 TEXT = "\n".join(f"def function_{number}(x):\n    return x + {number}\n" for number in range(200))
 
 
-def test_python_blocks_run_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", sorted(PYTHON_BLOCKS.keys() - {REPRODUCTION}))
+def test_python_blocks_of_a_page_run_one_after_another(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a folder that has a tiny model where the demo leaves its own."""
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text(TEXT, encoding="utf-8")
@@ -54,30 +73,64 @@ def test_python_blocks_run_one_after_another(tmp_path: Path, monkeypatch: pytest
     config = AlibiGPTConfig(vocab_size=300, hidden_size=48, num_hidden_layers=2, num_attention_heads=3)
     AlibiGPTForCausalLM(config).save_pretrained("runs/demo/alibi")
     train_tokenizer(load_documents("text:text.txt", "all"), 300).save_pretrained("runs/demo/alibi")
-    assert len(PYTHON_BLOCKS) >= 4
     namespace: dict[str, object] = {}
-    for block in PYTHON_BLOCKS:
-        exec(compile(block, "README.md", "exec"), namespace)
-    del POSITION_METHODS["mine"]  # the example of a plugin
+    for block in PYTHON_BLOCKS[page]:
+        exec(compile(block, page, "exec"), namespace)
+    if page == "docs/extension.md":
+        del POSITION_METHODS["mine"]
 
 
-@pytest.mark.parametrize("command", SCRIPT_COMMANDS)
-def test_commands_are_ones_the_scripts_take(command: str) -> None:
+def test_pages_with_python_are_these() -> None:
+    """A page that lost its fence would lose its test."""
+    names = ("README", "docs/quickstart", "docs/training", "docs/beta", "docs/performance", "docs/extension")
+    assert PYTHON_BLOCKS.keys() == {*(f"{name}.md" for name in names), REPRODUCTION}
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS)))
+def test_commands_are_ones_that_exist(command: str) -> None:
     words = shlex.split(command)
-    (path,) = [word for word in words if word.startswith("scripts/")]
-    assert (ROOT / path).is_file()
-    name = COMMAND_OF_SCRIPT.get(Path(path).stem, Path(path).stem)
-    _, *arguments = repeated_options([name, *words[words.index(path) + 1 :]])
+    if words[:2] == ["pip", "install"]:
+        return  # extras have a test of their own
+    if words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in words[1:])
+        return
+    name, arguments = command_line(words)
+    _, *arguments = repeated_options([name, *arguments])
     options = typer.main.get_command(app).commands[name].make_context(name, arguments).params
-    if options["config"]:
-        assert (ROOT / options["config"]).is_file()
+    if config := options.get("config"):
+        assert config in SETTINGS or (ROOT / config).is_file()
 
 
-def test_make_targets_exist() -> None:
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = {line.split()[1] for line in COMMANDS if line.startswith("make ")}
-    assert targets >= {"demo", "test"}
-    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+def command_line(words: list[str]) -> tuple[str, list[str]]:
+    """A command of `alibi-gpt` and its arguments, by itself or through a script under a launcher."""
+    if words[0] == "alibi-gpt":
+        return words[1], words[2:]
+    (script,) = [word for word in words if word.startswith("scripts/")]
+    assert (ROOT / script).is_file()
+    return COMMAND_OF_SCRIPT.get(Path(script).stem, Path(script).stem), words[words.index(script) + 1 :]
+
+
+def test_commands_named_in_the_text_exist() -> None:
+    named = set(re.findall(r"`alibi-gpt ([a-z]+)", DOCUMENTATION))
+    assert named >= {"init", "sweep", "margins", "screen"}
+    assert named <= typer.main.get_command(app).commands.keys()
+
+
+def test_settings_to_be_saved_are_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("configs").symlink_to(ROOT / "configs")
+    for name, text in SETTINGS.items():
+        Path(name).write_text(text, encoding="utf-8")
+    sweep = load_config(SweepConfig, "books_sweep.yaml")
+    assert load_config(ExperimentConfig, sweep.experiment, sweep.experiment_overrides).training["max_steps"] == 256
+    assert SETTINGS.keys() == {"books.yaml", "books_sweep.yaml"}
+
+
+def test_the_readme_is_one_screen_and_names_its_two_commands() -> None:
+    assert len(README.encode()) <= 8192
+    targets = {line.split()[1] for line in README.splitlines() if line.startswith("make ")}
+    assert targets == {"demo", "test"}
 
 
 def test_make_check_is_what_ci_runs() -> None:
@@ -87,34 +140,56 @@ def test_make_check_is_what_ci_runs() -> None:
 
 
 def test_the_dashboard_is_pointed_at_the_study_of_the_sweep_beside_it() -> None:
-    (path,) = set(re.findall(r"scripts/sweep_beta.py --config (\S+) --set storage", README))
+    (path,) = set(re.findall(r"alibi-gpt sweep --config (\S+) --set storage", DOCUMENTATION))
     config = load_config(SweepConfig, str(ROOT / path))
-    assert f"`optuna-dashboard {config.storage_url}`" in README
+    assert f"`optuna-dashboard {config.storage_url}`" in DOCUMENTATION
 
 
 def test_what_a_command_needs_beyond_the_package_is_said_and_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    assert set(re.findall(r"-e '\.\[(\w+)\]'", README)) >= {"convert", "dashboard", "integrations"}
-    assert set(re.findall(r"(?:-e '\.|'alibi-gpt)\[(\w+)\]'", README)) <= extras.keys()
+    named = set(re.findall(r"(?:-e '\.|'alibi-gpt)\[(\w+)\]'", DOCUMENTATION))
+    assert {"all", "convert", "dashboard", "integrations", "serve"} <= named <= extras.keys()
 
 
-def test_linked_files_exist() -> None:
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+@pytest.mark.parametrize("page", PAGES)
+def test_linked_files_and_headings_exist(page: str) -> None:
+    for link, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", PAGES[page]):
+        target = (ROOT / page).parent / link if link else ROOT / page
+        assert target.exists(), link
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert heading in {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}, heading
+
+
+@pytest.mark.parametrize(
+    ("row", "figure"),
+    [
+        ("| sdpa (from 512 tokens on) | forward | float32 | AMD EPYC, 2 threads | 12 x 64 |", "0.12"),
+        ("| alibi_gpt alibi_banded | 124 M | 16,384 |", "1.63"),
+        ("| bloom as AlibiGPT, sdpa | forward |", "0.37"),
+        ("| bloom as AlibiGPT, sdpa | forward |", "230"),
+        ("| bloom | forward |", "3,296"),
+        ("| bfloat16 | compiled |", "1.5e-02"),
+        ("| bfloat16 | absolute |", "3.7e+00"),
+    ],
+)
+def test_figures_of_the_readme_are_those_of_the_tables(row: str, figure: str) -> None:
+    """Of the rows with this beginning, whose tables other tests hold to the records."""
+    rows = [line for line in DOCUMENTATION.splitlines() if line.startswith(row)]
+    assert any(f"| {figure} |" in line for line in rows)
+    assert figure in README
 
 
 def test_tables_are_those_of_the_records() -> None:
-    """A figure in the README comes from a file under results/, letter by letter."""
-    (path,) = (ROOT / "results").glob("demo_cpu2_*.jsonl")
-    assert f"results/{path.name}" in README
-    by_kind = group_by(read_records(path), lambda record: record["kind"])
-    assert markdown_table(extrapolation_table(by_kind["extrapolation"])) in README
+    """A figure on a page comes from a file under results/, letter by letter."""
+    by_kind = group_by(read_results("demo"), lambda record: record["kind"])
+    assert markdown_table(extrapolation_table(by_kind["extrapolation"])) in DOCUMENTATION
     for trials in group_by(by_kind["beta_trial"], lambda record: record["mode"]).values():
-        assert markdown_table(beta_table(trials)) in README
+        assert markdown_table(beta_table(trials)) in DOCUMENTATION
 
 
 def test_the_demo_gives_the_same_numbers_again() -> None:
-    """A second run to the last bit, one thread in place of two to the digits that the README says."""
+    """A second run to the last bit, one thread in place of two to the digits that the quickstart says."""
     first, records = read_results("demo"), read_results("demo_again")
     again, with_one_thread = (
         [record for record in records if ("num_threads" in record) is one] for one in (False, True)
@@ -128,7 +203,7 @@ def test_the_demo_gives_the_same_numbers_again() -> None:
     assert_prose_has(f"{worst:.4%}")
 
 
-def test_the_demo_is_what_the_readme_says() -> None:
+def test_the_demo_is_what_pages_say() -> None:
     by_kind = group_by(read_results("demo"), lambda record: record["kind"])
     assert_prose_has(*(f"{record['validation_perplexity']:.2f}" for record in by_kind["training"]))
     assert all(record["num_train_tokens"] == 589_824 and not record["bf16"] for record in by_kind["training"])
@@ -137,6 +212,8 @@ def test_the_demo_is_what_the_readme_says() -> None:
         for record in by_kind["extrapolation"]
         if record["protocol"] == "sliding"
     }
+    for name, length in itertools.product(("alibi", "rope"), (128, 2048)):
+        assert f"{ends[name, length]:.2f}" in README
     assert abs(ends["alibi", 2048] / ends["alibi", 128] - 1) < 0.01
     assert round(ends["rope", 2048] / ends["rope", 128], 1) == 1.5
     install, demo = (record["seconds"] / 60 for record in read_results("demo_seconds"))
@@ -165,10 +242,14 @@ def group_by(records: list[Record], key: Callable[[Record], Any]) -> dict[Any, l
 
 
 def read_results(kind: str) -> list[Record]:
-    """The records of a file under results/ to which the README links."""
+    """The records of a file under results/ to which a page links."""
     (path,) = (ROOT / "results").glob(f"{kind}_cpu2_*.jsonl")
-    assert f"(results/{path.name})" in README
+    assert_links_to(path)
     return read_records(path)
+
+
+def assert_links_to(path: Path) -> None:
+    assert f"/{path.name})" in DOCUMENTATION, path
 
 
 def test_speeds_are_those_of_the_records() -> None:
@@ -178,11 +259,11 @@ def test_speeds_are_those_of_the_records() -> None:
         ("model_speed", model_speed_table),
         ("decode_speed", decode_speed_table),
     ):
-        assert markdown_table(table(by_kind[kind])) in README
+        assert markdown_table(table(by_kind[kind])) in DOCUMENTATION
 
 
 def test_gains_of_conversions_are_those_of_the_records() -> None:
-    assert markdown_table(conversion_speed_table(read_results("speed_converted"))) in README
+    assert markdown_table(conversion_speed_table(read_results("speed_converted"))) in DOCUMENTATION
 
 
 def test_llama_cpp_agrees_as_the_records_say() -> None:
@@ -213,7 +294,7 @@ def test_claims_are_judged_as_the_records_say() -> None:
     grids = {str(name): Comparison(frame) for name, frame in by_kind["comparison"].groupby("comparison", sort=False)}
     (section,) = claims_section(list(grids.values()), by_kind)
     verdicts = Table(["said", "found"], [row[:2] for row in section.tables[0].rows], num_text_columns=2)
-    assert markdown_table(verdicts) in README
+    assert markdown_table(verdicts) in DOCUMENTATION
     short, long = (grid for name, grid in grids.items() if name.startswith("beta on Gutenberg"))
     for grid, betas in ((short, (8, 16, 32, 64)), (long, (16,))):
         curve = grid.curve("geometric", 128)
@@ -223,10 +304,10 @@ def test_claims_are_judged_as_the_records_say() -> None:
 
 def test_figures_from_a_gpu_are_those_of_the_records() -> None:
     (path,) = (ROOT / "results").glob("gpu_h200_*.jsonl")
-    assert f"(results/{path.name})" in README
+    assert_links_to(path)
     by_kind = group_by(read_records(path), lambda record: record["kind"])
-    assert markdown_table(gpu_model_table(by_kind["model_speed"])) in README
-    assert markdown_table(gpu_attention_table(by_kind["attention_speed"])) in README
+    assert markdown_table(gpu_model_table(by_kind["model_speed"])) in DOCUMENTATION
+    assert markdown_table(gpu_attention_table(by_kind["attention_speed"])) in DOCUMENTATION
     (tests,) = by_kind["gpu_tests"]
     assert tests["failed"] == 0 and len(tests["unfinished"]) == 2
     assert_prose_has(str(tests["passed"]))
@@ -253,7 +334,7 @@ def test_counts_of_transformers_tests_are_those_of_the_records() -> None:
     records = read_results("conformance")
     rows = [[r["suite"], r["model"], *(str(r[count]) for count in ("passed", "failed", "skipped"))] for r in records]
     table = Table(["tests of transformers", "model", "passed", "failed", "skipped"], rows, num_text_columns=2)
-    assert markdown_table(table) in README
+    assert markdown_table(table) in DOCUMENTATION
     for suite in group_by(records, lambda record: record["suite"]).values():
         skipped = {record["model"]: set().union(*record["skipped_by_reason"].values()) for record in suite}
         assert {name for name in skipped["alibi_gpt"] - skipped["llama"] if "rope_scaling" not in name} == set()
@@ -277,7 +358,7 @@ def test_errors_of_number_formats_are_those_of_the_records() -> None:
                 cells += [f"{worst:.1e}", f"{times:.2f}"]
             rows.append([dtype, path, *cells])
     header = ["", "way", "largest error", "times plain", "relative error", "times plain"]
-    assert markdown_table(Table(header, rows, num_text_columns=2)) in README
+    assert markdown_table(Table(header, rows, num_text_columns=2)) in DOCUMENTATION
 
 
 def test_differences_of_converted_models_are_those_of_the_records() -> None:
@@ -289,4 +370,4 @@ def test_differences_of_converted_models_are_those_of_the_records() -> None:
         assert all(record["reference_dtype"] == "float64" and 0.98 < record["logit_std"] < 1.02 for record in records)
         rows.append([*what, *(f"{record[figure]:.1e}" for figure in figures for record in records)])
     header = ["", "model", "dtype", "against, in float64", "largest, 512", "2,048 tokens", "KL, 512", "2,048 tokens"]
-    assert markdown_table(Table(header, rows, num_text_columns=4)) in README
+    assert markdown_table(Table(header, rows, num_text_columns=4)) in DOCUMENTATION

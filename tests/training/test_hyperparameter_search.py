@@ -1,4 +1,4 @@
-"""The recipe of the README: plain ``Trainer.hyperparameter_search`` tunes beta with Optuna."""
+"""The recipe of docs/beta.md: plain ``Trainer.hyperparameter_search`` tunes beta with Optuna."""
 
 from functools import partial
 from pathlib import Path
