@@ -82,7 +82,7 @@ def test_no_command_needs_the_library_that_a_script_hides() -> None:
     assert not any(metric in _imports(path) for path in COMMAND_LINE)
 
 
-ROOMS = ("", "runtime", "report", "data", "checkpoints", "evaluation", "training", "experiments")
+ROOMS = ("", "runtime", "report", "data", "checkpoints", "evaluation", "training", "experiments", "explorer")
 
 
 def test_folders_import_only_folders_above_them() -> None:
