@@ -12,6 +12,7 @@ from alibi_gpt_cli.compare import compare
 from alibi_gpt_cli.console import USER_ERROR_EXIT_CODE, ends_in_one_line
 from alibi_gpt_cli.convert import convert
 from alibi_gpt_cli.evaluate import evaluate
+from alibi_gpt_cli.explore import explore
 from alibi_gpt_cli.export import export
 from alibi_gpt_cli.extrapolate import extrapolate
 from alibi_gpt_cli.generate import generate
@@ -52,6 +53,7 @@ add(margins)
 add(report)
 add(benchmark, epilog=settings_help("benchmark"))
 add(serve, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+add(explore)
 add(init)
 
 

@@ -47,7 +47,7 @@ class PageState:
     length: int = 2048
     tolerance: float = 1e-6
     margin: float = 0.0
-    head: int = 1
+    head: int = 4
     distance: int = 64
     linear: bool = False
 
@@ -78,6 +78,7 @@ def state_of_config(config: Any) -> PageState:
         scaling=config.scaling,
         length=max(2, config.train_context_length),
         tolerance=config.alibi_tolerance,
+        head=min(4, config.num_attention_heads),
         distance=min(64, config.train_context_length),
     )
 
@@ -86,7 +87,9 @@ def render_static_page(state: PageState | None = None) -> str:
     """The page as HTML; it reads nothing from the network."""
     values = dataclasses.asdict(state or PageState())
     # Within a script element, "<" could end it.
-    encoded = to_json({_NAMES_IN_PAGE.get(name, name): value for name, value in values.items()}).replace("<", "\\u003c")
+    encoded = to_json({_NAMES_IN_PAGE.get(name, name): value for name, value in values.items()}).replace(
+        "<", "\\u003c"
+    )
     script = "\n".join(_read(name) for name in _SCRIPTS)
     return Template(_read("page.html")).substitute(style=_read("style.css"), script=script, state=encoded)
 

@@ -17,7 +17,7 @@ from alibi_gpt_cli.main import main, repeated_options, run
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     *("train", "evaluate", "extrapolate", "compare", "sweep", "convert"),
-    *("export", "generate", "report", "benchmark", "serve", "init"),
+    *("export", "generate", "report", "benchmark", "serve", "explore", "init"),
 )
 HEAVY = ("torch", "transformers", "datasets", "modeling_alibi_gpt")
 HELP_IN_A_PROCESS = """

@@ -64,7 +64,7 @@ def test_numbers_are_those_of_python(state: PageState, page: Path) -> None:
     assert document.columns["new-window"] == alibi_windows(new, state.margin, state.tolerance).tolist()
     biases = alibi_bias(new, 1, state.distance + 1)[:, 0, 0]
     assert document.columns["bias"] == biases.tolist()
-    assert document.texts["problem"].strip() == ""
+    assert "problem" not in document.texts
 
 
 @needs_browser
@@ -99,7 +99,7 @@ def test_a_value_out_of_range_is_named_and_nothing_is_computed(
     fragment: str, field: str, problem: str, page: Path
 ) -> None:
     document = Document(dump_page(page, fragment))
-    assert document.texts["problem"].strip() == problem
+    assert document.texts["problem"] == problem
     assert document.columns == {}
     invalid = [a["name"] for _, a in document.elements if a.get("aria-invalid") == "true"]
     assert invalid == [field]
@@ -108,7 +108,7 @@ def test_a_value_out_of_range_is_named_and_nothing_is_computed(
 @needs_browser
 def test_an_address_with_a_head_that_is_not_there_shows_the_first(page: Path) -> None:
     document = Document(dump_page(page, "heads=4&head=9"))
-    assert document.texts["map-head"].strip() == "1" and len(document.columns["bias"]) == 4
+    assert document.texts["map-head"] == "1" and len(document.columns["bias"]) == 4
 
 
 @needs_browser
@@ -116,8 +116,10 @@ def test_every_control_and_chart_has_a_name(page: Path) -> None:
     document = Document(dump_page(page))
     labelled = {attributes["for"] for tag, attributes in document.elements if tag == "label" and "for" in attributes}
     controls = [attributes for tag, attributes in document.elements if tag in ("input", "select")]
-    unnamed = [c["id"] for c in controls if not (c.get("aria-label") or c["id"] in labelled or c["type"] == "checkbox")]
-    assert unnamed == [] and len(controls) == 18
+    unnamed = [
+        c["id"] for c in controls if not (c.get("aria-label") or c["id"] in labelled or c["type"] == "checkbox")
+    ]
+    assert unnamed == [] and len(controls) == 17
     images = [attributes for _, attributes in document.elements if attributes.get("role") == "img"]
     assert len(images) == 4 and all(image["aria-label"] for image in images)
 
@@ -135,14 +137,18 @@ def test_the_state_cannot_end_its_script() -> None:
 @needs_browser
 def test_a_config_sets_the_controls(tmp_path: Path) -> None:
     config = AlibiGPTConfig(
-        num_attention_heads=6, hidden_size=192, alibi_beta=0.4, alibi_bias_inside_scaling=True, train_context_length=512
+        num_attention_heads=6,
+        hidden_size=192,
+        alibi_beta=0.4,
+        alibi_bias_inside_scaling=True,
+        train_context_length=512,
     )
     page = tmp_path / "page.html"
     page.write_text(render_static_page(state_of_config(config)), encoding="utf-8")
     document = Document(dump_page(page))
     assert document.columns["new-slope"] == (config.base_alibi_slopes() * config.scaling).tolist()
     assert document.columns["old-slope"] == document.columns["new-slope"]
-    assert document.texts["summary"].strip().endswith("of 512 tokens.")
+    assert document.texts["summary"].endswith("of 512 tokens.")
 
 
 @pytest.mark.parametrize(

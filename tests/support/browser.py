@@ -28,7 +28,7 @@ class Document(HTMLParser):
     """What a test asks of a page.
 
     Attributes:
-        texts: Text by ``id`` of the innermost element with one.
+        texts: Text by ``id``, up to the first element inside or the end.
         elements: Tag and attributes of every element.
         columns: Values of the cells with ``data-value``, by ``data-name``.
     """
@@ -44,12 +44,16 @@ class Document(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = dict(attrs)
         self.elements.append((tag, attributes))
-        self._id = attributes.get("id") or self._id
+        self._id = attributes.get("id") or ""
         if (name := attributes.get("data-name")) is not None:
             self.columns.setdefault(name, []).append(float(attributes["data-value"] or "nan"))
 
+    def handle_endtag(self, tag: str) -> None:
+        self._id = ""
+
     def handle_data(self, data: str) -> None:
-        self.texts[self._id] = self.texts.get(self._id, "") + data
+        if self._id:
+            self.texts[self._id] = self.texts.get(self._id, "") + data
 
     def with_id(self, name: str) -> dict[str, str | None]:
         (found,) = [attributes for _, attributes in self.elements if attributes.get("id") == name]

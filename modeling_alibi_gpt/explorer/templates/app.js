@@ -71,11 +71,12 @@ function showSummary(state, slopes, windows, oldWindows) {
     return low === high ? low : `${low} to ${high}`;
   };
   const count = (value) => value.toLocaleString("en");
+  const oldRange = state.beta === state.oldBeta ? "" : ` (β = ${formatNumber(state.oldBeta)}: ${range(oldWindows, count)})`;
   const whole = windows.filter((window) => window >= state.length).length;
   const reading = whole === 0 ? "No head needs the whole length" : `${whole} of ${slopes.length} heads must read the whole length`;
   document.getElementById("summary").textContent =
     `With β = ${formatNumber(state.beta)}, slopes are ${range(slopes, formatNumber)} nats per token and windows ` +
-    `${range(windows, count)} tokens (β = ${formatNumber(state.oldBeta)}: ${range(oldWindows, count)}). ` +
+    `${range(windows, count)} tokens${oldRange}. ` +
     `${reading} of ${count(state.length)} tokens.`;
 }
 

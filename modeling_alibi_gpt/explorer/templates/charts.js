@@ -1,6 +1,6 @@
 // Charts as SVG, the heat map on a canvas. Colours run from the first head to the last.
 
-const HEIGHT = 320, LEFT = 52, RIGHT = 14, TOP = 8, BOTTOM = 40;
+const HEIGHT = 320, LEFT = 64, RIGHT = 14, TOP = 8, BOTTOM = 40;
 
 function headColor(index, count) {
   return `hsl(${20 + (230 * index) / Math.max(1, count - 1)} 75% var(--light))`;
@@ -9,15 +9,18 @@ function headColor(index, count) {
 function formatNumber(value) {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e6 || size < 1e-4) return value.toExponential(size >= 1e6 ? 1 : 2);
-  return value.toLocaleString("en", size >= 1000 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 4 });
+  const text = size >= 1e9 || size < 1e-4 ? size.toExponential(2)
+    : size.toLocaleString("en", size >= 1000 ? { maximumFractionDigits: 0 } : { maximumSignificantDigits: 4 });
+  return value < 0 ? `−${text}` : text;
 }
 
-function shortNumber(value) {
-  const size = Math.abs(value);
-  if (size >= 1e6) return `${+(value / 1e6).toPrecision(3)}M`;
-  if (size >= 1e4) return `${+(value / 1e3).toPrecision(3)}k`;
-  return size !== 0 && size < 1e-3 ? value.toExponential(0) : `${+value.toPrecision(3)}`;
+// For an axis; powers of two below 1, which slopes are, as fractions.
+function tickLabel(value) {
+  const size = Math.abs(value), sign = value < 0 ? "−" : "";
+  if (size < 1 && size > 1e-6 && Number.isInteger(Math.log2(size))) return `${sign}1/${1 / size}`;
+  if (size >= 1e6) return `${sign}${+(size / 1e6).toPrecision(3)}M`;
+  if (size >= 1e4) return `${sign}${+(size / 1e3).toPrecision(3)}k`;
+  return size !== 0 && size < 1e-3 ? `${sign}${size.toExponential(0)}` : `${sign}${+size.toPrecision(4)}`;
 }
 
 function linearScale(low, high, from, to) {
@@ -31,8 +34,8 @@ function linearScale(low, high, from, to) {
 
 // From power to power of the base, so that one value alone has room around it.
 function logScale(values, base, from, to) {
-  const low = Math.floor(Math.log(Math.min(...values)) / Math.log(base) - 1e-9);
-  const high = Math.max(low + 1, Math.ceil(Math.log(Math.max(...values)) / Math.log(base) + 1e-9));
+  const low = Math.floor(Math.log(Math.min(...values)) / Math.log(base) + 1e-9);
+  const high = Math.max(low + 1, Math.ceil(Math.log(Math.max(...values)) / Math.log(base) - 1e-9));
   const scale = (value) => from + ((Math.log(value) / Math.log(base) - low) / (high - low)) * (to - from);
   const step = Math.ceil((high - low) / 7);
   scale.ticks = [];
@@ -44,10 +47,10 @@ function frame(id, x, y, xLabel, yLabel, label, marks) {
   const width = chartWidth(id), bottom = HEIGHT - BOTTOM, parts = [];
   for (const tick of y.ticks) {
     parts.push(`<line class="grid" x1="${LEFT}" x2="${width - RIGHT}" y1="${y(tick)}" y2="${y(tick)}"/>`);
-    parts.push(`<text x="${LEFT - 8}" y="${y(tick) + 4}" text-anchor="end">${shortNumber(tick)}</text>`);
+    parts.push(`<text x="${LEFT - 8}" y="${y(tick) + 4}" text-anchor="end">${tickLabel(tick)}</text>`);
   }
   for (const tick of x.ticks) {
-    parts.push(`<text x="${x(tick)}" y="${bottom + 18}" text-anchor="middle">${shortNumber(tick)}</text>`);
+    parts.push(`<text x="${x(tick)}" y="${bottom + 18}" text-anchor="middle">${tickLabel(tick)}</text>`);
   }
   parts.push(`<text class="name" x="${(LEFT + width - RIGHT) / 2}" y="${HEIGHT - 4}" text-anchor="middle">${xLabel}</text>`);
   const middle = (TOP + bottom) / 2;
