@@ -64,7 +64,7 @@ def trying_beta(model: AlibiGPTForCausalLM, beta: float) -> Iterator[None]:
 
 def has_fixed_alibi(model: AlibiGPTForCausalLM) -> bool:
     """Whether ``config.alibi_beta`` decides the slopes of a model."""
-    return model.config.position_method == "alibi" and model.config.alibi_trainable == "none"
+    return model.model.position_method.reads_alibi_fields and model.config.alibi_trainable == "none"
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
@@ -150,7 +150,7 @@ def next_tokens(
 
 
 def pool_attention(weights: Tensor, max_cells: int = 256) -> Tensor:
-    """Weights ``(T, T)`` as at most ``max_cells`` rows and columns: mean over queries, sum over keys, rows add to 1."""
+    """Weights ``(T, T)`` as at most ``max_cells`` rows and columns: the mean over queries of sums over keys."""
     length = weights.shape[0]
     size = -(-length // max_cells)
     cells = -(-length // size)

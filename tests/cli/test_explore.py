@@ -33,6 +33,7 @@ def test_the_page_of_a_model_starts_with_its_config(tmp_path: Path) -> None:
 
 def test_a_model_that_the_page_cannot_show_leaves_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, page = save_model(tmp_path / "model", position_method="rope"), tmp_path / "explorer.html"
+    capsys.readouterr()
     for words, message in (
         ([model], "error: expected position_method 'alibi', got 'rope'\n"),
         ([model, model], "error: a static page shows one model, got 2\n"),
