@@ -77,9 +77,10 @@ def build_app(subjects: Sequence[Subject] = ()) -> gr.Blocks:
             names, value=names[0], type="index", label="Model for attention and next token", visible=len(names) > 1
         )
         with gr.Tab("Attention"):
-            _attention_tab(subjects, text, model)
+            _attention_tab(app, subjects, text, model)
         with gr.Tab("Loss by position"):
-            _show_at_once(gr.Button("Measure"), lambda words: compare_losses(subjects, words), [text], text)
+            measure = gr.Button("Measure")
+            _show([measure.click, app.load], lambda words: compare_losses(subjects, words), [text])
         with gr.Tab("Next token"):
             _next_token_tab(subjects, text, model)
         with gr.Tab("Slopes and windows"):
@@ -147,7 +148,7 @@ def describe_next_tokens(subject: Subject, text: str, beta: float) -> tuple[Figu
     return figures.next_token_figure(tokens, own, beta), sentence
 
 
-def _attention_tab(subjects: Sequence[Subject], text: gr.Textbox, model: gr.Dropdown) -> None:
+def _attention_tab(app: gr.Blocks, subjects: Sequence[Subject], text: gr.Textbox, model: gr.Dropdown) -> None:
     configs = [subject.model.config for subject in subjects]
     with gr.Row():
         layer = gr.Slider(1, max(config.num_hidden_layers for config in configs), value=1, step=1, label="Layer")
@@ -156,7 +157,8 @@ def _attention_tab(subjects: Sequence[Subject], text: gr.Textbox, model: gr.Drop
     def answer(index: int, words: str, layer: int, head: int) -> tuple[Figure, str]:
         return describe_attention(subjects[index], words, layer, head)
 
-    _show_at_once(gr.Button("Show"), answer, [model, text, layer, head], layer, head, model)
+    triggers = [gr.Button("Show").click, app.load, layer.change, head.change, model.change]
+    _show(triggers, answer, [model, text, layer, head])
 
 
 def _next_token_tab(subjects: Sequence[Subject], text: gr.Textbox, model: gr.Dropdown) -> None:
@@ -167,18 +169,16 @@ def _next_token_tab(subjects: Sequence[Subject], text: gr.Textbox, model: gr.Dro
     def answer(index: int, words: str, exponent: float) -> tuple[Figure, str]:
         return describe_next_tokens(subjects[index], words, 2.0**exponent)
 
-    _show_at_once(gr.Button("Show"), answer, [model, text, exponent], exponent, model)
+    _show([gr.Button("Show").click, exponent.change], answer, [model, text, exponent])
 
 
-def _show_at_once(
-    button: gr.Button, answer: Callable[..., tuple[Figure, str]], inputs: list[Any], *changes: Any
-) -> None:
-    """Below the button a sentence and a figure, made anew on a click and on every change of some inputs."""
+def _show(triggers: Sequence[Any], answer: Callable[..., tuple[Figure, str]], inputs: Sequence[Any]) -> None:
+    """A sentence and a figure, made anew on every trigger."""
     sentence, figure = gr.Markdown(), gr.Plot(show_label=False, format="png")
     # One at a time, for another beta is given to the model itself.
     one_at_a_time: Any = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     gr.on(
-        [button.click, *(component.change for component in changes)],
+        triggers,
         _errors_for_people(answer),
         inputs,
         [figure, sentence],

@@ -36,7 +36,9 @@ def attention_figure(with_bias: Tensor, without_bias: Tensor, num_tokens: int) -
         both, (with_bias, without_bias), ("with the bias", "without the bias"), strict=True
     ):
         drawn = np.ma.masked_where(np.triu(np.ones(weights.shape, bool), 1), weights.clamp(min=LEAST_WEIGHT).numpy())
-        image = axes.imshow(drawn, norm=norm, cmap="magma_r", extent=(0, num_tokens, num_tokens, 0))
+        image = axes.imshow(
+            drawn, norm=norm, cmap="magma_r", interpolation="nearest", extent=(0, num_tokens, num_tokens, 0)
+        )
         axes.set(title=title, xlabel="key, tokens")
         axes.grid(False)
     both[0].set_ylabel("query, tokens")

@@ -149,7 +149,7 @@ def next_tokens(
     ]
 
 
-def pool_attention(weights: Tensor, max_cells: int = 256) -> Tensor:
+def pool_attention(weights: Tensor, max_cells: int = 128) -> Tensor:
     """Weights ``(T, T)`` as at most ``max_cells`` rows and columns: the mean over queries of sums over keys."""
     length = weights.shape[0]
     size = -(-length // max_cells)
