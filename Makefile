@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench gpu results test test-attention test-slow test-integrations conformance wheel-check lint format types check clean
+.PHONY: help install demo bench gpu results test test-attention test-slow test-integrations conformance wheel-check schemas lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -63,6 +63,9 @@ conformance: $(VENV)/.installed-dev ## run transformers' own model tests on Alib
 
 wheel-check: ## build the wheel, install it alone, and run its commands from an empty folder
 	.ci/wheel_check.sh $(PYTHON)
+
+schemas: $(VENV)/.installed ## write configs/schema/ from the settings' classes
+	$(RUN) -m alibi_gpt_cli.schemas
 
 lint: $(VENV)/.installed-dev ## check style
 	$(RUN) -m ruff check .

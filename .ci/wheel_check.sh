@@ -23,6 +23,8 @@ cd "$work/empty"
 alibi-gpt init mine
 cd mine
 diff -r -x report "$checkout/configs" configs
+alibi-gpt train --help >help.txt
+grep -q data.train_length_tokens help.txt
 alibi-gpt train --config configs/experiment/demo.yaml --set training.max_steps=20 --set training.output_dir=runs/alibi \
     --set data.max_train_tokens=100000 --set data.max_validation_tokens=8192
 alibi-gpt extrapolate --models runs/alibi --lengths 128 256 --set max_tokens=4096 --output runs/extrapolation.jsonl

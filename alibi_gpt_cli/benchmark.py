@@ -20,7 +20,7 @@ def benchmark(
 
     alibi-gpt benchmark --config configs/benchmark/cpu.yaml
     """
-    _find_benchmarks()
+    find_benchmarks()
     from benchmarks.run import BenchmarkConfig, run_benchmark
     from modeling_alibi_gpt.runtime.config import load_config
 
@@ -33,7 +33,7 @@ def benchmark(
     print_result({"output": cases.output, "num_records": num_records}, as_json)
 
 
-def _find_benchmarks() -> None:
+def find_benchmarks() -> None:
     """Benchmarks belong to the repository and are no part of the wheel, so that they must be found beside this file.
 
     Raises:

@@ -15,6 +15,7 @@ def compare(config: RequiredConfig, settings: Settings = None, as_json: Json = F
     alibi-gpt compare --config configs/comparison/methods_gutenberg.yaml
     """
     from modeling_alibi_gpt.evaluation.extrapolation import format_grid
+    from modeling_alibi_gpt.evaluation.recall import format_recall
     from modeling_alibi_gpt.experiments.compare import ComparisonConfig, run_comparison
     from modeling_alibi_gpt.runtime.config import load_config
 
@@ -22,6 +23,7 @@ def compare(config: RequiredConfig, settings: Settings = None, as_json: Json = F
     comparison = load_config(ComparisonConfig, config, settings or ())
     records = run_comparison(comparison)
     path = Path(comparison.output_dir) / "comparison.jsonl"
-    print(format_grid([record for record in records if record["kind"] == "comparison"]))
+    answers = [record for record in records if record["kind"] == "recall"]
+    print(format_recall(answers) if answers else format_grid([r for r in records if r["kind"] == "comparison"]))
     print(f"records in {path}")
     print_result({"records": str(path), "num_records": len(records)}, as_json)

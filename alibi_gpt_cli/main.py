@@ -10,6 +10,7 @@ import typer
 from alibi_gpt_cli.benchmark import benchmark
 from alibi_gpt_cli.compare import compare
 from alibi_gpt_cli.console import USER_ERROR_EXIT_CODE, ends_in_one_line
+from alibi_gpt_cli.context import context
 from alibi_gpt_cli.convert import convert
 from alibi_gpt_cli.evaluate import evaluate
 from alibi_gpt_cli.explore import explore
@@ -18,16 +19,24 @@ from alibi_gpt_cli.extrapolate import extrapolate
 from alibi_gpt_cli.generate import generate
 from alibi_gpt_cli.init import init
 from alibi_gpt_cli.margins import margins
-from alibi_gpt_cli.options import settings_help
+from alibi_gpt_cli.recall import recall
 from alibi_gpt_cli.report import report
+from alibi_gpt_cli.screen import screen
 from alibi_gpt_cli.serve import serve
+from alibi_gpt_cli.settings_help import command_with_settings
 from alibi_gpt_cli.sweep import sweep
 from alibi_gpt_cli.train import train
 
 
 PROGRAM = "alibi-gpt"
 # Options that take several words at once, by command. Typer's take one word each time.
-SEVERAL_WORDS = {"extrapolate": ("--models", "--lengths"), "report": ("--records",)}
+SEVERAL_WORDS = {
+    "extrapolate": ("--models", "--lengths"),
+    "context": ("--models",),
+    "recall": ("--models", "--lengths"),
+    "report": ("--records",),
+    "screen": ("--records",),
+}
 
 app = typer.Typer(
     help="Train, measure and convert language models with ALiBi (Attention with Linear Biases).",
@@ -41,17 +50,20 @@ def add(command: Callable[..., None], **settings: Any) -> None:
     app.command(**settings)(ends_in_one_line(command))
 
 
-add(train, epilog=settings_help("experiment"))
-add(evaluate, epilog=settings_help("evaluation"))
-add(extrapolate, epilog=settings_help("evaluation"))
-add(compare, epilog=settings_help("comparison"))
-add(sweep, epilog=settings_help("sweep"))
-add(convert)
-add(export)
-add(generate)
+add(train, cls=command_with_settings("experiment", "experiment"))
+add(evaluate, cls=command_with_settings("evaluation", "evaluation"))
+add(extrapolate, cls=command_with_settings("extrapolation", "evaluation"))
+add(context, cls=command_with_settings("context", "evaluation"))
+add(recall, cls=command_with_settings("recall", "evaluation"))
+add(compare, cls=command_with_settings("comparison", "comparison"))
+add(sweep, cls=command_with_settings("sweep", "sweep"))
+add(convert, cls=command_with_settings("conversion"))
+add(export, cls=command_with_settings("export"))
+add(generate, cls=command_with_settings("generation"))
 add(margins)
-add(report)
-add(benchmark, epilog=settings_help("benchmark"))
+add(report, cls=command_with_settings("report"))
+add(screen)
+add(benchmark, cls=command_with_settings("benchmark", "benchmark"))
 add(serve, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 add(explore)
 add(init)

@@ -11,17 +11,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as training.seed=1; repeatable."),
 ]
-Data = Annotated[str | None, typer.Option(metavar="URI", help="stdlib, text:GLOB or hub:NAME[:CONFIG].")]
+Data = Annotated[str | None, typer.Option(metavar="URI", help="stdlib, text:GLOB, jsonl:GLOB or hub:NAME[:CONFIG].")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that a checkpoint brings; read it first.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, the last line.")]
-
-
-def settings_help(folder: str) -> str:
-    """What the help of a command says of the keys of its settings.
-
-    Args:
-        folder: Of ``configs/``, with examples for this command.
-    """
-    return f"For settings, see the examples in configs/{folder}/; 'alibi-gpt init DIR' writes them."

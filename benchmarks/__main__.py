@@ -1,8 +1,9 @@
 """Measurements that no test needs: ``python -m benchmarks precision --output FILE.jsonl``.
 
-Likewise ``differences``, and ``llama-cpp --model DIR --data URI``.
+Likewise ``differences`` and ``loss-memory``, and ``llama-cpp --model DIR --data URI``.
 """
 
+import statistics
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,12 +13,14 @@ import typer
 from alibi_gpt_cli.console import ends_in_one_line
 from alibi_gpt_cli.main import run_app
 from benchmarks.conversion import measure_differences
+from benchmarks.data import measure_encoding, measure_preparation
 from benchmarks.llama_cpp import LlamaCppConfig, measure_llama_cpp
+from benchmarks.loss_memory import measure_loss_memory
 from benchmarks.precision import measure_precision
-from modeling_alibi_gpt.runtime.records import write_records
+from modeling_alibi_gpt.runtime.records import append_record, write_records
 
 
-app = typer.Typer(help="Measure precision, conversions and llama.cpp.", pretty_exceptions_enable=False)
+app = typer.Typer(help="Measure precision, conversions, memory and llama.cpp.", pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -36,9 +39,16 @@ def differences(output: Annotated[Path, typer.Option(help="The JSON Lines file t
 
 @app.command()
 @ends_in_one_line
+def loss_memory(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
+    """Measure the memory of the loss of 8,192 tokens, at once and in chunks; takes 8 GB."""
+    write_records(output, list(measure_loss_memory()))
+
+
+@app.command()
+@ends_in_one_line
 def llama_cpp(
     model: Annotated[str, typer.Option(help="Checkpoint folder, with its tokenizer.")],
-    data: Annotated[str, typer.Option(help="stdlib, text:GLOB or hub:NAME[:CONFIG]")] = "stdlib",
+    data: Annotated[str, typer.Option(help="stdlib, text:GLOB, jsonl:GLOB or hub:NAME[:CONFIG]")] = "stdlib",
     output: Annotated[str | None, typer.Option(help="JSON Lines file to append to.")] = None,
 ) -> None:
     """Run a checkpoint in llama.cpp and say how far it is from PyTorch."""
@@ -47,6 +57,28 @@ def llama_cpp(
             f"{record['length_tokens']:,} tokens, {record['precision']}: log-probabilities within "
             f"{record['max_log_prob_difference_nats']:.1e} nats, "
             f"{record['greedy_tokens_equal']} of {record['num_new_tokens']} greedy tokens equal"
+        )
+
+
+@app.command()
+@ends_in_one_line
+def data(
+    source: Annotated[str, typer.Option(help="The text: stdlib, or text:GLOB.")],
+    tokenizer: Annotated[str, typer.Option(help="Name or folder of a tokenizer.")],
+    output: Annotated[Path, typer.Option(help="JSON Lines file to append to.")],
+    num_bytes: Annotated[int | None, typer.Option(help="Prepare a text of this size; else encode it.")] = None,
+    train: Annotated[bool, typer.Option(help="With --num-bytes: train a tokenizer on the text.")] = False,
+) -> None:
+    """Measure what it costs to make a text ready for training."""
+    if num_bytes is None:
+        records = list(measure_encoding(source, tokenizer))
+    else:
+        records = [measure_preparation(source, None if train else tokenizer, num_bytes)]
+    for record in records:
+        append_record(output, record)
+        typer.echo(
+            f"{record['contestant']}, {record['step']}: {record['num_bytes'] / 1e6:,.0f} MB in "
+            f"{statistics.median(record['cpu_seconds']):.1f} CPU-seconds"
         )
 
 

@@ -6,9 +6,11 @@ Shapes: H heads, T tokens, d head size.
 from collections.abc import Callable, Iterator
 from dataclasses import field
 from functools import partial
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from benchmarks.precision import exact_attention, last_queries_context
@@ -16,7 +18,7 @@ from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
 from modeling_alibi_gpt.attention import ATTENTION_VARIANTS
 from modeling_alibi_gpt.checkpoints.load import DTYPES
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 
 
@@ -35,32 +37,25 @@ Variant = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 class AttentionCase:
     """What is timed; every combination of lengths and dtypes."""
 
-    lengths_tokens: list[int]
+    lengths_tokens: Annotated[list[Count], Field(min_length=1)]
     """Values of T."""
-    num_heads: int
+    num_heads: Count
     """H."""
     ways: list[str]
     """Keys of ``VARIANTS``; ``plain``, the reference, is always among them."""
-    dtypes: list[str] = field(default_factory=lambda: ["float32"])
+    dtypes: list[Literal[*DTYPES]] = field(default_factory=lambda: ["float32"])
     """Keys of ``DTYPES``."""
-    mode: str = "forward"
+    mode: Literal[*MODES] = "forward"
     """``forward`` or ``forward_backward``."""
-    head_dim: int = 64
+    head_dim: Count = 64
     """d."""
-    num_rounds: int = 5
+    num_rounds: Count = 5
     """Turns each way takes."""
 
     def __post_init__(self) -> None:
-        for name, values, known in (
-            ("ways", self.ways, VARIANTS),
-            ("dtypes", self.dtypes, DTYPES),
-            ("mode", [self.mode], MODES),
-        ):
-            for value in values:
-                if value not in known:
-                    raise ValueError(f"{name}: expected {', '.join(known)}, got {value!r}")
-        if self.num_heads < 1 or self.head_dim < 1 or self.num_rounds < 1 or min(self.lengths_tokens, default=0) < 1:
-            raise ValueError("num_heads, head_dim, num_rounds and all lengths_tokens must be at least 1")
+        for way in self.ways:
+            if way not in VARIANTS:
+                raise ValueError(f"ways: expected {', '.join(VARIANTS)}, got {way!r}")
 
 
 def time_attention(case: AttentionCase, device: torch.device, seed: int = 0) -> Iterator[Record]:

@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from benchmarks.models import MODELS, Shape, describe_shape
 from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 
 
@@ -27,25 +28,18 @@ ROUNDING = 1e-5
 class ConvertedCase(Shape):
     """What is timed: an original against its conversion on each of its back ends."""
 
-    family: str
+    family: Literal[*FAMILIES]
     """Of the original: ``bloom``, ``mpt`` or ``falcon``."""
-    length_tokens: int
+    length_tokens: Count
     """Tokens of the text, or of the prompt."""
-    mode: str = "forward"
+    mode: Literal[*MODES] = "forward"
     """``forward``, or ``generate``: the prompt and ``num_new_tokens`` greedy tokens."""
-    num_new_tokens: int = 32
+    num_new_tokens: Count = 32
     """Of ``generate``."""
     back_ends: tuple[str, ...] = ("sdpa", "alibi_banded")
     """Of the converted model."""
-    num_rounds: int = 3
+    num_rounds: Count = 3
     """Turns each takes."""
-
-    def __post_init__(self) -> None:
-        for name, known in (("family", FAMILIES), ("mode", MODES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name}: expected {', '.join(known)}, got {getattr(self, name)!r}")
-        if min(self.length_tokens, self.num_new_tokens, self.num_rounds) < 1:
-            raise ValueError("length_tokens, num_new_tokens and num_rounds must be at least 1")
 
 
 @torch.no_grad()

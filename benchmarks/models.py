@@ -3,16 +3,17 @@ with each of its position methods."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, PreTrainedModel
 
 from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.cache_alibi_gpt import AlibiWindowCache
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 
 
@@ -23,13 +24,13 @@ MODES = ("forward", "training_step")
 class Shape:
     """Of a decoder whose MLP is four times as wide as its residual stream."""
 
-    num_layers: int = 4
+    num_layers: Count = 4
     """Layers."""
-    hidden_size: int = 768
+    hidden_size: Count = 768
     """Width of the residual stream."""
-    num_heads: int = 12
+    num_heads: Count = 12
     """Attention heads."""
-    vocab_size: int = 4096
+    vocab_size: Count = 4096
     """Rows of the embedding."""
 
 
@@ -37,37 +38,29 @@ class Shape:
 class ModelCase(Shape):
     """What is timed."""
 
-    length_tokens: int
+    length_tokens: Annotated[int, Field(ge=2)]
     """Tokens of the text."""
-    models: list[str]
+    models: Annotated[list[str], Field(min_length=1)]
     """Keys of ``MODELS``; the first is the reference."""
-    mode: str = "forward"
+    mode: Literal[*MODES] = "forward"
     """``forward`` or ``training_step``: forward, backward and no optimizer."""
-    num_rounds: int = 3
+    num_rounds: Count = 3
     """Turns each model takes."""
 
     def __post_init__(self) -> None:
         for model in self.models:
             if model not in MODELS:
                 raise ValueError(f"models: expected {', '.join(MODELS)}, got {model!r}")
-        if self.mode not in MODES:
-            raise ValueError(f"mode: expected {' or '.join(MODES)}, got {self.mode!r}")
-        if not self.models or self.length_tokens < 2 or self.num_rounds < 1:
-            raise ValueError("models must name one at least, length_tokens be at least 2 and num_rounds at least 1")
 
 
 @config_dataclass
 class DecodeCase(Shape):
     """What is timed: single tokens after a long text, `alibi_banded` with its cache against `sdpa`."""
 
-    context_tokens: int
+    context_tokens: Count
     """Tokens in the cache."""
-    num_rounds: int = 20
+    num_rounds: Count = 20
     """Tokens decoded by each."""
-
-    def __post_init__(self) -> None:
-        if self.context_tokens < 1 or self.num_rounds < 1:
-            raise ValueError("context_tokens and num_rounds must be at least 1")
 
 
 def time_models(case: ModelCase, device: torch.device, seed: int = 0) -> Iterator[Record]:

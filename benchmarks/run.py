@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.attention import AttentionCase, time_attention
 from benchmarks.converted import ConvertedCase, time_converted
+from benchmarks.loops import LoopCase, time_loops
 from benchmarks.models import DecodeCase, ModelCase, time_decoding, time_models
 from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record, append_record, provenance, write_records
@@ -18,6 +19,7 @@ KINDS: dict[str, Callable[..., Iterator[Record]]] = {
     "models": time_models,
     "decoding": time_decoding,
     "converted": time_converted,
+    "loops": time_loops,
 }
 
 
@@ -35,6 +37,8 @@ class BenchmarkConfig:
     """Cases of single tokens after a long text."""
     converted: list[ConvertedCase] = field(default_factory=list)
     """Cases of other families' models beside what they convert to."""
+    loops: list[LoopCase] = field(default_factory=list)
+    """Cases of trainings beside a plain loop."""
     num_threads: int | None = None
     """Threads of torch on a CPU; null leaves torch its choice."""
     seed: int = 0

@@ -30,10 +30,12 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import ALL_ATTENTION_FUNCTIONS, LayerMask, attention_backend
 from .attention_context import ForwardInputs, attention_context
+from .chunked_loss import chunked_causal_lm_loss
 from .configuration_alibi_gpt import AlibiGPTConfig
 from .position_base import LayerBias, PositionMethod
 from .position_methods import POSITION_METHODS
 from .tensor_parallel import shared_by_ranks
+from .tied_sharding import TiedSharding
 
 
 def eager_attention_forward(
@@ -302,7 +304,7 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
 
 
 @auto_docstring(custom_intro="AlibiGPT with a language modeling head.")
-class AlibiGPTForCausalLM(AlibiGPTPreTrainedModel, GenerationMixin):
+class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}
@@ -314,6 +316,8 @@ class AlibiGPTForCausalLM(AlibiGPTPreTrainedModel, GenerationMixin):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+        if config.tie_word_embeddings:
+            self.share_outermost_unit()
 
     def create_masks_for_generate(
         self,
@@ -341,8 +345,13 @@ class AlibiGPTForCausalLM(AlibiGPTPreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        loss_chunk_tokens: int | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
+        r"""
+        loss_chunk_tokens (`int`, *optional*):
+            With `labels`: compute the loss this many tokens at a time and return no logits.
+        """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -352,9 +361,13 @@ class AlibiGPTForCausalLM(AlibiGPTPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
-        loss = None
-        if labels is not None:
+        hidden_states, loss, logits = outputs.last_hidden_state, None, None
+        if labels is None or loss_chunk_tokens is None:
+            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
+        else:
+            num_items = kwargs.get("num_items_in_batch")
+            loss = chunked_causal_lm_loss(hidden_states, self.lm_head, labels, loss_chunk_tokens, num_items)
+        if labels is not None and loss is None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,

@@ -2,14 +2,20 @@
 
 import json
 import math
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.evaluation.context import ContextConfig
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig
+from modeling_alibi_gpt.evaluation.recall import RecallConfig
+from modeling_alibi_gpt.experiments.compare import _runs
+from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
 from modeling_alibi_gpt.experiments.sweep import SweepConfig
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.training.arguments import build_arguments
@@ -79,9 +85,46 @@ def test_sweeps_are_read(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "evaluation").glob("*.yaml")), ids=lambda path: path.name)
 def test_evaluations_are_read(path: Path) -> None:
-    if path.name == "perplexity.yaml":
+    if path.name in ("context.yaml", "passkey_prompt.yaml"):
+        of_model = {"context.yaml": ContextConfig, "passkey_prompt.yaml": RecallConfig}[path.name]
+        load_config(of_model, str(path), models=["runs/demo/alibi"])
+    elif path.name == "perplexity.yaml":
         load_config(PerplexityConfig, str(path), model="runs/demo/alibi")
     elif path.name == "length_extrapolation.yaml":
         load_config(ExtrapolationConfig, str(path), models=["runs/demo/alibi"])
     else:
         load_config(ExtrapolationConfig, str(path))
+
+
+@pytest.mark.parametrize("size", [128, 256])
+def test_the_main_table_reports_on_books_that_chose_nothing(size: int) -> None:
+    """The screen and the selection read one validation book, the table the two others."""
+    folder = CONFIGS / "comparison"
+    screen, main = (
+        load_config(ComparisonConfig, str(folder / f"{name}.yaml"))
+        for name in ("screen_gutenberg", f"main_gutenberg_{size}")
+    )
+    books = ("5231-the-way-we-live-now.txt.gz", "599-vanity-fair.txt.gz", "996-don-quixote.txt.gz")
+    (validation,) = {_validation_source(config) for config in (screen, main)}
+    chosen_on, reported_on = (_matching(source, books) for source in (validation, main.evaluation["source"]))
+    assert chosen_on == _matching(screen.evaluation["source"], books) == [books[1]]
+    assert reported_on == [books[0], books[2]]
+
+
+def _validation_source(config: ComparisonConfig) -> str:
+    return load_config(ExperimentConfig, str(config.experiment), config.experiment_overrides).data.validation_source
+
+
+def _matching(source: str, names: Sequence[str]) -> list[str]:
+    return [name for name in names if fnmatch(f"data/gutenberg/valid/{name}", source.removeprefix("text:"))]
+
+
+@pytest.mark.parametrize("task", ["copy", "passkey", "recall"])
+def test_comparisons_of_tasks_ask_for_what_they_train(task: str) -> None:
+    config = load_config(ComparisonConfig, str(CONFIGS / "comparison" / f"{task}.yaml"))
+    for run in _runs(config):
+        (evaluation,) = run.evaluations.values()
+        assert isinstance(evaluation, RecallConfig)
+        assert evaluation.source == run.experiment.data.source == f"task:{task}"
+        lengths = evaluation.lengths_tokens or []
+        assert [length / run.experiment.data.train_length_tokens for length in lengths] == [1, 2, 4, 8, 16]

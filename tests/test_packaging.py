@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from alibi_gpt_cli.console import EXTRA_OF_MODULE
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.corpora import load_documents
-from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ import typer
 from alibi_gpt_cli.main import app, repeated_options
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.corpora import load_documents
-from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.report.comparison import Comparison
@@ -211,7 +211,7 @@ def test_claims_are_judged_as_the_records_say() -> None:
     records = [record for path in config.records for record in read_records(ROOT / path) if "comparison" in record]
     by_kind = frames(records)
     grids = {str(name): Comparison(frame) for name, frame in by_kind["comparison"].groupby("comparison", sort=False)}
-    (section,) = claims_section(list(grids.values()), by_kind["training"])
+    (section,) = claims_section(list(grids.values()), by_kind)
     verdicts = Table(["said", "found"], [row[:2] for row in section.tables[0].rows], num_text_columns=2)
     assert markdown_table(verdicts) in README
     short, long = (grid for name, grid in grids.items() if name.startswith("beta on Gutenberg"))

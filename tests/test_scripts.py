@@ -11,7 +11,7 @@ import torch
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.corpora import load_documents
-from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 
 
 ROOT = Path(__file__).parent.parent
@@ -79,10 +79,10 @@ def test_extrapolate_then_report(folder: Path) -> None:
         (
             "sweep_beta",
             ["--set", "output_dir=x", "--set", "experiment=x", "--set", "betas=[0]"],
-            "finite number above 0",
+            "'betas[0]' must be above 0, got 0",
         ),
         ("generate", ["--model", "missing", "--prompt", "x"], "missing: no model here"),
-        ("convert", ["--model", "missing", "--output-dir", "x", "--to", "t5"], "to must be one of alibi_gpt, bloom"),
+        ("convert", ["--model", "missing", "--output-dir", "x", "--to", "t5"], "'to' must be 'alibi_gpt', 'bloom'"),
         ("export_to_hub", ["--model", "missing", "--output-dir", "x"], "missing: no model here"),
         ("report", ["--records", "missing.jsonl", "--output-dir", "x"], "missing.jsonl does not exist"),
     ],

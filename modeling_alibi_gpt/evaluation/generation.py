@@ -1,11 +1,12 @@
 """Text from a checkpoint, through transformers' own pipeline."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from transformers import GenerationConfig, pipeline, set_seed
 
-from modeling_alibi_gpt.checkpoints.load import load_causal_lm, load_model_tokenizer, train_context_length
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.checkpoints.load import DTYPES, load_causal_lm, load_model_tokenizer, train_context_length
+from modeling_alibi_gpt.runtime.config import Count, Positive, config_dataclass
 from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
 
@@ -17,17 +18,17 @@ class GenerateConfig:
     """Checkpoint folder; its own tokenizer is used."""
     prompt: str
     """What the text begins with."""
-    max_new_tokens: int = 100
+    max_new_tokens: Count = 100
     """Longest continuation; the training length is no limit."""
     do_sample: bool = True
     """Sample; false takes the likeliest token each time."""
-    temperature: float = 0.8
+    temperature: Positive = 0.8
     """Of sampling."""
-    top_p: float = 0.95
+    top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Of sampling."""
     seed: int = 0
     """Of sampling."""
-    dtype: str = "float32"
+    dtype: Literal[*DTYPES] = "float32"
     """``float32`` or ``bfloat16``."""
     attn_implementation: str | None = None
     """Attention back end; null is the model's default."""
@@ -37,8 +38,6 @@ class GenerateConfig:
     def __post_init__(self) -> None:
         if not self.prompt:
             raise ValueError("prompt is empty: give the text to continue")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         refuse_hub_kernel(self.attn_implementation)
 
 

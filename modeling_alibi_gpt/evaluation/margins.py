@@ -8,7 +8,7 @@ from modeling_alibi_gpt.alibi import alibi_windows
 from modeling_alibi_gpt.cache_alibi_gpt import measured_margins, slopes_of_layers
 from modeling_alibi_gpt.checkpoints.load import checkpoint_fingerprint, load_causal_lm, load_model_tokenizer
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, load_text, measurement_provenance
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.records import Record, append_record, check_record
 
 
@@ -18,7 +18,7 @@ class MarginsConfig(MeasurementConfig):
 
     model: str
     """Checkpoint folder; its own tokenizer is used."""
-    length_tokens: int = 4096
+    length_tokens: Count = 4096
     """Tokens of the text that are read, as one window."""
     output: str | None = None
     """JSON Lines file that the record is appended to."""

@@ -3,17 +3,18 @@
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.attention import ALL_ATTENTION_FUNCTIONS
 from modeling_alibi_gpt.checkpoints.load import COMPUTE_DTYPES
-from modeling_alibi_gpt.data.corpora import SPLITS, describe_documents, load_documents
+from modeling_alibi_gpt.data.corpora import check_split, describe_documents, is_of_files, load_documents
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.runtime.config import config_dataclass
@@ -26,21 +27,9 @@ NUM_BLOCKS = 16
 
 
 @config_dataclass
-class MeasurementConfig:
-    """Settings that a measurement has whatever it measures."""
+class ReadingConfig:
+    """How a checkpoint is loaded and called, whatever is measured."""
 
-    source: str = "stdlib"
-    """``stdlib``, ``text:GLOB`` or ``hub:NAME[:CONFIG]``."""
-    split: str | None = None
-    """``train``, ``validation``, ``test`` or ``all``; null is ``all`` for ``text:`` and ``validation`` else."""
-    validation_fraction: float = 0.1
-    """The tail of each ``text:`` document that is its validation split."""
-    text_column: str = "text"
-    """Column of a ``hub:`` source that holds the text."""
-    max_tokens: int | None = None
-    """Read only so many tokens from the start of the text."""
-    stride_tokens: int | None = None
-    """Stride of ``sliding`` windows; null is a quarter of their length."""
     batch_tokens: int = 16384
     """Most tokens in one call of the model."""
     dtype: str = "float32"
@@ -49,25 +38,59 @@ class MeasurementConfig:
     """Attention back end; null is the model's default."""
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "batch_tokens"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, choices in (("split", (None, *SPLITS)), ("dtype", COMPUTE_DTYPES)):
-            if getattr(self, name) not in choices:
-                expected = ", ".join(choice for choice in choices if choice)
-                raise ValueError(f"{name} must be one of {expected}, got {getattr(self, name)!r}")
+        check_at_least_1("batch_tokens", self.batch_tokens)
+        check_choice("dtype", self.dtype, COMPUTE_DTYPES)
+        if self.attn_implementation is not None:
+            check_choice(
+                "attn_implementation", self.attn_implementation, ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+            )
+
+
+@config_dataclass
+class MeasurementConfig(ReadingConfig):
+    """Settings that a measurement has on whatever text."""
+
+    source: str = "stdlib"
+    """``stdlib``; ``text:GLOB`` (plain or .gz), ``jsonl:GLOB`` or ``parquet:GLOB``, commas between several globs; or
+    ``hub:NAME[:CONFIG][@REVISION]``.
+    """
+    split: str | None = None
+    """``train``, ``validation``, ``test`` or ``all``, of rows also an expression such as ``test[:10%]``; null is
+    ``all`` for files and ``validation`` else.
+    """
+    validation_fraction: float = 0.1
+    """What the validation split of a source without one is: the tail of each ``text:`` document, of rows a share."""
+    text_column: str = "text"
+    """Column of a source of rows that holds the text."""
+    max_tokens: int | None = None
+    """Read only so many tokens from the start of the text."""
+    stride_tokens: int | None = None
+    """Stride of ``sliding`` windows; null is a quarter of their length."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_tokens is not None:
+            check_at_least_1("max_tokens", self.max_tokens)
+        check_split(self.source, self.text_split)
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
-        known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
-        if self.attn_implementation not in (None, *known):
-            raise ValueError(
-                f"attn_implementation must be one of {', '.join(known)}, got {self.attn_implementation!r}"
-            )
 
     @property
     def text_split(self) -> str:
         """The split that is read."""
-        return self.split or ("all" if self.source.startswith("text:") else "validation")
+        return self.split or ("all" if is_of_files(self.source) else "validation")
+
+
+def check_at_least_1(name: str, value: int) -> None:
+    """Raise a ValueError unless a setting is at least 1."""
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise a ValueError unless a setting is one of its choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +117,8 @@ def load_text(config: MeasurementConfig, tokenizer: PreTrainedTokenizerBase) -> 
     Raises:
         ValueError: The source or split does not exist or holds no text.
     """
+    documents = load_text_documents(config)
     with process_state().main_process_first():
-        documents = load_documents(
-            config.source,
-            config.text_split,
-            validation_fraction=config.validation_fraction,
-            text_column=config.text_column,
-        )
         stream = token_stream(documents, tokenizer, config.max_tokens)
     content = stream.input_ids.numpy().tobytes() + stream.num_bytes.numpy().tobytes()
     return EvaluationText(
@@ -108,6 +126,21 @@ def load_text(config: MeasurementConfig, tokenizer: PreTrainedTokenizerBase) -> 
         data_fingerprint=describe_documents(documents)["fingerprint"],
         stream_fingerprint=hashlib.sha256(content).hexdigest(),
     )
+
+
+def load_text_documents(config: MeasurementConfig) -> Dataset:
+    """The documents of a measurement, read by the main process first so that the others find them in the cache.
+
+    Raises:
+        ValueError: The source or split does not exist or holds no text.
+    """
+    with process_state().main_process_first():
+        return load_documents(
+            config.source,
+            config.text_split,
+            validation_fraction=config.validation_fraction,
+            text_column=config.text_column,
+        )
 
 
 def perplexity_figures(scores: WindowScores, num_bytes: Tensor | np.ndarray) -> dict[str, float | int]:
@@ -168,9 +201,23 @@ def block_nats(scores: WindowScores) -> list[float]:
 
 def measurement_provenance(config: MeasurementConfig, text: EvaluationText, model_fingerprint: str) -> dict[str, Any]:
     """Where a figure comes from: machine and versions, and everything that it depends on beside its own record."""
+    return text_provenance(config, text.data_fingerprint, text.stream_fingerprint, model_fingerprint)
+
+
+def text_provenance(
+    config: MeasurementConfig, data_fingerprint: str, stream_fingerprint: str, model_fingerprint: str
+) -> dict[str, Any]:
+    """As ``measurement_provenance``, for tokens that are no stream.
+
+    Args:
+        config: How they were read.
+        data_fingerprint: Of the documents.
+        stream_fingerprint: Of the tokens.
+        model_fingerprint: Of the checkpoint.
+    """
     return {
-        **provenance(data_fingerprint=text.data_fingerprint),
-        "stream_fingerprint": text.stream_fingerprint,
+        **provenance(data_fingerprint=data_fingerprint),
+        "stream_fingerprint": stream_fingerprint,
         "model_fingerprint": model_fingerprint,
         "source": config.source,
         "split": config.text_split,

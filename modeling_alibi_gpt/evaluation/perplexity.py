@@ -1,7 +1,7 @@
 """Perplexity of one checkpoint on one text, as one record."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from modeling_alibi_gpt.checkpoints.load import (
     checkpoint_fingerprint,
@@ -18,8 +18,8 @@ from modeling_alibi_gpt.evaluation.measurement import (
     perplexity_figures,
 )
 from modeling_alibi_gpt.evaluation.scoring import score_stream
-from modeling_alibi_gpt.evaluation.windows import resolve_stride
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import append_record
 
@@ -32,9 +32,9 @@ class PerplexityConfig(MeasurementConfig):
     """Checkpoint folder; its own tokenizer is used."""
     name: str | None = None
     """Name in the record; null is that of the folder."""
-    length_tokens: int | None = None
+    length_tokens: Count | None = None
     """Window length; null is the length that the model was trained at."""
-    protocol: str = "nonoverlapping"
+    protocol: Literal[*PROTOCOLS] = "nonoverlapping"
     """``nonoverlapping`` or ``sliding``."""
     output: str | None = None
     """JSON Lines file that the record is appended to."""

@@ -1,9 +1,10 @@
 """The loss of a causal language model on every token of a stream, in bounded memory and on any number of processes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,25 +96,58 @@ def score_stream(
     ids = torch.as_tensor(stream_ids, dtype=torch.long)
     windows = plan_windows(len(ids), length_tokens=length_tokens, protocol=protocol, stride_tokens=stride_tokens)
     batch_size, chunk_tokens = plan_calls(model.config, length_tokens, batch_tokens)
-    batches = _make_batches(windows, batch_size)
-    state = process_state()
-    mine = batches[state.process_index :: state.num_processes]
-    model = model if device is None else model.to(device)
     token_nats = torch.zeros(len(ids) - 1)
-    failure = None
-    try:
-        with _scoring(model):
-            for batch in tqdm(mine, desc=f"{protocol} {length_tokens}", leave=False, disable=hides_progress()):
-                _score_batch(model, ids, batch, chunk_tokens, token_nats)
-    except _MODEL_FAILURES as error:
-        # An error of the accelerator itself leaves the process unable to go on; running out of memory does not.
-        if isinstance(error, torch.AcceleratorError):
-            raise
-        failure = error
-    raise_on_all_ranks(failure)
+
+    def score(batch: list[Window]) -> None:
+        _score_batch(model, ids, batch, chunk_tokens, token_nats)
+
+    _share(model, _make_batches(windows, batch_size), score, f"{protocol} {length_tokens}", device)
     # Every token is nonzero in one process only, so that the sum is exact.
-    token_nats = reduce(token_nats.to(state.device), "sum").cpu()
+    token_nats = reduce(token_nats.to(process_state().device), "sum").cpu()
     return WindowScores(length_tokens=length_tokens, windows=windows, token_nats=token_nats.double().numpy())
+
+
+def score_tails(
+    model: PreTrainedModel,
+    sequences: Tensor | np.ndarray,
+    num_scored: int,
+    *,
+    batch_tokens: int = 16384,
+    device: torch.device | str | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The last tokens of each sequence, predicted from all before them; shared out as by ``score_stream``.
+
+    Args:
+        model: A causal language model.
+        sequences: ``(N, L)`` token ids.
+        num_scored: S, below L.
+        batch_tokens: Most tokens in one call of the model; fewer where logits or attention would be too large.
+        device: Where the model is moved first; None leaves it where it is.
+
+    Returns:
+        The loss ``(N, S)`` float64 in nats, and whether the token was the likeliest ``(N, S)`` bool.
+
+    Raises:
+        ValueError: The model fails at this length.
+    """
+    ids = torch.as_tensor(sequences, dtype=torch.long)
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    first_scored = inputs.shape[1] - num_scored
+    batch_size, chunk_tokens = plan_calls(model.config, inputs.shape[1], batch_tokens)
+    scored = torch.zeros(2, len(ids), num_scored)
+
+    def score(rows: Tensor) -> None:
+        for chunk, logits in _chunk_logits(model, inputs[rows].to(model.device), first_scored, chunk_tokens):
+            kept = slice(max(chunk.start, first_scored), chunk.stop)
+            logits = logits[:, kept.start - chunk.start :]
+            expected = targets[rows, kept].to(model.device)
+            tail = slice(kept.start - first_scored, kept.stop - first_scored)
+            scored[0, rows, tail] = nn.functional.cross_entropy(logits.mT, expected, reduction="none").cpu()
+            scored[1, rows, tail] = (logits.argmax(-1) == expected).float().cpu()
+
+    _share(model, torch.arange(len(ids)).split(batch_size), score, f"{ids.shape[1]} tokens", device)
+    scored = reduce(scored.to(process_state().device), "sum").cpu()
+    return scored[0].double().numpy(), scored[1].bool().numpy()
 
 
 def plan_calls(config: PreTrainedConfig, length_tokens: int, batch_tokens: int) -> tuple[int, int]:
@@ -152,8 +186,19 @@ def _window_nats(
 
     Chunks that end before ``first_scored`` count in no window and need no logits; their losses stay 0.
     """
-    length = inputs.shape[1]
     nats = torch.zeros(inputs.shape, device=inputs.device)
+    for chunk, logits in _chunk_logits(model, inputs, first_scored, chunk_tokens):
+        chunk_targets = targets[:, chunk]
+        chunk_nats = nn.functional.cross_entropy(logits.flatten(0, 1), chunk_targets.flatten(), reduction="none")
+        nats[:, chunk] = chunk_nats.view_as(chunk_targets)
+    return nats
+
+
+def _chunk_logits(
+    model: PreTrainedModel, inputs: Tensor, first_scored: int, chunk_tokens: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """Logits ``(B, C, V)`` float32 of each chunk of the inputs that does not end before ``first_scored``."""
+    length = inputs.shape[1]
     edges, cache = [0, length], None
     if length > chunk_tokens:
         edges = [*range(0, first_scored, chunk_tokens), *range(first_scored, length, chunk_tokens), length]
@@ -162,12 +207,36 @@ def _window_nats(
         chunk = {"input_ids": inputs[:, start:stop], "past_key_values": cache, "use_cache": cache is not None}
         if stop <= first_scored:
             model.base_model(**chunk)
-            continue
-        logits = model(**chunk).logits.float()
-        chunk_targets = targets[:, start:stop]
-        chunk_nats = nn.functional.cross_entropy(logits.flatten(0, 1), chunk_targets.flatten(), reduction="none")
-        nats[:, start:stop] = chunk_nats.view_as(chunk_targets)
-    return nats
+        else:
+            yield slice(start, stop), model(**chunk).logits.float()
+
+
+def _share(
+    model: PreTrainedModel,
+    batches: Sequence[Any],
+    score: Callable[[Any], None],
+    label: str,
+    device: torch.device | str | None,
+) -> None:
+    """Score the batches of this process.
+
+    Raises:
+        ValueError: The model fails; in every process, with what the first one that failed said.
+    """
+    state = process_state()
+    mine = batches[state.process_index :: state.num_processes]
+    model = model if device is None else model.to(device)
+    failure = None
+    try:
+        with _scoring(model):
+            for batch in tqdm(mine, desc=label, leave=False, disable=hides_progress()):
+                score(batch)
+    except _MODEL_FAILURES as error:
+        # An error of the accelerator itself leaves the process unable to go on; running out of memory does not.
+        if isinstance(error, torch.AcceleratorError):
+            raise
+        failure = error
+    raise_on_all_ranks(failure)
 
 
 @contextmanager

@@ -24,7 +24,8 @@ from modeling_alibi_gpt.evaluation.measurement import block_nats, load_text, mea
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import resolve_stride
 from modeling_alibi_gpt.experiments.best_model import copy_model
-from modeling_alibi_gpt.experiments.runner import settings_without_places, shared_experiment, train_once
+from modeling_alibi_gpt.experiments.runner import is_trained, settings_without_places, shared_experiment, train_once
+from modeling_alibi_gpt.experiments.study import GridTrial
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
 from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.runtime.config import build_config, load_config
@@ -34,8 +35,9 @@ from modeling_alibi_gpt.runtime.records import provenance
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.prepared_data import prepare_data
 from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE, save_model_folder
-from modeling_alibi_gpt.training.trainer import RECORD_FILE, prepare_data
+from modeling_alibi_gpt.training.trainer import RECORD_FILE
 
 
 BETA = "alibi_beta"
@@ -55,10 +57,13 @@ class Objective(Protocol):
     settings: dict[str, Any]
     trained_points: list[dict[str, Any]]
 
-    def evaluate_beta(self, trial: Trial) -> float:
+    def trainings(self, params: dict[str, Any]) -> list[ExperimentConfig]:
+        """What a trial of these parameters trains, one for each of its seeds."""
+
+    def evaluate_beta(self, trial: Trial | GridTrial) -> float:
         """Validation nats per token with the beta of ``trial``, the mean over seeds; details go to its attributes."""
 
-    def train_beta(self, trial: Trial) -> float:
+    def train_beta(self, trial: Trial | GridTrial) -> float:
         """Validation nats per token where beta is learned; what became of it goes to the trial's attributes."""
 
     def best_experiment(self, beta: float) -> dict[str, Any]:
@@ -94,24 +99,29 @@ class RetrainObjective:
             "text": self.data_fingerprint,
         }
 
-    def evaluate_beta(self, trial: Trial) -> float:
-        beta = trial.params[BETA]
+    def trainings(self, params: dict[str, Any]) -> list[ExperimentConfig]:
+        if BETA in params:
+            return [self._trial(params[BETA], seed) for seed in self.sweep.seeds]
+        kind, seed = params[TRAINABLE], params["seed"]
+        folder = Path(self.sweep.output_dir) / "trained" / f"{kind}-seed-{seed}"
+        return [self._shared(self._experiment(folder, seed, trainable=kind))]
+
+    def evaluate_beta(self, trial: Trial | GridTrial) -> float:
         # Of pruned trials, too, there is a record.
         trial.set_user_attr("provenance", provenance(data_fingerprint=self.data_fingerprint))
         records = []
-        for index, seed in enumerate(self.sweep.seeds):
-            logger.info("beta %g, seed %d, training %d of %d", beta, seed, index + 1, len(self.sweep.seeds))
+        for index, training in enumerate(self.trainings(trial.params)):
+            if not is_trained(training):
+                logger.info("seed %d, training %d of %d", self.sweep.seeds[index], index + 1, len(self.sweep.seeds))
             callbacks = [_PruningCallback(trial)] if self.sweep.pruning and index == 0 else []
-            records.append(_train(self._trial(beta, seed), callbacks))
+            records.append(train_and_clean(training, callbacks))
         nats = [record["validation_nats_per_token"] for record in records]
         trial.set_user_attr("nats_per_token_by_seed", nats)
         return sum(nats) / len(nats)
 
-    def train_beta(self, trial: Trial) -> float:
-        kind, seed = trial.params[TRAINABLE], trial.params["seed"]
-        folder = Path(self.sweep.output_dir) / "trained" / f"{kind}-seed-{seed}"
-        experiment = self._shared(self._experiment(folder, seed, trainable=kind))
-        record = _train(experiment)
+    def train_beta(self, trial: Trial | GridTrial) -> float:
+        [experiment] = self.trainings(trial.params)
+        record = train_and_clean(experiment)
         for name, values in learned_slopes(load_causal_lm(experiment.training["output_dir"])).items():
             trial.set_user_attr(name, values)
         trial.set_user_attr("provenance", record["provenance"])
@@ -187,7 +197,10 @@ class PosthocObjective:
             "dtype": sweep.dtype,
         }
 
-    def evaluate_beta(self, trial: Trial) -> float:
+    def trainings(self, params: dict[str, Any]) -> list[ExperimentConfig]:
+        return []
+
+    def evaluate_beta(self, trial: Trial | GridTrial) -> float:
         scores = score_stream(
             _with_beta(self.model, trial.params[BETA]),
             self.text.stream.input_ids,
@@ -202,7 +215,7 @@ class PosthocObjective:
         trial.set_user_attr("provenance", measurement_provenance(self.sweep, self.text, self.model_fingerprint))
         return nats
 
-    def train_beta(self, trial: Trial) -> float:
+    def train_beta(self, trial: Trial | GridTrial) -> float:
         raise AssertionError("a sweep without training learns no beta")
 
     def best_experiment(self, beta: float) -> dict[str, Any]:
@@ -227,7 +240,7 @@ class PosthocObjective:
 class _PruningCallback(TrainerCallback):
     """Reports each evaluation to Optuna and ends the training when the trial is to be pruned."""
 
-    def __init__(self, trial: Trial) -> None:
+    def __init__(self, trial: Trial | GridTrial) -> None:
         self.trial = trial
 
     def on_evaluate(
@@ -255,7 +268,7 @@ def _load_experiment(sweep: SweepConfig) -> ExperimentConfig:
     return dataclasses.replace(experiment, model=model)
 
 
-def _train(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+def train_and_clean(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
     """Train, or go on, and drop the checkpoints once they serve no purpose."""
     folder = Path(experiment.training["output_dir"])
     try:

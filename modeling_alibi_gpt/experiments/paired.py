@@ -18,7 +18,8 @@ def comparison_records(
     Seeds stand in pairs: two variants with one seed saw the same text in the same order, so their difference is less
     noisy than either. ``nats_per_token`` is the mean over seeds and ``difference_nats`` that of the differences from
     the reference variant as it was trained, each with the standard deviation over seeds (null for one seed).
-    ``nats_per_token_by_block`` is the mean over seeds in each block of the text, null for rows that have no blocks.
+    ``nats_per_token_by_seed_and_block`` has a row for each seed and a column for each block of the text; it is null
+    for rows that have no blocks. Blocks are those of the text alone, the same for all variants, readings and lengths.
     Where a variant fails there is its ``error`` and no figure.
 
     Args:
@@ -45,6 +46,7 @@ def _comparison_record(
     seeds = sorted(rows)
     nats = [] if error else [rows[seed]["nats_per_token"] for seed in seeds]
     differences = [] if error else [rows[seed]["nats_per_token"] - beside[seed]["nats_per_token"] for seed in seeds]
+    blocks = [rows[seed].get("nats_per_token_by_block") for seed in seeds]
     return {
         "kind": "comparison",
         **{name: first[name] for name in ("comparison", "variant", "reading", "name", "position_method")},
@@ -58,7 +60,7 @@ def _comparison_record(
         "nats_per_token_by_seed": nats,
         "nats_per_token": statistics.fmean(nats) if nats else None,
         "nats_per_token_sd": _spread(nats),
-        "nats_per_token_by_block": _mean_by_block([rows[seed].get("nats_per_token_by_block") for seed in seeds]),
+        "nats_per_token_by_seed_and_block": None if None in blocks else blocks,
         "perplexity": math.exp(statistics.fmean(nats)) if nats else None,
         "difference_nats_by_seed": differences,
         "difference_nats": statistics.fmean(differences) if differences else None,
@@ -66,13 +68,6 @@ def _comparison_record(
         "error": error,
         "provenance": provenance(data_fingerprint=first["provenance"]["data_fingerprint"]),
     }
-
-
-def _mean_by_block(blocks_by_seed: Sequence[list[float] | None]) -> list[float] | None:
-    known = [blocks for blocks in blocks_by_seed if blocks is not None]
-    if len(known) < len(blocks_by_seed):
-        return None
-    return [statistics.fmean(block) for block in zip(*known, strict=True)]
 
 
 def _spread(values: Sequence[float]) -> float | None:

@@ -1,6 +1,7 @@
 """The grid of a comparison or a sweep: jobs that workers share by file locks, and trainings that experiments share."""
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import logging
@@ -17,7 +18,7 @@ from modeling_alibi_gpt.runtime.config import build_config, with_defaults
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.model_setup import model_config
-from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE
+from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE, RECORD_FILE
 from modeling_alibi_gpt.training.trainer import train
 
 
@@ -36,38 +37,73 @@ class Job:
         label: What progress calls it, such as ``[3/8 rope seed 0]``.
         folder: Its results go there; the lock that its worker holds is a file beside.
         run: Does what is left of it, which is nothing once it is finished, and says what came of it.
+        is_trained: Whether its training has ended: what is left of it says nothing of how long other jobs take.
     """
 
     label: str
     folder: Path
     run: Callable[[], str]
+    is_trained: Callable[[], bool]
 
 
 def run_jobs(jobs: Sequence[Job]) -> None:
     """Run every job that no other worker holds, then wait for the others'; one whose worker died is taken over.
 
-    A lock ends with the process that holds it, so that nothing has to be released after a kill.
+    A lock ends with the process that holds it, so that nothing has to be released after a kill. Progress says how
+    long the jobs that are left would take this worker alone, each as long as those that it trained in the mean.
     """
-    waiting = list(jobs)
-    while waiting := [job for job in waiting if not _run_if_free(job)]:
-        logger.info("waiting for %d runs of other workers", len(waiting))
+    waiting, seconds = list(jobs), list[float]()
+    num_announced = 0
+    while True:
+        for job in list(waiting):
+            if _run_if_free(job, waiting, seconds):
+                waiting.remove(job)
+        if not waiting:
+            return
+        if len(waiting) != num_announced:
+            num_announced = len(waiting)
+            logger.info("waiting for %d runs of other workers", num_announced)
         time.sleep(POLL_SECONDS)
 
 
-def _run_if_free(job: Job) -> bool:
+def _run_if_free(job: Job, waiting: Sequence[Job], seconds: list[float]) -> bool:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(job.folder.with_name(f".{job.folder.name}.lock")).acquire(blocking=False)
     except Timeout:
         return False
     with lock:
+        is_new, begun = not job.is_trained(), time.monotonic()
         logger.info("%s begins", job.label)
-        logger.info("%s %s", job.label, job.run())
+        result = job.run()
+        if is_new:
+            seconds.append(time.monotonic() - begun)
+        num_left = sum(not other.is_trained() for other in waiting if other is not job)
+        logger.info("%s %s%s", job.label, result, _eta(seconds, num_left))
     return True
 
 
-def train_once(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+def _eta(seconds: Sequence[float], num_left: int) -> str:
+    if not seconds or not num_left:
+        return ""
+    left = datetime.timedelta(seconds=round(sum(seconds) / len(seconds) * num_left))
+    return f", ETA {left} for the {num_left} left"
+
+
+def is_trained(experiment: ExperimentConfig) -> bool:
+    """Whether the training of an experiment has ended."""
+    return (Path(experiment.training["output_dir"]) / RECORD_FILE).exists()
+
+
+def train_once(
+    experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = (), start: Path | None = None
+) -> dict[str, Any]:
     """Train, go on with what a killed worker left, or find the training finished; one worker at a time.
+
+    Args:
+        experiment: The training.
+        callbacks: As of ``train``.
+        start: As of ``train``.
 
     Returns:
         The ``training`` record.
@@ -80,7 +116,7 @@ def train_once(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback
     folder.parent.mkdir(parents=True, exist_ok=True)
     # Not the lock of a job, which may train into its own folder.
     with FileLock(folder.with_name(f".{folder.name}.training.lock")):
-        return train(experiment, callbacks=callbacks)
+        return train(experiment, callbacks=callbacks, start=start)
 
 
 def shared_experiment(experiment: ExperimentConfig, trainings_dir: str | None, text: str) -> ExperimentConfig:
@@ -122,6 +158,8 @@ def _with_plain_numbers(value: Any) -> Any:
 def settings_without_places(experiment: ExperimentConfig) -> dict[str, Any]:
     """What decides a training beside its text, as JSON values."""
     settings = dataclasses.asdict(experiment)
+    if experiment.alibi_beta_schedule is None:  # as before there were schedules: trainings of then are found again
+        del settings["alibi_beta_schedule"]
     for section, keys in PLACES.items():
         settings[section] = {key: value for key, value in settings[section].items() if key not in keys}
     if (checkpoint := experiment.model.checkpoint) is not None and Path(checkpoint).is_dir():

@@ -1,280 +1,189 @@
-"""The Optuna study behind a sweep: one objective under one name, many workers, no trial lost and none run twice."""
+"""The Optuna study behind a sweep: one objective under one name, and each result added once."""
 
+import dataclasses
+import datetime
 import json
-import logging
 import math
-import os
-import shutil
-import socket
-import time
-import uuid
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import optuna
-import psutil
 from filelock import FileLock
-from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
-from optuna.samplers import TPESampler
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage, fail_stale_trials
-from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
-from sqlalchemy.exc import DatabaseError
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from modeling_alibi_gpt.experiments.storage_failures import LastingStorage, is_full, storage_failure
-from modeling_alibi_gpt.experiments.storage_urls import shown_url, without_password
+from modeling_alibi_gpt.experiments.storage_urls import shown_url
+from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
+from modeling_alibi_gpt.runtime.config import with_defaults
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.run_folder import differing_keys
 
 
-HEARTBEAT_SECONDS = 30
-GRACE_SECONDS = 120
-SQLITE_TIMEOUT_SECONDS = 60
-NUM_OPENINGS = 5
 _OBJECTIVE = "objective"
-_WORKER = "worker"
-_CLAIMED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 
 Params = dict[str, Any]
-Distributions = dict[str, BaseDistribution]
-Objective = Callable[[Trial], float]
-
-logger = logging.getLogger(__name__)
 
 
-def open_study(name: str, storage: str, objective: dict[str, Any]) -> optuna.Study:
+class GridTrial:
+    """What an objective may ask of a trial of a grid. The study gets the trial once it has ended, never before."""
+
+    def __init__(self, study: optuna.Study, params: Params) -> None:
+        self.study = study
+        self.params = params
+        self.datetime_start = datetime.datetime.now()
+        self.user_attrs: dict[str, Any] = {}
+        self.intermediate_values: dict[int, float] = {}
+
+    def set_user_attr(self, key: str, value: Any) -> None:
+        self.user_attrs[key] = value
+
+    def report(self, value: float, step: int) -> None:
+        self.intermediate_values[step] = value
+
+    def should_prune(self) -> bool:
+        running = create_trial(state=TrialState.RUNNING, intermediate_values=self.intermediate_values)
+        return self.study.pruner.prune(self.study, running)
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedStudy:
+    """A study of one objective, and the storage that its workers share.
+
+    Attributes:
+        study: The study.
+        storage: Where it is.
+        objective: What decides a trial's value beside its parameters; JSON values.
+    """
+
+    study: optuna.Study
+    storage: RDBStorage
+    objective: dict[str, Any]
+
+    def claim(self) -> None:
+        """Note the objective, unless the study has trials of another one.
+
+        Raises:
+            ValueError: It has; says which settings differ.
+        """
+        known = self.study.user_attrs.get(_OBJECTIVE)
+        wanted = json.loads(json.dumps(self.objective))
+        where = f"study {self.study.study_name!r} in {shown_url(self.storage.url)} is of another objective"
+        advice = "choose another study_name, or the settings it was begun with"
+        is_used = any(trial.state != TrialState.FAIL for trial in self.study.get_trials(deepcopy=False))
+        if self.study.directions != [StudyDirection.MINIMIZE] or (is_used and known is None):
+            raise ValueError(f"{where}; {advice}")
+        if is_used and known is not None and (differing := differing_keys(_complete(known), _complete(wanted))):
+            raise ValueError(f"{where}, with other values of {', '.join(differing)}; {advice}")
+        if known != wanted:
+            self.study.set_user_attr(_OBJECTIVE, wanted)
+
+    def finished(self) -> list[FrozenTrial]:
+        """Trials that came to an end by themselves in the order they began, the first of each point."""
+        found: dict[Any, FrozenTrial] = {}
+        for trial in self.study.get_trials(deepcopy=False, states=FINISHED):
+            found.setdefault(tuple(sorted(trial.params.items())), trial)
+        return list(found.values())
+
+    def find(self, params: Params) -> FrozenTrial | None:
+        """The finished trial of a point; None without."""
+        return next((trial for trial in self.finished() if trial.params == params), None)
+
+    def run_point(
+        self,
+        params: Params,
+        distributions: dict[str, BaseDistribution],
+        objective: Callable[[GridTrial], float],
+        lock: Path,
+    ) -> str:
+        """Evaluate a point of a grid and add it to the study, unless another worker is faster.
+
+        Args:
+            params: The point.
+            distributions: One for each parameter.
+            objective: Its value; raises ``optuna.TrialPruned`` where it is not worth its time.
+            lock: File that all workers of one folder lock while they add.
+
+        Returns:
+            What came of it, in words.
+        """
+        trial, value, state = GridTrial(self.study, params), None, TrialState.COMPLETE
+        try:
+            value = checked_loss(objective(trial), params)
+        except optuna.TrialPruned:
+            state = TrialState.PRUNED
+        result = create_trial(
+            state=state,
+            value=value,
+            params=params,
+            distributions=distributions,
+            user_attrs=trial.user_attrs,
+            intermediate_values=trial.intermediate_values,
+        )
+        result.datetime_start = trial.datetime_start
+        with FileLock(lock):
+            if self.find(params) is None:
+                self.claim()
+                self.study.add_trial(result)
+        return shown_loss(value)
+
+    def num_running(self) -> int:
+        """Trials that live workers sample and run; those of silent workers are given to the next worker that asks."""
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
+            fail_stale_trials(self.study)
+        return len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+
+    def record_heartbeats(self) -> None:
+        """Record a heartbeat for each running trial: Optuna takes one whose worker died before its first for alive."""
+        study_id = self.storage.get_study_id_from_name(self.study.study_name)
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
+            self.storage.record_heartbeat(trial_id)
+
+
+def open_study(name: str, storage: RDBStorage, objective: dict[str, Any]) -> SharedStudy:
     """Create or load the study ``name``, and make sure that it holds trials of just this objective.
 
     Args:
         name: Study name.
-        storage: Optuna storage URL; SQLite files get their folder made.
+        storage: As ``open_storage`` returns it.
         objective: What decides a trial's value beside its parameters; JSON values.
 
     Raises:
-        ValueError: The storage cannot be opened, or the name belongs to a study of another objective.
+        ValueError: The name belongs to a study of another objective.
     """
-    if storage in ("sqlite://", "sqlite:///:memory:"):
-        raise ValueError(
-            f"storage {shown_url(storage)} ends with its process; give a file, sqlite:///study.db, or a server"
-        )
-    study = _open(name, storage)
-    is_used = bool(study.get_trials(deepcopy=False, states=_CLAIMED))
-    is_same = study.user_attrs.get(_OBJECTIVE) == json.loads(json.dumps(objective))
-    if study.directions != [StudyDirection.MINIMIZE] or (is_used and not is_same):
-        raise ValueError(
-            f"study {name!r} in {shown_url(storage)} is of another objective; choose another study_name, or the "
-            "settings it was begun with"
-        )
-    if not is_same:
-        study.set_user_attr(_OBJECTIVE, objective)
-    return study
-
-
-def _open(name: str, storage: str) -> optuna.Study:
-    path = Path(storage.removeprefix("sqlite:///")) if storage.startswith("sqlite:///") else None
-    if path is not None and not path.exists():
-        _make_database(path)
-    num_left = NUM_OPENINGS
-    while True:
-        num_left -= 1
-        try:
-            with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-                database = LastingStorage(
-                    storage,
-                    {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}} if path else None,
-                    heartbeat_interval=HEARTBEAT_SECONDS,
-                    grace_period=GRACE_SECONDS,
-                )
-            return optuna.create_study(
-                study_name=name,
-                storage=database,
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
-                direction="minimize",
-                load_if_exists=True,
-            )
-        except Exception as error:  # each database driver has its own classes
-            if is_full(error):
-                raise storage_failure(error, storage) from error
-            # Workers that start together collide in making the tables on a server; a moment later they are there.
-            if path or not isinstance(error, DatabaseError | StorageInternalError) or not num_left:
-                reason = without_password(str(error), storage)
-                raise ValueError(f"storage {shown_url(storage)} cannot be opened as a study: {reason}") from error
-            time.sleep(1)
-
-
-def _make_database(path: Path) -> None:
-    """Make an SQLite file with Optuna's tables, whole or not at all.
-
-    A kill between a table and its index would let two studies have one name.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        if path.exists():  # another worker was faster
-            return
-        beside = path.with_name(f".{path.name}.new")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir()
-        try:
-            RDBStorage(f"sqlite:///{beside / path.name}").engine.dispose()
-            os.replace(beside / path.name, path)
-        finally:
-            shutil.rmtree(beside)
-
-
-def run_grid(
-    study: optuna.Study, points: Sequence[Params], distributions: Distributions, objective: Objective
-) -> None:
-    """Run every point of a grid that no worker has claimed yet; one whose worker died is free again."""
-
-    def choose(claimed: list[Params]) -> Params | None:
-        return next((point for point in points if point not in claimed), None)
-
-    def label(trial: Trial) -> str:
-        return _label(points.index(trial.params) + 1, len(points), trial)
-
-    _run_claims(study, choose, distributions, objective, label)
-
-
-def run_sampled(
-    study: optuna.Study, name: str, distribution: FloatDistribution, num_trials: int, seed: int, objective: Objective
-) -> None:
-    """Run values that TPE samples until ``num_trials`` have finished or run at some worker.
-
-    Values whose worker died come first: their trainings go on. The draws depend on the seed and on the trials so far,
-    not on the worker.
-    """
-
-    def choose(claimed: list[Params]) -> Params | None:
-        if len(claimed) >= num_trials:
-            return None
-        trials = study.get_trials(deepcopy=False)
-        for trial in trials:
-            if trial.params not in claimed and distribution.low <= trial.params[name] <= distribution.high:
-                return trial.params
-        [draw_seed] = np.random.SeedSequence([seed, len(trials)]).generate_state(1)
-        sampler = TPESampler(seed=int(draw_seed))
-        draft = create_trial(state=TrialState.RUNNING)
-        return {name: sampler.sample_independent(study, draft, name, distribution)}
-
-    def label(trial: Trial) -> str:
-        trials = study.get_trials(deepcopy=False, states=_CLAIMED)
-        return _label(sum(other.number <= trial.number for other in trials), num_trials, trial)
-
-    _run_claims(study, choose, {name: distribution}, objective, label, limit=num_trials)
-
-
-def _label(place: int, num_trials: int, trial: Trial) -> str:
-    shown = " ".join(f"{name.removeprefix('alibi_')} {setting}" for name, setting in trial.params.items())
-    return f"[{place}/{num_trials} {shown}]"
-
-
-def _run_claims(
-    study: optuna.Study,
-    choose: Callable[[list[Params]], Params | None],
-    distributions: Distributions,
-    objective: Objective,
-    label: Callable[[Trial], str],
-    limit: float = math.inf,
-) -> None:
-    while True:
-        release_dead_trials(study)
-        point = choose([trial.params for trial in study.get_trials(deepcopy=False, states=_CLAIMED)])
-        if point is None:
-            return
-        trial = _claim(study, point, distributions, limit)
-        if trial is not None:
-            _run(study, trial, objective, label(trial))
-
-
-def _claim(study: optuna.Study, point: Params, distributions: Distributions, limit: float) -> Trial | None:
-    """Enter a running trial, whole in one transaction; where workers claim the same, the lowest number counts."""
-    template = create_trial(
-        state=TrialState.RUNNING, params=point, distributions=distributions, user_attrs={_WORKER: _own_identity()}
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+        direction="minimize",
+        load_if_exists=True,
     )
-    study.add_trial(template)
-    trials = study.get_trials(deepcopy=False, states=_CLAIMED)
-    [mine] = [trial for trial in trials if trial.state == TrialState.RUNNING and _is_own(trial)]
-    earlier = [trial.params for trial in trials if trial.number < mine.number]
-    if point in earlier or len(earlier) >= limit:
-        _tell(study, mine.number, TrialState.FAIL)
-        return None
-    return Trial(study, mine._trial_id)
+    shared = SharedStudy(study, storage, objective)
+    shared.claim()
+    return shared
 
 
-def _run(study: optuna.Study, trial: Trial, objective: Objective, label: str) -> None:
-    value = None
-    logger.info("%s begins", label)
-    # What study.optimize does too, but that shows every mistake of a user with its traceback.
-    with get_heartbeat_thread(trial._trial_id, study._storage):
-        try:
-            value, state = objective(trial), TrialState.COMPLETE
-        except optuna.TrialPruned:
-            state = TrialState.PRUNED
-        except UpdateFinishedTrialError:
-            logger.warning("trial %d was taken from this worker, which gave no sign of life", trial.number)
-            return
-        except BaseException:
-            _tell(study, trial.number, TrialState.FAIL)
-            raise
-    _tell(study, trial.number, state, value)
-    logger.info("%s %s", label, "pruned" if value is None else f"{value:.4f} nats per token")
+def checked_loss(value: float, params: Params) -> float:
+    """The loss, or a ValueError where it is not a number."""
+    if not math.isnan(value):
+        return value
+    raise ValueError(f"the loss is not a number at {params}: expected a finite one, try a lower learning rate")
 
 
-def _tell(study: optuna.Study, number: int, state: TrialState, value: float | None = None) -> None:
-    with suppress(UpdateFinishedTrialError):  # another worker released it in this very moment
-        study.tell(number, value, state=state, skip_if_finished=True)
+def shown_loss(nats: float | None) -> str:
+    """A loss in words; None is that of a pruned trial."""
+    return "pruned" if nats is None else f"{nats:.4f} nats per token"
 
 
-def running_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that live workers are running now."""
-    release_dead_trials(study)
-    return study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-
-
-def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that came to an end by themselves, in the order they began."""
-    return study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-
-
-def release_dead_trials(study: optuna.Study) -> None:
-    """Fail trials whose worker on this machine is gone; those of other machines fail when their heartbeat stops.
-
-    Called between trials, so that one of this very process is what an interrupt left.
-    """
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _is_own(trial) or (_is_here(trial) and not _is_alive(trial.user_attrs[_WORKER])):
-            _tell(study, trial.number, TrialState.FAIL)
-    with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
-        fail_stale_trials(study)
-
-
-def _own_identity() -> dict[str, Any]:
-    return {
-        "host": socket.gethostname(),
-        "network_address": uuid.getnode(),  # cloned machines share their name
-        "pid": os.getpid(),
-        "start_time": psutil.Process().create_time(),
-    }
-
-
-def _is_own(trial: FrozenTrial) -> bool:
-    return _is_here(trial) and trial.user_attrs[_WORKER]["pid"] == os.getpid()
-
-
-def _is_here(trial: FrozenTrial) -> bool:
-    own, worker = _own_identity(), trial.user_attrs.get(_WORKER, {})
-    return all(worker.get(key) == own[key] for key in ("host", "network_address"))
-
-
-def _is_alive(worker: dict[str, Any]) -> bool:
-    try:
-        process = psutil.Process(worker["pid"])
-        # A pid may have gone to another process since. The time of boot, from which start times count, is not exact.
-        is_same = abs(process.create_time() - worker["start_time"]) < 5
-        return is_same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+def _complete(objective: dict[str, Any]) -> dict[str, Any]:
+    """An objective, where a setting that an earlier version did not have has its default."""
+    complete = with_defaults(SweepConfig, objective)
+    if isinstance(experiment := complete["experiment"], dict):
+        complete["experiment"] = with_defaults(ExperimentConfig, experiment)
+    return json.loads(json.dumps(complete))

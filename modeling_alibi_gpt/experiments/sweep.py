@@ -4,11 +4,11 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import optuna
 from filelock import FileLock
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
@@ -19,21 +19,20 @@ from modeling_alibi_gpt.experiments.beta_objectives import (
     Objective,
     PosthocObjective,
     RetrainObjective,
+    train_and_clean,
 )
+from modeling_alibi_gpt.experiments.runner import Job, is_trained, run_jobs
+from modeling_alibi_gpt.experiments.sampling import run_sampled
+from modeling_alibi_gpt.experiments.storage import open_storage
 from modeling_alibi_gpt.experiments.storage_failures import reported_storage_failures
-from modeling_alibi_gpt.experiments.study import (
-    finished_trials,
-    open_study,
-    run_grid,
-    run_sampled,
-    running_trials,
-)
+from modeling_alibi_gpt.experiments.study import GridTrial, SharedStudy, open_study
 from modeling_alibi_gpt.experiments.sweep_config import LEARNABLE, SweepConfig
 from modeling_alibi_gpt.report.beta_choice import describe_choice
 from modeling_alibi_gpt.report.statistics import choose_trial
 from modeling_alibi_gpt.runtime.atomic import write_json
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import write_records
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 
 POLL_SECONDS = 2
@@ -44,9 +43,10 @@ logger = logging.getLogger(__name__)
 def run_sweep(config: SweepConfig) -> dict[str, Any]:
     """Run what is left of a sweep and write ``trials.jsonl``, ``best.json`` and ``best_model/`` to ``output_dir``.
 
-    Start the same command several times, on one machine or more with a shared storage, and the trials are shared out.
-    A killed worker's trial is run again by any other, or by the same command. Every worker returns once all trials
-    have come to their end.
+    Start the same command several times and the trials are shared out: workers of a grid meet in ``output_dir``, those
+    that sample in the storage. A killed worker's trial goes on at any other, or by the same command; one that was
+    sampled, ``GRACE_SECONDS`` after the worker's last heartbeat. Every worker returns once all trials have come to
+    their end.
 
     Returns:
         The beta that is taken as best (the nearest to 1 of those that are not told apart from the lowest loss), its
@@ -62,47 +62,128 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
     objective: Objective = RetrainObjective(config) if config.mode == "retrain" else PosthocObjective(config)
     output_dir = Path(config.output_dir)
     with reported_storage_failures(config.storage_url):
-        studies = [open_study(config.study_name, config.storage_url, objective.settings)]
+        storage = open_storage(config.storage_url)
+        study, trained = open_study(config.study_name, storage, objective.settings), None
         if objective.trained_points:
-            studies.append(open_study(f"{config.study_name}-trained", config.storage_url, objective.settings))
-        _run_trials(config, objective, studies)
+            trained = open_study(f"{config.study_name}-trained", storage, objective.settings)
+        _run_trials(config, objective, study, trained)
         output_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(output_dir / ".results.lock"):  # workers end at the same time
-            return _write_results(config, objective, studies)
+            return _write_results(config, objective, study, trained)
 
 
-def _run_trials(config: SweepConfig, objective: Objective, studies: Sequence[optuna.Study]) -> None:
-    """Run what no other worker has claimed, then wait for the others, in case one of them dies."""
-    study, *trained_studies = studies
-    values = config.betas or [config.beta_low, config.beta_high]
-    beta = FloatDistribution(min(values), max(values), log=True)
-    trained = {
+def _run_trials(config: SweepConfig, objective: Objective, study: SharedStudy, trained: SharedStudy | None) -> None:
+    """Run what is left; of a sampled sweep, wait for the trials of others, in case one of their workers dies."""
+    jobs = _jobs(config, objective, study, trained)
+    if config.betas is not None:
+        run_jobs(jobs)
+        return
+    beta = FloatDistribution(config.beta_low, config.beta_high, log=True)
+
+    def sample() -> None:
+        run_sampled(study, BETA, beta, config.num_trials, config.sampler_seed, objective.evaluate_beta)
+
+    sample()
+    run_jobs(jobs)
+    is_waiting = False
+    while num_running := study.num_running():
+        if not is_waiting:
+            logger.info("waiting for the last %d of other workers", num_running)
+            study.record_heartbeats()
+        is_waiting = True
+        time.sleep(POLL_SECONDS)
+        sample()
+
+
+def _jobs(config: SweepConfig, objective: Objective, study: SharedStudy, trained: SharedStudy | None) -> list[Job]:
+    """The jobs of a grid, one for each training, and of what is learned beside it.
+
+    Where trainings may be pruned, those of one beta are one job: whether the others begin follows from the first.
+    """
+    folder = Path(config.output_dir)
+    values = config.betas or [1.0]
+    beta_range = {BETA: FloatDistribution(min(values), max(values), log=True)}
+    learnable = {
         TRAINABLE: CategoricalDistribution(LEARNABLE),
         "seed": IntDistribution(min(config.seeds), max(config.seeds)),
     }
-    is_waiting = False
-    while True:
-        if config.betas is None:
-            run_sampled(study, BETA, beta, config.num_trials, config.sampler_seed, objective.evaluate_beta)
+    cells: list[tuple[str, Path, _Cell]] = []
+    for beta in map(float, config.betas or ()):
+        point = _Point(study, {BETA: beta}, beta_range, objective.evaluate_beta, folder / ".results.lock")
+        trainings = objective.trainings(point.params)
+        name, label = folder / "trials" / f"beta-{beta!r}", f"beta {beta:g}"
+        if config.pruning or not trainings:
+            cells.append((label, name, _Cell(point, trainings, trainings)))
         else:
-            run_grid(study, [{BETA: float(value)} for value in config.betas], {BETA: beta}, objective.evaluate_beta)
-        for trained_study in trained_studies:
-            run_grid(trained_study, objective.trained_points, trained, objective.train_beta)
-        num_running = sum(len(running_trials(each)) for each in studies)
-        if not num_running:
-            return
-        if not is_waiting:
-            logger.info("waiting for the last %d of other workers", num_running)
-        is_waiting = True
-        time.sleep(POLL_SECONDS)
+            cells += [
+                (
+                    f"{label} seed {seed}",
+                    name.with_name(f"{name.name}-seed-{seed}"),
+                    _Cell(point, [training], trainings),
+                )
+                for seed, training in zip(config.seeds, trainings, strict=True)
+            ]
+    for params in objective.trained_points:
+        assert trained is not None  # run_sweep opens it where there are such points
+        point = _Point(trained, params, learnable, objective.train_beta, folder / ".results.lock")
+        kind, seed = params[TRAINABLE], params["seed"]
+        trainings = objective.trainings(params)
+        name = folder / "trained" / f"{kind}-seed-{seed}"
+        cells.append((f"trained {kind} seed {seed}", name, _Cell(point, trainings, trainings)))
+    return [
+        Job(label=f"[{place}/{len(cells)} {label}]", folder=name, run=cell.run, is_trained=cell.is_trained)
+        for place, (label, name, cell) in enumerate(cells, 1)
+    ]
 
 
-def _write_results(config: SweepConfig, objective: Objective, studies: Sequence[optuna.Study]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Point:
+    """A trial of a grid, which may take several trainings."""
+
+    study: SharedStudy
+    params: dict[str, Any]
+    distributions: dict[str, Any]
+    objective: Callable[[GridTrial], float]
+    lock: Path
+
+    @property
+    def is_recorded(self) -> bool:
+        return self.study.find(self.params) is not None
+
+    def run(self) -> str:
+        return self.study.run_point(self.params, self.distributions, self.objective, self.lock)
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """What one job does of a point: some of its trainings, and the trial itself once all of them have ended."""
+
+    point: _Point
+    own: list[ExperimentConfig]
+    all: list[ExperimentConfig]
+
+    def is_trained(self) -> bool:
+        return self.point.is_recorded or (bool(self.own) and all(map(is_trained, self.own)))
+
+    def run(self) -> str:
+        if self.point.is_recorded:
+            return "is in the study"
+        if self.own == self.all:
+            return self.point.run()
+        [training] = self.own
+        record = train_and_clean(training)
+        if all(map(is_trained, self.all)):
+            self.point.run()
+        return f"{record['validation_nats_per_token']:.4f} nats per token"
+
+
+def _write_results(
+    config: SweepConfig, objective: Objective, study: SharedStudy, trained: SharedStudy | None
+) -> dict[str, Any]:
     output_dir = Path(config.output_dir)
-    trials, *trained_trials = map(finished_trials, studies)
-    of_trials = [_trial_record(config, trial) for trial in trials]
+    of_trials = [_trial_record(config, trial) for trial in study.finished()]
     records = list(of_trials)
-    records += [_trained_record(config, trial) for of_study in trained_trials for trial in of_study]
+    records += [_trained_record(config, trial) for trial in (trained.finished() if trained is not None else ())]
     write_records(output_dir / "trials.jsonl", records)
     chosen = choose_trial(of_trials)
     assert chosen is not None  # only a finished sweep comes here, and its first trial is never pruned

@@ -1,12 +1,11 @@
 """What a sweep of beta is told: its mode, its grid or range, its seeds and where everything goes."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, Positive, config_dataclass
 
 
 LEARNABLE = ("beta", "slopes")
@@ -29,15 +28,15 @@ class SweepConfig(MeasurementConfig):
     """For ``retrain``: ``a.b=value`` assignments laid over the experiment."""
     checkpoint: str | None = None
     """For ``posthoc``: folder of the model."""
-    length_tokens: int | None = None
+    length_tokens: Count | None = None
     """For ``posthoc``: window length; null is the training length."""
-    betas: list[float] | None = None
+    betas: list[Positive] | None = None
     """A grid; null samples ``num_trials`` values between ``beta_low`` and ``beta_high`` by log-uniform TPE."""
-    beta_low: float = 0.125
+    beta_low: Positive = 0.125
     """Smallest sampled beta."""
-    beta_high: float = 8.0
+    beta_high: Positive = 8.0
     """Largest sampled beta."""
-    num_trials: int = 16
+    num_trials: Count = 16
     """Sampled betas."""
     sampler_seed: int = 0
     """Of TPE."""
@@ -67,13 +66,8 @@ class SweepConfig(MeasurementConfig):
             raise ValueError(f"mode {self.mode} needs '{needed}' and takes no '{unused}'")
         if self.mode == "posthoc" and self.pruning:
             raise ValueError("pruning stops trainings, and mode posthoc has none: leave it false")
-        for beta in [*(self.betas or []), self.beta_low, self.beta_high]:
-            if not (math.isfinite(beta) and beta > 0):
-                raise ValueError(f"every beta must be a finite number above 0, got {beta}")
         if self.betas == [] or self.beta_low >= self.beta_high:
             raise ValueError("give at least one beta in 'betas', or beta_low below beta_high")
-        if self.num_trials < 1:
-            raise ValueError(f"num_trials must be at least 1, got {self.num_trials}")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
 

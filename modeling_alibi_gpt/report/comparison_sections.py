@@ -6,16 +6,19 @@ from collections.abc import Sequence
 import pandas as pd
 
 from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure
+from modeling_alibi_gpt.report.budget_sections import budget_section
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.formats import BETA
 from modeling_alibi_gpt.report.frames import pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, file_stem, make_section, render_lines
 from modeling_alibi_gpt.report.plots import (
     beta_comparison_figure,
+    difference_figure,
     extrapolation_figure,
     position_figure,
     training_figure,
 )
+from modeling_alibi_gpt.report.screen import is_screen, screen_tables, screened
 from modeling_alibi_gpt.report.statistics import Difference, Verdict, within_a_model
 from modeling_alibi_gpt.report.tables import (
     Table,
@@ -32,6 +35,7 @@ from modeling_alibi_gpt.runtime.records import Record
 
 Frames = dict[str, pd.DataFrame]
 TEMPLATE = "comparison.j2"
+BASIS_KINDS = ("training", "extrapolation")
 
 
 def comparison_sections(by_kind: Frames, *, claims: bool = False) -> list[Section]:
@@ -41,12 +45,18 @@ def comparison_sections(by_kind: Frames, *, claims: bool = False) -> list[Sectio
         by_kind: Records of comparisons, by kind.
         claims: Whether a table of verdicts on what is said of ALiBi comes first.
     """
+    of_budgets, covered = budget_section(by_kind) if "comparison" in by_kind else ([], [])
     groups = by_kind["comparison"].groupby("comparison", sort=False) if "comparison" in by_kind else []
-    grids = [Comparison(frame) for _, frame in groups]
-    sections = claims_section(grids, by_kind["training"]) if claims and grids else []
+    grids = [Comparison(frame) for name, frame in groups if name not in covered]
+    judged = [grid for grid in grids if not is_screen(grid)]
+    sections = claims_section(judged, by_kind) if claims and judged else []
+    sections += of_budgets
     of_methods = []
     for grid in grids:
         own = {kind: pick(frame, comparison=grid.name) for kind, frame in by_kind.items()}
+        if is_screen(grid):
+            sections += [_setting_section(grid, None, own), _screen_section(grid)]
+            continue
         methods, betas = grid.split()
         sections.append(_setting_section(grid, methods, own))
         if methods is not None:
@@ -58,16 +68,23 @@ def comparison_sections(by_kind: Frames, *, claims: bool = False) -> list[Sectio
     return sections + _published_sections(of_methods, by_kind.get("published"))
 
 
-def claims_section(grids: Sequence[Comparison], trainings: pd.DataFrame) -> list[Section]:
-    """One table: a row for every claim that at least one of the comparisons can speak to."""
+def claims_section(grids: Sequence[Comparison], by_kind: Frames) -> list[Section]:
+    """One table: a row for every claim that at least one of the comparisons can speak to.
+
+    Beside each verdict stand the tokens of training per parameter, the seeds and the tokens of text that were read.
+    """
     found = judged_claims(grids)
     if found.empty:
         return []
-    claims = found.groupby("claim", sort=False)
+    trainings, claims = by_kind["training"], found.groupby("claim", sort=False)
+    basis = {grid.name: _basis(grid, *(pick(by_kind[k], comparison=grid.name) for k in BASIS_KINDS)) for grid in grids}
     columns = {
         "claim": [claim for claim, _ in claims],
         "": [_in_words(group) for _, group in claims],
-        "measured": ["; ".join(group["corpus"] + ": " + group["measured"]) for _, group in claims],
+        "measured": [
+            "; ".join(f"{row['corpus']} ({basis[row['comparison']]}): {row['measured']}" for row in rows_of(group))
+            for _, group in claims
+        ],
     }
     spread = max(
         max(by_seed) - min(by_seed)
@@ -76,11 +93,22 @@ def claims_section(grids: Sequence[Comparison], trainings: pd.DataFrame) -> list
         if by_seed
     )
     table = of_columns(columns, num_text_columns=3)
-    return [make_section("claims.j2", "all_claims", tables=[table], trainings=trainings, spread=spread)]
+    withdrawn = list(dict.fromkeys(variant for grid in grids for variant in grid.withdrawn))
+    values = {"trainings": trainings, "spread": spread, "withdrawn": withdrawn}
+    return [make_section("claims.j2", "all_claims", tables=[table], **values)]
+
+
+def _basis(grid: Comparison, trainings: pd.DataFrame, rows: pd.DataFrame) -> str:
+    """What the verdicts of a comparison rest on."""
+    tokens_per_parameter = trainings["num_train_tokens"] / trainings["num_parameters"]
+    lines = render_lines(
+        "claims.j2", "basis", grid=grid, ratios=tokens_per_parameter, num_tokens=rows["num_tokens"].max()
+    )
+    return " ".join(lines)
 
 
 def judged_claims(grids: Sequence[Comparison]) -> pd.DataFrame:
-    """A row for each claim and each comparison that speaks to it: ``claim, corpus, verdict, measured``."""
+    """A row for each claim and comparison that speaks to it: ``claim, comparison, corpus, verdict, measured``."""
     methods, betas = zip(*(grid.split() for grid in grids), strict=True)
     asked = [
         (claim, grid)
@@ -93,8 +121,8 @@ def judged_claims(grids: Sequence[Comparison]) -> pd.DataFrame:
     for claim, grid in asked:
         for verdict, values in claim(grid):
             said, measured = render_lines("claims.j2", claim.__name__, grid=grid, **values)
-            rows.append((said, grid.corpus, verdict, measured))
-    return pd.DataFrame(rows, columns=["claim", "corpus", "verdict", "measured"])
+            rows.append((said, grid.name, grid.corpus, verdict, measured))
+    return pd.DataFrame(rows, columns=["claim", "comparison", "corpus", "verdict", "measured"])
 
 
 def _in_words(found: pd.DataFrame) -> str:
@@ -119,13 +147,23 @@ def _setting_section(grid: Comparison, methods: Comparison | None, own: Frames) 
     return make_section(TEMPLATE, "setting", pictures=pictures, **values)
 
 
+def _screen_section(grid: Comparison) -> Section:
+    methods = screened(grid)
+    return make_section(TEMPLATE, "screen", tables=screen_tables(methods), grid=grid, methods=methods)
+
+
 def _method_sections(grid: Comparison, own: Frames) -> list[Section]:
     stem = file_stem(grid.name)
-    figure = Picture(f"{stem}.png", extrapolation_figure(grid.as_trained), f"Perplexity against length, {grid.name}")
+    pictures = [
+        Picture(f"{stem}.png", extrapolation_figure(grid.as_trained), f"Perplexity against length, {grid.name}")
+    ]
+    if len(grid.variants) > 1:
+        alt = f"Nats per token above {grid.reference} against length, {grid.name}"
+        pictures.append(Picture(f"{stem}_differences.png", difference_figure(grid), alt))
     tables = [extrapolation_table(grid.as_trained), differences_table(grid, grid.as_trained)]
     positions = _positions_picture(stem, grid, own["extrapolation"])
     sections = [
-        make_section(TEMPLATE, "extrapolation", pictures=[figure], tables=tables, grid=grid),
+        make_section(TEMPLATE, "extrapolation", pictures=pictures, tables=tables, grid=grid),
         make_section(TEMPLATE, "positions", pictures=[positions], grid=grid),
     ]
     if "bias_by_distance" in own and len(own["bias_by_distance"]):
@@ -222,4 +260,4 @@ def _published_sections(grids: Sequence[Comparison], published: pd.DataFrame | N
 
 def _one_number(nats: float) -> Difference:
     """A difference that a paper gives, without seeds or blocks."""
-    return within_a_model([nats], None, None)
+    return within_a_model([nats])

@@ -61,13 +61,17 @@ STYLE: Any = {
 }
 MAX_LINEAR_SPAN = 4  # a perplexity axis turns logarithmic beyond this ratio of its largest to its smallest value
 MAX_TICKS = 11
+MAX_LINES = 6  # in one panel
 LABEL_INCHES = 0.17  # height of a name beside a curve
 MAX_DIRECT_LABELS, MAX_LABEL_CHARS = 12, 20  # beyond these the names go into a legend below
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: the index of its dashes and marker tells it from others of its colour, a main one is drawn bold."""
+    """One curve: the index of its dashes and marker tells it from others of its colour, a main one is drawn bold.
+
+    ``low`` and ``high`` are the ends of its spread at each point, where it is known.
+    """
 
     name: str
     color: str
@@ -76,6 +80,8 @@ class Line:
     dashes: int = 0
     is_main: bool = False
     zorder: int = 2
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
 
 
 Curve = tuple[str, str, Sequence[float], Sequence[float]]  # name, position method, xs, ys
@@ -106,6 +112,23 @@ def as_png(draw: Callable[..., Figure]) -> Callable[..., bytes]:
         return buffer.getvalue()
 
     return drawn
+
+
+def in_panels(lines: Sequence[Line]) -> list[list[Line]]:
+    """The lines in groups of at most ``MAX_LINES`` that end near each other, the main one in each of them."""
+    if len(lines) <= MAX_LINES:
+        return [list(lines)]
+    main = [line for line in lines if line.is_main]
+    others = sorted((line for line in lines if not line.is_main), key=lambda line: line.ys[-1])
+    num_panels = math.ceil(len(others) / (MAX_LINES - len(main)))
+    size = math.ceil(len(others) / num_panels)
+    return [main + others[start : start + size] for start in range(0, len(others), size)]
+
+
+def new_panels(num_panels: int) -> tuple[Figure, list[Axes]]:
+    """Panels one below the other with one x axis."""
+    figure = Figure(figsize=(WIDTH_INCHES, 0.4 + 3.4 * num_panels))
+    return figure, list(figure.subplots(num_panels, sharex=True, squeeze=False)[:, 0])
 
 
 def new_axes(height_inches: float = 3.8) -> tuple[Figure, Axes]:
@@ -168,6 +191,8 @@ def write_below(figure: Figure, text: str) -> None:
 
 def draw_lines(axes: Axes, lines: Sequence[Line], *, markers: bool = True) -> None:
     for line in lines:
+        if line.low is not None and line.high is not None:
+            axes.fill_between(line.xs, line.low, line.high, color=line.color, alpha=0.15, linewidth=0, zorder=1)
         axes.plot(
             line.xs,
             line.ys,

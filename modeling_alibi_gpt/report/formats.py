@@ -57,9 +57,14 @@ def format_mean(difference: Difference) -> str:
 
 
 def format_change(difference: Difference | None) -> str:
-    """``+0.031 (+0.028, +0.034)``: the mean in nats, and each seed's where there are several; a dash for None."""
+    """``+0.031 ± 0.004``: the mean in nats and half of its 95 % interval; a dash for None.
+
+    Without an interval it is ``+0.031 (+0.028, +0.034)``, with each seed's where there are several.
+    """
     if difference is None:
         return MISSING_CELL
+    if difference.half_width is not None:
+        return f"{format_mean(difference)} \N{PLUS-MINUS SIGN} {difference.half_width:.3f}"
     seeds = ", ".join(f"{value:+.3f}" for value in difference.by_seed)
     return format_mean(difference) + (with_minus(f" ({seeds})") if len(difference.by_seed) > 1 else "")
 

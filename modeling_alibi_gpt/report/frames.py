@@ -109,11 +109,19 @@ def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
         corpus=[row["corpus"] or corpus_of(row["comparison"]) for row in rows],
         varies=varies,
         is_trained=frame["reading"] == AS_TRAINED,
+        blocks=[_blocks(row) for row in rows],
         reads_beta=[row["reading_fields"].keys() <= BETA_DEFAULTS.keys() for row in rows],
         beta=[float(setting["alibi_beta"]) for setting in settings],
         slope_kind=[setting["alibi_slope_kind"] for setting in settings],
         learns=[setting["alibi_trainable"] != "none" for setting in settings],
     )
+
+
+def _blocks(row: Record) -> list[list[float]] | None:
+    """Nats by seed and block of the text; in one row the means over seeds, where a record has no more."""
+    if row["nats_per_token_by_seed_and_block"] is not None or row["nats_per_token_by_block"] is None:
+        return row["nats_per_token_by_seed_and_block"]
+    return [row["nats_per_token_by_block"]]
 
 
 def _dtype(annotation: Any) -> str:

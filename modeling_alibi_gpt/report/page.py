@@ -106,7 +106,9 @@ def _by_sign(differences: dict[Any, Difference | None]) -> list[tuple[str, dict[
 
 
 _SENTENCES = Environment(loader=TEMPLATES, finalize=_on_one_line, **SETTINGS)
-_SENTENCES.globals.update({name: value for name, value in vars(statistics).items() if name.endswith("_NATS")})
+_SENTENCES.globals.update(
+    {name: value for name, value in vars(statistics).items() if name.endswith(("_NATS", "_SEEDS"))}
+)
 _SENTENCES.filters |= {
     "best_moves": best_moves,
     "by_sign": _by_sign,
@@ -119,6 +121,7 @@ _SENTENCES.filters |= {
     "perplexity": formats.format_perplexity,
     "protocol": formats.protocol_name,
     "ratio": formats.format_ratio,
+    "ratio3": lambda value: formats.format_ratio(value, 3),
     "span": formats.format_range,
 }
 _PAGES = Environment(loader=TEMPLATES, autoescape=select_autoescape(["html"]), **SETTINGS)

@@ -3,6 +3,7 @@
 import math
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -11,15 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Curve
+from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Comparison, Curve
 from modeling_alibi_gpt.report.drawing import (
     ALIBI_COLOUR,
     GREY,
     SECOND_COLOUR,
-    WIDTH_INCHES,
     Line,
     as_png,
     draw_lines,
+    in_panels,
     inward,
     log2_axis,
     mark_training_lengths,
@@ -27,12 +28,12 @@ from modeling_alibi_gpt.report.drawing import (
     name_above,
     name_lines,
     new_axes,
+    new_panels,
     perplexity_axis,
     write_below,
 )
 from modeling_alibi_gpt.report.formats import BETA, describe_protocol, format_count, format_perplexity, format_ratio
 from modeling_alibi_gpt.report.frames import MILESTONE_PROTOCOL, Records, alibi_first, frame_of, pick, rows_of
-from modeling_alibi_gpt.report.speed_tables import WAY_NAMES
 from modeling_alibi_gpt.report.statistics import BetaChoice, choose_trial
 from modeling_alibi_gpt.runtime.records import Record
 
@@ -40,8 +41,6 @@ from modeling_alibi_gpt.runtime.records import Record
 KIND_COLOURS = {"geometric": ALIBI_COLOUR, "uniform": SECOND_COLOUR, AFTER_TRAINING: GREY}
 # Around a point that lies in the same place they can still be seen.
 RINGS: Any = {"linestyle": "none", "marker": "o", "markersize": 8, "fillstyle": "none"}
-DRAWN_VARIANTS = {"banded": ALIBI_COLOUR, "strips": SECOND_COLOUR, "dense": "#808080"}
-DRAWN_HEAD_DIM = 64
 # Fewer tokens say more of themselves than of their position.
 MIN_POINT_TOKENS = 100
 
@@ -81,25 +80,31 @@ def beta_figure(trials: Sequence[Record], trained: Sequence[Record]) -> Figure:
 
 @as_png
 def extrapolation_figure(records: Records) -> Figure:
-    """Perplexity against length, one panel per protocol on a shared scale; what failed is noted underneath.
+    """Perplexity against length, a panel for each protocol and each six models; what failed is noted underneath.
 
-    At least one record has no error.
+    Around each mean lies the range of its seeds, where records have several. Protocols share a scale. At least one
+    record has no error.
     """
     frame = frame_of(records)
     measured = alibi_first(frame[frame["error"].isna()])
     protocols = list(measured.groupby("protocol", sort=False))
-    figure = Figure(figsize=(WIDTH_INCHES, 0.4 + 3.3 * len(protocols)))
-    panels = figure.subplots(len(protocols), sharex=True, sharey=True, squeeze=False)[:, 0]
-    lines_by_panel = []
-    for axes, (protocol, group) in zip(panels, protocols, strict=True):
+    curves = [_lines(group, ["name"], "length_tokens") for _, group in protocols]
+    groups = in_panels(list({line.name: line for lines in curves for line in lines}.values()))
+    figure, panels = new_panels(len(groups) * len(protocols))
+    drawn = []
+    for number, axes in enumerate(panels):
+        place, (protocol, group) = number // len(protocols), protocols[number % len(protocols)]
+        names = [line.name for line in groups[place]]
+        if first := number % len(protocols):
+            axes.sharey(panels[number - first])
         log2_axis(axes, frame["length_tokens"].tolist(), format_count)
-        perplexity_axis(axes, measured["perplexity"].tolist())
+        perplexity_axis(axes, measured.loc[measured["name"].isin(names), "perplexity"].tolist())
         title = describe_protocol(str(protocol), group["stride_tokens"].tolist())
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold", pad=18)
         mark_training_lengths(axes, group["train_context_length"].dropna().tolist())
-        lines_by_panel.append(_lines(group, ["name"], "length_tokens"))
-        draw_lines(axes, lines_by_panel[-1])
-    for axes, lines in zip(panels, lines_by_panel, strict=True):
+        drawn.append([line for line in curves[number % len(protocols)] if line.name in names])
+        draw_lines(axes, drawn[-1])
+    for axes, lines in zip(panels, drawn, strict=True):
         name_lines(axes, lines)
     panels[-1].set_xlabel("length of the sequence in tokens (log scale)")
     write_below(figure, _not_drawn(frame))
@@ -107,8 +112,31 @@ def extrapolation_figure(records: Records) -> Figure:
 
 
 @as_png
+def difference_figure(grid: Comparison) -> Figure:
+    """Nats above the reference as trained against length, with the main protocol, six variants a panel.
+
+    Around each mean lies its 95 % interval, or the range of its seeds where there are too few for one. At least one
+    variant beside the reference has a figure.
+    """
+    curves, spreads = [], []
+    for variant in [variant for variant in grid.variants if variant != grid.reference]:
+        found = [(length, grid.difference(variant, grid.main_protocol, length)) for length in grid.lengths]
+        known = [(length, difference) for length, difference in found if difference is not None]
+        if known:
+            means = [difference.mean for _, difference in known]
+            curves.append((variant, grid.method(variant), [length for length, _ in known], means))
+            spreads.append([difference.ends for _, difference in known])
+    lines = [
+        replace(line, low=[low for low, _ in ends], high=[high for _, high in ends])
+        for line, ends in zip(method_lines(curves), spreads, strict=True)
+    ]
+    labels = ("length of the sequence in tokens (log scale)", f"nats per token above {grid.reference}")
+    return _over_lengths(lines, labels, grid.frame["train_context_length"], level=0)
+
+
+@as_png
 def position_figure(records: Records) -> Figure:
-    """Nats per token against position, one line per record; a point stands for the positions since the one before.
+    """Nats per token against position, a line per record; a point stands for the positions since the one before.
 
     Points of fewer than ``MIN_POINT_TOKENS`` tokens are left out, unless a record has no others.
     """
@@ -121,29 +149,25 @@ def position_figure(records: Records) -> Figure:
         drawn = ((edge, nats) for edge, nats, num_tokens in points if nats is not None and num_tokens >= least)
         xs, ys = zip(*drawn, strict=True)
         curves.append((row["name"], row["position_method"], xs, ys))
-    figure, axes = new_axes()
-    lines = method_lines(curves)
-    log2_axis(axes, [x for line in lines for x in line.xs], format_count)
-    axes.set(xlabel="position in the sequence in tokens (log scale)", ylabel="nats per token")
-    mark_training_lengths(axes, frame["train_context_length"].dropna().tolist())
-    draw_lines(axes, lines)
-    name_lines(axes, lines)
-    return figure
+    labels = ("position in the sequence in tokens (log scale)", "nats per token")
+    return _over_lengths(method_lines(curves), labels, frame["train_context_length"])
 
 
 @as_png
 def training_figure(records: Records) -> Figure:
     """Training loss in nats per token against the step, one line per run."""
-    figure, axes = new_axes()
     curves = []
     for row in rows_of(alibi_first(frame_of(records))):
         history = pd.DataFrame(row["loss_history"])
         curves.append((row["name"], row["position_method"], history["step"], history["nats_per_token"]))
-    lines = method_lines([(name, method, xs.tolist(), ys.tolist()) for name, method, xs, ys in curves])
-    axes.set(xlabel="training step", ylabel="training loss, nats per token")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,g}"))
-    draw_lines(axes, lines, markers=False)
-    name_lines(axes, lines)
+    groups = in_panels(method_lines([(name, method, xs.tolist(), ys.tolist()) for name, method, xs, ys in curves]))
+    figure, panels = new_panels(len(groups))
+    for axes, lines in zip(panels, groups, strict=True):
+        axes.set_ylabel("training loss, nats per token")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,g}"))
+        draw_lines(axes, lines, markers=False)
+        name_lines(axes, lines)
+    panels[-1].set_xlabel("training step")
     return figure
 
 
@@ -166,7 +190,10 @@ def milestone_figure(records: Records, start: str) -> Figure:
 
 @as_png
 def beta_comparison_figure(curves: dict[tuple[str, int], Curve]) -> Figure:
-    """Perplexity against beta for each kind of slopes: a line at the shortest length, rings at the longest."""
+    """Perplexity against beta for each kind of slopes: a line at the shortest length, rings at the longest.
+
+    Around each mean lies the range of its seeds.
+    """
     figure, axes = new_axes(4.4)
     log2_axis(axes, [beta for curve in curves.values() for beta in curve], format_ratio)
     perplexity_axis(axes, [row["perplexity"] for curve in curves.values() for row in curve.values()])
@@ -178,6 +205,8 @@ def beta_comparison_figure(curves: dict[tuple[str, int], Curve]) -> Figure:
             continue
         name = f"{kind}, read at {format_count(length)} tokens"
         line = Line(name, KIND_COLOURS[kind], list(curve), [row["perplexity"] for row in curve.values()])
+        low, high = ([math.exp(end(row["nats_per_token_by_seed"])) for row in curve.values()] for end in (min, max))
+        axes.fill_between(line.xs, low, high, color=line.color, alpha=0.15, linewidth=0)
         style = {"marker": "o", "markersize": 3.5} if length == lengths[0] else RINGS
         axes.plot(line.xs, line.ys, color=line.color, **style)
         lines.append(line)
@@ -185,41 +214,37 @@ def beta_comparison_figure(curves: dict[tuple[str, int], Curve]) -> Figure:
     return figure
 
 
-def drawn_speeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """Those ``attention_speed`` records that the figure draws."""
-    drawn = pick(frame, mode="forward", dtype="float32", head_dim=DRAWN_HEAD_DIM)
-    return drawn[drawn["name"].isin(DRAWN_VARIANTS)]
-
-
-@as_png
-def attention_speed_figure(records: Records) -> Figure:
-    """Time of float32 prefill against length, in times plain causal attention: one line for each way drawn."""
-    frame = drawn_speeds(frame_of(records))
-    figure, axes = new_axes()
-    lines = []
-    for name, color in DRAWN_VARIANTS.items():
-        points = pick(frame, name=name).drop_duplicates("length_tokens", keep="last").sort_values("length_tokens")
-        if len(points):
-            xs, ys = points["length_tokens"].tolist(), points["times_reference"].tolist()
-            lines.append(
-                Line(WAY_NAMES[name], color, xs, ys, is_main=color == ALIBI_COLOUR, zorder=2 + (color == ALIBI_COLOUR))
-            )
-    log2_axis(axes, [x for line in lines for x in line.xs], format_count)
-    axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":")
-    axes.set(xlabel="tokens (log scale)", ylabel="time / plain causal attention")
-    draw_lines(axes, lines)
-    axes.set_ylim(0, 1.08 * max(y for line in lines for y in line.ys))
-    name_lines(axes, lines)
+def _over_lengths(
+    lines: Sequence[Line], labels: tuple[str, str], trained_tokens: pd.Series, level: float | None = None
+) -> Figure:
+    """Lines over tokens in as many panels as they need, with a dotted line at ``level`` if it is given."""
+    groups = in_panels(lines)
+    figure, panels = new_panels(len(groups))
+    for axes, group in zip(panels, groups, strict=True):
+        log2_axis(axes, [x for line in lines for x in line.xs], format_count)
+        if level is not None:
+            axes.axhline(level, color="black", linewidth=0.8, linestyle=":")
+        axes.set_ylabel(labels[1])
+        mark_training_lengths(axes, trained_tokens.dropna().tolist())
+        draw_lines(axes, group)
+        name_lines(axes, group)
+    panels[-1].set_xlabel(labels[0])
     return figure
 
 
 def _lines(frame: pd.DataFrame, keys: list[str], x: str) -> list[Line]:
-    """Perplexity against ``x``, a line for each name, or for each name and length."""
-    curves = []
+    """Perplexity against ``x``, a line for each name, or for each name and length, with the range of its seeds."""
+    curves, by_seed = [], []
     for (name, *lengths), group in frame.groupby(keys, sort=False):
+        by_seed.append(group.get("nats_per_token_by_seed"))
         label = ", ".join([name, *(f"{format_count(length)} tokens" for length in lengths)])
         curves.append((label, group["position_method"].iloc[0], group[x].tolist(), group["perplexity"].tolist()))
-    return method_lines(curves)
+    lines = method_lines(curves)
+    if "nats_per_token_by_seed" not in frame:
+        return lines
+    spreads = [[(math.exp(min(nats)), math.exp(max(nats))) for nats in group] for group in by_seed]
+    ends = [tuple(zip(*spread, strict=True)) for spread in spreads]
+    return [replace(line, low=low, high=high) for line, (low, high) in zip(lines, ends, strict=True)]
 
 
 def _mark_trained_beta(axes: Axes, trained: Sequence[Record], betas: Sequence[float]) -> None:

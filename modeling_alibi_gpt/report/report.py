@@ -12,18 +12,18 @@ from modeling_alibi_gpt.report.beta_choice import describe_choice
 from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure, bias_figure
 from modeling_alibi_gpt.report.comparison_sections import comparison_sections
 from modeling_alibi_gpt.report.complete import check_comparisons
+from modeling_alibi_gpt.report.context_sections import context_sections, recall_sections
 from modeling_alibi_gpt.report.formats import BETA
 from modeling_alibi_gpt.report.frames import distinct_names, frames, milestone_runs, pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, make_section, render_html, render_markdown
 from modeling_alibi_gpt.report.plots import (
-    attention_speed_figure,
     beta_figure,
-    drawn_speeds,
     extrapolation_figure,
     milestone_figure,
     position_figure,
     training_figure,
 )
+from modeling_alibi_gpt.report.speed_plots import attention_speed_figure, drawn_speeds
 from modeling_alibi_gpt.report.speed_tables import (
     attention_speed_table,
     conversion_speed_table,
@@ -124,6 +124,7 @@ def _sections(records: Sequence[Record], claims: bool) -> list[Section]:
     compared = frames(record for record in records if "comparison" in record)
     by_kind = frames(record for record in records if "comparison" not in record)
     sections = comparison_sections(compared, claims=claims)
+    sections += recall_sections(compared) if "recall" in compared else []
     for kind, build in SECTION_BUILDERS.items():
         sections += build(by_kind) if kind in by_kind else []
     provenance = provenance_table([record["provenance"] for record in records])
@@ -265,6 +266,8 @@ def _tables_alone(kind: str, tables: Callable[[pd.DataFrame], list[Table]]) -> C
 # In the order of the page, for kinds of records that are not part of a comparison.
 SECTION_BUILDERS: dict[str, Callable[[Frames], list[Section]]] = {
     "extrapolation": _extrapolation_sections,
+    "context": context_sections,
+    "recall": recall_sections,
     "beta_trial": _beta_sections,
     "trained_beta": _tables_alone("trained_beta", trained_beta_tables),
     "bias_matrix": _bias_sections,

@@ -6,7 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from modeling_alibi_gpt.report.intervals import half_width
 from modeling_alibi_gpt.runtime.records import Record
+
+
+Blocks = Sequence[Sequence[float]]
 
 
 # Differences between trainings of this size that are smaller say nothing.
@@ -20,6 +24,8 @@ BLOCK_ERROR_NATS = 0.002
 # What is shown to rise by less than this, one per cent of perplexity, stays level.
 LEVEL_NATS = 0.01
 NUM_STANDARD_ERRORS = 2
+# Fewer say too little of what another seed does: differences between such trainings prove and refute no claim.
+MIN_SEEDS = 3
 
 
 class Verdict(Enum):
@@ -37,14 +43,25 @@ class Difference:
     Attributes:
         by_seed: One number for each seed that both have.
         noise: What their mean must exceed to count, in nats.
+        half_width: Half of the 95 % interval of their mean; None of fewer than ``MIN_SEEDS`` seeds.
+        is_proof: Whether a claim may rest on it.
     """
 
     by_seed: tuple[float, ...]
     noise: float
+    half_width: float | None = None
+    is_proof: bool = True
 
     @property
     def mean(self) -> float:
         return statistics.fmean(self.by_seed)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """Of its 95 % interval, or of its seeds where there are too few for one."""
+        if self.half_width is None:
+            return min(self.by_seed), max(self.by_seed)
+        return self.mean - self.half_width, self.mean + self.half_width
 
     @property
     def sign(self) -> int:
@@ -52,6 +69,11 @@ class Difference:
         if abs(self.mean) <= self.noise or min(self.by_seed) < 0 < max(self.by_seed):
             return 0
         return 1 if self.mean > 0 else -1
+
+    @property
+    def shown(self) -> int:
+        """``sign`` where a claim may rest on it, else 0."""
+        return self.sign if self.is_proof else 0
 
     @property
     def rise(self) -> int:
@@ -64,31 +86,51 @@ class Difference:
         return self.sign <= 0 and max(self.by_seed) + self.noise <= LEVEL_NATS
 
 
-def between_trainings(by_seed: Iterable[float]) -> Difference:
+def between_trainings(by_seed: Iterable[float], by_block: Blocks | None = None) -> Difference:
     """A difference of models trained apart.
 
-    Noise is ``NOISE_NATS``, or two standard errors over seeds if more; ``LONE_SEED_NATS`` for a single seed.
-    """
-    differences = tuple(by_seed)
-    if len(differences) == 1:
-        return Difference(differences, LONE_SEED_NATS)
-    return Difference(differences, max(NOISE_NATS, NUM_STANDARD_ERRORS * _standard_error(differences)))
-
-
-def within_a_model(
-    by_seed: Iterable[float], blocks: Sequence[float] | None, other_blocks: Sequence[float] | None
-) -> Difference:
-    """A difference of two readings of one text by one model: noise is two standard errors over blocks of the text.
+    Noise is half of the 95 % interval over seeds and blocks of text, but at least ``NOISE_NATS``. Of two seeds it is
+    ``NOISE_NATS`` or two standard errors over them, of one seed ``LONE_SEED_NATS``: enough to choose by, not to prove.
 
     Args:
-        by_seed: Nats per token of the one reading above the other.
-        blocks: Nats per token of the one reading in each block of the text; None where the record holds none.
-        other_blocks: Those of the other reading.
+        by_seed: Nats per token of the one above the other, for each seed.
+        by_block: The same for each seed and each block of the text; None where the records hold none.
     """
-    error = BLOCK_ERROR_NATS
-    if blocks is not None and other_blocks is not None:
-        error = _standard_error([one - other for one, other in zip(blocks, other_blocks, strict=True)])
-    return Difference(tuple(by_seed), NUM_STANDARD_ERRORS * error)
+    differences = tuple(by_seed)
+    if len(differences) >= MIN_SEEDS:
+        half = half_width(by_block if by_block is not None else [[each] for each in differences])
+        return Difference(differences, max(NOISE_NATS, half), half)
+    noise = LONE_SEED_NATS
+    if len(differences) > 1:
+        noise = max(NOISE_NATS, NUM_STANDARD_ERRORS * _standard_error(differences))
+    return Difference(differences, noise, is_proof=False)
+
+
+def within_a_model(by_seed: Iterable[float], by_block: Blocks | None = None) -> Difference:
+    """A difference of two readings of one text by the same models.
+
+    Noise is half of the 95 % interval over seeds and blocks. Of fewer than ``MIN_SEEDS`` seeds it is two standard
+    errors over the blocks, and the difference speaks of these models alone.
+
+    Args:
+        by_seed: Nats per token of the one reading above the other, for each seed.
+        by_block: The same for each seed, or for their mean, and each block; None where the records hold none.
+    """
+    differences = tuple(by_seed)
+    if by_block is None:
+        return Difference(differences, NUM_STANDARD_ERRORS * BLOCK_ERROR_NATS)
+    if len(by_block) >= MIN_SEEDS:
+        half = half_width(by_block)
+        return Difference(differences, half, half)
+    means = [statistics.fmean(block) for block in zip(*by_block, strict=True)]
+    return Difference(differences, NUM_STANDARD_ERRORS * _standard_error(means))
+
+
+def block_differences(one: Blocks | None, other: Blocks | None) -> list[list[float]] | None:
+    """Seed by seed and block by block, the one above the other; None where either has no blocks."""
+    if one is None or other is None:
+        return None
+    return [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(one, other, strict=True)]
 
 
 def judge(signs: Iterable[int], claimed: int, *, each: bool = True) -> Verdict:
@@ -156,7 +198,7 @@ def _trial_difference(trial: Record, lowest: Record) -> Difference:
         )
         return between_trainings([one[seed] - other[seed] for seed in one if seed in other] or by_seed)
     blocks = [record.get("nats_per_token_by_block") for record in (trial, lowest)]
-    return within_a_model(by_seed, *blocks)
+    return within_a_model(by_seed, block_differences(*(None if row is None else [row] for row in blocks)))
 
 
 def _standard_error(values: Sequence[float]) -> float:

@@ -35,6 +35,20 @@ class Table:
     footnotes: list[str] = field(default_factory=list)
 
 
+def table_text(table: Table) -> str:
+    """A table for a terminal: aligned columns, and its numbered footnotes."""
+    lines = [table.header, *table.rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        "  ".join(
+            cell.ljust(width) if column < table.num_text_columns else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    return "\n".join([*aligned, *(f"({number}) {note}" for number, note in enumerate(table.footnotes, start=1))])
+
+
 def by_length(frame: pd.DataFrame, keys: list[str], cells: Iterable[str]) -> pd.DataFrame:
     """Cells of text with a row for each value of ``keys``, in the order of the records, and a column a length.
 
@@ -66,7 +80,7 @@ def extrapolation_table(records: Records) -> Table:
 def differences_table(grid: Comparison, frame: pd.DataFrame) -> Table:
     """Nats above the reference as trained, one row a name and protocol, one column a length.
 
-    A cell holds the mean over seeds and the standard deviation of the seeds' differences.
+    A cell holds the mean over seeds, and half of its 95 % interval or, of two seeds, the standard deviation over them.
     """
     others = alibi_first(frame[frame["name"] != grid.reference])
     wide = by_length(others, ["name", "protocol"], [_difference(grid, row) for row in rows_of(others)])
@@ -253,6 +267,7 @@ def _difference(grid: Comparison, row: Record) -> str:
     difference = grid.difference(row["variant"], row["protocol"], row["length_tokens"], row["reading"])
     if difference is None:
         return MISSING_CELL
-    seeds = difference.by_seed
-    spread = f" \N{PLUS-MINUS SIGN} {statistics.stdev(seeds):.3f}" if len(seeds) > 1 else ""
-    return with_minus(f"{difference.mean:+.3f}{spread}")
+    spread = difference.half_width
+    if spread is None and len(difference.by_seed) > 1:
+        spread = statistics.stdev(difference.by_seed)
+    return with_minus(f"{difference.mean:+.3f}" + ("" if spread is None else f" \N{PLUS-MINUS SIGN} {spread:.3f}"))

@@ -1,13 +1,14 @@
 """What one comparison says of each claim on ALiBi: a verdict and the numbers behind it, or nothing where it is silent.
 
-A function for each claim; the sentences are macros of the same names in ``templates/claims.j2``.
+A function for each claim; the sentences are macros of the same names in ``templates/claims.j2``. Variants that
+``Comparison.withdrawn`` names get no verdict.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Comparison, best_moves
-from modeling_alibi_gpt.report.statistics import Difference, Verdict, judge
+from modeling_alibi_gpt.report.statistics import MIN_SEEDS, Difference, Verdict, judge
 
 
 Findings = Iterator[tuple[Verdict, dict[str, Any]]]
@@ -25,19 +26,19 @@ def uses_distant_text(grid: Comparison) -> Findings:
     if change and grid.main_protocol == "sliding":
         protocol = "nonoverlapping"
         whole = grid.changes(protocol, [str(grid.alibi)])[str(grid.alibi)] if protocol in grid.protocols else None
-        yield judge([change.sign], -1), {"change": change, "whole": whole}
+        yield judge([change.shown], -1), {"change": change, "whole": whole}
 
 
 def no_worse_where_trained(grid: Comparison) -> Findings:
     if differences := _against_alibi(grid, _rivals(grid), grid.lengths[0]):
         values = {"differences": differences, "methods": _methods(grid, differences)}
-        yield judge((difference.sign for difference in differences.values()), 1), values
+        yield judge((difference.shown for difference in differences.values()), 1), values
 
 
 def rivals_fail(grid: Comparison) -> Findings:
     if changes := _known(grid.changes(grid.main_protocol, _rivals(grid))):
         values = {"changes": changes, "methods": _methods(grid, changes)}
-        yield judge((change.sign for change in changes.values()), 1), values
+        yield judge((change.shown for change in changes.values()), 1), values
 
 
 def alone_stays_level(grid: Comparison) -> Findings:
@@ -50,7 +51,7 @@ def alone_stays_level(grid: Comparison) -> Findings:
 def nothing_is_better(grid: Comparison) -> Findings:
     if differences := _against_alibi(grid, _other_methods(grid), grid.lengths[-1]):
         values = {"others": list(differences), "lowest": _lowest(differences, 3)}
-        yield judge((difference.sign for difference in differences.values()), 1), values
+        yield judge((difference.shown for difference in differences.values()), 1), values
 
 
 def flatter_slopes_help(grid: Comparison) -> Findings:
@@ -61,7 +62,7 @@ def flatter_slopes_help(grid: Comparison) -> Findings:
     }
     if gains:
         ((reading, length), gain) = min(gains.items(), key=lambda item: item[1].mean)
-        verdict = judge((gain.sign for gain in gains.values()), -1, each=False)
+        verdict = judge((gain.shown for gain in gains.values()), -1, each=False)
         yield verdict, {"gain": gain, "reading": reading, "length": length}
 
 
@@ -89,14 +90,15 @@ def another_beta_is_better(grid: Comparison) -> Findings:
     curves = grid.curves("geometric")
     if curves and all(curve.above(1.0) for curve in curves.values()):
         gains = {length: min(curve.above(1.0).values(), key=_mean) for length, curve in curves.items()}
-        verdicts = [judge((gain.sign for gain in c.above(1.0).values()), -1, each=False) for c in curves.values()]
+        verdicts = [judge((gain.shown for gain in c.above(1.0).values()), -1, each=False) for c in curves.values()]
         yield _all_agree(verdicts), {"curves": curves, "gains": gains}
 
 
 def best_beta_moves(grid: Comparison) -> Findings:
     curves = grid.curves("geometric")
     if len(curves) > 1 and all(len(curve) > 1 for curve in curves.values()):
-        yield judge([int(best_moves(curves.values()))], 1), {"curves": curves}
+        is_shown = len(grid.seeds) >= MIN_SEEDS and best_moves(curves.values())
+        yield judge([int(is_shown)], 1), {"curves": curves}
 
 
 def heads_should_differ(grid: Comparison) -> Findings:
@@ -108,25 +110,25 @@ def heads_should_differ(grid: Comparison) -> Findings:
             if geometric and uniform and (difference := uniform.lowest_above(geometric)):
                 differences[protocol, length] = difference
     if differences:
-        yield judge((difference.sign for difference in differences.values()), 1), {"differences": differences}
+        yield judge((difference.shown for difference in differences.values()), 1), {"differences": differences}
 
 
 def learning_finds_the_best(grid: Comparison) -> Findings:
     length = grid.lengths[0]
     curve = grid.curve("geometric", length)
-    for variant in grid.learned if 1.0 in curve else ():
+    for variant in grid.judged(grid.learned) if 1.0 in curve else ():
         best, one = (curve[beta]["variant"] for beta in (curve.lowest, 1.0))
         to_best, to_one = (grid.difference(variant, grid.main_protocol, length, against=to) for to in (best, one))
         if to_best and to_one:
             trainable = grid.cell(variant, grid.main_protocol, length)["fields"]["alibi_trainable"]
             values = {"trainable": trainable, "learned": to_one, "best": curve.between(curve.lowest, 1.0)}
-            yield judge([to_best.sign], -1), {**values, "beta": curve.lowest}
+            yield judge([to_best.shown], -1), {**values, "beta": curve.lowest}
 
 
 def another_beta_reads_better(grid: Comparison) -> Findings:
     above = {length: grid.curve(AFTER_TRAINING, length).above(grid.own_beta) for length in grid.lengths}
     if all(above.values()):
-        verdicts = [judge((gain.sign for gain in gains.values()), -1, each=False) for gains in above.values()]
+        verdicts = [judge((gain.shown for gain in gains.values()), -1, each=False) for gains in above.values()]
         best = {length: min(gains.items(), key=lambda item: item[1].mean) for length, gains in above.items()}
         yield _all_agree(verdicts), {"best": best}
 
@@ -174,11 +176,11 @@ def _mean(difference: Difference) -> float:
 
 
 def _rivals(grid: Comparison) -> list[str]:
-    return [variant for variant in grid.variants if grid.method(variant) in RIVALS]
+    return grid.judged(variant for method in RIVALS for variant in grid.variants if grid.method(variant) == method)
 
 
 def _other_methods(grid: Comparison) -> list[str]:
-    return [variant for variant in grid.variants if grid.method(variant) != "alibi"]
+    return grid.judged(variant for variant in grid.variants if grid.method(variant) != "alibi")
 
 
 def _methods(grid: Comparison, variants: Iterable[str]) -> list[str]:

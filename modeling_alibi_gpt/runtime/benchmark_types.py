@@ -108,6 +108,21 @@ class Precision(RecordType):
     absolute_relative_rms_error: float
 
 
+class LossMemory(RecordType):
+    """Memory of the loss of so many tokens, forward and backward; ``chunk_tokens`` null is all of them at once."""
+
+    kind: Literal["loss_memory"]
+    num_tokens: Positive
+    vocab_size: Positive
+    hidden_size: Positive
+    dtype: str
+    chunk_tokens: Positive | None
+    logits_bytes: Positive
+    extra_bytes: Count
+    nats_per_token: PositiveNumber
+    gradient_norm: PositiveNumber
+
+
 class Margins(RecordType):
     kind: Literal["margins"]
     name: str
@@ -146,3 +161,17 @@ class ConversionDifference(RecordType):
     max_logit_difference: Number
     logit_std: float
     kl_nats_per_token: float
+
+
+class DataSpeed(RecordType):
+    kind: Literal["data_speed"]
+    contestant: str
+    step: str
+    num_bytes: Positive
+    num_tokens: Positive
+    cpu_seconds: list[float]  # of each round
+    megabytes_per_cpu_second: Number = None
+    wall_seconds: Number = None
+    memory_before_bytes: Count = None
+    peak_memory_bytes: Count = None
+    disk_bytes: Count = None

@@ -5,9 +5,10 @@ import difflib
 import json
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from modeling_alibi_gpt.runtime.parsing import MAX_DEPTH, parse_yaml, read_mapping
@@ -15,11 +16,25 @@ from modeling_alibi_gpt.runtime.plugins import import_plugins
 
 
 Config = TypeVar("Config")
+# Types of many fields.
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
 
 _MAX_INT = 2**63 - 1
 _TYPES = ConfigDict(strict=True, allow_inf_nan=False)
 _UNKNOWN = "unexpected_keyword_argument"
 _MISSING = "missing"
+# pydantic's words on the left; longer ones come first.
+_WORDS = {
+    "Input should be ": "",
+    "an object": "a mapping",
+    "a dictionary": "a mapping",
+    "a valid dictionary": "a mapping",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
@@ -31,6 +46,9 @@ def config_dataclass(cls: type[Config]) -> type[Config]:
     """
     checks = ConfigDict(**_TYPES, extra="forbid", use_attribute_docstrings=True)
     cls = dataclass(frozen=True, kw_only=True, config=checks)(cls)
+    for field in dataclasses.fields(cls):  # pydantic reads the text of a class, and of its bases the metadata alone
+        described = cls.__pydantic_fields__[field.name].description  # type: ignore[attr-defined]
+        field.metadata = MappingProxyType({"description": described})
     validate = cls.__init__
 
     def __init__(self: Config, **values: Any) -> None:
@@ -163,8 +181,9 @@ def _described(error: ValidationError, config_class: type[Any] | None, values: A
         where: Prefix of keys.
     """
     ranks = {_UNKNOWN: 0, _MISSING: 2}
-    first = min(error.errors(), key=lambda found: ranks.get(found["type"], 1))
-    parts, kind = first["loc"], first["type"]
+    found_errors = [found for found in error.errors() if not _is_of_other_type(found, error.errors(), values)]
+    first = min(found_errors, key=lambda found: ranks.get(found["type"], 1))
+    parts, kind = tuple(part for part in first["loc"] if "[" not in str(part)), first["type"]
     if kind == "value_error":  # of a __post_init__, which names the key itself
         return str(first["ctx"]["error"])
     if kind == _UNKNOWN:
@@ -175,11 +194,30 @@ def _described(error: ValidationError, config_class: type[Any] | None, values: A
         return f"key '{where}{_place(parts)}' is missing"
     parts, value = _reached(parts, values)
     # Each alternative of a union complains on its own.
-    wanted = [found["msg"] for found in error.errors() if _reached(found["loc"], values)[0] == parts]
-    words = " or ".join(dict.fromkeys(words.removeprefix("Input should be ") for words in wanted))
-    for theirs in ("an object", "a dictionary", "a valid dictionary"):
-        words = words.replace(theirs, "a mapping")
+    wanted = [_wanted(found) for found in error.errors() if _reached(found["loc"], values)[0] == parts]
+    words = " or ".join(dict.fromkeys(wanted))
     return f"'{where}{_place(parts)}' must be {words}, got {value!r}"
+
+
+def _is_of_other_type(found: Any, errors: Sequence[Any], values: Any) -> bool:
+    """Whether an error is of an alternative of a union, such as ``str``, where another alternative was meant.
+
+    That is one, such as ``list[Part]``, of which something deeper is wrong.
+    """
+    place = _reached(found["loc"], values)[0]
+    return len(found["loc"]) > len(place) and any(
+        len(other["loc"]) > len(found["loc"]) and other["loc"][: len(place)] == place for other in errors
+    )
+
+
+def _wanted(found: Mapping[str, Any]) -> str:
+    """What a value must be, of one complaint of pydantic's."""
+    if found["type"] == "too_short":
+        return f"a list of at least {found['ctx']['min_length']}"
+    words = found["msg"]
+    for theirs, ours in _WORDS.items():
+        words = words.replace(theirs, ours)
+    return words
 
 
 def _reached(parts: tuple[int | str, ...], values: Any) -> tuple[tuple[int | str, ...], Any]:

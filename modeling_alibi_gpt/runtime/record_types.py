@@ -70,6 +70,8 @@ class OfComparison(RecordType):
     variant: str = ""
     fields: dict[str, Any] = {}
     seed: int = 0
+    series: Text = None  # of comparisons that differ in their budget
+    budget_tokens: Count = None
 
 
 class Training(OfComparison):
@@ -111,7 +113,7 @@ class Windows(RecordType):
         if self.error is not None and self.perplexity is not None:
             raise ValueError("'error' must be null where there is a perplexity")
         if self.error is None:
-            _require(self, "perplexity", "nats_per_token", *self._due)
+            require(self, "perplexity", "nats_per_token", *self._due)
         return self
 
     @property
@@ -167,7 +169,7 @@ class Extrapolation(OfComparison, Measured):
     def _bins_have_edges(self) -> Self:
         if (located := self.nats_by_position) is not None:
             for field in ("nats_per_token", "num_tokens"):
-                _require_length(f"nats_by_position.{field}", getattr(located, field), len(located.edges_tokens) - 1)
+                require_length(f"nats_by_position.{field}", getattr(located, field), len(located.edges_tokens) - 1)
         return self
 
 
@@ -175,6 +177,8 @@ class Comparison(Windows):
     kind: Literal["comparison"]
     comparison: str
     corpus: Text = None
+    series: Text = None
+    budget_tokens: Count = None
     varies: Literal["nothing", "beta", "method"] | None = None
     variant: str
     reading: str
@@ -187,6 +191,7 @@ class Comparison(Windows):
     nats_per_token: Number
     nats_per_token_sd: Number
     nats_per_token_by_block: list[float] | None = None
+    nats_per_token_by_seed_and_block: list[list[float]] | None = None
     difference_nats_by_seed: list[float]
     difference_nats: Number
     difference_nats_sd: Number
@@ -195,7 +200,7 @@ class Comparison(Windows):
     @model_validator(mode="after")
     def _one_number_a_seed(self) -> Self:
         for field in ("nats_per_token_by_seed", "difference_nats_by_seed") if self.error is None else ():
-            _require_length(field, getattr(self, field), len(self.seeds))
+            require_length(field, getattr(self, field), len(self.seeds))
         return self
 
 
@@ -225,7 +230,7 @@ class BetaTrial(RecordType):
     @model_validator(mode="after")
     def _complete_has_figures(self) -> Self:
         if self.state == "COMPLETE":
-            _require(self, "perplexity", "nats_per_token")
+            require(self, "perplexity", "nats_per_token")
         return self
 
 
@@ -242,9 +247,9 @@ class TrainedBeta(OfComparison):
     @model_validator(mode="after")
     def _one_beta_a_layer(self) -> Self:
         if self.alibi_trainable == "beta":
-            _require(self, "beta_by_layer")
+            require(self, "beta_by_layer")
         if self.beta_by_layer is not None:
-            _require_length("beta_by_layer", self.beta_by_layer, len(self.slopes_by_layer))
+            require_length("beta_by_layer", self.beta_by_layer, len(self.slopes_by_layer))
         return self
 
 
@@ -256,11 +261,11 @@ class BiasMatrix(RecordType):
 
     @model_validator(mode="after")
     def _a_square_for_each_slope(self) -> Self:
-        _require_length("slopes", self.slopes, len(self.slopes))
-        _require_length("bias", self.bias, len(self.slopes))
+        require_length("slopes", self.slopes, len(self.slopes))
+        require_length("bias", self.bias, len(self.slopes))
         for rows in self.bias:
             for row in rows or [[]]:
-                _require_length("bias", row, len(rows))
+                require_length("bias", row, len(rows))
         return self
 
 
@@ -275,24 +280,25 @@ class BiasByDistance(OfComparison):
 
     @model_validator(mode="after")
     def _a_number_for_each_distance(self) -> Self:
-        _require_length("distances_tokens", self.distances_tokens, len(self.distances_tokens))
+        require_length("distances_tokens", self.distances_tokens, len(self.distances_tokens))
         for field in ("bias_before", "bias_after"):
             layers = getattr(self, field)
-            _require_length(field, layers, len(self.bias_before))
+            require_length(field, layers, len(self.bias_before))
             for heads in layers:
-                _require_length(field, heads, len(layers[0]))
+                require_length(field, heads, len(layers[0]))
                 for curve in heads:
-                    _require_length(field, curve, len(self.distances_tokens))
+                    require_length(field, curve, len(self.distances_tokens))
         return self
 
 
-def _require(record: RecordType, *fields: str) -> None:
+def require(record: RecordType, *fields: str) -> None:
+    """Raise a ValueError unless none of these fields is null."""
     for field in fields:
         if getattr(record, field, 0) is None:
             raise ValueError(f"'{field}' must be a figure, got null, where nothing failed")
 
 
-def _require_length(field: str, values: list[Any], expected: int) -> None:
+def require_length(field: str, values: list[Any], expected: int) -> None:
     """Raise a ValueError unless a list holds as many values as what belongs to it, and any at all."""
     if len(values) != expected or not values:
         raise ValueError(f"'{field}' must hold {max(expected, 1)} values, got {len(values)}")

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, get_args
 
 from pydantic import ValidationError
 
-from modeling_alibi_gpt.runtime import benchmark_types, record_types
+from modeling_alibi_gpt.runtime import benchmark_types, context_types, prediction_types, record_types
 from modeling_alibi_gpt.runtime.atomic import to_json, write_bytes
 from modeling_alibi_gpt.runtime.record_types import RecordType
 
@@ -21,7 +21,7 @@ Record = dict[str, Any]
 # The schema of each kind.
 RECORD_TYPES: dict[str, type[RecordType]] = {
     get_args(schema.model_fields["kind"].annotation)[0]: schema
-    for module in (record_types, benchmark_types)
+    for module in (record_types, prediction_types, benchmark_types, context_types)
     for schema in vars(module).values()
     if isinstance(schema, type) and issubclass(schema, RecordType) and get_args(schema.model_fields["kind"].annotation)
 }

@@ -19,6 +19,13 @@ from modeling_alibi_gpt.runtime.config import convert_value, refuse_unknown_key
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 
+# Where this project's differ from those of transformers.
+DEFAULTS: dict[str, Any] = {
+    "include_num_input_tokens_seen": "all",
+    "greater_is_better": False,  # there are no metrics but losses
+    "save_total_limit": 2,
+    "ddp_find_unused_parameters": False,
+}
 # What each field must be; transformers takes most of them as they come.
 _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "above 0": (
@@ -49,6 +56,10 @@ _CHOICES: dict[str, Collection[Any]] = {
     "log_level_replica": tuple(trainer_log_levels),
     "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
 }
+_EARLY_STOPPING_DEFAULTS = {
+    "metric_for_best_model": "nats_per_token",
+    "restore_callback_states_from_checkpoint": True,  # or a run that goes on would count its patience anew
+}
 _METRICS = ("loss", "nats_per_token")
 _REFUSED = {
     "bf16": "say 'precision: bfloat16' or 'auto' at the top of the experiment",
@@ -73,10 +84,8 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
     values = {
         # Without accelerator this must be said: processes started together would each take itself for the only one.
         "use_cpu": not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"),
-        "include_num_input_tokens_seen": "all",
-        "greater_is_better": False,  # there are no metrics but losses
-        "save_total_limit": 2,
-        "ddp_find_unused_parameters": False,
+        **DEFAULTS,
+        **({} if config.early_stopping is None else _EARLY_STOPPING_DEFAULTS),
         **config.training,
         "bf16": config.precision == "bfloat16",
     }
@@ -91,9 +100,12 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
         )
     if config.precision == "auto" and arguments.world_size > 1:
         raise ValueError("precision 'auto' is measured on one process; name float32 or bfloat16 for several")
+    _check_sharding(arguments)
     _check_names(arguments)
     _check_installed(arguments)
     _check_intervals(arguments)
+    if config.early_stopping is not None:
+        _check_early_stopping(arguments)
     if config.global_batch_size is not None:
         arguments.per_device_train_batch_size = _device_batch_size(config.global_batch_size, arguments)
     return arguments
@@ -115,6 +127,19 @@ def _check_fields(config: ExperimentConfig) -> None:
         _check_choice("torch_compile_backend", backend, torch.compiler.list_backends(exclude_tags=None))
     if config.global_batch_size is not None and "per_device_train_batch_size" in config.training:
         raise ValueError("give either global_batch_size or training.per_device_train_batch_size, not both")
+
+
+def _check_sharding(arguments: TrainingArguments) -> None:
+    """Raise a ValueError where accelerate was asked to shard and would train whole copies, as it does on CPUs."""
+    for engine, is_asked in (
+        ("FSDP", bool(arguments.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")),
+        ("DeepSpeed", arguments.deepspeed is not None or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")),
+    ):
+        if is_asked and arguments.use_cpu:
+            raise ValueError(
+                f"{engine} needs accelerators: on CPUs accelerate would silently train a whole copy in every process; "
+                "use configs/accelerate/ddp.yaml"
+            )
 
 
 def _check_names(arguments: TrainingArguments) -> None:
@@ -176,6 +201,15 @@ def _check_intervals(arguments: TrainingArguments) -> None:
                 f"training.{name}_steps ({steps}) must be a multiple of training.logging_steps "
                 f"({arguments.logging_steps})"
             )
+
+
+def _check_early_stopping(arguments: TrainingArguments) -> None:
+    """Raise a ValueError where early stopping could never stop, or would start again after a kill."""
+    if arguments.eval_strategy == "no":
+        raise ValueError("early_stopping needs evaluations: set training.eval_strategy")
+    for key in _EARLY_STOPPING_DEFAULTS:
+        if not getattr(arguments, key):
+            raise ValueError(f"training.{key} cannot be {getattr(arguments, key)} with early_stopping")
 
 
 def _device_batch_size(global_batch_size: int, arguments: TrainingArguments) -> int:

@@ -1,18 +1,21 @@
 """transformers.Trainer whose result depends neither on the number of processes nor on how often it was killed."""
 
 import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import RandomSampler, Sampler
-from transformers import Trainer
+from torch.utils.data import DataLoader, RandomSampler, Sampler
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from modeling_alibi_gpt.data.streaming import StreamedBlocks
 from modeling_alibi_gpt.runtime.manifest import write_manifest
 from modeling_alibi_gpt.training.experiment import check_position_learning_rate
+from modeling_alibi_gpt.training.length_schedule import cut_batch
 from modeling_alibi_gpt.training.optimizer import set_position_learning_rate
 
 
@@ -22,13 +25,26 @@ class DeterministicTrainer(Trainer):
     Args:
         *args: What Trainer takes.
         position_learning_rate: Multiple of the learning rate at which the parameters of positions train.
+        loss_chunk_tokens: Tokens whose logits exist at once in training; None is all of a batch.
+        length_schedule: Length in tokens that a step trains at, by the number of steps before it; None is that of the
+            sequences. A shorter one cuts every sequence of a batch into equal parts, so that the tokens of a step and
+            their order stay what they are.
         **kwargs: What Trainer takes.
     """
 
-    def __init__(self, *args: Any, position_learning_rate: float = 1.0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        position_learning_rate: float = 1.0,
+        loss_chunk_tokens: int | None = None,
+        length_schedule: Callable[[int], int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         check_position_learning_rate(position_learning_rate)
         super().__init__(*args, **kwargs)
         self.position_learning_rate = position_learning_rate
+        self.loss_chunk_tokens = loss_chunk_tokens
+        self.length_schedule = length_schedule
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Trainer's own optimizer, with groups of their own for positions where their learning rate is another."""
@@ -50,10 +66,59 @@ class DeterministicTrainer(Trainer):
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return RandomSampler(dataset, num_samples=math.ceil(len(dataset) / batch_size) * batch_size)
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Trainer's own; a stream, which knows its processes, is read by this one as it is."""
+        if not isinstance(self.train_dataset, StreamedBlocks):
+            return super().get_train_dataloader()
+        return DataLoader(
+            self.train_dataset,
+            batch_size=self.args.train_batch_size,
+            collate_fn=self.data_collator,
+            generator=torch.Generator(),  # a loader draws a number, which must not be of the random state of dropout
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator, *args: Any, **kwargs: Any) -> tuple[list, Any]:
+        """The batches of a step, cut to the length that it trains at before their labels are counted."""
+        if self.length_schedule is not None:
+            length = self.length_schedule(self.state.global_step)
+            epoch_iterator = (cut_batch(batch, length) for batch in epoch_iterator)
+        return super().get_batch_samples(epoch_iterator, *args, **kwargs)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Trainer's own, in chunks of tokens where that was asked for; evaluations need all logits."""
+        if self.loss_chunk_tokens is not None and model.training:
+            inputs = {**inputs, "loss_chunk_tokens": self.loss_chunk_tokens}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Leave the random state alone: a checkpoint saved before an evaluation does not know what that draws."""
         with torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether every process holds a share of the parameters, by FSDP or DeepSpeed."""
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
+    def whole_model(self, model_class: type[PreTrainedModel]) -> PreTrainedModel | None:
+        """The model with all of its parameters, None in all processes but the main one; every process must call this.
+
+        Where it is not sharded this is the model itself. Otherwise it is put together in the memory of the main
+        process.
+
+        Args:
+            model_class: Class of the model before it was sharded.
+        """
+        if not self.is_sharded:
+            return self.model if self.is_world_process_zero() else None
+        state_dict = self.accelerator.get_state_dict(self.model_wrapped)
+        if not self.is_world_process_zero():
+            return None
+        # Names that a checkpoint wrapper left in the middle.
+        state_dict = {name.replace("_checkpoint_wrapped_module.", ""): weight for name, weight in state_dict.items()}
+        model = model_class(self.model.config)  # from_pretrained would wait for the other processes
+        model.load_state_dict(state_dict)
+        return model
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """The manifest, which marks a whole checkpoint, comes last, and only then do older checkpoints go.
@@ -67,18 +132,27 @@ class DeterministicTrainer(Trainer):
             self.args.save_total_limit = limit
         if self.args.should_save:
             run_dir = self._get_output_dir(trial=trial)
-            write_manifest(Path(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"))
+            checkpoint = Path(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+            if self.is_sharded:  # Trainer saves no config beside shards, which nobody could load once merged
+                self.model.config.save_pretrained(checkpoint)
+            write_manifest(checkpoint)
             rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Wait for the random states of all processes, which the manifest lists."""
+        """Wait for the random states and places in the text of all processes, which the manifest lists."""
         super()._save_rng_state(output_dir)
+        if isinstance(self.train_dataset, StreamedBlocks):
+            self.train_dataset.save(Path(output_dir), self.state.global_step)
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, **kwargs: Any) -> None:
         """Nothing where the checkpoint is of the last step already: Trainer would train one more."""
-        if self.state.global_step < self.state.max_steps:
+        if self.state.global_step < self.state.max_steps and not self._has_stopped_early():
             super()._run_epoch(**kwargs)
+
+    def _has_stopped_early(self) -> bool:
+        early = [found for found in self.callback_handler.callbacks if isinstance(found, EarlyStoppingCallback)]
+        return any(found.early_stopping_patience_counter >= found.early_stopping_patience for found in early)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Nothing about tied weights, which a checkpoint holds once under their other name."""

@@ -7,6 +7,7 @@ from modeling_alibi_gpt.attention import attention_backend
 from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, check_memory
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.training.arguments import build_arguments
+from modeling_alibi_gpt.training.beta_schedule import refuse_best_model
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.optimizer import learns_positions
@@ -17,7 +18,7 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
 
     Raises:
         ValueError: The model or an argument is not valid, a package is missing, model or batch exceed memory, or a
-            learning rate of positions would change nothing.
+            learning rate of positions or a schedule of beta would change nothing.
     """
     arguments = build_arguments(config)
     model = model_config(config.model)
@@ -33,8 +34,20 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
             f"position_learning_rate {config.position_learning_rate:g} would change nothing: the model learns no bias "
             "of positions; leave it at 1, or choose a position_method or alibi_trainable that does"
         )
+    if config.alibi_beta_schedule is not None:
+        refuse_best_model(arguments)
+        _check_beta_schedule(config, config.alibi_beta_schedule.start, model)
     _check_batches(arguments, config.data.train_length_tokens, model)
     return arguments
+
+
+def _check_beta_schedule(config: ExperimentConfig, start: float, model: PreTrainedConfig) -> None:
+    """Raise a ValueError unless a schedule can set the beta of this model, and nothing else sets it."""
+    for field, expected in (("position_method", "alibi"), ("alibi_trainable", "none")):
+        if (got := getattr(model, field, None)) != expected:
+            raise ValueError(f"alibi_beta_schedule needs a model with {field} {expected}, got {got}")
+    if (beta := config.model.overrides.get("alibi_beta", start)) != start:
+        raise ValueError(f"model.overrides.alibi_beta {beta} would change nothing: alibi_beta_schedule sets beta")
 
 
 def _check_batches(arguments: TrainingArguments, length_tokens: int, model: PreTrainedConfig) -> None:

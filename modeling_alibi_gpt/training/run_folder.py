@@ -12,9 +12,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_alibi_gpt.runtime.atomic import FULL_DISK_ERRNOS, full_disk_as_os_error, write_json
 from modeling_alibi_gpt.runtime.config import with_defaults
+from modeling_alibi_gpt.runtime.manifest import manifest_difference
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.training.resumable import (
     DATA_FILE,
@@ -52,7 +54,7 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
     check_indexes(output_dir)
     claim = output_dir / EXPERIMENT_FILE
     if claim.exists():
-        differing = _differing_keys(_claimed_settings(claim, config), _settings(config))
+        differing = differing_keys(_claimed_settings(claim, config), _settings(config))
         if differing and _has_results(output_dir):
             raise ValueError(
                 f"{output_dir} holds another run, with other values of {', '.join(differing)}; "
@@ -92,6 +94,20 @@ def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -
         yield
 
 
+def newest_checkpoint(output_dir: Path, start: Path | None, text: Mapping[str, str]) -> str | None:
+    """The checkpoint from which a run goes on: its own newest, else ``start``, which is of another run; None without.
+
+    Raises:
+        ValueError: ``start`` is missing or damaged, or its run read another text.
+    """
+    if (own := get_last_checkpoint(str(output_dir))) is not None or start is None:
+        return own
+    if difference := manifest_difference(start):
+        raise ValueError(f"{start} cannot be gone on from: {difference}; delete {start.parent} to train it again")
+    _check_text(start.parent, text)
+    return str(start)
+
+
 def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
     """Raise a ValueError where checkpoints were trained on another text, or one that another tokenizer cut."""
     path = output_dir / DATA_FILE
@@ -109,7 +125,7 @@ def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
 
 def _write_claim(output_dir: Path, config: Any, text: dict[str, str]) -> None:
     claim, data, settings = output_dir / EXPERIMENT_FILE, output_dir / DATA_FILE, _settings(config)
-    if not claim.exists() or _differing_keys(_claimed_settings(claim, config), settings):
+    if not claim.exists() or differing_keys(_claimed_settings(claim, config), settings):
         for name in (PRECISION_FILE, MILESTONES_FILE, DATA_FILE):
             (output_dir / name).unlink(missing_ok=True)
     if not claim.exists() or read_mapping(claim) != settings:
@@ -187,12 +203,13 @@ def _claimed_settings(claim: Path, config: Any) -> dict[str, Any]:
     return with_defaults(type(config), read_mapping(claim))
 
 
-def _differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """The keys, ``section.key``, at which two mappings of JSON values have other values."""
     keys = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)
         if isinstance(before, dict) and isinstance(after, dict):
-            keys += _differing_keys(before, after, f"{prefix}{key}.")
+            keys += differing_keys(before, after, f"{prefix}{key}.")
         elif before != after:
             keys.append(f"{prefix}{key}")
     return keys

@@ -3,41 +3,30 @@
 import dataclasses
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from datasets import Dataset
 from torch import Tensor
 from transformers import (
+    EarlyStoppingCallback,
     EvalPrediction,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
-from modeling_alibi_gpt.checkpoints.load import check_vocabulary
-from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
-from modeling_alibi_gpt.data.packing import PackedCollator, blocks_fingerprint, pack_documents
-from modeling_alibi_gpt.data.tokenization import (
-    TokenStream,
-    cached_tokenizer,
-    token_stream,
-    tokenize_documents,
-)
-from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
+from modeling_alibi_gpt.data.packing import PackedCollator
+from modeling_alibi_gpt.data.streaming import StreamedBlocks
 from modeling_alibi_gpt.evaluation.bias_record import (
     bias_by_distance,
     bias_by_distance_records,
     bias_matrix_records,
 )
-from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
-from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.runtime.atomic import write_json
 from modeling_alibi_gpt.runtime.distributed import process_state, sync_errors
 from modeling_alibi_gpt.runtime.manifest import write_manifest
@@ -45,49 +34,31 @@ from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.records import provenance, write_records
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.auto_precision import faster_precision
+from modeling_alibi_gpt.training.beta_schedule import BetaScheduleCallback
 from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
-from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.finished import finished_record
+from modeling_alibi_gpt.training.length_schedule import scheduled_length
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
-from modeling_alibi_gpt.training.model_setup import build_model, model_config
+from modeling_alibi_gpt.training.model_setup import build_model
 from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.prepared_data import PreparedData, prepare_data
 from modeling_alibi_gpt.training.run_folder import (
     PRECISION_FILE,
     RECORD_FILE,
     check_output_dir,
     claimed_output_dir,
+    newest_checkpoint,
     save_model_folder,
     whole_checkpoints_on_a_full_disk,
 )
+from modeling_alibi_gpt.training.task_data import validation_figures
+from modeling_alibi_gpt.training.throughput import ThroughputCallback, known_peak_flops
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PreparedData:
-    """Text ready for training.
-
-    Attributes:
-        tokenizer: What cut it into tokens; saved with the model.
-        train: Packed sequences.
-        validation: Packed sequences, for the evaluations during training.
-        validation_stream: The same text as one stream, for the token-exact figure at the end.
-        fingerprint: Of the documents of both splits.
-        token_fingerprint: Of the packed sequences of both splits.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    train: Dataset
-    validation: Dataset
-    validation_stream: TokenStream
-    fingerprint: str
-    token_fingerprint: str
-
-    @property
-    def text(self) -> dict[str, str]:
-        """What a run that goes on must find as it was."""
-        return {"documents": self.fingerprint, "tokens": self.token_fingerprint}
-
-
-def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
+def train(
+    config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = (), start: Path | None = None
+) -> dict[str, Any]:
     """Run an experiment to its end and return its ``training`` record.
 
     Killed at any moment, the same call goes on from the last whole checkpoint and reaches the same weights; once
@@ -97,10 +68,11 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
     Args:
         config: The experiment.
         callbacks: Added to Trainer's own.
+        start: A checkpoint of another run whose steps so far are those of this one: where this one begins.
 
     Raises:
         ValueError: Something in the experiment cannot be used, its text is no longer what the run began with, or the
-            model of a finished run is missing or damaged.
+            start or the model of a finished run is missing or damaged.
         OSError: The disk is full; what was written before is whole.
     """
     with sync_errors():
@@ -124,91 +96,23 @@ def train(config: ExperimentConfig, *, callbacks: Sequence[TrainerCallback] = ()
 
         if config.milestones is not None:
             callbacks = [*callbacks, MilestoneCallback(config, data.validation_stream, data.fingerprint)]
-        bias_before = bias_by_distance(model)
+        if config.alibi_beta_schedule is not None:  # before those that measure
+            callbacks = [BetaScheduleCallback(config.alibi_beta_schedule), *callbacks]
+        bias_before, model_class = bias_by_distance(model), type(model)  # sharding changes its class
         trainer = make_trainer(config, arguments, model, data, callbacks)
-        checkpoint = get_last_checkpoint(output_dir)
+        checkpoint = newest_checkpoint(output_dir, start, data.text)
+        if checkpoint is not None and isinstance(data.train, StreamedBlocks):
+            data.train.load(Path(checkpoint))
         result = trainer.train(resume_from_checkpoint=checkpoint)
         record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
+        whole = trainer.whole_model(model_class)
         with sync_errors():
-            if is_main:
-                model.config.use_cache = use_cache
-                write_manifest(output_dir, save_model_folder(model, data.tokenizer, output_dir))
-                biases = bias_by_distance_records(model, config.name, bias_before)
-                write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(model, config.name), *biases])
+            if whole is not None:
+                whole.config.use_cache = use_cache
+                write_manifest(output_dir, save_model_folder(whole, data.tokenizer, output_dir))
+                biases = bias_by_distance_records(whole, config.name, bias_before)
+                write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(whole, config.name), *biases])
     return record
-
-
-def prepare_data(config: ExperimentConfig) -> PreparedData:
-    """Read, tokenise and pack the text of an experiment; every step is cached.
-
-    Raises:
-        ValueError: The text or the tokenizer cannot be used, or the text is too short for one sequence.
-    """
-    data, tokenizer = config.data, named_tokenizer(config)
-    train_documents = training_documents(data)
-    validation_source = data.validation_source or data.source
-    validation_documents = load_documents(
-        validation_source,
-        "all" if validation_source.startswith("text:") and data.validation_source else "validation",
-        validation_fraction=data.validation_fraction,
-        text_column=data.text_column,
-    )
-    if tokenizer is None:
-        vocab_size = model_config(config.model).get_text_config().vocab_size
-        tokenizer = cached_tokenizer(train_documents, vocab_size, Path(data.cache_dir).expanduser())
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
-    packed = [
-        _pack(config, tokenize_documents(documents, tokenizer, max_tokens), max_tokens, split)
-        for documents, max_tokens, split in (
-            (train_documents, data.max_train_tokens, "training"),
-            (validation_documents, data.max_validation_tokens, "validation"),
-        )
-    ]
-    fingerprints = [
-        describe_documents(documents)["fingerprint"] for documents in (train_documents, validation_documents)
-    ]
-    return PreparedData(
-        tokenizer=tokenizer,
-        train=packed[0],
-        validation=packed[1],
-        validation_stream=token_stream(validation_documents, tokenizer, data.max_validation_tokens),
-        fingerprint="+".join(fingerprints),
-        token_fingerprint="+".join(map(blocks_fingerprint, packed)),
-    )
-
-
-def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that an experiment or its checkpoint brings; None where one is trained on the text.
-
-    Raises:
-        ValueError: It cannot be used, or has ids beyond the embeddings of the model.
-    """
-    name = config.data.tokenizer or config.model.checkpoint
-    if name in (None, "train"):
-        return None
-    tokenizer = load_tokenizer(name)
-    check_vocabulary(tokenizer, model_config(config.model).get_text_config().vocab_size)
-    return tokenizer
-
-
-def training_documents(data: DataSection) -> Dataset:
-    """The documents that an experiment learns from: all of a source, or of its train split, that another validates."""
-    return load_documents(
-        data.source,
-        "all" if data.source.startswith("text:") and data.validation_source else "train",
-        validation_fraction=0.0 if data.validation_source else data.validation_fraction,
-        text_column=data.text_column,
-    )
-
-
-def _pack(config: ExperimentConfig, tokenized: Dataset, max_tokens: int | None, split: str) -> Dataset:
-    length, isolate = config.data.train_length_tokens, config.data.isolate_documents
-    try:
-        return pack_documents(tokenized, length, isolate_documents=isolate, max_tokens=max_tokens)
-    except ValueError as error:
-        raise ValueError(f"{split} text: {error}") from error
 
 
 def make_trainer(
@@ -220,11 +124,18 @@ def make_trainer(
 ) -> DeterministicTrainer:
     """The Trainer of an experiment, whose output folder exists; precision ``auto`` is measured here, once a run."""
     collator = PackedCollator(data.tokenizer.pad_token_id)
+    if isinstance(data.train, StreamedBlocks):
+        arguments.ignore_data_skip = True  # it goes on by itself where the checkpoint was saved
+        data.train.set_global_batch_size(
+            arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+        )
     if config.precision == "auto":
         batch = collator([data.train[i] for i in range(min(arguments.per_device_train_batch_size, len(data.train)))])
         precision = _measured_precision(Path(arguments.output_dir), model.to(arguments.device), batch)
         arguments = build_arguments(dataclasses.replace(config, precision=precision))
-    return DeterministicTrainer(
+    length, stop = partial(scheduled_length, config.data), config.early_stopping
+    early_stopping = [EarlyStoppingCallback(stop.patience_evaluations, stop.min_improvement_nats)] if stop else []
+    trainer = DeterministicTrainer(
         model=model,
         args=arguments,
         data_collator=collator,
@@ -232,9 +143,15 @@ def make_trainer(
         eval_dataset=data.validation,
         compute_metrics=_mean_nats,
         preprocess_logits_for_metrics=_sequence_nats,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks, *early_stopping],
         position_learning_rate=config.position_learning_rate,
+        loss_chunk_tokens=config.loss_chunk_tokens,
+        length_schedule=length if config.data.train_length_schedule else None,
     )
+    peak_flops = config.peak_flops or known_peak_flops(arguments.device, arguments.bf16)
+    # First, so that the others write what it adds.
+    trainer.callback_handler.callbacks.insert(0, ThroughputCallback(model, peak_flops, length))
+    return trainer
 
 
 def _measured_precision(output_dir: Path, model: PreTrainedModel, batch: dict[str, Tensor]) -> str:
@@ -263,10 +180,7 @@ def _record(
 ) -> dict[str, Any]:
     model, arguments = trainer.model.eval(), trainer.args
     stream, length = data.validation_stream, config.data.train_length_tokens
-    scores = score_stream(
-        model, stream.input_ids, length_tokens=length, protocol="nonoverlapping", device=arguments.device
-    )
-    figures = perplexity_figures(scores, stream.num_bytes)
+    figures = validation_figures(trainer, stream, length)
     return {
         "kind": "training",
         "name": config.name,

@@ -19,7 +19,7 @@ import modeling_alibi_gpt.experiments.compare
 import modeling_alibi_gpt.experiments.sweep
 import modeling_alibi_gpt.report.report  # noqa: F401  commands import late, which is not what is timed
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
-from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from tests.bad_input.refusals import Inputs
 
 

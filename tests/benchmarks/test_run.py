@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 SMALL = {"num_layers": 1, "hidden_size": 48, "num_heads": 4, "vocab_size": 61}
 
 
-def test_contestants_take_turns_after_a_round_to_warm_up() -> None:
+def test_candidates_are_interleaved_after_a_round_to_warm_up() -> None:
     calls: list[str] = []
     seconds = time_interleaved({name: lambda name=name: calls.append(name) for name in "ab"}, num_rounds=3)
     assert calls == list("abababab")
@@ -120,9 +120,10 @@ def test_decoding_is_timed_with_equal_logits() -> None:
     ("case", "message"),
     [
         ({"ways": ["quick"]}, "ways: expected plain, .* got 'quick'"),
-        ({"dtypes": ["int8"]}, "dtypes: expected .* got 'int8'"),
-        ({"mode": "sideways"}, "mode: expected .* got 'sideways'"),
-        ({"lengths_tokens": []}, "at least 1"),
+        ({"dtypes": ["int8"]}, r"'attention\[0\].dtypes\[0\]' must be 'float32', .* got 'int8'"),
+        ({"mode": "sideways"}, "mode' must be 'forward' or 'forward_backward', got 'sideways'"),
+        ({"lengths_tokens": []}, r"lengths_tokens' must be a list of at least 1, got \[\]"),
+        ({"lengths_tokens": [8, 0]}, r"lengths_tokens\[1\]' must be at least 1, got 0"),
         ({"rounds": 3}, r"attention\[0\].rounds"),
     ],
 )

@@ -11,7 +11,7 @@ import modeling_alibi_gpt
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.hub import AUTO_MAP, ExportConfig, export_to_hub
-from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 
 
 OURS = {path.name for path in Path(modeling_alibi_gpt.__file__).parent.glob("*.py")}

@@ -16,8 +16,8 @@ from alibi_gpt_cli.main import main, repeated_options, run
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    *("train", "evaluate", "extrapolate", "compare", "sweep", "convert"),
-    *("export", "generate", "report", "benchmark", "serve", "explore", "init"),
+    *("train", "evaluate", "extrapolate", "context", "recall", "compare", "sweep", "convert"),
+    *("export", "generate", "report", "screen", "benchmark", "serve", "explore", "init"),
 )
 HEAVY = ("torch", "transformers", "datasets", "modeling_alibi_gpt")
 HELP_IN_A_PROCESS = """
@@ -79,6 +79,9 @@ def test_an_option_takes_several_words() -> None:
     words = ["extrapolate", "--models", "a", "b", "--data", "stdlib", "--lengths", "8", "--set", "x=[1, 2]", "--json"]
     expected = ["--models", "a", "--models", "b", "--data", "stdlib", "--lengths", "8", "--set", "x=[1, 2]", "--json"]
     assert repeated_options(words) == ["extrapolate", *expected]
+    words = ["recall", "--models", "a", "b", "--lengths", "8", "16"]
+    assert repeated_options(words)[1:] == ["--models", "a", "--models", "b", "--lengths", "8", "--lengths", "16"]
+    assert repeated_options(["context", "--models", "a", "b"]) == ["context", "--models", "a", "--models", "b"]
     assert repeated_options(["report", "--records", "a", "b"]) == ["report", "--records", "a", "--records", "b"]
     for untouched in ([], ["train"], ["serve", "--models", "a", "b"], ["extrapolate", "--data", "a", "b"]):
         assert repeated_options(untouched) == untouched

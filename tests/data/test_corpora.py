@@ -10,8 +10,9 @@ import time
 import datasets
 import huggingface_hub.constants
 import pytest
+from datasets import Dataset
 
-from modeling_alibi_gpt.data import corpora
+from modeling_alibi_gpt.data import corpora, documents, row_datasets, stdlib_corpus, text_files
 from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
 
 
@@ -48,7 +49,7 @@ def test_stdlib_document_is_a_module_with_its_files_under_their_paths():
 def test_stdlib_split_depends_on_the_name_alone():
     # Written out: whoever changes the hash or the salt changes every published figure.
     expected = {"urllib": "validation", "os": "validation", "json": "test", "typing": "test", "asyncio": "train"}
-    assert {module: corpora._stdlib_split(module) for module in expected} == expected
+    assert {module: stdlib_corpus._stdlib_split(module) for module in expected} == expected
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the count holds for Python 3.11")
@@ -138,7 +139,8 @@ def test_text_that_cannot_be_read_is_named(tmp_path, name, content, message):
 def test_text_refuses_rows_and_names_the_source_that_reads_them(tmp_path, name):
     (tmp_path / "good.txt").write_text("good")
     (tmp_path / name).write_bytes(gzip.compress(b'{"text": "a"}') if name.endswith(".gz") else b'{"text": "a"}')
-    with pytest.raises(ValueError, match=f"{name} holds rows, .* as one text: hub:{tmp_path} reads .* text_column"):
+    kind = "parquet" if name.endswith(".parquet") else "jsonl"
+    with pytest.raises(ValueError, match=f"{name} holds rows, .* one text: {kind}:{tmp_path}/{name} reads .*_column"):
         load_documents(f"text:{tmp_path}/*", "all")
 
 
@@ -152,6 +154,40 @@ def test_text_refuses_what_it_does_not_have(tmp_path):
         load_documents(f"text:{tmp_path}/a.txt", "validation")
     with pytest.raises(ValueError, match="at least 0 and below 1, got 1"):
         load_documents(f"text:{tmp_path}/a.txt", "train", validation_fraction=1)
+
+
+# Rows in files
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "parquet"])
+def test_rows_of_files_are_documents_with_their_column(tmp_path, kind):
+    for number in range(3):
+        rows = [{"body": f"document {number} {row}", "stars": row} for row in range(20)] + [{"body": " ", "stars": 1}]
+        table = Dataset.from_list(rows)
+        path = tmp_path / f"{number}.{kind}"
+        if kind == "parquet":
+            table.to_parquet(path)
+        else:
+            data = "\n".join(map(json.dumps, rows)).encode()
+            path.write_bytes(gzip.compress(data) if kind == "jsonl.gz" else data)
+    source = f"{kind.partition('.')[0]}:{tmp_path}/0.*,{tmp_path}/2.*"
+    whole, train, validation = (
+        load_documents(source, split, text_column="body", validation_fraction=0.3)["text"][:]
+        for split in ("all", "train", "validation")
+    )
+    assert whole == [f"document {number} {row}" for number in (0, 2) for row in range(20)]
+    assert sorted(train + validation) == sorted(whole) and min(len(train), len(validation)) > 3
+    assert load_documents(source, "train[:5]", text_column="body")["text"][:] == whole[:5]
+    with pytest.raises(ValueError, match="no column of text 'text': its columns are body, stars"):
+        load_documents(source, "train")
+
+
+def test_a_file_of_broken_rows_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "whole"}\n{"text": "bro')
+    with pytest.raises(ValueError, match="jsonl:.*a.jsonl cannot be read .*: check .* every line is whole"):
+        load_documents(f"jsonl:{tmp_path}/a.jsonl", "train")
+    with pytest.raises(ValueError, match="no file matches '.*b.jsonl'"):
+        load_documents(f"jsonl:{tmp_path}/a.jsonl,{tmp_path}/b.jsonl", "train")
 
 
 # The Hub
@@ -262,26 +298,115 @@ def test_hub_without_network_says_at_once_what_to_do(monkeypatch):
     assert time.perf_counter() - started < 5
 
 
+@pytest.mark.parametrize(
+    ("location", "arguments"),
+    [
+        ("owner/name", {"path": "owner/name", "name": None, "revision": None}),
+        ("owner/name:raw", {"path": "owner/name", "name": "raw", "revision": None}),
+        ("owner/name:raw@refs/pr/1", {"path": "owner/name", "name": "raw", "revision": "refs/pr/1"}),
+        ("owner/name@0123abc", {"path": "owner/name", "name": None, "revision": "0123abc"}),
+    ],
+)
+def test_name_configuration_revision_and_split_reach_the_library(monkeypatch, location, arguments):
+    """The library itself is a stand-in here: there is no Hub in a test."""
+    calls = []
+
+    def load_dataset(**given):
+        calls.append(given)
+        rows = Dataset.from_dict({"text": ["a", "b"]})
+        return datasets.DatasetDict({"train": rows}) if given["split"] is None else rows.select([0])
+
+    monkeypatch.setattr(row_datasets.datasets, "load_dataset", load_dataset)
+    assert load_documents(f"hub:{location}", "train[:1%]")["text"][:] == ["a"]
+    common = {**arguments, "streaming": False, "trust_remote_code": False}
+    assert calls == [{**common, "split": None}, {**common, "split": "train[:1%]"}]
+
+
+def test_a_folder_with_an_at_sign_is_no_revision(tmp_path):
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text('{"text": "held"}')
+    assert load_documents(f"hub:{folder}", "all")["text"][:] == ["held"]
+
+
+def test_a_share_of_a_split_expression_validates(write_corpus):
+    documents = [f"document {number}" for number in range(300)]
+    source = write_corpus(documents)
+    train, validation = (
+        load_documents(source, split, train_split="train[:50%]")["text"][:] for split in ("train", "validation")
+    )
+    assert sorted(train + validation) == sorted(documents[:150]) and validation
+    for expression in ("train[", "train[:x%]", "train[:1%]+other"):
+        with pytest.raises(ValueError, match=r"split must be|hub:.*split"):
+            load_documents(source, expression)
+
+
+# Long documents, and shares of whole ones
+
+
+def test_a_long_document_is_several_rows_with_the_fingerprint_of_one(tmp_path, monkeypatch):
+    text = "\ufeff" + "".join(f"line {number} caf\u00e9\n" for number in range(300))
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"short"))
+    whole = {split: load_documents(f"text:{tmp_path}/*", split) for split in ("all", "train", "validation")}
+    monkeypatch.setattr(documents, "ROW_CHARACTERS", 500)
+    monkeypatch.setattr(documents, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(text_files, "READ_BYTES", 77)  # which cuts characters in two
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "another-cache"))
+    monkeypatch.setattr(documents, "_descriptions", {})
+    for split, expected in whole.items():
+        rows = load_documents(f"text:{tmp_path}/*", split)
+        assert rows._fingerprint == expected._fingerprint == describe_documents(expected)["fingerprint"]
+        monkeypatch.setattr(documents, "_descriptions", {})
+        assert describe_documents(rows) == describe_documents(expected)
+        assert len(rows) > 3 if split != "validation" else len(rows) >= 2
+        assert max(map(len, rows["text"])) <= 600
+        assert "".join(rows["text"]) == "".join(expected["text"])
+        assert len({number for number, _ in documents.document_rows(rows)}) == 2
+
+
+def test_whole_text_files_validate_by_their_contents(tmp_path):
+    def write(numbers):
+        for number in numbers:
+            (tmp_path / f"{number}.txt").write_text(f"document {number}")
+
+    def shares():
+        return [
+            set(load_documents(f"text:{tmp_path}/*.txt", split, validation_unit="document")["text"])
+            for split in ("train", "validation")
+        ]
+
+    write(range(150))
+    train, validation = shares()
+    assert train | validation == {f"document {number}" for number in range(150)} and not train & validation
+    assert len(validation) == pytest.approx(15, abs=4 * (150 * 0.1 * 0.9) ** 0.5)
+    write(range(150, 200))
+    grown_train, grown_validation = shares()
+    assert train < grown_train and validation < grown_validation
+    with pytest.raises(ValueError, match="validation_unit tail is of text: sources"):
+        load_documents(f"jsonl:{tmp_path}/*.txt", "train", validation_unit="tail")
+
+
 # All
 
 
-@pytest.mark.parametrize("source", ["wikitext", "text:", "hub:", "stdlib:json", ""])
+@pytest.mark.parametrize("source", ["wikitext", "text:", "hub:", "jsonl:", "stdlib:json", ""])
 def test_unknown_source_is_refused(source):
-    with pytest.raises(ValueError, match="expected stdlib, text:GLOB or hub:NAME"):
+    with pytest.raises(ValueError, match="expected stdlib, text:GLOB, jsonl:GLOB, parquet:GLOB or hub:NAME"):
         load_documents(source, "train")
 
 
 def test_unknown_split_is_refused():
-    with pytest.raises(ValueError, match="'valid': expected one of train, validation, test, all"):
+    with pytest.raises(ValueError, match="split must be one of train, validation, test, all, got 'valid'"):
         load_documents("stdlib", "valid")
 
 
 def test_description_counts_bytes_and_tells_texts_apart():
-    documents = [{"name": "a", "text": "\u00e9\u4e16"}, {"name": "b", "text": "xy"}]
-    description = describe_documents(documents)
+    described = [{"name": "a", "text": "\u00e9\u4e16"}, {"name": "b", "text": "xy"}]
+    description = describe_documents(described)
     assert (description["num_documents"], description["num_bytes"]) == (2, 2 + 3 + 2)
     moved = [{"name": "a", "text": "\u00e9\u4e16b"}, {"name": "", "text": "xy"}]
-    fingerprints = {describe_documents(variant)["fingerprint"] for variant in (documents, documents[::-1], moved)}
+    fingerprints = {describe_documents(variant)["fingerprint"] for variant in (described, described[::-1], moved)}
     assert len(fingerprints) == 3
 
 

@@ -2,23 +2,23 @@
 
 import json
 import logging
+import random
 
 import datasets
 import pytest
 import torch
 from datasets import Dataset
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from modeling_alibi_gpt.data import tokenization
+from modeling_alibi_gpt.data import documents as documents_module
+from modeling_alibi_gpt.data import tokenization, tokenizer_training
 from modeling_alibi_gpt.data.corpora import load_documents
-from modeling_alibi_gpt.data.tokenization import (
-    END_OF_TEXT,
-    cached_tokenizer,
-    token_stream,
-    tokenize_documents,
-    train_tokenizer,
-)
+from modeling_alibi_gpt.data.documents import document_rows
+from modeling_alibi_gpt.data.encoder import Encoder
+from modeling_alibi_gpt.data.tokenization import token_rows, token_stream, tokenization_key
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import END_OF_TEXT, cached_tokenizer, train_tokenizer
 
 
 TEXTS = [
@@ -60,6 +60,16 @@ def write_documents(folder, documents=TEXTS):
     return load_documents(f"text:{folder}/*.txt", "all")
 
 
+def tokens_of(documents, tokenizer):
+    """Tokens of each document."""
+    found = []
+    for ids, is_first in token_rows(document_rows(documents), tokenizer):
+        assert ids.dtype == "int32"
+        found += [[]] if is_first else []
+        found[-1] += ids.tolist()
+    return found
+
+
 def test_trained_tokenizer_decodes_every_text_to_itself(trained):
     for text in [*TEXTS, "".join(map(chr, range(0x250))), "never seen: \u0ca0_\u0ca0"]:
         assert trained.decode(trained(text)["input_ids"]) == text
@@ -92,7 +102,9 @@ def test_cached_tokenizer_is_trained_once_for_a_corpus_and_size(tmp_path, monkey
     first = cached_tokenizer(documents, 300, cache)
     trainings = []
     monkeypatch.setattr(
-        tokenization, "train_tokenizer", lambda *args: trainings.append(args) or train_tokenizer(*args)
+        tokenizer_training,
+        "train_tokenizer",
+        lambda *args, **kwargs: trainings.append(args) or train_tokenizer(*args, **kwargs),
     )
     second = cached_tokenizer(documents, 300, cache)
     assert second.backend_tokenizer.to_str() == first.backend_tokenizer.to_str()
@@ -122,13 +134,13 @@ def test_cached_tokenizer_leaves_nothing_when_it_is_stopped(tmp_path, monkeypatc
 def test_cached_tokenizer_takes_that_of_a_faster_run(tmp_path, monkeypatch):
     documents, cache = write_documents(tmp_path / "a"), tmp_path / "cache"
 
-    def train_while_another_finishes(*args):
+    def train_while_another_finishes(*args, **kwargs):
         with monkeypatch.context() as context:
-            context.setattr(tokenization, "train_tokenizer", train_tokenizer)
+            context.setattr(tokenizer_training, "train_tokenizer", train_tokenizer)
             cached_tokenizer(*args, cache)
-        return train_tokenizer(*args)
+        return train_tokenizer(*args, **kwargs)
 
-    monkeypatch.setattr(tokenization, "train_tokenizer", train_while_another_finishes)
+    monkeypatch.setattr(tokenizer_training, "train_tokenizer", train_while_another_finishes)
     assert len(cached_tokenizer(documents, 300, cache)) == 300
     assert len(list(cache.iterdir())) == 1
 
@@ -191,25 +203,23 @@ def test_a_tokenizer_that_is_code_is_refused_without_a_question_and_without_runn
 
 
 def test_documents_end_in_eos_which_is_nowhere_else(tokenizer, tmp_path):
-    tokenized = tokenize_documents(write_documents(tmp_path / "a"), tokenizer)
-    assert str(tokenized.features["input_ids"].feature.dtype) == "int32"
-    for ids, text in zip(tokenized["input_ids"], TEXTS, strict=True):
+    documents = write_documents(tmp_path / "a")
+    for ids, text in zip(tokens_of(documents, tokenizer), TEXTS, strict=True):
         assert ids[-1] == tokenizer.eos_token_id
         assert tokenizer.eos_token_id not in ids[:-1]
         assert tokenizer.decode(ids[:-1]) == text
+        assert ids[:-1] == tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
-def test_tokenized_documents_are_cached_by_documents_and_tokenizer(trained, tmp_path):
+def test_tokens_are_known_by_documents_and_tokenizer(trained, tmp_path):
     documents = write_documents(tmp_path / "a")
-    first = tokenize_documents(documents, trained)
+    first, ids = tokenization_key(documents, trained), tokens_of(documents, trained)
     trained(TEXTS, padding=True, truncation=True, max_length=4)  # leaves its trace in the tokenizer, and no other
-    assert tokenize_documents(documents, trained).cache_files == first.cache_files
-    smaller = tokenize_documents(documents, train_tokenizer(documents, 257))
-    assert smaller._fingerprint != first._fingerprint
-    assert smaller["input_ids"][:] != first["input_ids"][:]
+    assert tokenization_key(documents, trained) == first
+    assert tokens_of(documents, trained) == ids
+    assert tokenization_key(documents, train_tokenizer(documents, 257)) != first
     (tmp_path / "a" / "0.txt").write_text("changed")
-    changed = tokenize_documents(load_documents(f"text:{tmp_path}/a/*.txt", "all"), trained)
-    assert trained.decode(changed["input_ids"][0][:-1]) == "changed"
+    assert tokenization_key(load_documents(f"text:{tmp_path}/a/*.txt", "all"), trained) != first
 
 
 def test_no_warning_beyond_the_length_of_the_tokenizer(trained, tmp_path, caplog):
@@ -218,27 +228,121 @@ def test_no_warning_beyond_the_length_of_the_tokenizer(trained, tmp_path, caplog
     documents = write_documents(tmp_path / "a")
     logging.getLogger("transformers").propagate = True
     with caplog.at_level(logging.WARNING, logger="transformers"):
-        tokenized = tokenize_documents(documents, short)
+        assert max(map(len, tokens_of(documents, short))) > 4
     assert not caplog.records
-    assert max(map(len, tokenized["input_ids"])) > 4
 
 
-def test_pieces_of_a_long_text_have_the_tokens_of_the_whole(tokenizer, monkeypatch):
-    text = "".join(f"def function_{number}(x):\n    return x\n\n\nname = 'it'\n" for number in range(200))
-    ((whole_ids, whole_ends),) = tokenization._encode([text], tokenizer)
-    monkeypatch.setattr(tokenization, "PIECE_CHARACTERS", 100)
-    assert len(list(tokenization._pieces(text))) > 2 * tokenization.PIECES_PER_CALL
-    (ids, ends), (short_ids, _) = tokenization._encode([text, "short"], tokenizer)
-    assert ids.tolist() == whole_ids.tolist() == tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert ends.tolist() == whole_ends.tolist()
-    assert tokenizer.decode(short_ids) == "short"
+LONG_TEXTS = {
+    "lines": "".join(f"def function_{number}(x):\n    return x\n\n\nname = 'it'\n" for number in range(200)),
+    "one line": " ".join(f"word{number % 13}, it's" for number in range(600)) + "  ",
+}
+
+
+@pytest.mark.parametrize("kind", LONG_TEXTS)
+def test_pieces_of_a_long_text_have_the_tokens_of_the_whole(tokenizer, monkeypatch, kind):
+    texts = [LONG_TEXTS[kind], "short"]
+    documents = Dataset.from_dict({"text": texts})
+    whole = token_stream(documents, tokenizer)
+    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(tokenization, "CALL_CHARACTERS", 250)
+    assert len(list(documents_module.pieces_of_row(texts[0]))) > 20
+    eos = [tokenizer.eos_token_id]
+    expected = [tokenizer(text, add_special_tokens=False)["input_ids"] + eos for text in texts]
+    assert tokens_of(documents, tokenizer) == expected
+    pieces = token_stream(documents, tokenizer)
+    assert pieces.input_ids.tolist() == whole.input_ids.tolist() == eos + expected[0] + expected[1]
+    assert pieces.num_bytes.tolist() == whole.num_bytes.tolist()
+
+
+ODD_TEXTS = [
+    *TEXTS,
+    "a\x1cb\x1f c \x85d\xa0e\u1680f\u2003g\u2028h\u3000i\u180ej\u200bk",
+    "it's  we'll 'tis\n\n \tx\r\n'd y'VE 12 345's \u0663 \u2160\u00b2 _a-b--c... ",
+    " \n \n",
+    "",
+]
+
+
+def test_words_that_are_looked_up_have_the_tokens_of_the_text(tokenizer, monkeypatch):
+    """Over white space of all kinds, contractions and special tokens; a full table of words is begun anew."""
+    generator = random.Random(0)
+    alphabet = [*"ab'.1 \n\t\r\x1c\x85\xa0\u2003\u3000\u4e16\u0301", "'s", "'ll", "  ", END_OF_TEXT]
+    texts = ODD_TEXTS + ["".join(generator.choices(alphabet, k=60)) for _ in range(300)]
+    expected = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    encoder = Encoder(tokenizer)
+    assert encoder._looks_up
+    assert [ids.tolist() for ids in encoder.ids(texts)] == expected
+    monkeypatch.setattr("modeling_alibi_gpt.data.encoder.MAX_WORDS", 50)
+    assert [ids.tolist() for ids in encoder.ids(texts)] == expected
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("normalizer", {"type": "Lowercase"}),
+        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}),
+        ("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}),
+        ("pre_tokenizer", None),
+    ],
+)
+def test_other_tokenizers_encode_whole_texts(trained, part, change):
+    backend = json.loads(trained.backend_tokenizer.to_str())
+    other = Tokenizer.from_str(json.dumps({**backend, part: change}))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=other, eos_token=END_OF_TEXT)
+    texts = ["Two words, it's", "a  b\n"]
+    encoder = Encoder(tokenizer)
+    assert not encoder._looks_up
+    assert [ids.tolist() for ids in encoder.ids(texts)] == tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+
+def test_an_added_word_that_holds_a_space_is_found(trained):
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(trained.backend_tokenizer.to_str()), eos_token=END_OF_TEXT
+    )
+    tokenizer.add_tokens(["lazy dog"])
+    assert Encoder(tokenizer).ids(["the lazy dog"])[0].tolist() == tokenizer("the lazy dog")["input_ids"]
+    assert len(trained) in Encoder(tokenizer).ids(["the lazy dog"])[0]
+
+
+def test_a_text_without_any_space_is_cut_all_the_same(trained, monkeypatch):
+    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 100)
+    [ids] = tokens_of(Dataset.from_dict({"text": ["x" * 1000]}), trained)
+    assert trained.decode(ids[:-1]) == "x" * 1000
+
+
+def test_a_sample_is_spread_over_the_text_and_of_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 50)
+    lines = "".join(f"line {number:05d}\n" for number in range(1000))  # 11 bytes each
+    documents = Dataset.from_dict({"name": ["a", "b"], "text": [lines, lines]})
+    sample = list(tokenizer_training._sample(documents, 2200))
+    assert sum(map(len, sample)) == pytest.approx(2200, abs=2 * 100)
+    numbers = [int(piece[5:10]) for piece in sample]
+    steps = [after - before for before, after in zip(numbers, numbers[1:], strict=False)]
+    assert len(numbers) > 20 and max(steps) < 120 and sum(step < 0 for step in steps) == 1
+    assert "".join(tokenizer_training._sample(documents, None)) == 2 * lines
+    assert "".join(tokenizer_training._sample(documents, 22_000)) == 2 * lines
+
+
+def test_pieces_train_the_tokenizer_that_whole_documents_train(monkeypatch):
+    documents = Dataset.from_dict({"text": list(LONG_TEXTS.values())})
+    whole = train_tokenizer(documents, 300).backend_tokenizer.to_str()
+    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 100)
+    assert train_tokenizer(documents, 300).backend_tokenizer.to_str() == whole
+
+
+def test_a_tokenizer_of_a_sample_is_another_one_in_the_cache(tmp_path):
+    documents, cache = write_documents(tmp_path / "a"), tmp_path / "cache"
+    for sample_bytes in (None, 10**9, 50):
+        cached_tokenizer(documents, 300, cache, sample_bytes=sample_bytes)
+    fingerprint = documents._fingerprint
+    assert {path.name for path in cache.iterdir()} == {f"bpe-300-{fingerprint}", f"bpe-300-{fingerprint}-50"}
 
 
 def test_stream_is_eos_and_every_document_with_its_eos(tokenizer, tmp_path):
     documents = write_documents(tmp_path / "a")
     stream = token_stream(documents, tokenizer)
     expected = [tokenizer.eos_token_id]
-    for ids in tokenize_documents(documents, tokenizer)["input_ids"]:
+    for ids in tokens_of(documents, tokenizer):
         expected += ids
     assert stream.input_ids.tolist() == expected
     assert (stream.input_ids.dtype, stream.num_bytes.dtype) == (torch.int64, torch.int32)

@@ -4,8 +4,11 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from modeling_alibi_gpt.data import tokenization
-from modeling_alibi_gpt.data.tokenization import token_stream, tokenize_documents, train_tokenizer
+from modeling_alibi_gpt.data import documents as documents_module
+from modeling_alibi_gpt.data import packing, tokenization
+from modeling_alibi_gpt.data.packing import pack_documents
+from modeling_alibi_gpt.data.tokenization import token_stream
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 
 
 TEXTS = ["the first document, of a line", "", "\u4e16\u754c caf\u00e9 \U0001f600\n\nand more\n", "the last one"]
@@ -23,11 +26,11 @@ def tokenizer():
 
 def test_no_piece_is_encoded_beyond_the_tokens_that_are_asked_for(tokenizer, monkeypatch):
     """Neither later documents nor, in a long one, later pieces; the tokens are the first of all of them."""
-    monkeypatch.setattr(tokenization, "PIECE_CHARACTERS", 100)
-    monkeypatch.setattr(tokenization, "PIECES_PER_CALL", 2)
+    monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 100)
+    monkeypatch.setattr(tokenization, "CALL_CHARACTERS", 200)
     documents = Dataset.from_dict({"text": ["short", "line of a book\n" * 1000, *TEXTS]})
-    whole = [token for ids in tokenize_documents(documents, tokenizer)["input_ids"] for token in ids]
-    pieces, num_characters = tokenization._pieces, 0
+    whole = token_stream(documents, tokenizer).input_ids[1:].tolist()
+    pieces, num_characters = documents_module.pieces_of_row, 0
 
     def count(text):
         nonlocal num_characters
@@ -35,24 +38,21 @@ def test_no_piece_is_encoded_beyond_the_tokens_that_are_asked_for(tokenizer, mon
             num_characters += len(piece)
             yield start, piece
 
-    monkeypatch.setattr(tokenization, "_pieces", count)
-    for max_tokens in (1, 2, len(tokenizer("short")["input_ids"]), 50, 200):
+    monkeypatch.setattr(tokenization, "pieces_of_row", count)
+    for max_tokens in (3, 50, 200, 10**6):
         num_characters = 0
-        found = [token for ids in tokenize_documents(documents, tokenizer, max_tokens)["input_ids"] for token in ids]
-        assert found[:max_tokens] == whole[:max_tokens]
-        assert max_tokens <= num_characters <= 15 * max_tokens + 2 * 115, "a token is in a line, a piece ends with one"
+        blocks = pack_documents(documents, tokenizer, 3, max_tokens=max_tokens)
+        assert [token for ids in blocks["input_ids"] for token in ids] == whole[:max_tokens]
+        assert num_characters <= 15 * max_tokens + 2 * 215, "a token is in a line, a piece ends with one"
         num_characters = 0
         stream = token_stream(documents, tokenizer, max_tokens)
         assert stream.input_ids[1:].tolist() == whole[:max_tokens]
-        assert num_characters <= 15 * max_tokens + 2 * 115
-    assert (
-        tokenize_documents(documents, tokenizer, 10**6)["input_ids"][:]
-        == tokenize_documents(documents, tokenizer)["input_ids"][:]
-    )
+        assert num_characters <= 15 * max_tokens + 2 * 215
+    assert num_characters > 15_000, "all of it"
 
 
 def test_the_bar_moves_within_a_few_documents(tokenizer, monkeypatch):
-    """By characters of text, or by tokens where they are limited, and up to its end."""
+    """By bytes of text, and up to its end."""
     bars = []
 
     class Bar:
@@ -69,10 +69,7 @@ def test_the_bar_moves_within_a_few_documents(tokenizer, monkeypatch):
         def update(self, step):
             self.steps.append(step)
 
-    monkeypatch.setattr(tokenization, "tqdm", Bar)
-    documents = Dataset.from_dict({"text": TEXTS})
-    tokenize_documents(documents, tokenizer)
-    tokenize_documents(documents, tokenizer, 20)
-    assert bars[0].total == sum(bars[0].steps) == sum(map(len, TEXTS))
+    monkeypatch.setattr(packing, "tqdm", Bar)
+    pack_documents(Dataset.from_dict({"text": TEXTS}), tokenizer, 3)
+    assert bars[0].total == sum(bars[0].steps) == sum(len(text.encode()) for text in TEXTS)
     assert len(bars[0].steps) == len(TEXTS)
-    assert bars[1].total == 20 <= sum(bars[1].steps)

@@ -12,14 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modeling_alibi_gpt.evaluation import extrapolation
+from modeling_alibi_gpt.evaluation import grid
 from modeling_alibi_gpt.evaluation.extrapolation import (
     ExtrapolationConfig,
-    distinct_names,
     format_grid,
     position_bins,
     run_extrapolation,
 )
+from modeling_alibi_gpt.evaluation.grid import distinct_names
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.evaluation.windows import plan_windows
@@ -54,7 +54,7 @@ def no_loading(monkeypatch) -> None:
     def refuse(*args, **kwargs):
         raise AssertionError("a finished grid needs no weights")
 
-    monkeypatch.setattr(extrapolation, "load_causal_lm", refuse)
+    monkeypatch.setattr(grid, "load_causal_lm", refuse)
 
 
 def test_overrides_change_what_is_read_and_have_rows_of_their_own(config: ExtrapolationConfig):

@@ -7,7 +7,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from modeling_alibi_gpt.data.corpora import load_documents
-from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from modeling_alibi_gpt.evaluation.generation import GenerateConfig, generate_text
 
 

@@ -15,7 +15,7 @@ from modeling_alibi_gpt.experiments.compare import ComparisonConfig, _runs, run_
 from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.records import check_record, read_records
-from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.experiment import BetaSchedule, ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 
 
@@ -76,6 +76,21 @@ def test_a_variant_may_set_learning_rates(settings: dict[str, Any]) -> None:
     assert (record["learning_rate"], record["position_learning_rate"]) == (0.004, 30.0)
 
 
+def test_a_variant_may_have_a_schedule_of_beta(settings: dict[str, Any]) -> None:
+    annealed, steady = {"alibi_beta_schedule": {"start": 16, "end": 1}}, {"alibi_beta_schedule": None}
+    others = {"alibi": {}, "annealed": annealed, "steady": steady, "none": {"position_method": "none"}}
+    settings |= {"variants": others, "readings": {}, "seeds": [0]}
+    runs = {run.variant: run.experiment.alibi_beta_schedule for run in _runs(ComparisonConfig(**settings))}
+    assert runs == {"alibi": None, "annealed": BetaSchedule(start=16, end=1), "steady": None, "none": None}
+    settings["experiment"]["alibi_beta_schedule"] = {"start": 4, "end": 1}
+    runs = {run.variant: run.experiment.alibi_beta_schedule for run in _runs(ComparisonConfig(**settings))}
+    assert (runs["alibi"], runs["steady"], runs["none"]) == (BetaSchedule(start=4, end=1), None, None)
+    records = run_comparison(ComparisonConfig(**settings))
+    assert [r["fields"] for r in records if r["kind"] == "training"] == list(others.values())
+    (annealed_model,) = [r["model_dir"] for r in records if r["kind"] == "training" and r["variant"] == "annealed"]
+    assert json.loads(Path(annealed_model, "config.json").read_text())["alibi_beta"] == 1.0
+
+
 def test_every_variant_is_trained_and_read_with_every_seed(settings: dict[str, Any], tmp_path: Path) -> None:
     records = run_comparison(ComparisonConfig(**settings))
     for record in records:
@@ -107,7 +122,7 @@ def test_learned_slopes_are_recorded(settings: dict[str, Any]) -> None:
 def test_finished_runs_are_not_done_again(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     settings |= {"variants": {"alibi": {}}, "seeds": [0]}
     first = run_comparison(ComparisonConfig(**settings))
-    monkeypatch.setattr("modeling_alibi_gpt.evaluation.extrapolation.load_causal_lm", None)
+    monkeypatch.setattr("modeling_alibi_gpt.evaluation.grid.load_causal_lm", None)
     monkeypatch.setattr("modeling_alibi_gpt.training.trainer.make_trainer", None)
     again = run_comparison(ComparisonConfig(**settings))
     assert [r for r in again if r["kind"] == "extrapolation"] == [r for r in first if r["kind"] == "extrapolation"]
@@ -129,7 +144,7 @@ def test_a_run_that_another_worker_holds_is_left_to_it(
 
     monkeypatch.setattr(runner.time, "sleep", wait)
     records = run_comparison(ComparisonConfig(**settings))
-    assert found == [["no-positions-seed0"]]
+    assert found[0] == ["no-positions-seed0"]  # other threads of this process may sleep later
     assert {r["variant"] for r in records if r["kind"] == "training"} == {"alibi", "no positions"}
 
 
@@ -143,8 +158,10 @@ def test_a_run_that_another_worker_holds_is_left_to_it(
         ({"variants": {"alibi": {"training.learning_rat": 1}}}, "did you mean 'training.learning_rate'"),
         ({"variants": {"alibi": {"training.seed": 1}}}, "variants.alibi: training.seed cannot be set"),
         ({"variants": {"alibi": {"position_learning_rate": "fast"}}}, "rate' must be a valid number"),
-        ({"variants": {"alibi": {"position_learning_rate": 0}}}, "must be a finite number above 0, got 0"),
+        ({"variants": {"alibi": {"position_learning_rate": 0}}}, "'position_learning_rate' must be above 0, got 0"),
         ({"variants": {"alibi": {"position_learning_rate": 30}}}, "position_learning_rate 30 would change nothing"),
+        ({"variants": {"alibi": {"alibi_beta_schedule": 3}}}, "alibi_beta_schedule' must be a .*mapping"),
+        ({"variants": {"alibi": {"alibi_beta_schedule": {"start": 3}}}}, "alibi.alibi_beta_schedule.end' is missing"),
         ({"readings": {"alibi": {"x": {"alibi_scaling": {"type": "cubic"}}}}}, "alibi_scaling type"),
         ({"readings": {"alibi": {"x": {"alibi_betta": 2}}}}, "unknown key 'model.overrides.alibi_betta'"),
         ({"readings": {"alibi": {"x": {"model_type": "gpt2"}}}}, "unknown key 'model.overrides.model_type'"),
@@ -215,7 +232,7 @@ def test_the_comparisons_of_the_project_can_be_built(path: Path, monkeypatch: py
     monkeypatch.chdir(ROOT)
     config = load_config(ComparisonConfig, str(path))
     runs = comparison._runs(config)
-    assert len(runs) == len(config.variants) * len(config.seeds)
+    assert len(runs) == len(config.variants) * len(config.seeds) * len(config.budgets_steps or [None])
     base = load_config(ExperimentConfig, config.experiment)
     assert model_config(base.model).model_type == "alibi_gpt"
 

@@ -1,98 +1,36 @@
 """A sweep from its settings to its results: paired trainings, one checkpoint at many betas, and users' mistakes."""
 
 import dataclasses
-import importlib.util
 import json
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
-import datasets
+import optuna
 import pytest
 import torch
 import yaml
-from optuna.trial import TrialState
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.experiments import beta_objectives, runner
-from modeling_alibi_gpt.experiments import study as beta_study
-from modeling_alibi_gpt.experiments import sweep as beta_sweep
-from modeling_alibi_gpt.experiments.study import open_study
 from modeling_alibi_gpt.experiments.sweep import SweepConfig, run_sweep
 from modeling_alibi_gpt.report.statistics import choose_trial
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.manifest import write_manifest
 from modeling_alibi_gpt.runtime.records import check_record, read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from tests.bad_input.refusals import script
 from tests.support.sweep_cases import tiny_experiment, training_record
 
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_and_a_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    num_threads, cache = torch.get_num_threads(), datasets.config.HF_DATASETS_CACHE
-    torch.set_num_threads(1)
-    datasets.config.HF_DATASETS_CACHE = tmp_path_factory.mktemp("datasets-cache")
-    yield
-    torch.set_num_threads(num_threads)
-    datasets.config.HF_DATASETS_CACHE = cache
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sweep")
-
-
-@pytest.fixture(scope="module")
-def finished(root: Path) -> SweepConfig:
-    """Two betas and two seeds, beta and slopes learned; best.json and the model beside them."""
-    config = SweepConfig(
-        output_dir=str(root / "finished"),
-        experiment=tiny_experiment(root),
-        betas=[0.5, 1],
-        seeds=[0, 1],
-        trained=["beta", "slopes"],
-    )
-    run_sweep(config)
-    return config
-
-
-@pytest.fixture
-def copied(finished: SweepConfig, tmp_path: Path) -> SweepConfig:
-    """The finished sweep at a place of its own, to be gone on with."""
-    shutil.copytree(finished.output_dir, tmp_path / "copied")
-    return dataclasses.replace(finished, output_dir=str(tmp_path / "copied"))
-
-
-@pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The folders that trainings are begun in."""
-    begun: list[str] = []
-    train = runner.train
-
-    def count(config: ExperimentConfig, **kwargs: Any) -> dict[str, Any]:
-        if not (Path(config.training["output_dir"]) / "training.jsonl").exists():
-            begun.append(Path(config.training["output_dir"]).name)
-        return train(config, **kwargs)
-
-    monkeypatch.setattr(runner, "train", count)
-    return begun
+pytestmark = pytest.mark.usefixtures("one_thread_and_a_cache")
 
 
 def records_of(config: SweepConfig, kind: str) -> list[dict[str, Any]]:
     return [record for record in read_records(Path(config.output_dir) / "trials.jsonl") if record["kind"] == kind]
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_script", ROOT / "scripts" / f"{name}.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 def test_every_beta_is_trained_with_every_seed(finished: SweepConfig):
@@ -135,7 +73,7 @@ def test_records_are_what_reports_read(finished: SweepConfig):
 
 
 def test_best_config_is_a_whole_experiment_that_repeats_the_best_trial(finished: SweepConfig, tmp_path: Path, capsys):
-    train = load_script("train")
+    train = script("train")
     best, _ = choose_trial(records_of(finished, "beta_trial"))
     path = f"{finished.output_dir}/best.json"
     assert load_config(ExperimentConfig, path).model.overrides["alibi_beta"] == best["beta"]
@@ -177,7 +115,7 @@ def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_no
     def train(experiment: ExperimentConfig, **kwargs: Any) -> dict[str, Any]:
         loss = nats[experiment.model.overrides["alibi_beta"]][experiment.training["seed"]]
         folder = Path(experiment.training["output_dir"])
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "training.jsonl").write_text("")
         (folder / "config.json").write_text(json.dumps({"alibi_beta": experiment.model.overrides["alibi_beta"]}))
         write_manifest(folder, [folder / "config.json"])
@@ -290,19 +228,8 @@ def test_trainings_that_fall_behind_are_pruned(
     assert not list(Path(config.output_dir).glob("trials/*/checkpoint-*"))
     assert result["num_trials"] == 3
     assert not [warning for warning in recwarn if "already reported" in str(warning.message)], "of one seed only"
-    study = open_study("beta", config.storage_url, beta_objectives.RetrainObjective(config).settings)
+    study = optuna.load_study(study_name="beta", storage=config.storage_url)
     assert [sorted(trial.intermediate_values) for trial in study.get_trials()] == [[4]] * 4
-
-
-@pytest.fixture
-def posthoc(make_folder: Callable[[str], str], source: str, tmp_path: Path) -> SweepConfig:
-    return SweepConfig(
-        mode="posthoc",
-        output_dir=str(tmp_path / "posthoc"),
-        checkpoint=make_folder("alibi"),
-        source=source,
-        betas=[0.5, 1, 4],
-    )
 
 
 def test_posthoc_is_the_perplexity_of_a_model_with_that_beta(posthoc: SweepConfig, tmp_path: Path):
@@ -329,7 +256,7 @@ def test_posthoc_is_the_perplexity_of_a_model_with_that_beta(posthoc: SweepConfi
 
 def test_best_config_of_posthoc_fine_tunes_with_the_best_beta(posthoc: SweepConfig, capsys):
     result = run_sweep(posthoc)
-    train = load_script("train")
+    train = script("train")
     settings = ["training.max_steps=2", "training.report_to=none", "data.cache_dir=/nowhere"]
     command = ["--config", result["best_config"], *(part for s in settings for part in ("--set", s)), "--json"]
     assert train.main(command) == 0
@@ -356,36 +283,10 @@ def test_posthoc_of_a_trained_run_fine_tunes_by_its_settings(
     assert best.training == finished.experiment["training"] | changed
 
 
-def test_a_worker_waits_for_the_others_and_takes_over_from_the_dead(
-    posthoc: SweepConfig, monkeypatch: pytest.MonkeyPatch
-):
-    objective = beta_objectives.PosthocObjective(posthoc)
-    study = open_study("beta", posthoc.storage_url, objective.settings)
-    claim = beta_study.create_trial(
-        state=TrialState.RUNNING,
-        params={"alibi_beta": 4.0},
-        distributions={"alibi_beta": beta_sweep.FloatDistribution(0.5, 4, log=True)},
-        user_attrs={"worker": beta_study._own_identity() | {"host": "elsewhere"}},
-    )
-    study.add_trial(claim)
-    waits = []
-
-    def pass_time(seconds: float) -> None:
-        waits.append(seconds)
-        if len(waits) == 2:  # as the heartbeat does
-            study.tell(0, state=TrialState.FAIL)
-
-    monkeypatch.setattr(beta_sweep.time, "sleep", pass_time)
-    result = run_sweep(posthoc)
-    assert len(waits) == 2
-    assert result["num_trials"] == 3
-    assert [trial["beta"] for trial in records_of(posthoc, "beta_trial")] == [0.5, 1.0, 4.0]
-
-
 def test_script_prints_the_trials_and_ends_with_the_result(finished: SweepConfig, tmp_path: Path, capsys):
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(dataclasses.asdict(finished)), encoding="utf-8")
-    assert load_script("sweep_beta").main(["--config", str(path), "--json"]) == 0
+    assert script("sweep_beta").main(["--config", str(path), "--json"]) == 0
     captured = capsys.readouterr()
     assert "optuna" not in captured.err.lower()
     *_, best, last = captured.out.splitlines()
@@ -393,103 +294,6 @@ def test_script_prints_the_trials_and_ends_with_the_result(finished: SweepConfig
     assert best == result["choice"] and f"{result['best_beta']:g} is taken" in best
     assert sum("complete" in line for line in captured.out.splitlines()) == 2
     assert result == run_sweep(finished)
-
-
-RETRAIN_MISTAKES = {
-    "betas=[1, 0]": "every beta must be a finite number above 0, got 0",
-    "betas=[1, -2.0]": "every beta must be a finite number above 0, got -2.0",
-    "betas=[.nan]": "'betas[0]' must be a finite number, got nan",
-    "betas=[.inf]": "'betas[0]' must be a finite number, got inf",
-    "betas=[]": "give at least one beta",
-    "betas=[one]": "'betas[0]' must be a valid number, got 'one'",
-    "beta_low=8": "beta_low below beta_high",
-    "num_trials=0": "num_trials must be at least 1",
-    "seeds=[]": "seeds must be different numbers",
-    "seeds=[1, 1]": "seeds must be different numbers",
-    "trained=[gamma]": "'trained[0]' must be 'beta' or 'slopes', got 'gamma'",
-    "mode=training": "'mode' must be 'retrain' or 'posthoc', got 'training'",
-    "mode=posthoc": "mode posthoc needs 'checkpoint' and takes no 'experiment'",
-    "checkpoint=somewhere": "mode retrain needs 'experiment' and takes no 'checkpoint'",
-    "experiment=/nowhere.yaml": "/nowhere.yaml: no such file",
-    "pruning=true": "set training.eval_strategy in the experiment",
-    "bettas=[1]": "unknown key 'bettas'; did you mean 'betas'?",
-    "experiment_overrides=[precision=auto]": "one precision for all its trainings",
-    "experiment.model.overrides.position_method=sinusoidal": "needs position_method alibi, the experiment has 'sinus",
-    "experiment.data.source=text:/nowhere/*.txt": "/nowhere/*.txt",
-    "experiment_overrides=[training.max_step=1]": "unknown key 'training.max_step'",
-    "storage=sqlite:////dev/null/study.db": "/dev/null",
-    "storage=nonsense://study": "storage nonsense://study cannot be opened as a study",
-}
-
-
-def refused(arguments: list[str], output_dir: Path, message: str, capsys: pytest.CaptureFixture) -> None:
-    settings = [part for argument in arguments for part in ("--set", argument)]
-    assert load_script("sweep_beta").main([*settings, "--set", f"output_dir={output_dir}"]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    progress = "examples/s]"
-    [line] = [line for line in captured.err.splitlines() if line.strip() and progress not in line]
-    assert line.startswith("error: ") and message in line
-    assert not output_dir.exists()
-
-
-@pytest.mark.parametrize("mistake", RETRAIN_MISTAKES)
-def test_mistakes_in_a_retrain_sweep(mistake: str, root: Path, tmp_path: Path, capsys):
-    experiment = json.dumps(tiny_experiment(root))
-    refused([f"experiment={experiment}", mistake], tmp_path / "refused", RETRAIN_MISTAKES[mistake], capsys)
-
-
-POSTHOC_MISTAKES = {
-    "checkpoint=/nowhere": "/nowhere: no model here",
-    "pruning=true": "pruning stops trainings, and mode posthoc has none",
-    "length_tokens=0": "length_tokens must be at least 1, got 0",
-    "length_tokens=100000": "a window of 100000 needs 100001",
-    "stride_tokens=4": "needs protocol=sliding",
-    "source=text:/nowhere": "/nowhere",
-    "dtype=float8": "dtype must be one of",
-}
-
-
-@pytest.mark.parametrize("mistake", POSTHOC_MISTAKES)
-def test_mistakes_in_a_posthoc_sweep(mistake: str, posthoc: SweepConfig, tmp_path: Path, capsys):
-    arguments = ["mode=posthoc", f"checkpoint={posthoc.checkpoint}", f"source={posthoc.source}", mistake]
-    refused(arguments, tmp_path / "refused", POSTHOC_MISTAKES[mistake], capsys)
-
-
-@pytest.mark.parametrize("method", ["sinusoidal", "mpt"])
-def test_posthoc_needs_alibi(method: str, make_folder: Callable[[str], str], source: str, tmp_path: Path, capsys):
-    arguments = ["mode=posthoc", f"checkpoint={make_folder(method)}", f"source={source}"]
-    capsys.readouterr()
-    refused(arguments, tmp_path / "refused", "a sweep of beta needs an AlibiGPT with alibi", capsys)
-
-
-def test_posthoc_needs_slopes_that_beta_decides(finished: SweepConfig, tmp_path: Path, capsys):
-    arguments = ["mode=posthoc", f"checkpoint={finished.output_dir}/trained/slopes-seed-0"]
-    refused(arguments, tmp_path / "refused", "untrained slopes", capsys)
-
-
-def test_posthoc_needs_whole_weights(posthoc: SweepConfig, tmp_path: Path, capsys):
-    torn = tmp_path / "torn"
-    shutil.copytree(posthoc.checkpoint, torn)
-    weights = (torn / "model.safetensors").read_bytes()
-    (torn / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    arguments = ["mode=posthoc", f"checkpoint={torn}", f"source={posthoc.source}"]
-    refused(arguments, tmp_path / "refused", "truncated or damaged", capsys)
-
-
-@pytest.mark.parametrize(
-    "mistake", ["seeds=[0]", "experiment.data.train_length_tokens=8", "experiment.model.config.hidden_size=8"]
-)
-def test_a_study_of_another_objective(mistake: str, copied: SweepConfig, tmp_path: Path, capsys):
-    before = {path: path.stat().st_mtime_ns for path in Path(copied.output_dir).rglob("*.json*")}
-    settings = [
-        f"experiment={json.dumps(copied.experiment)}",
-        "seeds=[0, 1]",
-        f"storage={copied.storage_url}",
-        mistake,
-    ]
-    refused(settings, tmp_path / "refused", "is of another objective; choose another study_name", capsys)
-    assert {path: path.stat().st_mtime_ns for path in Path(copied.output_dir).rglob("*.json*")} == before
 
 
 def test_an_objective_is_its_text_wherever_it_lies(copied: SweepConfig, tmp_path: Path, trainings: list[str]):
@@ -551,10 +355,3 @@ def test_fine_tuning_is_swept_from_one_checkpoint(finished: SweepConfig, tmp_pat
     learned = {"checkpoint": f"{finished.output_dir}/trained/beta-seed-0"}
     with pytest.raises(ValueError, match="alibi_beta changes nothing"):
         run_sweep(dataclasses.replace(config, experiment=experiment | {"model": learned}))
-
-
-def test_one_process_a_worker(copied: SweepConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
-    state = type("TwoProcesses", (), {"num_processes": 2})
-    monkeypatch.setattr(beta_sweep, "process_state", state)
-    arguments = [f"experiment={json.dumps(copied.experiment)}"]
-    refused(arguments, tmp_path / "refused", "start the command several times instead of launching it", capsys)

@@ -8,10 +8,13 @@ from typing import Any
 import datasets
 import pytest
 import yaml
-from optuna.trial import TrialState
+from optuna.distributions import FloatDistribution
+from optuna.trial import Trial
 from sqlalchemy import Engine, event
 
-from modeling_alibi_gpt.experiments.storage_failures import LastingStorage, reported_storage_failures
+from modeling_alibi_gpt.experiments.sampling import run_sampled
+from modeling_alibi_gpt.experiments.storage import open_storage
+from modeling_alibi_gpt.experiments.storage_failures import reported_storage_failures
 from modeling_alibi_gpt.experiments.study import open_study
 from modeling_alibi_gpt.runtime.records import read_records
 from tests.bad_input.refusals import script
@@ -108,7 +111,7 @@ def test_a_database_that_cannot_grow(
     assert not list(output_dir.glob("*.db")) and not list(output_dir.glob(".study.db.new"))
 
     limit.num_pages = None
-    open_study("empty", f"sqlite:///{output_dir / 'study.db'}", {})
+    open_study("empty", open_storage(f"sqlite:///{output_dir / 'study.db'}"), {})
     limit.num_pages = (output_dir / "study.db").stat().st_size // 4096 + num_more
     refused(arguments, capfd)
     kept = finished(output_dir)
@@ -153,28 +156,26 @@ def test_trainings_go_on_where_the_disk_was_full(
     assert {path: path.read_bytes() for path in trained} == trained
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
-def test_a_missed_sign_of_life_ends_no_trial(tmp_path: Path, limit: Limit, caplog: pytest.LogCaptureFixture) -> None:
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = open_study("study", url, {})
-    trial = study.ask()
-    assert isinstance(study._storage._backend, LastingStorage)
-    study._storage._backend.engine.dispose()
-    with sqlite3.connect(tmp_path / "study.db") as database:
-        database.execute("DROP TABLE trial_heartbeats")
-    study._storage.record_heartbeat(trial._trial_id)
+def test_a_missed_sign_of_life_ends_no_trial(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shared = open_study("study", open_storage(f"sqlite:///{tmp_path / 'study.db'}"), {})
+
+    def objective(trial: Trial) -> float:
+        with sqlite3.connect(tmp_path / "study.db", timeout=60) as database:
+            database.execute("DROP TABLE trial_heartbeats")
+        shared.record_heartbeats()
+        return 1.0
+
+    run_sampled(shared, "beta", FloatDistribution(0.5, 2.0), 1, 0, objective)
     assert "no sign of life could be written: no such table: trial_heartbeats" in caplog.text
-    study.tell(trial, 1.0)
-    assert study.trials[0].state == TrialState.COMPLETE
+    assert [trial.state.name for trial in shared.study.trials] == ["COMPLETE"]
 
 
-@pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed")
 def test_other_failures_are_one_line_without_statement_or_password(tmp_path: Path) -> None:
-    study = open_study("study", f"sqlite:///{tmp_path / 'study.db'}", {})
+    shared = open_study("study", open_storage(f"sqlite:///{tmp_path / 'study.db'}"), {})
     with sqlite3.connect(tmp_path / "study.db") as database:
         database.execute("DROP TABLE trials")
     url = "postgresql://user:such@host/db"
     with pytest.raises(OSError) as failure, reported_storage_failures(url):
-        study.ask()
+        shared.num_running()
     said = "storage postgresql://user:***@host/db failed (no *** table: trials); what is in it is whole"
     assert str(failure.value).startswith(said)

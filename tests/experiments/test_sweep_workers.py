@@ -16,6 +16,7 @@ from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 import optuna
+import psutil
 import pytest
 import yaml
 from optuna.trial import FrozenTrial
@@ -92,8 +93,8 @@ def test_every_trial_runs_at_one_worker_only(tmp_path: Path, start: Callable[...
         trials = optuna.load_study(study_name=name, storage=url).get_trials()
         complete = [trial.params["beta"] for trial in trials if trial.state.name == "COMPLETE"]
         assert len(set(complete)) == len(complete) == 10
-        # What two claimed at once was given up by one of them, before it began.
-        assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}
+        # What two began at once was given up by one of them, and waits in case more is asked for.
+        assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL", "WAITING"}
         assert name == "sampled" or sorted(complete) == points
     assert len(list((tmp_path / "runs").iterdir())) == 20
     assert len({path.read_text() for path in (tmp_path / "runs").iterdir()}) > 1, "they shared"
@@ -153,7 +154,7 @@ def test_scripts_started_at_once_share_a_study_and_survive_one_of_them(
     for _ in range(2):
         worker = subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         workers[worker.pid] = worker
-    victim = workers.pop(pid_in_the_middle_of_a_training(config))
+    victim = workers.pop(pid_in_the_middle_of_a_training(config, list(workers)))
     victim.kill()
     victim.communicate()
     [survivor] = workers.values()
@@ -164,24 +165,21 @@ def test_scripts_started_at_once_share_a_study_and_survive_one_of_them(
     assert losses(config.output_dir) == losses(straight.output_dir)
     assert not [word for word in ("optuna", "ExperimentalWarning", "Traceback") if word in err]
     trials = trials_of(config)
-    assert Counter(trial.params["alibi_beta"] for trial in trials if trial.state.name == "COMPLETE") == Counter(BETAS)
-    [lost] = [trial for trial in trials if trial.state.name == "FAIL"]
-    assert lost.user_attrs["worker"]["pid"] == victim.pid
+    assert Counter(trial.params["alibi_beta"] for trial in trials) == Counter(BETAS)
     resumed = [training_record(path.parent)["resumed_from"] for path in finished_runs(config)]
     assert any(resumed), "the lost trial went on from its checkpoint"
 
 
-def pid_in_the_middle_of_a_training(config: SweepConfig) -> int:
+def pid_in_the_middle_of_a_training(config: SweepConfig, pids: Sequence[int]) -> int:
     """The pid of a worker, stopped while its training has a checkpoint and no end yet; waits for one."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         time.sleep(0.01)
-        for state in Path(config.output_dir).glob("trials/*/checkpoint-*/trainer_state.json"):
+        for state in Path(config.output_dir).glob("trials/*/checkpoint-*/manifest.json"):  # a whole one
             run = state.parents[1]
-            beta = float(run.name.split("-")[1])
-            for trial in trials_of(config):
-                if trial.params["alibi_beta"] == beta and trial.state.name == "RUNNING":
-                    pid = trial.user_attrs["worker"]["pid"]
+            lock = str(run.with_name(f".{run.name}.training.lock"))
+            for pid in pids:
+                if lock in {file.path for file in psutil.Process(pid).open_files()}:
                     os.kill(pid, signal.SIGSTOP)
                     if state.exists() and not (run / "training.jsonl").exists():
                         return pid

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
-from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 
 
 WORDS = ("plan", "window", "token", "slope", "bias", "mask", "head", "score", "query", "key", "value", "position")

@@ -5,14 +5,36 @@ from typing import Any
 from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.comparison_sections import claims_section
-from modeling_alibi_gpt.report.frames import frame_of
-from tests.support.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed, read_otherwise, rows_of
-from tests.support.example_records import training_record
+from modeling_alibi_gpt.report.frames import frames
+from modeling_alibi_gpt.report.statistics import Verdict
+from modeling_alibi_gpt.report.verdicts import BETA_CLAIMS, METHOD_CLAIMS
+from tests.support.comparison_cases import (
+    SEEDS,
+    beta_sweep,
+    comparison,
+    grid_of,
+    methods,
+    mixed,
+    read_otherwise,
+    rows_of,
+)
+from tests.support.example_records import extrapolation_record, training_record
+
+
+# 819,200 tokens for 2,171,712 parameters.
+BASIS = " (0.38 tokens per parameter, 3 seeds, 65,536 tokens read)"
 
 
 def verdicts(*grids: Comparison) -> dict[str, tuple[str, str]]:
-    (section,) = claims_section(grids, frame_of([training_record("alibi")]))
-    return {claim: (verdict, measured) for claim, verdict, measured in section.tables[0].rows}
+    """By claim; what each verdict rests on is checked and left out."""
+    trainings = [training_record("alibi") | {"comparison": grid.name} for grid in grids]
+    rows = [extrapolation_record("alibi", "sliding", 128) | {"comparison": grid.name} for grid in grids]
+    (section,) = claims_section(grids, frames([*trainings, *rows]))
+    found = {}
+    for claim, verdict, measured in section.tables[0].rows:
+        assert 1 <= measured.count(BASIS) <= len(grids)
+        found[claim] = (verdict, measured.replace(BASIS, ""))
+    return found
 
 
 def verdict(claim: str, *grids: Comparison) -> tuple[str, str]:
@@ -44,8 +66,8 @@ def test_methods_are_judged_by_sliding_windows() -> None:
 def test_a_reading_of_alibi_that_helps_is_found() -> None:
     assert not any("Slopes made flatter" in claim for claim in verdicts(grid_of(methods())))
     for nats, expected in ((-0.05, "holds"), (0.05, "does not hold"), (-0.003, "not shown"), (0.003, "not shown")):
-        read = [read_otherwise(rows_of("alibi", seed), "ntk 8", nats, alibi_scaling={}) for seed in (0, 1)]
-        grid = grid_of(comparison({"alibi": {}, "none": {"position_method": "none"}}, read[0] + read[1]))
+        read = [read_otherwise(rows_of("alibi", seed), "ntk 8", nats, alibi_scaling={}) for seed in SEEDS]
+        grid = grid_of(comparison({"alibi": {}, "none": {"position_method": "none"}}, sum(read, [])))
         assert verdict("Slopes made flatter", grid)[0] == expected
 
 
@@ -129,6 +151,37 @@ def test_changes_within_a_model_are_judged_by_the_blocks_of_its_text() -> None:
     rows = [record for record in records if record["kind"] != "comparison"]
     noisy = grid_of(comparison_records(rows, reference="alibi"))
     assert verdict("far longer text no worse", noisy)[0] == "not shown"
+
+
+def test_two_seeds_prove_nothing_between_trainings() -> None:
+    def of_two_seeds(records: list[dict[str, Any]]) -> Comparison:
+        rows = [record for record in records if record["kind"] == "extrapolation" and record["seed"] < 2]
+        return grid_of(comparison_records(rows, reference=next(iter(rows))["variant"]))
+
+    grid = of_two_seeds(methods())
+    found = {claim.__name__: verdict for claim in METHOD_CLAIMS for verdict, _ in claim(grid)}
+    assert found.pop("reads_on") is Verdict.HOLDS and found.pop("rivals_fail") is Verdict.HOLDS
+    assert found.pop("alone_stays_level") is found.pop("rope_is_extended") is Verdict.DOES_NOT_HOLD
+    assert set(found.values()) == {Verdict.NOT_SHOWN} and len(found) == 3
+    betas = of_two_seeds(beta_sweep())
+    between = [claim for claim in BETA_CLAIMS if claim.__name__ != "another_beta_reads_better"]
+    assert {verdict for claim in between for verdict, _ in claim(betas)} == {Verdict.NOT_SHOWN}
+
+
+def test_position_parameters_at_the_base_rate_get_no_verdict() -> None:
+    """Neither on T5's table nor on what was learned of beta, unless a rate of their own was chosen."""
+    variants: dict[str, Any] = {"alibi": {}, "t5": {"position_method": "t5"}, "learned": {"alibi_trainable": "beta"}}
+    variants |= {"rope": {"position_method": "rope"}, "beta 2": {"alibi_beta": 2.0}}
+    slow = grid_of(comparison(variants))
+    assert slow.withdrawn == ["t5", "learned"]
+    assert not any("T5" in claim or "learns" in claim for claim in verdicts(slow))
+    for name in slow.withdrawn:
+        variants[name] |= {"position_learning_rate": 1}
+    chosen = grid_of(comparison(variants))
+    assert chosen.withdrawn == []
+    found = verdicts(chosen)
+    assert "Where all were trained it is no worse than RoPE and T5" in found
+    assert found["A \u03b2 that each layer learns is as good as the best fixed one"][0] == "does not hold"
 
 
 def test_learned_alibi_is_no_other_method() -> None:

@@ -6,11 +6,21 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure, bias_figure
-from modeling_alibi_gpt.report.drawing import METHOD_COLOURS, _spread, new_axes, perplexity_axis
-from modeling_alibi_gpt.report.plots import beta_figure, extrapolation_figure, position_figure
+from modeling_alibi_gpt.report.drawing import (
+    MAX_LINES,
+    METHOD_COLOURS,
+    _spread,
+    in_panels,
+    method_lines,
+    new_axes,
+    perplexity_axis,
+)
+from modeling_alibi_gpt.report.plots import beta_figure, difference_figure, extrapolation_figure, position_figure
+from tests.support.comparison_cases import comparison, grid_of, mixed
 from tests.support.example_records import (
     CURVES,
     LENGTHS,
@@ -49,6 +59,50 @@ def test_extrapolation_draws_each_model_in_each_protocol() -> None:
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     reason = "Not drawn: learned at 256, 512, 1,024, 2,048: the learned table ends at 128 positions"
     assert figure._supxlabel.get_text().replace("\n", " ") == reason
+
+
+def test_no_panel_has_more_than_six_lines_and_each_has_alibi() -> None:
+    methods = list(METHOD_COLOURS)
+    lines = method_lines([(name, name, [1, 2], [0, place]) for place, name in enumerate(methods)])
+    panels = in_panels(lines)
+    assert [[line.name for line in panel] for panel in panels] == [["alibi", *methods[1:6]], ["alibi", *methods[6:]]]
+    assert in_panels(lines[:MAX_LINES]) == [lines[:MAX_LINES]]
+    assert [len(panel) for panel in in_panels(lines[1:])] == [5, 4]
+    records = [
+        extrapolation_record("alibi", "sliding", n) | {"name": name, "position_method": name}
+        for name in methods
+        for n in LENGTHS
+    ]
+    for axes in extrapolation_figure.__wrapped__(records).axes:
+        assert len([line for line in axes.lines if line.get_marker() == "o"]) <= MAX_LINES
+        assert curve(axes, METHOD_COLOURS["alibi"])
+
+
+def test_seeds_spread_around_their_mean() -> None:
+    """Those of the made-up trainings lie 0.01 nats apart; differences from ALiBi of 3 seeds have their interval."""
+    grid = grid_of(mixed())
+    axes = extrapolation_figure.__wrapped__(grid.as_trained).axes[0]
+    (band,) = [area for area in axes.collections if np.allclose(area.get_facecolor()[0, :3], rgb("alibi"))][:1]
+    heights = band.get_paths()[0].vertices[:, 1]
+    nats = grid.cell("alibi", "nonoverlapping", 128)["nats_per_token_by_seed"]
+    assert math.log(heights.max()) == pytest.approx(max(nats)) and math.log(heights.min()) < max(nats) - 0.0199
+
+    records = comparison({"alibi": {}, "rope": {"position_method": "rope"}})
+    for record in records:
+        if record["kind"] == "comparison" and record["variant"] == "rope":
+            record["nats_per_token_by_seed"] = [value + 0.1 * n for n, value in enumerate((4.0, 4.0, 4.0))]
+    grid = grid_of(records)
+    (axes,) = difference_figure.__wrapped__(grid).axes
+    difference = grid.difference("rope", "sliding", 128)
+    assert difference is not None and difference.half_width == pytest.approx(0.09 * 4.303 / math.sqrt(3), rel=1e-4)
+    low, high = difference.ends
+    first = axes.collections[0].get_paths()[0].vertices
+    assert {round(y, 6) for x, y in first if x == 128} == {round(low, 6), round(high, 6)}
+    assert curve(axes, METHOD_COLOURS["rope"])[0] == (128, difference.mean)
+
+
+def rgb(method: str) -> tuple[float, float, float]:
+    return to_rgb(METHOD_COLOURS[method])
 
 
 def test_position_draws_a_point_at_the_end_of_each_bin() -> None:

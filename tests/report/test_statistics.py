@@ -9,6 +9,7 @@ from modeling_alibi_gpt.report.beta_choice import describe_choice
 from modeling_alibi_gpt.report.statistics import (
     Verdict,
     between_trainings,
+    block_differences,
     choose_trial,
     judge,
     within_a_model,
@@ -26,21 +27,48 @@ def test_trainings_differ_beyond_the_floor_and_beyond_their_spread() -> None:
 
 
 def test_one_model_changes_beyond_two_standard_errors_of_the_blocks() -> None:
-    before = [4.0, 5.0, 6.0, 5.0]
-    even, uneven = [4.01, 5.01, 6.01, 5.01], [4.03, 4.99, 6.03, 4.99]
-    assert within_a_model([0.01], even, before).sign == 1
-    assert within_a_model([0.01], uneven, before).sign == 0  # the standard error is 0.02 / sqrt(3)
-    assert within_a_model([0.01], uneven, before).noise == pytest.approx(2 * 0.02 / math.sqrt(3))
-    assert within_a_model([0.005], None, before).sign == 1 and within_a_model([0.003], None, before).sign == 0
-    assert within_a_model([0.03, -0.01], even, before).sign == 0, "seeds disagree"
+    even, uneven = [[0.01, 0.01, 0.01, 0.01]], [[0.03, -0.01, 0.03, -0.01]]
+    assert within_a_model([0.01], even).sign == 1
+    assert within_a_model([0.01], uneven).sign == 0  # the standard error is 0.02 / sqrt(3)
+    assert within_a_model([0.01], uneven).noise == pytest.approx(2 * 0.02 / math.sqrt(3))
+    assert within_a_model([0.005]).sign == 1 and within_a_model([0.003]).sign == 0
+    assert within_a_model([0.03, -0.01], even).sign == 0, "seeds disagree"
+    by_seed = [[0.02, 0.0, 0.04, -0.02], [0.04, -0.02, 0.02, 0.0]]  # their mean in each block is that of uneven
+    assert within_a_model([0.01, 0.01], by_seed) == within_a_model([0.01, 0.01], uneven)
+
+
+def test_the_blocks_of_one_reading_stand_against_those_of_another() -> None:
+    assert block_differences([[4.0, 5.0], [4.5, 5.5]], [[3.0, 5.5], [4.0, 5.0]]) == [[1.0, -0.5], [0.5, 0.5]]
+    assert block_differences(None, [[1.0]]) is None and block_differences([[1.0]], None) is None
+    with pytest.raises(ValueError, match="shorter|longer"):
+        block_differences([[4.0, 5.0]], [[4.0]])
 
 
 def test_level_is_shown_and_not_only_undetected() -> None:
-    assert within_a_model([0.001], None, None).is_level
-    assert within_a_model([-0.3], None, None).is_level, "a fall is no rise"
-    assert not within_a_model([0.007], None, None).is_level
-    assert not within_a_model([0.0], [4.2, 5.0], [4.0, 5.2]).is_level, "too noisy to tell"
+    assert within_a_model([0.001]).is_level
+    assert within_a_model([-0.3]).is_level, "a fall is no rise"
+    assert not within_a_model([0.007]).is_level
+    assert not within_a_model([0.0], [[0.2, -0.2]]).is_level, "too noisy to tell"
     assert not between_trainings([0.0, 0.0]).is_level
+
+
+def test_three_seeds_are_judged_by_their_interval() -> None:
+    """That of (0.04, 0.05, 0.06) is 0.05 with a standard error of 0.01 / sqrt(3) and t = 4.303 for two degrees."""
+    difference = between_trainings([0.04, 0.05, 0.06])
+    assert difference.half_width == pytest.approx(4.303 * 0.01 / math.sqrt(3), rel=1e-4)
+    assert difference.noise == difference.half_width and difference.sign == difference.shown == 1
+    assert between_trainings([0.02, 0.05, 0.08]).sign == 0
+    assert between_trainings([0.0189, 0.019, 0.0191]).noise == 0.02, "the floor stays"
+    even, uneven = [[each] * 16 for each in (0.04, 0.05, 0.06)], [[0.3, -0.2] * 8] * 3
+    assert between_trainings([0.04, 0.05, 0.06], even) == difference
+    assert between_trainings([0.05, 0.05, 0.05], uneven).sign == 0, "another text could turn it"
+    assert within_a_model([0.04, 0.05, 0.06], even).noise == difference.noise
+
+
+def test_fewer_than_three_seeds_detect_but_prove_nothing() -> None:
+    assert between_trainings([0.5, 0.5]).sign == 1 and between_trainings([0.5, 0.5]).shown == 0
+    assert between_trainings([0.5]).sign == 1 and between_trainings([0.5]).shown == 0
+    assert within_a_model([0.5]).shown == 1
 
 
 @pytest.mark.parametrize(
@@ -106,6 +134,8 @@ def test_words_say_what_cannot_be_told_apart_and_by_what_rule() -> None:
         f"{math.exp(5.61):.2f}."
     )
     assert "two standard errors over seeds" in describe_choice([trial(1, 5.8, 5.7), trial(8, 5.6, 5.5)])
+    three = describe_choice([trial(1, 5.8, 5.7, 5.9), trial(8, 5.6, 5.5, 5.7)])
+    assert "beyond 0.02 nats and half of the 95 % interval over seeds" in three
     blocks = {"mode": "posthoc", "nats_per_token_by_block": [4.0, 6.0]}
     alone = describe_choice([trial(1, 5.0, **blocks)])
     assert alone.endswith("(beyond two standard errors over blocks of the text); \u03b2 1 is taken.")

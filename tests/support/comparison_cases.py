@@ -12,6 +12,7 @@ from tests.support.example_records import PROVENANCE, extrapolation_record, trai
 
 
 LENGTHS = (128, 1024)
+SEEDS = (0, 1, 2)
 # Nats above 4 at the training length, and what each doubling of the length adds.
 METHODS = {"alibi": (0.0, 0.0), "rope": (-0.05, 0.2), "none": (0.3, 0.001)}
 
@@ -19,7 +20,7 @@ METHODS = {"alibi": (0.0, 0.0), "rope": (-0.05, 0.2), "none": (0.3, 0.001)}
 def rows_of(variant: str, seed: int, **fields: Any) -> list[dict[str, Any]]:
     """The rows of one run: the best beta is 2, and a beta twice or half as large costs 0.03 nats."""
     method = fields.get("position_method", "alibi")
-    start, growth = METHODS[method]
+    start, growth = METHODS.get(method, (0.0, 0.0))
     labels = {"variant": variant, "name": variant, "reading": "as trained", "seed": seed, "fields": fields}
     rows = []
     for protocol in ("nonoverlapping", "sliding"):
@@ -39,7 +40,7 @@ def comparison(variants: dict[str, dict[str, Any]], extra: Sequence[dict[str, An
         {"kind": "corpus", "comparison": "test", "source": "text:x", "num_documents": 1, "num_bytes": 9}
         | {"fingerprint": "0", "documents": ["a/emma.txt.gz"], "provenance": PROVENANCE}
     ]
-    for seed in (0, 1):
+    for seed in SEEDS:
         for variant, fields in variants.items():
             records.append(
                 training_record("alibi", seed) | {"comparison": "test", "variant": variant, "fields": fields}
@@ -67,7 +68,7 @@ def read_otherwise(
 def methods() -> list[dict[str, Any]]:
     """ALiBi, RoPE as trained and read with NTK extension, and no positions."""
     extended = []
-    for seed in (0, 1):
+    for seed in SEEDS:
         for row in rows_of("rope", seed, position_method="rope"):
             nats = -0.3 if row["length_tokens"] > 128 else 0.1
             extended += read_otherwise([row], "ntk", nats, rope_extension={"type": "ntk", "factor": 8})
@@ -82,18 +83,19 @@ def beta_sweep() -> list[dict[str, Any]]:
     variants: dict[str, dict[str, Any]] = {"geometric 1": {}}
     variants |= {f"geometric {beta:g}": {"alibi_beta": beta} for beta in betas if beta != 1.0}
     variants |= {f"uniform {beta:g}": {"alibi_slope_kind": "uniform", "alibi_beta": beta} for beta in betas}
-    variants |= {"learned beta": {"alibi_trainable": "beta"}}
-    read = [read_otherwise(rows_of("geometric 1", seed), "beta 4", 0.04, alibi_beta=4.0) for seed in (0, 1)]
+    variants |= {"learned beta": {"alibi_trainable": "beta", "position_learning_rate": 30}}
+    read = [read_otherwise(rows_of("geometric 1", seed), "beta 4", 0.04, alibi_beta=4.0) for seed in SEEDS]
     return comparison(variants, [row for rows in read for row in rows])
 
 
 def mixed() -> list[dict[str, Any]]:
     """One comparison of betas and of methods: ALiBi, beta 2 and 4, a learned beta, RoPE as trained and with YaRN."""
     variants: dict[str, dict[str, Any]] = {"alibi": {}, "beta 2": {"alibi_beta": 2.0}, "beta 4": {"alibi_beta": 4.0}}
-    variants |= {"learned": {"alibi_trainable": "beta"}, "rope": {"position_method": "rope"}}
+    variants |= {"learned": {"alibi_trainable": "beta", "position_learning_rate": 30}}
+    variants |= {"rope": {"position_method": "rope"}}
     read = [
         row
-        for seed in (0, 1)
+        for seed in SEEDS
         for row in read_otherwise(
             rows_of("rope", seed, position_method="rope"), "yarn", 0.1, rope_extension={"type": "yarn", "factor": 8}
         )

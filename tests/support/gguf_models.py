@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
-from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from tests.support.gguf_cases import SIZES
 
 

@@ -3,12 +3,17 @@
 import os
 import random
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from optuna.distributions import FloatDistribution
 from optuna.trial import Trial
 
+from modeling_alibi_gpt.experiments.runner import Job, run_jobs
+from modeling_alibi_gpt.experiments.sampling import run_sampled
+from modeling_alibi_gpt.experiments.storage import open_storage
+from modeling_alibi_gpt.experiments.study import GridTrial, open_study
 from modeling_alibi_gpt.runtime.records import read_records
 
 
@@ -59,9 +64,8 @@ def training_record(folder: str | Path) -> dict[str, Any]:
 
 def share_points(url: str, points: list[float], num_sampled: int, folder: Path) -> None:
     """A worker whose trials take no time and fail where another worker is at the same one."""
-    from modeling_alibi_gpt.experiments.study import open_study, run_grid, run_sampled
 
-    def price(trial: Trial) -> float:
+    def price(trial: Trial | GridTrial) -> float:
         beta = trial.params["beta"]
         with open(folder / f"{beta!r}", "x", encoding="utf-8") as file:
             file.write(str(os.getpid()))
@@ -69,6 +73,23 @@ def share_points(url: str, points: list[float], num_sampled: int, folder: Path) 
         return beta
 
     distribution = FloatDistribution(0.125, 64, log=True)
-    study = open_study("grid", url, {})
-    run_grid(study, [{"beta": beta} for beta in points], {"beta": distribution}, price)
-    run_sampled(open_study("sampled", url, {}), "beta", distribution, num_sampled, 0, price)
+    storage = open_storage(url)
+    grid = open_study("grid", storage, {})
+
+    def run(beta: float) -> str:
+        if grid.find({"beta": beta}):
+            return "is in the study"
+        return grid.run_point({"beta": beta}, {"beta": distribution}, price, folder.parent / ".results.lock")
+
+    run_jobs(
+        [
+            Job(label=f"[{beta}]", folder=folder.parent / "jobs" / str(beta), run=partial(run, beta), is_trained=bool)
+            for beta in points
+        ]
+    )
+    sampled = open_study("sampled", storage, {})
+    while True:
+        run_sampled(sampled, "beta", distribution, num_sampled, 0, price)
+        if not sampled.num_running():
+            return
+        time.sleep(0.1)

@@ -31,6 +31,7 @@ def start_training(
     *settings: str,
     killed_at: str | int | None = None,
     environment: dict[str, str] | None = None,
+    prepare: Callable[[], None] | None = None,
 ) -> BaseProcess:
     """Start ``python scripts/train.py --config experiment_file --set ...``; what it prints goes to ``<pid>.log``.
 
@@ -40,11 +41,19 @@ def start_training(
         killed_at: The writing operation in that folder before which the process kills itself: a pattern, such as
             ``open checkpoint-4/config.json``, or a number from 1.
         environment: What a launcher would export.
+        prepare: Called in the process before the script; a function of a module.
     """
     arguments = ["--config", str(experiment_file), *(part for setting in settings for part in ("--set", setting))]
     process = _CONTEXT.Process(
         target=_run_script,
-        args=(arguments, experiment_file.parent, datasets.config.HF_DATASETS_CACHE, killed_at, environment or {}),
+        args=(
+            arguments,
+            experiment_file.parent,
+            datasets.config.HF_DATASETS_CACHE,
+            killed_at,
+            environment or {},
+            prepare,
+        ),
     )
     process.start()
     return process
@@ -60,7 +69,12 @@ def exit_code(process: BaseProcess, timeout_seconds: float = 180) -> int:
 
 
 def _run_script(
-    arguments: Sequence[str], folder: Path, cache: str, killed_at: str | int | None, environment: dict[str, str]
+    arguments: Sequence[str],
+    folder: Path,
+    cache: str,
+    killed_at: str | int | None,
+    environment: dict[str, str],
+    prepare: Callable[[], None] | None,
 ) -> None:
     gc.freeze()  # every run collects garbage, which over all that is imported takes longer than the run
     os.environ.update(environment)
@@ -72,6 +86,8 @@ def _run_script(
             sys.addaudithook(_killer(f"{folder / 'run'}{os.sep}", killed_at))
         code = 1
         try:
+            if prepare is not None:
+                prepare()
             code = load_script().main(arguments)
         except Exception:
             traceback.print_exc()

@@ -18,7 +18,7 @@ from transformers import (
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.packing import PackedCollator
-from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 
 

@@ -79,8 +79,8 @@ def test_settings_lie_over_named_values_and_these_over_the_file(path: str) -> No
 
 
 def test_integers_pass_for_floats(path: str) -> None:
-    with pytest.raises(ValueError, match="between 0 and 1, got 1.0"):
-        load_config(ExperimentConfig, path, ["data.validation_fraction=1"])
+    rate = load_config(ExperimentConfig, path, ["position_learning_rate=2"]).position_learning_rate
+    assert rate == 2.0 and type(rate) is float
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,11 @@ def test_integers_pass_for_floats(path: str) -> None:
         ("model.config=[1]", r"'model.config' must be a valid string or a mapping, got \[1\]"),
         ("data=text:/x", "'data' must be a mapping, got 'text:/x'"),
         ("data.train_length_tokens=2", "must be at least 3, got 2"),
+        ("data.validation_fraction=1", "'data.validation_fraction' must be below 1, got 1"),
+        ("data.validation_fraction=0.0", "'data.validation_fraction' must be above 0, got 0.0"),
+        ("position_learning_rate=0", "'position_learning_rate' must be above 0, got 0"),
+        ("milestones={steps: [], lengths_tokens: [8]}", r"'milestones.steps' must be a list of at least 1, got \[\]"),
+        ("milestones={steps: [-1], lengths_tokens: [8]}", r"'milestones.steps\[0\]' must be at least 0, got -1"),
         ("precision=float16", "'precision' must be 'float32', 'bfloat16' or 'auto', got 'float16'"),
         ("training.output_dir=", "training.output_dir is missing"),
         ("model.checkpoint=x", "either 'config' .a new model. or 'checkpoint' .fine-tuning., not both or none"),

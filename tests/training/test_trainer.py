@@ -16,7 +16,8 @@ from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import build_model
-from modeling_alibi_gpt.training.trainer import make_trainer, prepare_data, train, training_documents
+from modeling_alibi_gpt.training.prepared_data import prepare_data, training_documents
+from modeling_alibi_gpt.training.trainer import make_trainer, train
 from tests.support.train_commands import load_script
 
 

@@ -3,7 +3,7 @@
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
@@ -24,13 +24,14 @@ from modeling_alibi_gpt.checkpoints.streaming import Plan, plan_conversion, writ
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.runtime.atomic import atomic_directory, require_empty, write_json
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
 FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gpt2": GPT2}
 OURS = AlibiGPTConfig.model_type
 GGUF = "gguf"
+TARGETS = (OURS, *(name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None), GGUF)
 READERS = ("transformers", "llama.cpp", "vllm")
 # What tells how the weights are laid out, so that another value would read other weights out of them.
 _LAYOUT_FIELDS = (
@@ -48,7 +49,7 @@ class ConvertConfig:
     """Checkpoint folder, or name on the Hub."""
     output_dir: str
     """Folder to make; it must not exist or be empty."""
-    to: str = OURS
+    to: Literal[*TARGETS] = OURS
     """``alibi_gpt``, the family that an AlibiGPT becomes, or ``gguf``: one file ``model.gguf`` for llama.cpp."""
     as_transformers: bool = False
     """Reproduce what the code of transformers computes where it departs from what the model was trained with: MPT's
@@ -58,32 +59,23 @@ class ConvertConfig:
     """Fields of ``AlibiGPTConfig`` laid over the translated ones, except sizes. ``position_method: alibi`` leaves out
     the learned positions of a GPT-2, which must then be fine-tuned.
     """
-    dtype: str | None = None
+    dtype: Literal[*DTYPES] | None = None
     """``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor."""
     allow_pickle: bool = False
     """Read pickled weights, with ``weights_only=True``, where there are no others."""
-    max_shard_bytes: int = 5 * 10**9
+    max_shard_bytes: Count = 5 * 10**9
     """Size from which on weights are spread over several files."""
-    reader: str = READERS[0]
+    reader: Literal[*READERS] = READERS[0]
     """For ``mpt``: the program that is to compute the same, ``transformers``, or ``llama.cpp`` or ``vllm``, which
     honour ``alibi_bias_max``.
     """
-    context_length_tokens: int | None = None
+    context_length_tokens: Count | None = None
     """For ``gguf``: what readers take for the longest text; null is the training length."""
 
     def __post_init__(self) -> None:
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if wrong := [name for name in self.overrides if name in _LAYOUT_FIELDS]:
             raise ValueError(f"overrides must not change {', '.join(wrong)}, by which the weights are laid out")
         check_overrides(self.overrides, AlibiGPTConfig, "overrides.")
-        if self.max_shard_bytes < 1:
-            raise ValueError(f"max_shard_bytes must be at least 1, got {self.max_shard_bytes}")
-        ways_out = [name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None]
-        if self.to not in (OURS, *ways_out, GGUF):
-            raise ValueError(f"to must be one of {', '.join([OURS, *ways_out, GGUF])}, got {self.to!r}")
-        if self.reader not in READERS:
-            raise ValueError(f"reader must be one of {', '.join(READERS)}, got {self.reader!r}")
         if self.to != "mpt" and self.reader != READERS[0]:
             raise ValueError(f"reader is for conversions to mpt, not to {self.to}")
         if self.to != GGUF and self.context_length_tokens is not None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from modeling_alibi_gpt.checkpoints.weight_map import LM_HEAD, SAME, Rule
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.runtime.atomic import atomic_file
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 
 
 # GGML's names of the dtypes of matrices, and of a file of them. Norms and biases are float32 in every file.
@@ -56,9 +56,9 @@ class GgufConfig:
     """GGUF file to write; one that is there is replaced."""
     name: str | None = None
     """Of the model, for its readers; None means the one in the model card, or the name of the folder."""
-    dtype: str = "float32"
+    dtype: Literal[*DTYPES] = "float32"
     """Of the matrices: ``float32``, ``float16`` or ``bfloat16``."""
-    context_length_tokens: int | None = None
+    context_length_tokens: Count | None = None
     """What readers take for the longest text: llama-server refuses a longer one, and llama.cpp reserves a cache of
     this size unless told otherwise. ALiBi itself has no such limit. None means ``train_context_length``.
     """
@@ -77,10 +77,6 @@ def export_gguf(config: GgufConfig) -> dict[str, Any]:
             config says, llama.cpp cannot tokenize as its tokenizer does, a weight does not fit into the dtype, or
             the package ``gguf`` is not installed.
     """
-    if config.dtype not in _GGML_NAMES:
-        raise ValueError(f"dtype must be one of {', '.join(_GGML_NAMES)}, got {config.dtype!r}")
-    if config.context_length_tokens is not None and config.context_length_tokens < 1:
-        raise ValueError(f"context_length_tokens must be at least 1, got {config.context_length_tokens}")
     gguf = _import_gguf()
     folder, model_config = Path(config.model), load_model_config(config.model)
     if model_config.model_type != "alibi_gpt":

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
-from modeling_alibi_gpt.data.tokenization import train_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from tests.support.conversion_cases import (
     VOCAB_SIZE,
     assert_same_weights,

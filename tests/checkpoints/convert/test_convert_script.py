@@ -114,7 +114,9 @@ def test_an_index_that_names_a_missing_tensor(script, originals, tmp_path, capsy
 
 
 def test_a_wrong_dtype(script, source, capsys) -> None:
-    assert "dtype must be one of float32" in refusal(script, source, capsys, "--set", "dtype=float17")
+    assert "'dtype' must be 'float32', 'bfloat16' or 'float16', got 'float17'" in refusal(
+        script, source, capsys, "--set", "dtype=float17"
+    )
     tensors = load_file(source / "model.safetensors")
     tensors["transformer.ln_f.weight"] = tensors["transformer.ln_f.weight"].to(torch.int8)
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
@@ -158,12 +160,12 @@ def test_a_field_nobody_knows(script, source, capsys) -> None:
 
 def test_other_models_and_directions(script, source, capsys) -> None:
     assert "model_type is 'bloom', expected 'alibi_gpt'" in refusal(script, source, capsys, "--to", "mpt")
-    assert "to must be one of alibi_gpt, bloom, mpt, gguf, got 'falcon'" in refusal(
+    assert "'to' must be 'alibi_gpt', 'bloom', 'mpt' or 'gguf', got 'falcon'" in refusal(
         script, source, capsys, "--to", "falcon"
     )
     edit_config(source, model_type="llama")
     assert "model_type is 'llama', expected one of bloom, mpt, falcon, gpt2" in refusal(script, source, capsys)
-    assert "max_shard_bytes must be at least 1" in refusal(script, source, capsys, "--set", "max_shard_bytes=0")
+    assert "'max_shard_bytes' must be at least 1" in refusal(script, source, capsys, "--set", "max_shard_bytes=0")
 
 
 def test_what_another_family_cannot_hold(script, source, capsys) -> None:

@@ -135,7 +135,7 @@ def test_other_readers_have_one_scale_only() -> None:
 
 
 def test_a_reader_is_one_of_an_mpt() -> None:
-    with pytest.raises(ValueError, match="reader must be one of transformers, llama.cpp, vllm, got 'ollama'"):
+    with pytest.raises(ValueError, match="'reader' must be 'transformers', 'llama.cpp' or 'vllm', got 'ollama'"):
         ConvertConfig(model="model", output_dir="out", to="mpt", reader="ollama")
     with pytest.raises(ValueError, match="reader is for conversions to mpt, not to bloom"):
         ConvertConfig(model="model", output_dir="out", to="bloom", reader="vllm")

@@ -188,7 +188,7 @@ def test_what_is_no_alibi_gpt_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"dtype": "int4"}, "dtype must be one of float32, float16, bfloat16"),
+        ({"dtype": "int4"}, "'dtype' must be 'float32', 'bfloat16' or 'float16', got 'int4'"),
         ({"context_length_tokens": 0}, "least 1"),
     ],
 )

@@ -1,0 +1,52 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""The loss of a language model some tokens at a time, so that the logits of a batch never exist. Travels to the Hub.
+
+Shapes: B batch, T tokens, D hidden size, V vocabulary.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+IGNORED_LABEL = -100
+
+
+def chunked_causal_lm_loss(
+    hidden_states: Tensor,
+    head: nn.Module,
+    labels: Tensor,
+    chunk_tokens: int,
+    num_items_in_batch: Tensor | int | None = None,
+) -> Tensor:
+    """Cross entropy of the next token, as ``ForCausalLMLoss`` of transformers gives it, in nats per token.
+
+    Logits exist for ``chunk_tokens`` tokens at a time. The backward pass computes them again, which is a third more
+    work in the head. ``torch.nn.functional.linear_cross_entropy`` saves that, but returns the loss of a bfloat16 model
+    in bfloat16, and computes in float32 under autocast.
+
+    Args:
+        hidden_states: ``(B, T, D)``, what the head reads.
+        head: From ``(N, D)`` to logits ``(N, V)``.
+        labels: ``(B, T)``, the tokens themselves; -100 is not predicted.
+        chunk_tokens: Tokens whose logits exist at once, at least 1.
+        num_items_in_batch: Tokens to divide by; None is those that are predicted.
+
+    Raises:
+        ValueError: ``chunk_tokens`` is below 1.
+    """
+    if chunk_tokens < 1:
+        raise ValueError(f"loss_chunk_tokens must be at least 1, got {chunk_tokens}")
+    targets = F.pad(labels, (0, 1), value=IGNORED_LABEL)[..., 1:].reshape(-1).to(hidden_states.device)
+    states = hidden_states.reshape(-1, hidden_states.shape[-1])
+    chunks = zip(states.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+    nats = sum(checkpoint(_summed_nats, head, *chunk, use_reentrant=False) for chunk in chunks)
+    if num_items_in_batch is None:
+        num_items_in_batch = (targets != IGNORED_LABEL).sum()
+    elif isinstance(num_items_in_batch, Tensor):
+        num_items_in_batch = num_items_in_batch.to(nats.device)
+    return nats / num_items_in_batch
+
+
+def _summed_nats(head: nn.Module, states: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(head(states).float(), targets, ignore_index=IGNORED_LABEL, reduction="sum")

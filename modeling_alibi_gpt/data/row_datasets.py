@@ -1,0 +1,153 @@
+"""Corpora whose documents are rows of a table: datasets of the Hub, and files of JSON Lines or Parquet."""
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, Value, concatenate_datasets
+from datasets.exceptions import DatasetsError
+
+from modeling_alibi_gpt.data.dataset_cache import naming_damage, os_errors_in_the_open
+from modeling_alibi_gpt.data.documents import ROWS_PER_READ, hash_of_text, validation_hashes
+from modeling_alibi_gpt.data.text_files import matching_files
+
+
+DOCUMENT_FEATURES = Features({"name": Value("string"), "text": Value("string")})
+_BUILDERS = {"jsonl": "json", "parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Where rows come from, in the words of ``datasets.load_dataset``.
+
+    Attributes:
+        source: As a user wrote it.
+        location: What the names of its documents begin with.
+        arguments: Of ``load_dataset``.
+    """
+
+    source: str
+    location: str
+    arguments: dict[str, Any]
+
+    def load(self, split: str | None = None, *, streaming: bool = False) -> Any:
+        """What ``load_dataset`` gives: one split or expression, or a dictionary of all splits.
+
+        Raises:
+            ValueError: It cannot be read, or has no such split.
+        """
+        try:
+            with os_errors_in_the_open(), naming_damage(self.source):
+                return datasets.load_dataset(
+                    **self.arguments, split=split, streaming=streaming, trust_remote_code=False
+                )
+        except ValueError as error:
+            raise ValueError(f"{self.source}: {error}") from error
+        except (ConnectionError, FileNotFoundError, RuntimeError, DatasetsError) as error:
+            remedy = "check the columns and that every line is whole"
+            if self.source.startswith("hub:"):
+                remedy = (
+                    "check the name and the network, set HF_HUB_OFFLINE=1 to take a copy from the cache at once, or "
+                    "use text:GLOB"
+                )
+            raise ValueError(f"{self.source} cannot be read ({error.__cause__ or error}): {remedy}") from error
+
+
+def row_source(source: str) -> RowSource:
+    """``hub:NAME[:CONFIG][@REVISION]``, ``jsonl:GLOB`` or ``parquet:GLOB``.
+
+    Raises:
+        ValueError: No file matches.
+    """
+    kind, _, location = source.partition(":")
+    if kind in _BUILDERS:
+        paths = [str(path) for path in matching_files(location)]
+        return RowSource(source, location, {"path": _BUILDERS[kind], "data_files": {"train": paths}})
+    name, revision = location, None
+    if "@" in location and not os.path.exists(location.partition(":")[0]):
+        name, _, revision = location.rpartition("@")
+    name, _, config = name.partition(":")
+    return RowSource(source, location, {"path": name, "name": config or None, "revision": revision})
+
+
+def read_rows(source: str, split: str, *, train_split: str, text_column: str, validation_fraction: float) -> Dataset:
+    """The documents of a split, as of ``corpora.load_documents``."""
+    rows_of = row_source(source)
+    splits = rows_of.load()
+    taken_from, hashes = resolve_split(source, split, list(splits), train_split, validation_fraction)
+    rows = _select(rows_of, splits, taken_from)
+    check_text_column(source, rows, text_column)
+    with naming_damage(source):
+        documents = rows.map(
+            _name_rows,
+            batched=True,
+            batch_size=ROWS_PER_READ,
+            writer_batch_size=ROWS_PER_READ,
+            with_indices=True,
+            input_columns=text_column,
+            fn_kwargs={"prefix": f"{rows_of.location}/{taken_from}", "hashes": hashes},
+            remove_columns=rows.column_names,
+            features=DOCUMENT_FEATURES,
+            desc="Reading documents",
+        )
+    if not len(documents) and hashes == (0.0, 1.0):
+        raise ValueError(f"{source} holds no text in the column {text_column!r} of its {taken_from} split")
+    if not len(documents):
+        raise ValueError(
+            f"{source} has no validation split, and the {split} share of its documents is empty with "
+            f"validation_fraction {validation_fraction:g}: expected more documents or another fraction"
+        )
+    return documents
+
+
+def resolve_split(
+    source: str, split: str, splits: list[str], train_split: str, validation_fraction: float
+) -> tuple[str, tuple[float, float]]:
+    """Which split of a dataset is read, and between which hashes of their texts its documents are kept.
+
+    Raises:
+        ValueError: There is no such split.
+    """
+    taken_from, hashes = train_split if split == "train" else split, (0.0, 1.0)
+    if "validation" not in splits and split in ("train", "validation"):
+        taken_from = train_split
+        hashes = validation_hashes(split, validation_fraction)
+    missing = [name for name in _names(taken_from) if name not in splits]
+    if taken_from != "all" and missing:
+        name = split if split in ("train", "validation") else missing[0]
+        raise ValueError(
+            f"{source} has no {name} split: its splits are {', '.join(splits)}, "
+            "and without a validation split a share of train validates"
+        )
+    return taken_from, hashes
+
+
+def check_text_column(source: str, rows: Dataset | IterableDataset, text_column: str) -> None:
+    """Raise a ValueError unless the rows have this column, and it holds text."""
+    features = rows.features or {}
+    if features.get(text_column) not in (Value("string"), Value("large_string")):
+        raise ValueError(f"{source} has no column of text {text_column!r}: its columns are {', '.join(features)}")
+
+
+def is_kept(text: str | None, hashes: tuple[float, float]) -> bool:
+    """Whether a row is a document, and its text hashes into a share."""
+    return bool(text and text.strip()) and hashes[0] <= hash_of_text([text]) < hashes[1]
+
+
+def _names(expression: str) -> list[str]:
+    """The splits that an expression names: ``train[:1%]+test`` is of train and test."""
+    return [part.partition("[")[0].strip() for part in expression.split("+")]
+
+
+def _select(rows_of: RowSource, splits: DatasetDict | IterableDatasetDict, split: str) -> Dataset:
+    if split == "all":
+        return concatenate_datasets(list(splits.values()))
+    return splits[split] if split in splits else rows_of.load(split)
+
+
+def _name_rows(
+    texts: list[str | None], indices: list[int], prefix: str, hashes: tuple[float, float]
+) -> dict[str, list[str]]:
+    kept = [(f"{prefix}/{index}", text) for index, text in zip(indices, texts, strict=True) if is_kept(text, hashes)]
+    return {"name": [name for name, _ in kept], "text": [text for _, text in kept]}

@@ -1,0 +1,241 @@
+"""Text that is read while it is trained on: none of it is kept on disk, and a reading goes on at its very document."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
+from transformers import PreTrainedTokenizerFast
+
+from modeling_alibi_gpt.data.documents import rows_of_text
+from modeling_alibi_gpt.data.encoder import Encoder
+from modeling_alibi_gpt.data.packing import make_block
+from modeling_alibi_gpt.data.row_datasets import row_source
+from modeling_alibi_gpt.data.text_files import matching_files, read_chunks, relative_names, text_paths
+from modeling_alibi_gpt.runtime.atomic import write_json
+from modeling_alibi_gpt.runtime.parsing import read_mapping
+
+
+STREAM_ROW_CHARACTERS = 250_000
+
+
+def stream_documents(source: str, *, train_split: str = "train", text_column: str = "text") -> IterableDataset:
+    """Documents of a source as they are read, with the columns ``name``, ``part`` and ``text``.
+
+    A long document of ``text:`` is several rows of one name, with ``part`` counting from 0.
+
+    Args:
+        source: ``text:GLOB``, ``jsonl:GLOB``, ``parquet:GLOB`` or ``hub:NAME[:CONFIG][@REVISION]``.
+        train_split: The split of a ``hub:`` source; the library streams no expressions such as ``train[:1%]``.
+        text_column: Column of rows that holds the text.
+
+    Raises:
+        ValueError: The source cannot be read or has no such split.
+    """
+    kind, _, location = source.partition(":")
+    if kind == "text":
+        paths = text_paths(location)
+        files = list(zip(map(str, paths), relative_names(paths), strict=True))
+        return IterableDataset.from_generator(_rows_of_files, gen_kwargs={"files": files})
+    rows = row_source(source).load(train_split, streaming=True)
+    return rows.map(
+        _row,
+        with_indices=True,
+        fn_kwargs={"text_column": text_column, "source": source},
+        remove_columns=rows.column_names,
+    )
+
+
+def stream_fingerprint(source: str, train_split: str) -> str:
+    """What is known of a text before it is read: names and sizes of files, or the dataset and its revision."""
+    kind, _, location = source.partition(":")
+    if kind == "hub":
+        known: Any = [source, train_split]
+    else:
+        paths = matching_files(location)
+        sizes = [path.stat().st_size for path in paths]
+        known = list(zip(relative_names(paths), sizes, strict=True))
+    return f"stream-{hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]}"
+
+
+def _rows_of_files(files: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    for path, name in files:
+        for part, text in enumerate(rows_of_text(read_chunks(Path(path)), STREAM_ROW_CHARACTERS)):
+            yield {"name": name, "part": part, "text": text}
+
+
+def _row(row: dict[str, Any], index: int, text_column: str, source: str) -> dict[str, Any]:
+    text = row.get(text_column)
+    if text is not None and not isinstance(text, str) or text_column not in row:
+        raise ValueError(f"{source} has no column of text {text_column!r}: its columns are {', '.join(row)}")
+    return {"name": str(index), "part": 0, "text": text or ""}
+
+
+class StreamedBlocks(torch.utils.data.IterableDataset):
+    """Blocks of an endless reading, by several readers that each have their share of the documents.
+
+    Every optimizer step takes equally many blocks in a row of each reader. Which process has which readers changes
+    nothing, so a training is the same on any number of processes among which the readers divide. A reader that is at
+    the end of its share begins it again.
+
+    Args:
+        documents: As of ``stream_documents``.
+        tokenizer: Fast tokenizer with an eos token.
+        length_tokens: Tokens of a block.
+        isolate_documents: As of ``pack_documents``.
+        num_streams: Readers of all processes.
+        rank: Number of this process.
+        num_processes: Of all.
+
+    Raises:
+        ValueError: The readers do not divide among the processes.
+    """
+
+    def __init__(
+        self,
+        documents: IterableDataset,
+        tokenizer: PreTrainedTokenizerFast,
+        length_tokens: int,
+        *,
+        isolate_documents: bool = False,
+        num_streams: int = 1,
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        if num_streams % num_processes:
+            raise ValueError(
+                f"data.num_streams ({num_streams}) must be a multiple of the number of processes ({num_processes})"
+            )
+        share = num_streams // num_processes
+        self.num_streams = num_streams
+        self.blocks_per_stream = 1
+        self.readers = {
+            number: _Reader(
+                split_dataset_by_node(copy.deepcopy(documents), number, num_streams),
+                tokenizer,
+                length_tokens,
+                isolate_documents,
+            )
+            for number in range(rank * share, (rank + 1) * share)
+        }
+
+    def set_global_batch_size(self, num_blocks: int) -> None:
+        """Say how many blocks of all processes an optimizer step takes.
+
+        Raises:
+            ValueError: They do not divide among the readers.
+        """
+        if num_blocks % self.num_streams:
+            raise ValueError(
+                f"global_batch_size ({num_blocks}) must be a multiple of data.num_streams ({self.num_streams})"
+            )
+        self.blocks_per_stream = num_blocks // self.num_streams
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        blocks_of = [reader.blocks() for reader in self.readers.values()]
+        while True:
+            for blocks in blocks_of:
+                for _ in range(self.blocks_per_stream):
+                    yield next(blocks)
+
+    def save(self, folder: Path, num_steps: int) -> None:
+        """Write where the readers of this process are into a checkpoint of so many steps."""
+        for number, reader in self.readers.items():
+            if reader.num_blocks != num_steps * self.blocks_per_stream:
+                raise RuntimeError(
+                    f"reader {number} gave {reader.num_blocks} blocks in {num_steps} steps, expected "
+                    f"{num_steps * self.blocks_per_stream}"
+                )
+            write_json(folder / _state_file(number), reader.state_dict())
+
+    def load(self, folder: Path) -> None:
+        """Go on from where ``save`` was called, by whatever number of processes."""
+        for number, reader in self.readers.items():
+            reader.load_state_dict(read_mapping(folder / _state_file(number)))
+
+
+def _state_file(number: int) -> str:
+    return f"stream-{number}.json"
+
+
+class _Reader:
+    """Endless blocks of one share of the documents.
+
+    Its state is of the row at which the row under way begins, with the tokens that were left before it and the blocks
+    that it has given since: a row is encoded again, and no token is kept twice.
+    """
+
+    def __init__(
+        self,
+        documents: IterableDataset,
+        tokenizer: PreTrainedTokenizerFast,
+        length_tokens: int,
+        isolate_documents: bool,
+    ) -> None:
+        self.documents, self.encoder, self.eos = documents, Encoder(tokenizer), tokenizer.eos_token_id
+        self.length_tokens, self.isolate_documents = length_tokens, isolate_documents
+        self.num_blocks = 0
+        self._begin = {"documents": None, "last": None, "rest": [[], []], "num_blocks": 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self._begin, "num_blocks": self.num_blocks, "num_blocks_before_row": self._begin["num_blocks"]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.num_blocks = state["num_blocks"]
+        self._begin = {**state, "num_blocks": state["num_blocks_before_row"]}
+
+    def blocks(self) -> Iterator[dict[str, np.ndarray]]:
+        """What comes after what was given before the last ``state_dict`` that was loaded."""
+        num_given, self.num_blocks = self.num_blocks, self._begin["num_blocks"]
+        last, rest = self._begin["last"], np.array(self._begin["rest"], dtype=np.int32)
+        for row, state_before in self._rows(self._begin["documents"]):
+            self._begin = {
+                "documents": state_before,
+                "last": last,
+                "rest": rest.tolist(),
+                "num_blocks": self.num_blocks,
+            }
+            rest = np.concatenate([rest, self._tokens(row, last)], axis=1)
+            last = [row["name"], row["part"]]
+            while rest.shape[1] >= self.length_tokens:
+                block = make_block(rest[:, : self.length_tokens], self.isolate_documents)
+                rest = rest[:, self.length_tokens :]
+                self.num_blocks += 1
+                if self.num_blocks > num_given:
+                    yield block
+
+    def _rows(self, state: dict[str, Any] | None) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
+        """Rows without end, each with the state before it; None is the very beginning."""
+        while True:
+            is_whole_pass, is_empty = state is None, True
+            documents = copy.deepcopy(self.documents)  # which holds no place from before
+            if state is not None:
+                documents.load_state_dict(state)
+            for row in documents:
+                state_after = documents.state_dict()
+                if row["text"].strip():
+                    is_empty = False
+                    yield row, state
+                state = state_after
+            if is_empty and is_whole_pass:
+                raise ValueError(
+                    "a stream has no document: expected at least data.num_streams files, rows or parts of a text"
+                )
+            state = None
+
+    def _tokens(self, row: dict[str, Any], last: list[Any] | None) -> np.ndarray:
+        """``(2, N)``: ids, with the eos of the document before where another begins, and 1 where one starts."""
+        [ids] = self.encoder.ids([row["text"]])
+        is_first = last is None or last != [row["name"], row["part"] - 1]
+        is_start = np.zeros_like(ids)
+        is_start[:1] = is_first
+        tokens = np.stack([ids, is_start])
+        if is_first and last is not None:
+            tokens = np.concatenate([np.array([[self.eos], [0]], dtype=np.int32), tokens], axis=1)
+        return tokens

@@ -1,0 +1,142 @@
+"""Text files, plain or compressed, read in bounded memory: a document each, whole or the head or tail of it."""
+
+import codecs
+import glob
+import gzip
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from modeling_alibi_gpt.data.documents import Document, hash_of_text, rows_of_text, validation_hashes
+
+
+ROW_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "hub"}
+READ_BYTES = 2**20
+
+
+def matching_files(patterns: str) -> list[Path]:
+    """Absolute paths of the files that match any of several globs, separated by commas, sorted.
+
+    Raises:
+        ValueError: One of the patterns matches no file.
+    """
+    paths: set[Path] = set()
+    for pattern in patterns.split(","):
+        matches = glob.glob(os.path.expanduser(pattern), recursive=True)
+        found = {Path(match).absolute() for match in matches if os.path.isfile(match)}
+        if not found:
+            raise ValueError(f"no file matches {pattern!r}: expected a path or a glob, several separated by commas")
+        paths |= found
+    return sorted(paths)
+
+
+def text_paths(patterns: str) -> list[Path]:
+    """Files of a ``text:`` source.
+
+    Raises:
+        ValueError: A pattern matches no file, or a file that holds rows.
+    """
+    paths = matching_files(patterns)
+    for path in paths:
+        kind = ROW_SUFFIXES.get(Path(path.name.removesuffix(".gz")).suffix)
+        if kind is not None:
+            remedy = f"{kind}:{path.parent if kind == 'hub' else path}"
+            raise ValueError(
+                f"{path} holds rows, and text: would read it as one text: {remedy} reads its rows, with text_column "
+                "the name of their text"
+            )
+    return paths
+
+
+def relative_names(paths: list[Path]) -> list[str]:
+    """Names from the common folder, so that the fingerprint of a corpus does not depend on where it lies."""
+    root = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(root).as_posix() for path in paths]
+
+
+def read_text_files(
+    paths: list[Path], split: str, validation_fraction: float, *, whole_documents: bool = False
+) -> Iterator[Document]:
+    """The files in order: all of each (``split`` is ``all``), its head (``train``) or its tail (``validation``).
+
+    With ``whole_documents``, ``train`` and ``validation`` are shares of the files by a hash of their texts instead.
+
+    Raises:
+        ValueError: A file is not UTF-8 text, a damaged gzip file or empty.
+    """
+    for path, name in zip(paths, relative_names(paths), strict=True):
+        chunks = _chunks(path)
+        is_blank, num_characters = True, 0
+        for chunk in chunks():
+            is_blank = is_blank and not chunk.strip()
+            num_characters += len(chunk)
+        if is_blank:
+            raise ValueError(f"{path} is empty: expected text, leave the file out")
+        start, stop = 0, num_characters
+        if split != "all" and whole_documents:
+            low, high = validation_hashes(split, validation_fraction)
+            stop = num_characters if low <= hash_of_text(chunks()) < high else 0
+        elif split != "all":
+            cut = _validation_start(chunks(), num_characters, validation_fraction)
+            start, stop = (0, cut) if split == "train" else (cut, num_characters)
+        num_bytes = sum(len(chunk.encode()) for chunk in _between(chunks(), start, stop))
+        if num_bytes:
+            yield Document(name, num_bytes, rows_of_text(_between(chunks(), start, stop)))
+
+
+def _chunks(path: Path) -> Callable[[], Iterable[str]]:
+    """What gives the text of a file again and again: from memory where it is one row, else from the file."""
+    rows = rows_of_text(read_chunks(path))
+    first = next(rows, "")
+    return partial(read_chunks, path) if next(rows, None) is not None else lambda: [first]
+
+
+def read_chunks(path: Path) -> Iterator[str]:
+    """The text of a file in chunks.
+
+    Raises:
+        ValueError: It is not UTF-8 text, or a damaged gzip file.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            while data := file.read(READ_BYTES):
+                yield _checked(decoder.decode(data), path)
+        yield _checked(decoder.decode(b"", final=True), path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file ({error}): compress it again") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text: expected UTF-8, got 0x{error.object[error.start]:02x}") from error
+
+
+def _checked(chunk: str, path: Path) -> str:
+    if "\0" in chunk:
+        raise ValueError(f"{path} is not text: expected UTF-8, got a NUL byte")
+    return chunk
+
+
+def _between(chunks: Iterable[str], start: int, stop: int) -> Iterator[str]:
+    """The characters from ``start`` to ``stop`` of a text that comes in chunks."""
+    position = 0
+    for chunk in chunks:
+        if part := chunk[max(0, start - position) : max(0, stop - position)]:
+            yield part
+        position += len(chunk)
+
+
+def _validation_start(chunks: Iterable[str], num_characters: int, validation_fraction: float) -> int:
+    """First character of the tail that validates: a line's first where a line ends near enough before the cut.
+
+    Near enough means that both sides keep at least half of what the fraction gives them.
+    """
+    cut = round(num_characters * (1 - validation_fraction))
+    reach = min(cut, num_characters - cut) // 2
+    position, after_newline = 0, 0
+    for chunk in chunks:
+        found = chunk.rfind("\n", max(0, cut - reach - position), max(0, cut - position))
+        if found >= 0:
+            after_newline = position + found + 1
+        position += len(chunk)
+    return after_newline or cut

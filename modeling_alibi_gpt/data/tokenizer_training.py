@@ -1,0 +1,104 @@
+"""Byte-level BPE tokenizers, trained on the text that a model is going to learn."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from datasets import Dataset
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from modeling_alibi_gpt.data.documents import describe_documents, document_rows, num_bytes_of_rows, pieces_of_row
+from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
+from modeling_alibi_gpt.runtime.manifest import manifest_difference, write_manifest
+
+
+END_OF_TEXT = "<|endoftext|>"
+
+logger = logging.getLogger(__name__)
+
+
+def train_tokenizer(
+    documents: Dataset, vocab_size: int, *, sample_bytes: int | None = None
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE (Radford et al. 2019, sec. 2.2) learnt from the documents.
+
+    Every text decodes to itself. The one special token, ``<|endoftext|>``, begins, ends, pads and stands for the
+    unknown (which cannot occur). There is no ``model_max_length``: the model has no limit either.
+
+    Args:
+        documents: Rows with a ``text``.
+        vocab_size: Tokens of the vocabulary, with the 256 bytes and the special token; a text with too few different
+            words to fill it gives a smaller one.
+        sample_bytes: Of a larger corpus only so much is read, in parts of up to ``PIECE_CHARACTERS`` that lie evenly
+            spread over all of it.
+
+    Raises:
+        ValueError: ``vocab_size`` is too small to hold the bytes and the special token.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    smallest = len(alphabet) + 1
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size must be at least {smallest} (256 bytes and {END_OF_TEXT}), got {vocab_size}")
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(_sample(documents, sample_bytes), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def cached_tokenizer(
+    documents: Dataset, vocab_size: int, cache_dir: str | Path, *, sample_bytes: int | None = None
+) -> PreTrainedTokenizerFast:
+    """``train_tokenizer``, done once for the same documents and sizes and kept in a folder of ``cache_dir``.
+
+    The folder appears whole or not at all, so a run may be killed and several may train at once. Where its files are
+    not as its manifest says, or there is none, a warning names the difference and the tokenizer is trained again.
+    """
+    description = describe_documents(documents)
+    is_sampled = sample_bytes is not None and description["num_bytes"] > sample_bytes
+    sample = f"-{sample_bytes}" if is_sampled else ""
+    folder = Path(cache_dir, f"bpe-{vocab_size}-{description['fingerprint']}{sample}")
+    difference = manifest_difference(folder) if folder.exists() else None
+    if difference is not None:
+        logger.warning("the cached tokenizer %s is trained again, it is not whole: %s", folder, difference)
+    if difference is not None or not folder.exists():
+        tokenizer = train_tokenizer(documents, vocab_size, sample_bytes=sample_bytes)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".tokenizer-") as beside:
+            written = Path(beside, folder.name)
+            tokenizer.save_pretrained(written)
+            write_manifest(written)
+            if difference is not None:
+                os.replace(folder, Path(beside, "damaged"))
+            try:
+                os.replace(written, folder)
+            except OSError:
+                if not folder.exists():  # otherwise another run was faster, with the same tokenizer
+                    raise
+    return load_tokenizer(folder)
+
+
+def _sample(documents: Dataset, sample_bytes: int | None) -> Iterator[str]:
+    """The text in pieces: words are counted alike, and a piece takes less memory than a document."""
+    num_bytes = sum(num_bytes_of_rows(documents))
+    share = 1.0 if sample_bytes is None else min(1.0, sample_bytes / max(1, num_bytes))
+    num_read = num_taken = 0
+    for _, row in document_rows(documents):
+        for _, piece in pieces_of_row(row):
+            num_read += len(piece.encode())
+            if num_taken < share * num_read or share == 1.0:
+                num_taken += len(piece.encode())
+                yield piece

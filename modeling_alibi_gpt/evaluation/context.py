@@ -1,0 +1,287 @@
+"""Does a model use the distant text: the same tokens with their whole context, without the far part, and with another.
+
+No training: any checkpoint and any text of several documents.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_alibi_gpt.checkpoints.load import (
+    checkpoint_fingerprint,
+    load_model_config,
+    load_model_tokenizer,
+    position_method,
+    train_context_length,
+)
+from modeling_alibi_gpt.data.corpora import describe_documents
+from modeling_alibi_gpt.data.documents import document_rows
+from modeling_alibi_gpt.data.tokenization import token_rows
+from modeling_alibi_gpt.evaluation.grid import (
+    DEFAULT_MULTIPLES,
+    GridConfig,
+    ModelRows,
+    Row,
+    check_each_once,
+    default_lengths,
+    run_grid,
+)
+from modeling_alibi_gpt.evaluation.measurement import (
+    NUM_BLOCKS,
+    MeasurementConfig,
+    check_at_least_1,
+    load_text_documents,
+    text_provenance,
+)
+from modeling_alibi_gpt.evaluation.scoring import score_tails
+from modeling_alibi_gpt.report.context_tables import context_table
+from modeling_alibi_gpt.report.tables import table_text
+from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.distributed import process_state
+
+
+_FIGURES = ("nats_per_token", "difference_nats", "nats_per_token_by_block", "nats_by_last_occurrence")
+_KEY_FIELDS = ("name", "reading", "kept_tokens", "context_tokens", "scored_tokens", "num_windows")
+
+
+@config_dataclass
+class ContextConfig(MeasurementConfig, GridConfig):
+    """What ``alibi-gpt context`` measures: the last tokens of some windows, with all of the window before or less."""
+
+    context_tokens: int | None = None
+    """Window length; null is 16 times the shortest training length of the models."""
+    kept_tokens: list[int] | None = None
+    """How much of its context a token keeps where the rest is replaced or cut off; null is a quarter of the shortest
+    training length and its doubles, up to half the window.
+    """
+    scored_tokens: int = 64
+    """How many tokens at the end of each window are scored. The first of them keeps ``kept_tokens``, each after it one
+    more.
+    """
+    num_windows: int = 256
+    """Windows, spread evenly over the documents that are long enough; none crosses from one document to the next."""
+    output: str = "runs/context.jsonl"
+    """JSON Lines file that each finished row is appended to. Rows that it holds are not computed again, nor are those
+    that failed: delete their lines to try once more.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("max_tokens", "stride_tokens"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name} is not used here: num_windows says how much is read; leave it out")
+        for name in ("context_tokens", "scored_tokens", "num_windows"):
+            if getattr(self, name) is not None:
+                check_at_least_1(name, getattr(self, name))
+        if self.kept_tokens is not None:
+            check_each_once("kept_tokens", self.kept_tokens)
+            check_at_least_1("kept_tokens", min(self.kept_tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContextWindows:
+    """W windows of L tokens of context each, whose last S predictions are scored.
+
+    Attributes:
+        whole: ``(W, L + 1)`` token ids.
+        others: ``(W, L)``: the text of another document, to replace the first tokens of a window.
+        scored_tokens: S.
+        bin_edges: Where bins of distances begin and end, in tokens.
+    """
+
+    whole: np.ndarray
+    others: np.ndarray
+    scored_tokens: int
+    bin_edges: Sequence[int]
+
+    def read(self, reading: str, kept_tokens: int | None) -> np.ndarray:
+        """The sequences that a model is given for a reading."""
+        if kept_tokens is None:
+            return self.whole
+        num_far = self.whole.shape[1] - self.scored_tokens - kept_tokens
+        near = self.whole[:, num_far:]
+        return near if reading == "cut" else np.concatenate([self.others[:, :num_far], near], axis=1)
+
+    @cached_property
+    def last_occurrence(self) -> np.ndarray:
+        """``(W, S)``: how many tokens ago each scored token occurred last; 0 where it is nowhere in the window."""
+        distances = np.zeros((len(self.whole), self.scored_tokens), dtype=np.int64)
+        first_scored = self.whole.shape[1] - self.scored_tokens
+        for row, window in enumerate(self.whole.tolist()):
+            places: dict[int, int] = {}
+            for place, token in enumerate(window):
+                if place >= first_scored:
+                    distances[row, place - first_scored] = place - places.get(token, place)
+                places[token] = place
+        return distances
+
+
+def run_context(config: ContextConfig, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
+    """Measure the grid and return its ``context`` records, models first, then readings, then kept tokens.
+
+    The readings: ``whole`` windows; ``replaced``, where everything further back than ``kept_tokens`` is the text of
+    another document; ``cut``, where it is not there.
+
+    Args:
+        config: The grid.
+        on_row: Called by the main process with each record as soon as it is there, measured or found.
+
+    Raises:
+        ValueError: A model, the text or a setting cannot be used. A model that fails is no such case: its record says
+            why in ``error``.
+    """
+    configs = [load_model_config(model_dir, config.overrides) for model_dir in config.models]
+    context, kept, edges = _sizes(config, configs)
+    documents = load_text_documents(config)
+    data_fingerprint = describe_documents(documents)["fingerprint"]
+    grid = []
+    for (name, model_dir), model_config in zip(config.named_models, configs, strict=True):
+        tokenizer = load_model_tokenizer(model_dir)
+        windows = _windows(config, documents, tokenizer, context, edges)
+        content = windows.whole.tobytes() + windows.others.tobytes()
+        blank = {
+            "kind": "context",
+            "name": name,
+            "model": model_dir,
+            "position_method": position_method(model_config),
+            "overrides": config.overrides,
+            "train_context_length": train_context_length(model_config),
+            "context_tokens": context,
+            "scored_tokens": config.scored_tokens,
+            "num_windows": config.num_windows,
+            **dict.fromkeys(_FIGURES),
+            "error": None,
+            "provenance": text_provenance(
+                config, data_fingerprint, hashlib.sha256(content).hexdigest(), checkpoint_fingerprint(model_dir)
+            ),
+        }
+        parts = [("whole", None), *((reading, k) for reading in ("replaced", "cut") for k in kept)]
+        blanks = [blank | {"reading": reading, "kept_tokens": k} for reading, k in parts]
+        measure = partial(_measure, _Scores(windows, config.batch_tokens))
+        grid.append(ModelRows(model_dir=model_dir, model_config=model_config, blanks=blanks, measure=measure))
+    return run_grid(config, grid, key_fields=_KEY_FIELDS, on_row=on_row)
+
+
+def format_context(rows: Sequence[Row]) -> str:
+    """Records as a table of text: a row each model and reading, a column for every amount of context."""
+    return table_text(context_table(rows))
+
+
+def _sizes(config: ContextConfig, configs: Sequence[Any]) -> tuple[int, list[int], list[int]]:
+    """Tokens of context, kept tokens, and the edges of the bins of distances."""
+    lengths = [1, *default_lengths(configs)] if any(map(train_context_length, configs)) else [1]
+    context = config.context_tokens or (lengths[-1] if len(lengths) > 1 else None)
+    if context is None:
+        raise ValueError("no model says its training length, set context_tokens")
+    trained = lengths[1] if len(lengths) > 1 else context // DEFAULT_MULTIPLES[-1]
+    kept = config.kept_tokens
+    if kept is None:
+        kept = [k for power in range(-2, 16) if 1 <= (k := int(trained * 2.0**power)) <= context // 2]
+    if not kept or max(kept) + config.scored_tokens > context:
+        raise ValueError(
+            f"kept_tokens and scored_tokens must fit into context_tokens ({context}) together, got {kept} and "
+            f"{config.scored_tokens}"
+        )
+    edges = {1, trained // 16, trained // 4, *lengths, context + 1}
+    return context, sorted(kept), sorted(edge for edge in edges if 1 <= edge <= context + 1)
+
+
+def _document_tokens(documents: Any, tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+    """``input_ids`` of each document, ended by eos."""
+    parts_of: list[list[np.ndarray]] = []
+    for ids, is_first in token_rows(document_rows(documents), tokenizer):
+        if is_first:
+            parts_of.append([])
+        parts_of[-1].append(ids)
+    return [np.concatenate(parts) for parts in parts_of]
+
+
+def _windows(
+    config: ContextConfig,
+    documents: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    bin_edges: Sequence[int],
+) -> ContextWindows:
+    tokenized = _document_tokens(documents, tokenizer)
+    long = [ids for ids in tokenized if len(ids) > context]
+    if len(long) < 2:
+        raise ValueError(
+            f"what is distant is replaced by the text of another document: expected at least 2 documents of more than "
+            f"{context} tokens, got {len(long)} of {len(tokenized)}; give more text or lower context_tokens"
+        )
+    places = [
+        (document, start)
+        for document, ids in enumerate(long)
+        for start in range(0, len(ids) - context, config.scored_tokens)
+    ]
+    if len(places) < config.num_windows:
+        raise ValueError(f"the text holds {len(places)} windows of {context} tokens, lower num_windows to that")
+    chosen = [places[i] for i in np.linspace(0, len(places) - 1, config.num_windows).round().astype(int)]
+    whole, others = [], []
+    for document, start in chosen:
+        whole.append(long[document][start : start + context + 1])
+        other = long[(document + 1) % len(long)]
+        begin = start % (len(other) - context)
+        others.append(other[begin : begin + context])
+    return ContextWindows(
+        whole=np.stack(whole), others=np.stack(others), scored_tokens=config.scored_tokens, bin_edges=bin_edges
+    )
+
+
+@dataclass
+class _Scores:
+    """Losses of one model; those of the whole windows are kept, for every other reading is a difference from them."""
+
+    windows: ContextWindows
+    batch_tokens: int
+    whole: np.ndarray | None = None
+
+    def of(self, model: PreTrainedModel, reading: str, kept_tokens: int | None) -> np.ndarray:
+        if kept_tokens is None and self.whole is not None:
+            return self.whole
+        nats, _ = score_tails(
+            model,
+            self.windows.read(reading, kept_tokens),
+            self.windows.scored_tokens,
+            batch_tokens=self.batch_tokens,
+            device=process_state().device,
+        )
+        if not np.isfinite(nats).all():
+            raise ValueError("the loss is no finite number")
+        if kept_tokens is None:
+            self.whole = nats
+        return nats
+
+
+def _measure(scores: _Scores, model: PreTrainedModel, row: Row) -> Row:
+    nats = scores.of(model, row["reading"], row["kept_tokens"])
+    whole = scores.of(model, "whole", None)
+    blocks = np.array_split(nats.mean(axis=1), min(NUM_BLOCKS, len(nats)))
+    return {
+        "nats_per_token": float(nats.mean()),
+        "difference_nats": None if row["reading"] == "whole" else float((nats - whole).mean()),
+        "nats_per_token_by_block": [float(block.mean()) for block in blocks],
+        "nats_by_last_occurrence": _by_last_occurrence(scores.windows, nats),
+    }
+
+
+def _by_last_occurrence(windows: ContextWindows, nats: np.ndarray) -> dict[str, Any]:
+    """Mean loss by how long ago a token occurred last in the whole window, whatever the model has read of it."""
+    edges = windows.bin_edges
+    bins = np.digitize(windows.last_occurrence, edges)  # 0 for tokens that did not occur
+    num_tokens = np.bincount(bins.ravel(), minlength=len(edges))
+    sums = np.bincount(bins.ravel(), weights=nats.ravel(), minlength=len(edges))
+    means = [float(total / count) if count else None for total, count in zip(sums, num_tokens, strict=True)]
+    return {
+        "edges_tokens": list(edges),
+        "nats_per_token": means[1:],
+        "num_tokens": num_tokens[1:].tolist(),
+        "not_before_nats_per_token": means[0],
+        "not_before_num_tokens": int(num_tokens[0]),
+    }

@@ -1,0 +1,166 @@
+"""Measurements of several checkpoints over a grid: a row is written as soon as it is done, and never done again."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from tqdm.auto import tqdm
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from modeling_alibi_gpt.checkpoints.load import load_causal_lm, train_context_length
+from modeling_alibi_gpt.evaluation.measurement import ReadingConfig
+from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state
+from modeling_alibi_gpt.runtime.records import append_record, read_records
+
+
+Row = dict[str, Any]
+# The grid of lengths, in training lengths, when none is given.
+DEFAULT_MULTIPLES = (1, 2, 4, 8, 16)
+_KEY_PROVENANCE = ("model_fingerprint", "stream_fingerprint", "dtype", "attn_implementation")
+
+
+@config_dataclass
+class GridConfig(ReadingConfig):
+    """Which checkpoints a grid is of, and where its rows go."""
+
+    models: list[str]
+    """Checkpoint folders; each is read with its own tokenizer."""
+    names: list[str] | None = None
+    """Their names in the records; null takes as much of each path as tells them apart."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Fields laid over the config of every model, such as an ``alibi_scaling``."""
+    output: str
+    """JSON Lines file that each finished row is appended to. Rows that it holds are not computed again, nor are those
+    that failed: delete their lines to try once more.
+    """
+    plugins: list[str] | None = None
+    """Modules to import first, such as one that registers a position method."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_each_once("models", self.models)
+        if self.names is not None and len(set(self.names)) != len(self.models):
+            raise ValueError(
+                f"names must be one of its own for each of the {len(self.models)} models, got {self.names}"
+            )
+
+    @property
+    def named_models(self) -> list[tuple[str, str]]:
+        """The name and the folder of each model."""
+        return list(zip(self.names or distinct_names(self.models), self.models, strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRows:
+    """The rows of one model before its weights are loaded.
+
+    Attributes:
+        model_dir: Its folder.
+        model_config: Its config, with the overrides laid over it.
+        blanks: The rows with everything but what is measured.
+        measure: From the model and one of these to the measured fields. A ``ValueError`` becomes the row's ``error``.
+    """
+
+    model_dir: str
+    model_config: PreTrainedConfig
+    blanks: Sequence[Row]
+    measure: Callable[[PreTrainedModel, Row], Row]
+
+
+def run_grid(
+    config: GridConfig,
+    grid: Sequence[ModelRows],
+    *,
+    key_fields: Sequence[str],
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> list[Row]:
+    """Measure the rows that the output file does not hold yet, and return all of them in order.
+
+    Args:
+        config: Where the rows go, and how a model is loaded.
+        grid: What is measured.
+        key_fields: Fields that tell a row of this kind from all others, beside its provenance and its overrides.
+        on_row: Called by the main process with each record as soon as it is there, measured or found.
+    """
+    finished = _finished_rows(config.output, grid[0].blanks[0]["kind"], key_fields)
+    is_main = process_state().is_main_process
+    rows = []
+    num_rows = sum(len(of_model.blanks) for of_model in grid)
+    with tqdm(total=num_rows, desc=grid[0].blanks[0]["kind"], disable=hides_progress()) as progress:
+        for of_model in grid:
+            model = None
+            for blank in of_model.blanks:
+                row = finished.get(_row_key(blank, key_fields))
+                if row is None:
+                    model = model or _load(config, of_model)
+                    row = blank | _measured(of_model, model, blank)
+                    if is_main:
+                        append_record(config.output, row)
+                if is_main:
+                    on_row(row)
+                rows.append(row)
+                progress.update()
+    return rows
+
+
+def check_each_once(name: str, values: Sequence[Any]) -> None:
+    """Raise a ValueError unless a list of settings holds something, and nothing twice."""
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{name} must be one or more, each once, got {values}")
+
+
+def default_lengths(configs: Iterable[PreTrainedConfig]) -> list[int]:
+    """``DEFAULT_MULTIPLES`` of the shortest training length of some models.
+
+    Raises:
+        ValueError: None of them says its training length.
+    """
+    known = [length for config in configs if (length := train_context_length(config))]
+    if not known:
+        raise ValueError("no model says its training length, set lengths_tokens")
+    return [multiple * min(known) for multiple in DEFAULT_MULTIPLES]
+
+
+def distinct_names(model_dirs: Sequence[str]) -> list[str]:
+    """The last parts of each path, as many as tell the folders apart."""
+    parts = [Path(model_dir).resolve().parts for model_dir in model_dirs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    raise ValueError(f"models must be different folders, got {', '.join(model_dirs)}")
+
+
+def _load(config: GridConfig, of_model: ModelRows) -> PreTrainedModel:
+    return load_causal_lm(
+        of_model.model_dir,
+        of_model.model_config,
+        dtype=config.dtype,
+        attn_implementation=config.attn_implementation,
+    )
+
+
+def _measured(of_model: ModelRows, model: PreTrainedModel, blank: Row) -> Row:
+    try:
+        return of_model.measure(model, blank)
+    except ValueError as error:
+        return {"error": str(error)}
+
+
+def _finished_rows(output: str, kind: str, key_fields: Sequence[str]) -> dict[tuple[Any, ...], Row]:
+    """The rows of a kind that a file holds by their key, as the main process sees it."""
+    finished = [None]
+    if process_state().is_main_process and Path(output).exists():
+        finished = [read_records(output)]
+    broadcast_object_list(finished)
+    return {_row_key(row, key_fields): row for row in finished[0] or [] if row.get("kind") == kind}
+
+
+def _row_key(row: Row, key_fields: Sequence[str]) -> tuple[Any, ...]:
+    overrides = json.dumps(row.get("overrides", {}), sort_keys=True)
+    fields = *(row[name] for name in key_fields), *(row["provenance"].get(name) for name in _KEY_PROVENANCE)
+    return *fields, overrides

@@ -1,0 +1,211 @@
+"""Does a model find what it has read: the accuracy of its answers by length of the sequence and depth of the item."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from modeling_alibi_gpt.checkpoints.load import (
+    checkpoint_fingerprint,
+    load_model_config,
+    load_model_tokenizer,
+    position_method,
+    train_context_length,
+)
+from modeling_alibi_gpt.data.tasks import Task, is_task, make_examples, parse_task, task_tokenizer
+from modeling_alibi_gpt.evaluation.grid import (
+    GridConfig,
+    ModelRows,
+    Row,
+    check_each_once,
+    default_lengths,
+    run_grid,
+)
+from modeling_alibi_gpt.evaluation.measurement import check_at_least_1
+from modeling_alibi_gpt.evaluation.passkey_prompt import PROMPT_PASSKEY, passkey_prompts
+from modeling_alibi_gpt.evaluation.scoring import score_tails
+from modeling_alibi_gpt.report.context_tables import recall_table
+from modeling_alibi_gpt.report.tables import table_text
+from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.records import provenance
+
+
+_FIGURES = ("accuracy", "token_accuracy", "nats_per_token", "num_answer_tokens", "distance_tokens")
+_KEY_FIELDS = ("name", "source", "length_tokens", "depth", "num_examples", "examples_seed")
+
+
+@config_dataclass
+class RecallConfig(GridConfig):
+    """What ``alibi-gpt recall`` measures: every model at every length and depth."""
+
+    source: str
+    """``task:copy``, ``task:recall`` or ``task:passkey``, with the parameters of the training, for checkpoints that
+    were trained on it; ``prompt:passkey`` asks any checkpoint in English, with its own tokenizer.
+    """
+    lengths_tokens: list[int] | None = None
+    """Lengths of the sequences; null is 1, 2, 4, 8 and 16 times the shortest training length of the models."""
+    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    """Where the item lies that is asked for, from 0, the start of the sequence, to 1, just before the question.
+    ``task:copy`` has no depths.
+    """
+    num_examples: int = 100
+    """Sequences at each length and depth."""
+    seed: int = 0
+    """Of the sequences, which are those of no training."""
+    output: str = "runs/recall.jsonl"
+    """JSON Lines file that each finished row is appended to. Rows that it holds are not computed again, nor are those
+    that failed: delete their lines to try once more.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source != PROMPT_PASSKEY:
+            if not is_task(self.source):
+                raise ValueError(f"source must be task:NAME or {PROMPT_PASSKEY}, got {self.source!r}")
+            parse_task(self.source)
+        check_at_least_1("num_examples", self.num_examples)
+        check_each_once("depths", self.depths)
+        if not all(0 <= depth <= 1 for depth in self.depths):
+            raise ValueError(f"depths must be from 0 to 1, got {self.depths}")
+        if self.lengths_tokens is not None:
+            check_each_once("lengths_tokens", self.lengths_tokens)
+
+    @property
+    def task(self) -> Task | None:
+        """The task that is asked for; None for a prompt."""
+        if self.source == PROMPT_PASSKEY:
+            return None
+        return dataclasses.replace(parse_task(self.source), seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Sequences that end in an answer.
+
+    Attributes:
+        input_ids: ``(N, L)``.
+        num_answer_tokens: How many at the end of each are its answer.
+        distance_tokens: From the answer back to what is asked for, the mean.
+    """
+
+    input_ids: np.ndarray
+    num_answer_tokens: int
+    distance_tokens: float
+
+
+def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
+    """Measure the grid and return its ``recall`` records, models first, then lengths, then depths.
+
+    Answers are teacher-forced: an example counts as right where every token of its answer is the likeliest one, which
+    is when greedy generation writes that answer.
+
+    Args:
+        config: The grid.
+        on_row: Called by the main process with each record as soon as it is there, measured or found.
+
+    Raises:
+        ValueError: A model or a setting cannot be used, or a sequence does not fit into a length. A model that fails
+            at a length is no such case: its record says why in ``error``.
+    """
+    # Refused before anything is measured.
+    configs = {model_dir: load_model_config(model_dir, config.overrides) for model_dir in config.models}
+    lengths = sorted(config.lengths_tokens or default_lengths(configs.values()))
+    task = config.task
+    depths: list[float | None] = [None] if task and task.name == "copy" else [*config.depths]
+    grid = []
+    for name, model_dir in config.named_models:
+        tokenizer = load_model_tokenizer(model_dir)
+        if task and tokenizer.get_vocab() != task_tokenizer().get_vocab():
+            raise ValueError(f"{model_dir} was not trained on a task; {PROMPT_PASSKEY} asks any model")
+        for length in lengths:
+            for depth in depths:
+                _questions(config, tokenizer, length, depth, num_examples=1)
+        model_rows = ModelRows(
+            model_dir=model_dir,
+            model_config=configs[model_dir],
+            blanks=_blank_rows(config, name, model_dir, configs[model_dir], lengths, depths),
+            measure=partial(_measure, config, tokenizer),
+        )
+        grid.append(model_rows)
+    return run_grid(config, grid, key_fields=_KEY_FIELDS, on_row=on_row)
+
+
+def format_recall(rows: Sequence[Row]) -> str:
+    """Records as a table of text: a row each model and depth, a column each length, and why some have no figure."""
+    return table_text(recall_table(rows))
+
+
+def _questions(
+    config: RecallConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    length_tokens: int,
+    depth: float | None,
+    num_examples: int,
+) -> Questions:
+    task = config.task
+    if task is None:
+        assert depth is not None
+        return Questions(*passkey_prompts(tokenizer, num_examples, length_tokens, depth, config.seed))
+    examples = make_examples(task, num_examples, length_tokens, split="test", depth=depth)
+    start, stop = examples.first_answer
+    return Questions(examples.input_ids[:, :stop], stop - start, examples.distance_tokens)
+
+
+def _blank_rows(
+    config: RecallConfig,
+    name: str,
+    model_dir: str,
+    model_config: PreTrainedConfig,
+    lengths: Sequence[int],
+    depths: Sequence[float | None],
+) -> list[Row]:
+    """The rows of a model with everything but what is measured."""
+    where = provenance() | {
+        "model_fingerprint": checkpoint_fingerprint(model_dir),
+        "dtype": config.dtype,
+        "attn_implementation": config.attn_implementation,
+    }
+    return [
+        {
+            "kind": "recall",
+            "name": name,
+            "model": model_dir,
+            "position_method": position_method(model_config),
+            "overrides": config.overrides,
+            "train_context_length": train_context_length(model_config),
+            "source": config.source,
+            "length_tokens": length,
+            "depth": depth,
+            "num_examples": config.num_examples,
+            "examples_seed": config.seed,
+            **dict.fromkeys(_FIGURES),
+            "error": None,
+            "provenance": where,
+        }
+        for length in lengths
+        for depth in depths
+    ]
+
+
+def _measure(config: RecallConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, row: Row) -> Row:
+    questions = _questions(config, tokenizer, row["length_tokens"], row["depth"], config.num_examples)
+    nats, is_right = score_tails(
+        model,
+        questions.input_ids,
+        questions.num_answer_tokens,
+        batch_tokens=config.batch_tokens,
+        device=process_state().device,
+    )
+    if not np.isfinite(nats).all():
+        raise ValueError("the loss is no finite number, from which no answer follows")
+    return {
+        "accuracy": float(is_right.all(axis=1).mean()),
+        "token_accuracy": float(is_right.mean()),
+        "nats_per_token": float(nats.mean()),
+        "num_answer_tokens": questions.num_answer_tokens,
+        "distance_tokens": questions.distance_tokens,
+    }

@@ -1,0 +1,29 @@
+"""What the budgets of a comparison say of the next one, written down before that is read."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from modeling_alibi_gpt.report.beta_budgets import predict_budget
+from modeling_alibi_gpt.runtime.records import Record, append_record, read_records
+
+
+PREDICTIONS_FILE = "predictions.jsonl"
+
+
+def known_predictions(output_dir: Path, records: Sequence[Record], budget_tokens: int | None) -> list[Record]:
+    """The ``prediction`` records of a comparison, to which one is added for the next budget if there is none yet.
+
+    Args:
+        output_dir: Of the comparison.
+        records: Those of the budgets that have been read.
+        budget_tokens: The next budget; None where all have been read.
+    """
+    path = output_dir / PREDICTIONS_FILE
+    known = read_records(path) if path.exists() else []
+    if budget_tokens is None or any(record["budget_tokens"] == budget_tokens for record in known):
+        return known
+    prediction = predict_budget(records, budget_tokens)
+    if prediction is None:
+        return known
+    append_record(path, prediction)
+    return [*known, prediction]

@@ -1,0 +1,74 @@
+"""What a comparison is told."""
+
+from dataclasses import field
+from typing import Any
+
+from modeling_alibi_gpt.experiments.budgets import check_budgets
+from modeling_alibi_gpt.experiments.run_names import check_names
+from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
+
+
+_OF_RUNS = {"models", "names", "overrides", "output"}
+
+
+@config_dataclass
+class ComparisonConfig:
+    """What ``scripts/compare.py`` trains and reads."""
+
+    name: str
+    """Of the comparison, in its records."""
+    corpus: str | None = None
+    """Name of the text that was learned, for tables and figures; by default ``name``."""
+    experiment: str | dict[str, Any]
+    """Path of the experiment that every run starts from, or the mapping itself."""
+    experiment_overrides: list[str] = field(default_factory=list)
+    """``a.b=value`` assignments laid over it."""
+    variants: dict[str, dict[str, Any] | None]
+    """Name to fields of ``AlibiGPTConfig``: what sets one training apart from another. Beside them a variant may set
+    ``position_learning_rate``, ``alibi_beta_schedule`` and any ``training.KEY`` of its experiment, such as
+    ``training.learning_rate``.
+    """
+    readings: dict[str, dict[str, dict[str, Any] | None] | None] = field(default_factory=dict)
+    """Name of a variant to names of readings to fields of ``AlibiGPTConfig`` that its trained model is given without
+    training, such as an ``alibi_scaling``. As trained it is read in any case.
+    """
+    reference: str
+    """The variant that the others are compared with, seed by seed."""
+    seeds: list[int]
+    """Training seeds, the same for every variant."""
+    budgets_steps: list[int] | None = None
+    """Ascending numbers of optimizer steps: every variant is trained and read at each of them, with a schedule that
+    warms up, stays at the peak rate and decays. Up to its decay a training is shared with those of larger budgets.
+    They take the place of ``max_steps`` and ``lr_scheduler_type``. Null trains as the experiment says.
+    """
+    cooldown_share: float = 0.2
+    """Part of each budget in which the learning rate decays."""
+    evaluation: dict[str, Any]
+    """Settings of ``ExtrapolationConfig``: text, lengths, protocols; of ``RecallConfig`` where a task is learned."""
+    output_dir: str
+    """Gets a folder for each run, and ``comparison.jsonl``."""
+    trainings_dir: str | None = None
+    """Folder of trainings, each named by its content, that comparisons and sweeps share.
+
+    What one of them has trained, with the same settings, text and seed, the others find. Null keeps the trainings of
+    this comparison in ``output_dir``, for itself.
+    """
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be one or more, each once, got {self.seeds}")
+        for name in [self.reference, *self.readings]:
+            if name not in self.variants:
+                raise ValueError(f"{name!r} is no variant; there are {', '.join(self.variants)}")
+        check_names("variants", self.variants)
+        for variant, readings in self.readings.items():
+            check_names(f"readings.{variant}", readings or {})
+            if AS_TRAINED in (readings or {}):
+                raise ValueError(f"readings.{variant}: {AS_TRAINED!r} is what every model is read as in any case")
+        if self.budgets_steps is not None:
+            check_budgets(self.budgets_steps, self.cooldown_share)
+        if "source" not in self.evaluation:
+            raise ValueError("evaluation.source is missing: say which text the models read")
+        for key in _OF_RUNS & self.evaluation.keys():
+            raise ValueError(f"evaluation.{key} cannot be set: it follows from variants, readings and output_dir")

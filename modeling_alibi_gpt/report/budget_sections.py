@@ -1,0 +1,172 @@
+"""The section on beta against the budget of training: one figure and one table of all series of comparisons."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+
+from modeling_alibi_gpt.report.beta_budgets import Best, Budget, Estimate, best_of, beta_budgets, power_law
+from modeling_alibi_gpt.report.drawing import (
+    ALIBI_COLOUR,
+    VARIANT_COLOURS,
+    WIDTH_INCHES,
+    Line,
+    as_png,
+    log2_axis,
+    name_lines,
+)
+from modeling_alibi_gpt.report.formats import BETA, MISSING_CELL, format_count, format_ratio
+from modeling_alibi_gpt.report.frames import pick, rows_of
+from modeling_alibi_gpt.report.page import Picture, Section, make_section
+from modeling_alibi_gpt.report.tables import Table
+from modeling_alibi_gpt.runtime.records import Record
+
+
+@dataclass(frozen=True)
+class Series:
+    """One training at several budgets.
+
+    Attributes:
+        name: Of its comparison.
+        budgets, best: By their tokens, ascending.
+        predictions: ``prediction`` records by their tokens.
+        num_parameters, num_seeds: Of its trainings.
+    """
+
+    name: str
+    budgets: list[Budget]
+    best: list[Best]
+    predictions: dict[int, Record]
+    num_parameters: int
+    num_seeds: int
+
+    @property
+    def trend(self) -> tuple[float, float] | None:
+        """Exponents of the power laws of the best beta and of its worth in tokens, where there are any."""
+        used = [(budget.tokens, best) for budget, best in self if budget.is_bracketed and best.worth.value > 0]
+        if len(used) < 2:
+            return None
+        tokens = [each for each, _ in used]
+        of_beta, of_worth = ([getattr(best, name).value for _, best in used] for name in ("beta", "worth"))
+        return power_law(tokens, of_beta)[0], power_law(tokens, of_worth)[0]
+
+    def __iter__(self) -> Iterator[tuple[Budget, Best]]:
+        return iter(zip(self.budgets, self.best, strict=True))
+
+
+def budget_section(by_kind: Mapping[str, pd.DataFrame]) -> tuple[list[Section], list[str]]:
+    """The section, if any series is about beta, and the names of the comparisons that it covers."""
+    series, covered = [], []
+    for name, cells in by_kind["comparison"].groupby("series", sort=False):
+        budgets = beta_budgets(cells)
+        if not budgets:
+            continue
+        covered += cells["comparison"].unique().tolist()
+        told = pick(by_kind["prediction"], comparison=name) if "prediction" in by_kind else pd.DataFrame()
+        training = pick(by_kind["training"], series=name)
+        predictions = {row["budget_tokens"]: row for row in rows_of(told)}
+        sizes = {"num_parameters": int(training["num_parameters"].max()), "num_seeds": training["seed"].nunique()}
+        best = [best_of(budget) for budget in budgets]
+        series.append(Series(str(name), budgets, best, predictions, **sizes))
+    if not series:
+        return [], []
+    alt = f"The best {BETA} and what it is worth, against tokens of training"
+    pictures = [Picture("beta_budgets.png", budget_figure(series), alt)]
+    tables = [budget_table(series), *_prediction_tables(series)]
+    return [make_section("budgets.j2", "budgets", pictures=pictures, tables=tables, series=series)], covered
+
+
+def budget_table(series: Sequence[Series]) -> Table:
+    """A row for each series and budget: the best beta and its worth, with their intervals."""
+    rows = [
+        [one.name, format_count(budget.tokens), _beta(best.beta, budget), _worth(best.worth)]
+        for one in series
+        for budget, best in one
+    ]
+    return Table(["training", "tokens", f"best {BETA}", f"nats above it at {BETA} 1"], rows)
+
+
+def _prediction_tables(series: Sequence[Series]) -> list[Table]:
+    """What was predicted beside what was found; a dash for a budget that was not read yet."""
+    rows = []
+    for one in series:
+        found = {budget.tokens: (_beta(best.beta, budget), _worth(best.worth)) for budget, best in one}
+        for tokens, row in sorted(one.predictions.items()):
+            beta, worth = found.get(tokens, (MISSING_CELL, MISSING_CELL))
+            told = _range(row["beta"], row["beta_ends"], 3), _nats(row["worth_nats"], row["worth_ends_nats"])
+            source = row["provenance"]
+            when = f"{source['time_utc']}, {str(source['git_commit'])[:12]}"
+            rows.append([one.name, format_count(tokens), told[0], beta, told[1], worth, when])
+    header = ["training", "tokens", f"{BETA} predicted", "found", "nats predicted", "found", "predicted at, commit"]
+    return [Table(header, rows)] if rows else []
+
+
+@as_png
+def budget_figure(series: Sequence[Series]) -> Figure:
+    """The best beta above, its worth below, against tokens, on logarithmic axes; predictions as white diamonds."""
+    figure = Figure(figsize=(WIDTH_INCHES, 6.6))
+    above, below = figure.subplots(2, sharex=True)
+    tokens = [t for one in series for t in [*(budget.tokens for budget in one.budgets), *one.predictions]]
+    colours = [ALIBI_COLOUR, *VARIANT_COLOURS]
+    for axes, name, label in ((above, "beta", f"best {BETA}"), (below, "worth", f"nats above it at {BETA} 1")):
+        lines = []
+        for colour, one in zip(colours, series, strict=False):
+            estimates = [getattr(best, name) for best in one.best]
+            drawn = [(b.tokens, e) for b, e in zip(one.budgets, estimates, strict=True) if e.value > 0]
+            lines.append(_draw(axes, one.name, colour, drawn))
+        for colour, one in zip(colours, series, strict=False):
+            field = {"beta": ("beta", "beta_ends"), "worth": ("worth_nats", "worth_ends_nats")}[name]
+            told = [(t, Estimate(row[field[0]], row[field[1]])) for t, row in one.predictions.items()]
+            _bars(axes, told, color=colour, marker="D", markersize=8, mfc="white", linestyle="none", zorder=1)
+        log2_axis(axes, [each / 1e6 for each in tokens], lambda tick: f"{tick:g}")
+        axes.set(yscale="log", ylabel=f"{label} (log scale)")
+        if name == "beta":
+            _beta_ticks(axes)
+        else:
+            axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+    below.set_xlabel("million tokens of training (log scale)")
+    name_lines(below, lines)
+    return figure
+
+
+def _draw(axes: Axes, name: str, colour: str, points: Sequence[tuple[int, Estimate]]) -> Line:
+    _bars(axes, points, color=colour, marker="o", markersize=5, linewidth=1.8)
+    line = Line(name, colour, [tokens / 1e6 for tokens, _ in points], [each.value for _, each in points])
+    axes.plot(line.xs, line.ys, color=colour, linewidth=1.8)
+    return line
+
+
+def _bars(axes: Axes, points: Sequence[tuple[int, Estimate]], **style: Any) -> None:
+    """Points with their intervals; an interval of a worth may end below zero, where a logarithm ends too."""
+    for tokens, each in points:
+        ends = [max(1e-4, each.value - each.ends[0]), max(0.0, each.ends[1] - each.value)]
+        axes.errorbar([tokens / 1e6], [each.value], yerr=[[min(ends[0], each.value * 0.99)], [ends[1]]], **style)
+
+
+def _beta_ticks(axes: Axes) -> None:
+    axes.yaxis.set(major_locator=FixedLocator([2.0**n for n in range(-3, 9)]), minor_locator=NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: format_ratio(tick)))
+
+
+def _beta(best: Estimate, budget: Budget) -> str:
+    if not budget.is_bracketed:
+        return f"{format_ratio(best.value, 3)}, at the end of those tried"
+    return _range(best.value, best.ends, 3)
+
+
+def _worth(worth: Estimate) -> str:
+    return _nats(worth.value, worth.ends)
+
+
+def _range(value: float, ends: Sequence[float], num_digits: int) -> str:
+    low, high = (format_ratio(end, num_digits) for end in ends)
+    return f"{format_ratio(value, num_digits)} ({low} to {high})"
+
+
+def _nats(value: float, ends: Sequence[float]) -> str:
+    return f"{value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})"

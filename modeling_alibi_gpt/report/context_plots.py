@@ -1,0 +1,120 @@
+"""Figures about the use of distant text, one function each; each returns the bytes of a PNG."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from modeling_alibi_gpt.report.context_tables import READINGS, is_baseline, with_share
+from modeling_alibi_gpt.report.drawing import (
+    WIDTH_INCHES,
+    Line,
+    as_png,
+    draw_lines,
+    log2_axis,
+    mark_training_lengths,
+    method_lines,
+    name_lines,
+    new_axes,
+)
+from modeling_alibi_gpt.report.formats import format_count
+from modeling_alibi_gpt.report.frames import Records, alibi_first, frame_of, rows_of
+
+
+@as_png
+def recall_figure(records: Records) -> Figure:
+    """The share of right answers against length, the mean over depths, and against depth at the longest length.
+
+    Bands reach from the lowest to the highest seed. Records without depths have the first panel alone. At least one
+    record has no error.
+    """
+    frame = with_share(alibi_first(frame_of(records)))
+    frame = frame[frame["error"].isna()]
+    has_depths = bool(frame["depth"].notna().any())
+    num_panels = 2 if has_depths else 1
+    figure = Figure(figsize=(WIDTH_INCHES, 0.4 + 3.3 * num_panels))
+    panels = figure.subplots(num_panels, squeeze=False)[:, 0]
+    log2_axis(panels[0], frame["length_tokens"].tolist(), format_count)
+    panels[0].set_xlabel("length of the sequence in tokens (log scale)")
+    drawn = [(panels[0], _share_lines(panels[0], frame, "length_tokens"))]
+    mark_training_lengths(panels[0], frame["train_context_length"].dropna().tolist())
+    if has_depths:
+        longest = frame["length_tokens"].max()
+        panels[1].set_xlabel(f"depth at {format_count(longest)} tokens: 0 is the start of the sequence")
+        drawn.append((panels[1], _share_lines(panels[1], frame[frame["length_tokens"] == longest], "depth")))
+    for axes, lines in drawn:
+        axes.set(ylabel="share of right answers", ylim=(-0.03, 1.03))
+        draw_lines(axes, lines)
+    for axes, lines in drawn:
+        name_lines(axes, lines)
+    return figure
+
+
+@as_png
+def context_figure(records: Records) -> Figure:
+    """Nats above the whole context against the tokens that are kept, a panel for each way of losing the rest."""
+    frame = alibi_first(frame_of(records))
+    frame = frame[frame["error"].isna() & frame["kept_tokens"].notna()]
+    figure = Figure(figsize=(WIDTH_INCHES, 0.4 + 3.3 * len(READINGS)))
+    panels = figure.subplots(len(READINGS), sharex=True, squeeze=False)[:, 0]
+    words = {"replaced": "the rest is the text of another document", "cut": "the rest is cut off"}
+    drawn = []
+    for axes, reading in zip(panels, READINGS, strict=True):
+        group = frame[frame["reading"] == reading].sort_values("kept_tokens", kind="stable")
+        curves = [
+            (str(name), of["position_method"].iloc[0], of["kept_tokens"].tolist(), of["difference_nats"].tolist())
+            for name, of in alibi_first(group).groupby("name", sort=False)
+        ]
+        log2_axis(axes, frame["kept_tokens"].tolist(), format_count)
+        axes.set_title(words[reading], loc="left", fontsize=10, fontweight="bold", pad=18)
+        axes.set_ylabel("nats per token above the whole")
+        axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
+        mark_training_lengths(axes, group["train_context_length"].dropna().tolist())
+        drawn.append((axes, method_lines(curves)))
+        draw_lines(*drawn[-1])
+    for axes, lines in drawn:
+        name_lines(axes, lines)
+    panels[-1].set_xlabel("tokens that are kept (log scale)")
+    return figure
+
+
+@as_png
+def last_occurrence_figure(records: Records) -> Figure:
+    """What the context beyond the training length is worth, by how long ago a token occurred last.
+
+    Nats per token of the text cut to the training length above those of the whole, a line for each model; a point
+    stands for the distances up to the next.
+    """
+    frame = alibi_first(frame_of(records))
+    frame = frame[frame["error"].isna()]
+    whole = {row["name"]: row for row in rows_of(frame[frame["reading"] == "whole"])}
+    curves = []
+    for row in rows_of(frame[is_baseline(frame)]):
+        if row["name"] not in whole:
+            continue
+        cut, full = (each["nats_by_last_occurrence"] for each in (row, whole[row["name"]]))
+        points = zip(cut["edges_tokens"], cut["nats_per_token"], full["nats_per_token"], strict=False)
+        xs, ys = zip(*((edge, a - b) for edge, a, b in points if a is not None and b is not None), strict=True)
+        curves.append((row["name"], row["position_method"], xs, ys))
+    figure, axes = new_axes()
+    lines = method_lines(curves)
+    log2_axis(axes, [x for line in lines for x in line.xs], format_count)
+    axes.set(xlabel="tokens since the last occurrence, at least (log scale)", ylabel="nats per token, cut above whole")
+    axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
+    mark_training_lengths(axes, frame["train_context_length"].dropna().tolist())
+    draw_lines(axes, lines)
+    name_lines(axes, lines)
+    return figure
+
+
+def _share_lines(axes: Axes, frame: pd.DataFrame, x: str) -> list[Line]:
+    """A line for each name, the mean over everything else, and a band over seeds on the axes."""
+    by_seed = frame.groupby(["name", "position_method", x, "seed"], sort=False)["share"].mean().reset_index()
+    curves, bands = [], []
+    for (name, method), group in by_seed.groupby(["name", "position_method"], sort=False):
+        spread = group.groupby(x)["share"].agg(["mean", "min", "max"]).sort_index()
+        curves.append((str(name), str(method), spread.index.tolist(), spread["mean"].tolist()))
+        bands.append(spread)
+    lines = method_lines(curves)
+    for line, spread in zip(lines, bands, strict=True):
+        axes.fill_between(line.xs, spread["min"], spread["max"], color=line.color, alpha=0.12, linewidth=0)
+    return lines

@@ -1,0 +1,95 @@
+"""The sections about the use of distant text: answers by length and depth, and loss with more or less context."""
+
+import pandas as pd
+
+from modeling_alibi_gpt.report.context_plots import context_figure, last_occurrence_figure, recall_figure
+from modeling_alibi_gpt.report.context_tables import (
+    READINGS,
+    context_difference,
+    context_table,
+    is_baseline,
+    last_occurrence_table,
+    recall_table,
+    with_share,
+)
+from modeling_alibi_gpt.report.frames import alibi_first, distinct_names, pick, rows_of
+from modeling_alibi_gpt.report.page import Picture, Section, file_stem, make_section
+from modeling_alibi_gpt.runtime.records import Record
+
+
+Frames = dict[str, pd.DataFrame]
+TEMPLATE = "context.j2"
+
+
+def recall_sections(by_kind: Frames) -> list[Section]:
+    """A section for each comparison and task."""
+    frame = by_kind["recall"]
+    by_comparison = frame.groupby("comparison", sort=False)
+    frame = pd.concat([group if name else distinct_names(group) for name, group in by_comparison])
+    groups = frame.groupby(["comparison", "source"], sort=False)
+    return [_recall_section(comparison, source, group, by_kind) for (comparison, source), group in groups]
+
+
+def context_sections(by_kind: Frames) -> list[Section]:
+    """What is lost where distant text is replaced or cut off, and by which tokens; one section for each text."""
+    frame = distinct_names(by_kind["context"])
+    keys = ["context_tokens", "scored_tokens", "num_windows"]
+    return [section for _, group in frame.groupby(keys, sort=False) for section in _context_sections(group)]
+
+
+def _recall_section(comparison: str, source: str, frame: pd.DataFrame, by_kind: Frames) -> Section:
+    measured = with_share(frame[frame["error"].isna()])
+    stem = "_".join(filter(None, [file_stem(comparison), "recall", file_stem(source)]))
+    pictures = []
+    if len(measured):
+        alt = f"Share of right answers against length and depth, {source}"
+        pictures.append(Picture(f"{stem}.png", recall_figure(measured), alt))
+    training = pick(by_kind["training"], comparison=comparison) if comparison and "training" in by_kind else None
+    values = {
+        "comparison": comparison,
+        "source": source,
+        "task": source.partition(":")[2].partition(",")[0],
+        "num_examples": sorted(set(frame["num_examples"].tolist())),
+        "num_seeds": frame["seed"].nunique(),
+        "training": training,
+        "findings": [_recall_finding(group) for _, group in alibi_first(measured).groupby("name", sort=False)],
+    }
+    return make_section(TEMPLATE, "recall", pictures=pictures, tables=[recall_table(frame)], **values)
+
+
+def _recall_finding(of_model: pd.DataFrame) -> Record:
+    """The shares of a model at its shortest and its longest length, and at the ends of the longest."""
+    near, far = of_model["length_tokens"].min(), of_model["length_tokens"].max()
+    longest = pick(of_model, length_tokens=far)
+    depths = sorted(longest["depth"].dropna().unique())
+    ends = (depths[0], depths[-1]) if len(depths) > 1 else ()
+    return {
+        "name": of_model["name"].iloc[0],
+        "lengths": (near, far),
+        "shares": tuple(pick(of_model, length_tokens=length)["share"].mean() for length in (near, far)),
+        "at_depths": [(depth, pick(longest, depth=depth)["share"].mean()) for depth in ends],
+    }
+
+
+def _context_sections(frame: pd.DataFrame) -> list[Section]:
+    measured = frame[frame["error"].isna()]
+    pictures = []
+    if measured["kept_tokens"].notna().any():
+        alt = "Loss above that with the whole context, against the tokens that are kept"
+        pictures.append(Picture("context.png", context_figure(measured), alt))
+    findings = []
+    for name, of_model in alibi_first(frame).groupby("name", sort=False):
+        trained = of_model["train_context_length"].iloc[0]
+        at_home = rows_of(of_model[of_model["kept_tokens"] == trained]) if pd.notna(trained) else []
+        changes = {row["reading"]: context_difference(row, of_model) for row in at_home}
+        if changes:
+            changes = {reading: changes.get(reading) for reading in READINGS}
+            findings.append({"name": name, "trained": trained, "changes": changes})
+    values = {"first": rows_of(frame)[0], "findings": findings}
+    sections = [make_section(TEMPLATE, "context", pictures=pictures, tables=[context_table(frame)], **values)]
+    if not is_baseline(measured).any():
+        return sections
+    alt = "Loss of the text cut to the training length above the whole, by distance of the last occurrence"
+    picture = Picture("last_occurrence.png", last_occurrence_figure(measured), alt)
+    tables = [last_occurrence_table(frame)]
+    return [*sections, make_section(TEMPLATE, "last_occurrence", pictures=[picture], tables=tables)]

@@ -1,0 +1,147 @@
+"""A screen: one comparison that has every method at several settings, of which the best of each are taken."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from modeling_alibi_gpt.report.comparison import Comparison
+from modeling_alibi_gpt.report.formats import MISSING_CELL, format_nats
+from modeling_alibi_gpt.report.frames import frame_of
+from modeling_alibi_gpt.report.tables import Table
+from modeling_alibi_gpt.runtime.records import Record
+from modeling_alibi_gpt.runtime.variants import POSITION_RATE, is_setting
+
+
+AMPLITUDE = "sinusoidal_amplitude"
+TIMES = "\N{MULTIPLICATION SIGN}"
+SETTING_NAMES = {"training.learning_rate": "", POSITION_RATE: f"positions {TIMES}", AMPLITUDE: "amplitude "}
+Settings = tuple[tuple[str, Any], ...]  # names and values
+
+
+@dataclass(frozen=True)
+class Screened:
+    """One method of a screen.
+
+    Attributes:
+        name: Of the method, with what sets it apart from others of its kind.
+        nats: Per token at the shortest length, the mean over seeds, by settings.
+        fields: What a variant must set to be the method at the best of its settings.
+    """
+
+    name: str
+    nats: dict[Settings, float]
+    fields: dict[str, Any]
+
+    @property
+    def best(self) -> Settings:
+        return min(self.nats, key=lambda settings: self.nats[settings])
+
+    @property
+    def at_the_edge(self) -> list[str]:
+        """Which of the best settings are the smallest or the largest tried, in words: one beyond may be better."""
+        words = []
+        for key, value in self.best:
+            tried = {dict(settings)[key] for settings in self.nats}
+            if len(tried) > 1 and value in (min(tried), max(tried)):
+                words.append(f"{_setting(key, value)} is the {'smallest' if value == min(tried) else 'largest'}")
+        return words
+
+
+def is_screen(grid: Comparison) -> bool:
+    """Whether a comparison has one method at several settings that are not what is compared."""
+    return any(len(method.nats) > 1 for method in screened(grid))
+
+
+def screened(grid: Comparison) -> list[Screened]:
+    """The methods of a comparison as they were trained, in the order of its variants; those that failed are left out.
+
+    Which settings a variant has is read from its fields: those of its training, and the amplitude of sinusoids.
+    """
+    methods: dict[str, list[Record]] = {}
+    for variant in grid.variants:
+        row = grid.cell(variant, grid.protocols[0], grid.lengths[0])
+        if not row["error"]:
+            methods.setdefault(_method_key(row), []).append(row)
+    found = []
+    for rows in methods.values():
+        best = min(rows, key=lambda row: row["nats_per_token"])
+        nats = {_settings(row["fields"]): row["nats_per_token"] for row in rows}
+        found.append(Screened(_method_name(best), nats, best["fields"]))
+    return found
+
+
+def screen_tables(methods: Iterable[Screened]) -> list[Table]:
+    """A row for each method, its nats at each of its settings and its best in words; a table for each set of settings.
+
+    A star marks the best of a row.
+    """
+    alike: dict[tuple[str, ...], list[Screened]] = {}
+    for method in methods:
+        alike.setdefault(tuple(key for key, _ in method.best), []).append(method)
+    return [_screen_table(rows) for rows in alike.values()]
+
+
+def best_variants(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Every method of the screens at the best of its settings, as ``variants`` of the next comparison.
+
+    Args:
+        records: Of one screen or more; only ``comparison`` records are read.
+
+    Raises:
+        ValueError: None of them is a screen, or two of them screen the same method.
+    """
+    cells = [record for record in records if record["kind"] == "comparison"]
+    groups = frame_of(cells).groupby("comparison", sort=False) if cells else []
+    variants: dict[str, dict[str, Any]] = {}
+    for grid in (Comparison(frame) for _, frame in groups):
+        for method in screened(grid) if is_screen(grid) else ():
+            if method.name in variants:
+                raise ValueError(f"{method.name!r} was screened more than once; expected one screen of each method")
+            variants[method.name] = method.fields
+    if not variants:
+        raise ValueError("got no screen; expected the records of a comparison with a method at several settings")
+    return variants
+
+
+def _screen_table(methods: list[Screened]) -> Table:
+    every = sorted({settings for method in methods for settings in method.nats})
+    rows = []
+    for method in methods:
+        cells = [format_nats(method.nats.get(s)) + (" *" if s == method.best else "") for s in every]
+        rows.append([method.name, *cells, "; ".join(method.at_the_edge) or MISSING_CELL])
+    header = [", ".join(_setting(*setting) for setting in settings) for settings in every]
+    return Table(["nats per token", *header, "at an edge"], rows)
+
+
+def _settings(fields: dict[str, Any]) -> Settings:
+    return tuple((key, fields[key]) for key in sorted(fields, key=_place) if _is_screened(key))
+
+
+def _place(key: str) -> tuple[int, str]:
+    """The order of settings: those that have names first."""
+    names = list(SETTING_NAMES)
+    return names.index(key) if key in names else len(names), key
+
+
+def _is_screened(key: str) -> bool:
+    return is_setting(key) or key == AMPLITUDE
+
+
+def _setting(key: str, value: float) -> str:
+    return f"{SETTING_NAMES.get(key, f'{key} ')}{value:g}"
+
+
+def _method_key(row: Record) -> str:
+    return json.dumps({key: value for key, value in row["fields"].items() if not _is_screened(key)}, sort_keys=True)
+
+
+def _method_name(row: Record) -> str:
+    """``t5``, ``alibi, learned beta``, ``rope, rope_theta 500``."""
+    words = [row["position_method"].replace("_", " ")]
+    for key, value in row["fields"].items():
+        if key == "alibi_trainable":
+            words.append(f"learned {value}")
+        elif key != "position_method" and not _is_screened(key):
+            words.append(f"{key} {value}")
+    return ", ".join(words)

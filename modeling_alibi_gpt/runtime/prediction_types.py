@@ -1,0 +1,23 @@
+"""Schemas of the records of predictions, beside those of measurements."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from modeling_alibi_gpt.runtime.record_types import Positive, PositiveNumber, RecordType
+
+
+Ends = Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)]
+
+
+class Prediction(RecordType):
+    """What the smaller budgets of a series of comparisons say of a budget that was not read yet."""
+
+    kind: Literal["prediction"]
+    comparison: str  # the series
+    budget_tokens: Positive
+    from_budgets_tokens: list[int]
+    beta: PositiveNumber
+    beta_ends: Ends  # of its interval
+    worth_nats: PositiveNumber  # of the best beta against 1
+    worth_ends_nats: Ends

@@ -1,0 +1,211 @@
+"""The text of an experiment: read, cut into tokens, packed and described."""
+
+import dataclasses
+from pathlib import Path
+
+from datasets import Dataset, concatenate_datasets, interleave_datasets
+from datasets.fingerprint import Hasher
+from transformers import PreTrainedTokenizerBase
+
+from modeling_alibi_gpt.checkpoints.load import check_vocabulary
+from modeling_alibi_gpt.data.corpora import describe_documents, is_of_files, load_documents
+from modeling_alibi_gpt.data.packing import blocks_fingerprint, pack_documents
+from modeling_alibi_gpt.data.streaming import StreamedBlocks, stream_documents, stream_fingerprint
+from modeling_alibi_gpt.data.tasks import is_task
+from modeling_alibi_gpt.data.tokenization import TokenStream, join_streams, token_stream, tokenizer_meaning
+from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
+from modeling_alibi_gpt.data.tokenizer_training import cached_tokenizer
+from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
+from modeling_alibi_gpt.training.model_setup import model_config
+from modeling_alibi_gpt.training.task_data import task_data
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """Text ready for training.
+
+    Attributes:
+        tokenizer: What cut it into tokens; saved with the model.
+        train: Packed sequences.
+        validation: Packed sequences, for the evaluations during training.
+        validation_stream: The same text as one stream, for the token-exact figure at the end; None for a task.
+        fingerprint: Of the documents of both splits.
+        token_fingerprint: Of the packed sequences of both splits.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset | StreamedBlocks
+    validation: Dataset
+    validation_stream: TokenStream | None
+    fingerprint: str
+    token_fingerprint: str
+
+    @property
+    def text(self) -> dict[str, str]:
+        """What a run that goes on must find as it was."""
+        return {"documents": self.fingerprint, "tokens": self.token_fingerprint}
+
+
+def prepare_data(config: ExperimentConfig) -> PreparedData:
+    """Read, tokenise and pack the text of an experiment; every step is cached.
+
+    Raises:
+        ValueError: The text or the tokenizer cannot be used, or the text is too short for one sequence.
+    """
+    if is_task(config.data.source):
+        return PreparedData(**task_data(config))
+    data, tokenizer = config.data, named_tokenizer(config)
+    train_parts = [] if data.streaming else _train_parts(data)
+    if data.validation_source is not None:
+        validation_parts = [_Part(_documents(data, data.validation_source, "validation"), 1.0)]
+    else:
+        validation_parts = [_Part(_documents(part, part.source, "validation"), share) for part, share in data.parts]
+    if tokenizer is None and data.streaming:
+        raise ValueError("data.streaming needs data.tokenizer: a stream is not read before it is trained on")
+    if tokenizer is None:
+        tokenizer = cached_tokenizer(
+            _joined([part.documents for part in train_parts]),
+            model_config(config.model).get_text_config().vocab_size,
+            Path(data.cache_dir).expanduser(),
+            sample_bytes=data.tokenizer_sample_bytes,
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+
+    if data.streaming:
+        train, fingerprint, token_fingerprint = _stream(data, tokenizer)
+    else:
+        packed = [_pack(data, part.documents, tokenizer, data.max_train_tokens, "training") for part in train_parts]
+        train = _mixed(packed, [part.share for part in train_parts], data)
+        fingerprint, token_fingerprint = _fingerprint(train_parts), blocks_fingerprint(train)
+    limits = [_limit(data.max_validation_tokens, part.share, data) for part in validation_parts]
+    validation = _joined(
+        [
+            _pack(data, part.documents, tokenizer, limit, "validation")
+            for part, limit in zip(validation_parts, limits, strict=True)
+        ]
+    )
+    streams = [
+        token_stream(part.documents, tokenizer, limit) for part, limit in zip(validation_parts, limits, strict=True)
+    ]
+    return PreparedData(
+        tokenizer=tokenizer,
+        train=train,
+        validation=validation,
+        validation_stream=join_streams(streams),
+        fingerprint=f"{fingerprint}+{_fingerprint(validation_parts)}",
+        token_fingerprint=f"{token_fingerprint}+{blocks_fingerprint(validation)}",
+    )
+
+
+def _train_parts(data: DataSection) -> list["_Part"]:
+    return [_Part(_documents(part, part.source, "train"), share) for part, share in data.parts]
+
+
+def _stream(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[StreamedBlocks, str, str]:
+    """A stream, and what is known beforehand of its documents and of how it is cut."""
+    state = process_state()
+    blocks = StreamedBlocks(
+        stream_documents(data.source, train_split=data.train_split, text_column=data.text_column),
+        tokenizer,
+        data.train_length_tokens,
+        isolate_documents=data.isolate_documents,
+        num_streams=data.num_streams,
+        rank=state.process_index,
+        num_processes=state.num_processes,
+    )
+    fingerprint = stream_fingerprint(data.source, data.train_split)
+    cut = Hasher.hash((tokenizer_meaning(tokenizer), data.train_length_tokens, data.num_streams))
+    return blocks, fingerprint, f"stream-{cut}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    documents: Dataset
+    share: float
+
+
+def _joined(parts: list[Dataset]) -> Dataset:
+    return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
+
+
+def _mixed(packed: list[Dataset], shares: list[float], data: DataSection) -> Dataset:
+    """Sequences drawn from the parts by their shares, the same ones for every seed of a training."""
+    if len(packed) == 1:
+        return packed[0]
+    mixed = interleave_datasets(packed, probabilities=shares, seed=0, stopping_strategy="first_exhausted")
+    if data.max_train_tokens is not None:
+        mixed = mixed.select(range(min(len(mixed), data.max_train_tokens // data.train_length_tokens)))
+    return mixed
+
+
+def _limit(max_tokens: int | None, share: float, data: DataSection) -> int | None:
+    return None if max_tokens is None else max(data.train_length_tokens, round(max_tokens * share))
+
+
+def _fingerprint(parts: list[_Part]) -> str:
+    """Of the documents of a source, or of all parts of a mixture with their shares."""
+    fingerprints = [describe_documents(part.documents)["fingerprint"] for part in parts]
+    if len(parts) == 1:
+        return fingerprints[0]
+    return ",".join(f"{part.share:.6g}*{found}" for part, found in zip(parts, fingerprints, strict=True))
+
+
+def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that an experiment or its checkpoint brings; None where one is trained on the text.
+
+    Raises:
+        ValueError: It cannot be used, or has ids beyond the embeddings of the model.
+    """
+    name = config.data.tokenizer or config.model.checkpoint
+    if name in (None, "train"):
+        return None
+    tokenizer = load_tokenizer(name)
+    check_vocabulary(tokenizer, model_config(config.model).get_text_config().vocab_size)
+    return tokenizer
+
+
+def training_documents(data: DataSection) -> Dataset:
+    """The documents that an experiment learns from: all of a source, or of its train split, that another validates.
+
+    Of a mixture, those of its parts one after another.
+
+    Raises:
+        ValueError: They are a stream, which is not read before the training.
+    """
+    if data.streaming:
+        raise ValueError("data.streaming: a stream is not read to list its documents, set it to false")
+    return _joined([part.documents for part in _train_parts(data)])
+
+
+def _documents(data: DataSection, source: str, split: str) -> Dataset:
+    has_two_sources = data.validation_source is not None
+    return load_documents(
+        source,
+        "all" if has_two_sources and is_of_files(source) and data.train_split == "train" else split,
+        validation_fraction=0.0 if has_two_sources and split == "train" else data.validation_fraction,
+        validation_unit=data.validation_unit,
+        text_column=data.text_column,
+        train_split=data.train_split,
+    )
+
+
+def _pack(
+    data: DataSection,
+    documents: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int | None,
+    split: str,
+) -> Dataset:
+    try:
+        return pack_documents(
+            documents,
+            tokenizer,
+            data.train_length_tokens,
+            isolate_documents=data.isolate_documents,
+            max_tokens=max_tokens,
+            num_proc=data.num_proc,
+        )
+    except ValueError as error:
+        raise ValueError(f"{split} text: {error}") from error

@@ -1,0 +1,143 @@
+"""How fast a training goes and how much of the hardware it uses, in the log and in TensorBoard."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+
+
+# FLOPs per second of dense bfloat16 matrix products, by what the name of a GPU contains; from the data sheets.
+BFLOAT16_PEAK_FLOPS = {
+    "A100": 312e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+}
+GIB = 2**30
+
+
+def training_flops_per_token(model: PreTrainedModel, length_tokens: int) -> float:
+    """``6 N + 12 L H Q T``: FLOPs of forward and backward pass, attention included, recomputation not.
+
+    The formula of PaLM's appendix B (Chowdhery et al. 2022, arXiv:2204.02311): N parameters, L layers, H heads of size
+    Q, sequences of T tokens; causal attention is counted as if nothing were masked. An embedding table that is not the
+    output layer too multiplies nothing and is not counted.
+
+    Args:
+        model: A causal language model, not sharded.
+        length_tokens: T.
+    """
+    config = model.config.get_text_config()
+    num_parameters = model.num_parameters()
+    embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None or head.weight is not embeddings.weight:
+        num_parameters -= embeddings.weight.numel()
+    return 6 * num_parameters + 12 * config.num_hidden_layers * _attention_size(config) * length_tokens
+
+
+def known_peak_flops(device: torch.device, bf16: bool) -> float | None:
+    """Peak of one device in bfloat16, FLOPs per second; None for a CPU, an unknown GPU or another precision."""
+    if device.type != "cuda" or not bf16:
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for part, flops in BFLOAT16_PEAK_FLOPS.items() if part in name), None)
+
+
+def beta_by_layer(model: nn.Module) -> list[float]:
+    """What beta of ALiBi has become in each layer; empty where it does not learn. Every process must call this."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias_log_beta"):
+            whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            return whole.detach().exp().tolist()
+    return []
+
+
+class ThroughputCallback(TrainerCallback):
+    """Adds to every log of a training what it did since the one before, evaluations and checkpoints left out.
+
+    - ``tokens_per_second`` of all processes together
+    - ``mfu``, model FLOPs utilisation from 0 to 1, where the peak is known
+    - ``memory_gib`` of this process: the most that it ever reserved on its GPU, or what it holds now on a CPU
+    - ``eta_seconds`` to the last step at this speed
+    - ``beta_layer_0`` and so on where beta learns
+
+    Trainer itself logs ``grad_norm``.
+
+    It must come before the callbacks that write logs.
+
+    Args:
+        model: Before it is sharded.
+        peak_flops: Of one device; None leaves ``mfu`` out.
+        length: Length in tokens that a step trains at, by the number of steps before it.
+        clock: Seconds, of any start.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        peak_flops: float | None,
+        length: Callable[[int], int],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.flops_at_0 = training_flops_per_token(model, 0)
+        self.flops_per_length = training_flops_per_token(model, 1) - self.flops_at_0
+        self.peak_flops, self.length, self.clock = peak_flops, length, clock
+        self.seconds = self.flops = 0.0
+        self.num_tokens = self.num_steps = 0
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.tokens_seen = int(state.num_input_tokens_seen)
+        self.resumed_at = self.clock()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        num_tokens = int(state.num_input_tokens_seen) - self.tokens_seen
+        self.tokens_seen += num_tokens
+        self.num_tokens += num_tokens
+        self.num_steps += 1
+        self.flops += num_tokens * (self.flops_at_0 + self.flops_per_length * self.length(state.global_step - 1))
+        self._pause()
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.resumed_at = self.clock()
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.resumed_at = self.clock()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: Any, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        if "loss" not in logs or self.num_steps == 0:  # that of an evaluation, or the summary at the end
+            return
+        self._pause()  # the loss has waited for the device
+        logs["tokens_per_second"] = self.num_tokens / self.seconds
+        if self.peak_flops is not None:
+            logs["mfu"] = self.flops / self.seconds / (self.peak_flops * args.world_size * max(1, args.n_gpu))
+        logs["memory_gib"] = _memory_bytes(args.device) / GIB
+        logs["eta_seconds"] = self.seconds / self.num_steps * (state.max_steps - state.global_step)
+        logs.update({f"beta_layer_{layer}": beta for layer, beta in enumerate(beta_by_layer(kwargs["model"]))})
+        self.seconds = self.flops = 0.0
+        self.num_tokens = self.num_steps = 0
+
+    def _pause(self) -> None:
+        now = self.clock()
+        self.seconds += now - self.resumed_at
+        self.resumed_at = now
+
+
+def _attention_size(config: PreTrainedConfig) -> int:
+    """Heads times their size."""
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_attention_heads * head_dim
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    return psutil.Process().memory_info().rss

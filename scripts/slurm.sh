@@ -1,0 +1,31 @@
+#!/bin/bash
+# Trains on several nodes: sbatch --nodes 4 scripts/slurm.sh configs/accelerate/fsdp2.yaml EXPERIMENT.yaml [--set a.b=c ...]
+# The checkpoints must lie on a file system that all nodes share. A job that is preempted or fails is queued again and
+# goes on from its last whole checkpoint.
+#SBATCH --job-name=alibi-gpt
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+if (($# < 2)); then
+    echo "usage: sbatch scripts/slurm.sh ACCELERATE_CONFIG.yaml EXPERIMENT.yaml [arguments of train.py]" >&2
+    exit 2
+fi
+PROCESSES_PER_NODE=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
+MAIN_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export MAIN_NODE MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000)) NUM_PROCESSES=$((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE))
+
+# One launcher a node; each must know its own number, which only srun can tell it.
+srun --kill-on-bad-exit=1 bash -c '
+    config=$1 experiment=$2
+    shift 2
+    exec accelerate launch --config_file "$config" --num_machines "$SLURM_JOB_NUM_NODES" \
+        --num_processes "$NUM_PROCESSES" --machine_rank "$SLURM_NODEID" \
+        --main_process_ip "$MAIN_NODE" --main_process_port "$MAIN_PORT" \
+        scripts/train.py --config "$experiment" "$@"
+' bash "$@"

@@ -1,0 +1,137 @@
+"""Beta against the budget of training: fits, intervals and predictions of losses that follow a formula."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modeling_alibi_gpt.experiments.paired import comparison_records
+from modeling_alibi_gpt.report import beta_budgets
+from modeling_alibi_gpt.report.beta_budgets import Budget, best_of, fit_minimum, predict, predict_budget
+from modeling_alibi_gpt.report.report import build_report
+from tests.support.example_records import PROVENANCE, extrapolation_record, training_record
+
+
+BETAS = 2.0 ** np.arange(-1, 7)
+# The best beta falls by the root of the tokens, its worth by their logarithm squared.
+TOKENS = [2**19, 2**20, 2**21, 2**22, 2**23]
+
+
+def nats(tokens: int) -> np.ndarray:
+    """By beta: 0.05 nats for the first factor of two from the best, which is 16 at the smallest budget."""
+    best = 4 - 0.5 * np.log2(tokens / TOKENS[0])
+    return 4 + 0.05 * (np.log2(BETAS) - best) ** 2
+
+
+def budget(tokens: int, spread: float = 0.0, num_seeds: int = 2, num_blocks: int = 8) -> Budget:
+    noise = np.random.default_rng(tokens).normal(0, spread, (len(BETAS), num_seeds, num_blocks))
+    return Budget(tokens, BETAS, nats(tokens)[:, None, None] + noise)
+
+
+def test_the_minimum_of_a_parabola_is_found_between_the_betas() -> None:
+    for tokens, expected in zip(TOKENS, (4, 3.5, 3, 2.5, 2), strict=True):
+        log_beta, lowest, is_inside = fit_minimum(BETAS, nats(tokens))
+        assert (log_beta, lowest) == pytest.approx((expected, 4.0), abs=1e-9) and is_inside
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([3, 2, 1], (2.0, 1.0, False)),
+        ([1, 2, 3], (0.0, 1.0, False)),
+        ([2, 1, 2], (1.0, 1.0, True)),
+        ([2, 1, 4], (1 - 0.25, 1 - 0.125, True)),
+    ],
+)
+def test_a_minimum_at_the_end_is_no_minimum(losses: list[float], expected: tuple[float, float, bool]) -> None:
+    assert fit_minimum([1, 2, 4], losses) == pytest.approx(expected)
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 100 experiments of two seeds. Quantiles of two seeds' residuals are those of a normal distribution where
+    Student's of 7 degrees of freedom would be wider: they hold 91 %, and fewer than 82 would be three deviations off.
+    """
+    monkeypatch.setattr(beta_budgets, "NUM_RESAMPLES", 300)
+    inside = {"beta": 0, "worth": 0}
+    for number in range(100):
+        draws = np.random.default_rng(1000 + number)
+        noise = draws.normal(0, 0.02, (len(BETAS), 2, 1)) + draws.normal(0, 0.1, (1, 2, 4))
+        best = best_of(Budget(TOKENS[0], BETAS, nats(TOKENS[0])[:, None, None] + noise))
+        inside["beta"] += best.beta.ends[0] <= 16 <= best.beta.ends[1]
+        inside["worth"] += best.worth.ends[0] <= 0.05 * 16 <= best.worth.ends[1]
+    assert min(inside.values()) >= 82 and max(inside.values()) < 100, inside
+
+
+def test_noise_that_all_betas_share_says_nothing_of_the_best() -> None:
+    shared = np.random.default_rng(0).normal(0, 1, (1, 2, 8))
+    best = best_of(Budget(TOKENS[0], BETAS, nats(TOKENS[0])[:, None, None] + shared))
+    assert best.beta.ends == pytest.approx((16, 16)) and best.worth.ends == pytest.approx((0.8, 0.8))
+
+
+def test_a_power_law_goes_on() -> None:
+    prediction = predict([budget(tokens) for tokens in TOKENS[:4]], TOKENS[4])
+    assert prediction is not None
+    assert prediction.beta.value == pytest.approx(4.0) and prediction.beta.ends == pytest.approx((4.0, 4.0))
+    logs = np.log2([0.05 * (4 - 0.5 * n) ** 2 for n in range(4)])
+    expected = 2 ** np.polynomial.Polynomial.fit(range(4), logs, 1)(4)
+    assert prediction.worth.value == pytest.approx(expected)
+    noisy = predict([budget(tokens, spread=0.02) for tokens in TOKENS[:4]], TOKENS[4])
+    assert noisy is not None and noisy.beta.ends[0] < noisy.beta.value < noisy.beta.ends[1]
+
+
+def test_nothing_is_predicted_from_budgets_whose_best_beta_was_not_reached() -> None:
+    steep = [Budget(tokens, BETAS[:4], budget(tokens).nats[:4]) for tokens in TOKENS[:4]]  # betas up to 4
+    assert [each.is_bracketed for each in steep] == [False] * 4
+    assert predict(steep, TOKENS[4]) is None
+    assert predict([budget(tokens) for tokens in TOKENS[:2]], TOKENS[4]) is None
+
+
+def records(num_budgets: int) -> list[dict[str, Any]]:
+    """What a comparison with these budgets writes, but for predictions."""
+    written = []
+    for tokens in TOKENS[:num_budgets]:
+        name = f"betas, {tokens:,} tokens"
+        labels = {"comparison": name, "series": "betas", "budget_tokens": tokens}
+        of_budget = []
+        for beta, loss in zip(BETAS, nats(tokens), strict=True):
+            fields = {} if beta == 1 else {"alibi_beta": float(beta)}
+            for seed in (0, 1):
+                place = {**labels, "variant": f"beta {beta:g}", "fields": fields, "seed": seed}
+                row = extrapolation_record("alibi", "sliding", 128)
+                of_budget.append(
+                    {
+                        **row,
+                        **place,
+                        "name": f"beta {beta:g}",
+                        "reading": "as trained",
+                        "nats_per_token": loss + 0.01 * seed,
+                        "overrides": {},
+                    }
+                )
+                trained = training_record("alibi", seed)
+                of_budget.append({**trained, **place, "num_train_tokens": tokens})
+        corpus = {"kind": "corpus", "comparison": name, "source": "text:x", "num_documents": 1, "num_bytes": 10}
+        corpus |= {"fingerprint": "0", "documents": ["a.txt"], "provenance": PROVENANCE}
+        cells = [cell | labels for cell in comparison_records(of_budget, reference="beta 1", corpus="novels")]
+        written += [corpus, *of_budget, *[cell | {"series": "betas", "budget_tokens": tokens} for cell in cells]]
+    return written
+
+
+def test_the_report_shows_what_was_found_and_what_was_predicted(tmp_path: Path) -> None:
+    prediction = predict_budget(records(4), TOKENS[4])
+    assert prediction is not None
+    paths = build_report([*records(5), prediction], tmp_path, title="t")
+    page = Path(paths["markdown"]).read_text(encoding="utf-8")
+    assert page.count("\n## ") == 2, "one section for all budgets, and provenance"
+    assert f"| betas | {TOKENS[0]:,} | 16 (16 to 16) | 0.800 (0.800 to 0.800) |" in page
+    assert (
+        "the best β is 16 after 524,288 tokens and 4 after 8,388,608; tuning is worth 0.800 nats, then 0.200." in page
+    )
+    assert "Twice the tokens change the best β by a factor of 0.71" in page
+    told = prediction["worth_nats"]
+    assert f"| betas | {TOKENS[4]:,} | 4 (4 to 4) | 4 (4 to 4) | {told:.3f} ({told:.3f} to {told:.3f}) | 0.200" in page
+    assert prediction["provenance"]["time_utc"] in page and prediction["provenance"]["git_commit"][:12] in page
+    assert [Path(figure).name for figure in paths["figures"]] == ["beta_budgets.png"]
+    with pytest.raises(ValueError, match="cannot be predicted: one of 8,388,608 was read"):
+        predict_budget(records(5), TOKENS[4])

@@ -1,0 +1,112 @@
+"""What a report says of the use of distant text: shares and differences as they stand in the records."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modeling_alibi_gpt.report.context_tables import context_table, last_occurrence_table, recall_table
+from modeling_alibi_gpt.report.report import build_report
+from modeling_alibi_gpt.runtime.records import check_record
+from tests.support.context_cases import context_record, context_records, recall_record, recall_records
+
+
+def page(records: list[dict[str, Any]], folder: Path) -> tuple[str, list[str]]:
+    paths = build_report(records, folder, title="T")
+    return Path(paths["markdown"]).read_text(encoding="utf-8"), [Path(path).name for path in paths["figures"]]
+
+
+def test_shares_stand_by_length_and_depth() -> None:
+    table = recall_table(recall_records())
+    assert table.header == ["model", "depth", "128", "256", "512"]
+    assert [row[:2] for row in table.rows[:3]] == [["alibi", "0"], ["alibi", "0.5"], ["alibi", "1"]]
+    assert table.rows[0][2:] == ["1.00", "0.90", "0.25"] and table.rows[2][2:] == ["1.00", "1.00", "0.45"]
+    assert table.rows[3][2:] == ["1.00", "failed (1)", "failed (1)"]
+    assert table.footnotes == ["learned: the learned table ends at 128 positions"]
+
+
+def test_seeds_are_a_mean_and_its_ends() -> None:
+    seeds = [recall_record("alibi", 512, 0.0, seed=seed, accuracy=share) for seed, share in enumerate((0.2, 0.4, 0.9))]
+    assert recall_table(seeds).rows == [["alibi", "0", "0.50 (0.20 to 0.90)"]]
+
+
+def test_copies_are_counted_by_their_tokens() -> None:
+    (row,) = recall_table([recall_record("alibi", 512, None, source="task:copy")]).rows
+    assert row[2] == f"{(1 + 0.25) / 2:.2f}"
+
+
+def test_the_section_says_the_numbers_of_strong_and_weak_alike(tmp_path: Path) -> None:
+    text, figures = page(recall_records(), tmp_path)
+    assert figures == ["recall_task_recall.png"]
+    assert "- alibi: 1.00 at 128 tokens, 0.35 at 512 (0.25 at depth 0, 0.45 at depth 1)." in text
+    assert "- rope: 1.00 at 128 tokens, 0.10 at 512 (0.00 at depth 0, 0.20 at depth 1)." in text
+    assert "- learned: 1.00 at 128 tokens (1.00 at depth 0, 1.00 at depth 1)." in text
+
+
+def test_each_task_has_its_section(tmp_path: Path) -> None:
+    copies = [recall_record("alibi", length, None, source="task:copy") for length in (128, 512)]
+    prompts = recall_records(source="prompt:passkey")
+    text, figures = page([*copies, *prompts], tmp_path)
+    assert "## Copying\n" in text and "## Passkey by prompt\n" in text
+    assert figures == ["recall_task_copy.png", "recall_prompt_passkey.png"]
+
+
+def test_differences_stand_by_kept_tokens() -> None:
+    table = context_table(context_records())
+    assert table.header == ["model", "beyond", "32", "64", "128", "256", "whole"]
+    assert [row[:2] for row in table.rows] == [
+        [name, reading] for name in ("alibi", "rope") for reading in ("replaced", "cut")
+    ]
+    assert table.rows[3][2:] == [
+        *(f"+{0.1 * 64 / kept:.3f} \N{PLUS-MINUS SIGN} 0.000" for kept in (32, 64, 128, 256)),
+        "4.0000",
+    ]
+
+
+def test_a_failure_is_a_footnote() -> None:
+    failed = context_record("rope", "cut", 32)
+    failed |= {"error": "no memory", "nats_per_token": None, "difference_nats": None}
+    failed |= {"nats_per_token_by_block": None, "nats_by_last_occurrence": None}
+    check_record(failed)
+    table = context_table([context_record("rope", "whole", None), failed])
+    assert (table.rows[1][2], table.footnotes) == ("failed (1)", ["rope: no memory"])
+
+
+def test_losses_stand_by_last_occurrence() -> None:
+    table = last_occurrence_table(context_records())
+    assert table.header == [
+        "model",
+        "read",
+        "1 to 7",
+        "8 to 31",
+        "32 to 127",
+        "128 to 255",
+        "256 to 511",
+        "not before",
+    ]
+    assert table.rows[0][2:] == ["400", "300", "200", "100", "0", "50"]
+    rope = table.rows[3:]
+    assert [row[1] for row in rope] == ["whole", "cut at 128"]
+    assert [row[5:] for row in rope] == [["5.0000", "\N{EN DASH}", "9.0000"], ["5.0500", "\N{EN DASH}", "9.0500"]]
+
+
+def test_the_section_says_what_distant_text_is_worth(tmp_path: Path) -> None:
+    text, figures = page(context_records(), tmp_path)
+    assert figures == ["context.png", "last_occurrence.png"]
+    unseen = "no difference was detected"
+    assert f"- alibi, keeping 128 tokens, its training length: replaced +0.000 nats, {unseen}; cut off" in text
+    assert "replaced +0.300 nats, higher than the whole; cut off +0.050 nats, higher than the whole." in text
+
+
+@pytest.mark.parametrize(
+    ("record", "field"),
+    [
+        (recall_record("alibi", 128, 0.0) | {"accuracy": None}, "accuracy"),
+        (context_record("alibi", "cut", 32) | {"difference_nats": None}, "difference_nats"),
+        (context_record("alibi", "cut", 32) | {"kept_tokens": None}, "kept_tokens"),
+        (context_record("alibi", "cut", 32) | {"reading": "torn"}, "reading"),
+    ],
+)
+def test_records_without_their_figures_are_refused(record: dict[str, Any], field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        check_record(record)
