@@ -28,6 +28,7 @@ EXTRA_OF_MODULE = {
     "matplotlib": "report",
     "pandas": "report",
     "gguf": "convert",
+    "gradio": "explore",
 }
 
 

@@ -13,6 +13,7 @@ from alibi_gpt_cli.console import USER_ERROR_EXIT_CODE, ends_in_one_line
 from alibi_gpt_cli.context import context
 from alibi_gpt_cli.convert import convert
 from alibi_gpt_cli.evaluate import evaluate
+from alibi_gpt_cli.explore import explore
 from alibi_gpt_cli.export import export
 from alibi_gpt_cli.extrapolate import extrapolate
 from alibi_gpt_cli.generate import generate
@@ -64,6 +65,7 @@ add(report, cls=command_with_settings("report"))
 add(screen)
 add(benchmark, cls=command_with_settings("benchmark", "benchmark"))
 add(serve, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+add(explore)
 add(init)
 
 

@@ -9,9 +9,11 @@ from mkdocs.structure.files import File, Files
 
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 from settings_reference import settings_reference  # noqa: E402
+
+from modeling_alibi_gpt.explorer.static_page import render_static_page  # noqa: E402
 
 
 PAGES = {"RESULTS.md": "results.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
@@ -25,6 +27,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     reference = settings_reference(ROOT / "configs" / "schema")
     files.append(File.generated(config, "settings.md", content=reference))
+    files.append(File.generated(config, "explorer_page.html", content=render_static_page()))
     for path in sorted((ROOT / "results").rglob("*.*")):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     return files

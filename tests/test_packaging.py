@@ -71,6 +71,7 @@ def test_text_is_generated_without_any_extra(tmp_path: Path) -> None:
     [
         (["train", "--config", str(ROOT / "configs/experiment/demo.yaml")], OF_EXTRAS, "train"),
         (["sweep"], ["optuna", "sqlalchemy"], "sweep"),
+        (["explore"], ["gradio"], "explore"),
         (["report", "--records", "x.jsonl", "--output-dir", "x"], ["matplotlib"], "report"),
     ],
 )

@@ -29,8 +29,8 @@ class ComparisonConfig:
     ``position_learning_rate``, ``alibi_beta_schedule`` and any ``training.KEY`` of its experiment, such as
     ``training.learning_rate``.
     """
-    readings: dict[str, dict[str, dict[str, Any] | None] | None] = field(default_factory=dict)
-    """Name of a variant to names of readings to fields of ``AlibiGPTConfig`` that its trained model is given without
+    inference_overrides: dict[str, dict[str, dict[str, Any] | None] | None] = field(default_factory=dict)
+    """Name of a variant to names of settings to fields of ``AlibiGPTConfig`` that its trained model is given without
     training, such as an ``alibi_scaling``. As trained it is read in any case.
     """
     reference: str
@@ -58,17 +58,21 @@ class ComparisonConfig:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be one or more, each once, got {self.seeds}")
-        for name in [self.reference, *self.readings]:
+        for name in [self.reference, *self.inference_overrides]:
             if name not in self.variants:
                 raise ValueError(f"{name!r} is no variant; there are {', '.join(self.variants)}")
         check_names("variants", self.variants)
-        for variant, readings in self.readings.items():
-            check_names(f"readings.{variant}", readings or {})
-            if AS_TRAINED in (readings or {}):
-                raise ValueError(f"readings.{variant}: {AS_TRAINED!r} is what every model is read as in any case")
+        for variant, overrides in self.inference_overrides.items():
+            check_names(f"inference_overrides.{variant}", overrides or {})
+            if AS_TRAINED in (overrides or {}):
+                raise ValueError(
+                    f"inference_overrides.{variant}: {AS_TRAINED!r} is what every model is read as in any case"
+                )
         if self.budgets_steps is not None:
             check_budgets(self.budgets_steps, self.cooldown_share)
         if "source" not in self.evaluation:
             raise ValueError("evaluation.source is missing: say which text the models read")
         for key in _OF_RUNS & self.evaluation.keys():
-            raise ValueError(f"evaluation.{key} cannot be set: it follows from variants, readings and output_dir")
+            raise ValueError(
+                f"evaluation.{key} cannot be set: it follows from variants, inference_overrides and output_dir"
+            )

@@ -41,7 +41,7 @@ class Run:
         seed: Of the training.
         output_dir: Where its model is read to; it lies there too unless trainings are shared.
         experiment: The training.
-        evaluations: How its model is read, by the names of the readings.
+        evaluations: How its model is read: ``as trained``, and under each of its inference overrides.
         budget_steps: Of the training, where there are several; as ``budget_tokens`` in tokens.
         trunk: The trainings that it goes on from, one from the other.
     """
@@ -70,14 +70,16 @@ def make_run(
     base = _with_settings(base, variant, fields)
     training = {**base.training, "seed": seed, "output_dir": str(folder)}
     model = _with_fields(base.model, {key: value for key, value in fields.items() if not is_setting(key)})
-    readings = {AS_TRAINED: {}, **(config.readings.get(variant) or {})}
+    readings = {AS_TRAINED: {}, **(config.inference_overrides.get(variant) or {})}
     readings = {name: overrides or {} for name, overrides in readings.items()}
     trained = model_config(model)
     evaluation_class = RecallConfig if is_task(base.data.source) else ExtrapolationConfig
     for name, overrides in readings.items():
         read = model_config(_with_fields(model, overrides))
         if isinstance(read, AlibiGPTConfig) and weight_shapes(read) != weight_shapes(trained):
-            raise ValueError(f"readings.{variant}.{name} needs other weights than those trained: {overrides}")
+            raise ValueError(
+                f"inference_overrides.{variant}.{name} needs other weights than those trained: {overrides}"
+            )
     evaluations = {
         name: {"models": [str(folder)], "names": [name], "overrides": overrides, "output": str(folder / ROWS_FILE)}
         for name, overrides in readings.items()

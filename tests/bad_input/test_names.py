@@ -26,19 +26,37 @@ VARIANTS: dict[str, list[str]] = {
     "one folder for two ways up": ["../a", "..-a"],
     "a long one": ["x" * 300],
 }
+
+
+def _overrides(of_a: Any) -> dict[str, Any]:
+    return {"inference_overrides": {"a": of_a}}
+
+
 COMPARISON: dict[str, tuple[dict[str, Any], str]] = {
     "variants that are a list": ({"variants": ["a"]}, "'variants' must be"),
     "a variant that is a number": ({"variants": {"a": 5}}, "'variants.a' must be a mapping"),
     "no variants": ({"variants": {}}, "'a' is no variant"),
     "another reference": ({"reference": "b"}, "'b' is no variant"),
-    "a reading of no variant": ({"readings": {"b": {}}}, "'b' is no variant"),
-    "readings that are a list": ({"readings": {"a": [1]}}, "'readings.a' must be a mapping"),
-    "a reading that is a number": ({"readings": {"a": {"b": 5}}}, "'readings.a.b' must be a mapping"),
-    "a reading with an unknown key": ({"readings": {"a": {"b": {"betta": 1}}}}, "unknown key 'model.overrides.betta'"),
-    "a reading with an unknown value": ({"readings": {"a": {"b": {"position_method": "x"}}}}, "must be one of"),
-    "a reading of another type": ({"readings": {"a": {"b": {"alibi_beta": "x"}}}}, "alibi_beta"),
-    "a reading of another width": ({"readings": {"a": {"b": {"hidden_size": 32}}}}, "needs other weights"),
-    "a reading that replaces": ({"readings": {"a": {"as trained": {"alibi_beta": 2.0}}}}, "'as trained'"),
+    "an override of no variant": ({"inference_overrides": {"b": {}}}, "'b' is no variant"),
+    "overrides that are a list": (_overrides([1]), "'inference_overrides.a' must be a mapping"),
+    "an override that is a number": (
+        {"inference_overrides": {"a": {"b": 5}}},
+        "'inference_overrides.a.b' must be a mapping",
+    ),
+    "an override with an unknown key": (
+        {"inference_overrides": {"a": {"b": {"betta": 1}}}},
+        "unknown key 'model.overrides.betta'",
+    ),
+    "an override with an unknown value": (
+        {"inference_overrides": {"a": {"b": {"position_method": "x"}}}},
+        "must be one of",
+    ),
+    "an override of another type": (_overrides({"b": {"alibi_beta": "x"}}), "alibi_beta"),
+    "an override of another width": (
+        {"inference_overrides": {"a": {"b": {"hidden_size": 32}}}},
+        "needs other weights",
+    ),
+    "an override that replaces": (_overrides({"as trained": {"alibi_beta": 2.0}}), "'as trained'"),
     "no source": ({"evaluation": {"lengths_tokens": [8]}}, "evaluation.source is missing"),
     "an unknown source": ({"evaluation": {"source": "x"}}, "unknown source 'x'"),
     "no text": ({"evaluation": {"source": "text:nowhere"}}, "no file matches"),

@@ -87,7 +87,7 @@ def _changed(changes: dict[str, Any], work: Path, inputs: Inputs) -> list[str]:
 def _readings(fields: dict[str, Any], work: Path, inputs: Inputs) -> list[str]:
     values = {"variants": {"a": {}}, "reference": "a", "seeds": [0], "output_dir": str(work / "out"), "name": "c"}
     values |= {"experiment": experiment(work, inputs), "evaluation": {"source": inputs.source}}
-    return config_file(work, values | {"readings": {"a": {"b": fields}}})
+    return config_file(work, values | {"inference_overrides": {"a": {"b": fields}}})
 
 
 def _overrides(script: str, fields: dict[str, Any], work: Path, inputs: Inputs) -> list[str]:

@@ -17,7 +17,7 @@ from alibi_gpt_cli.main import main, repeated_options, run
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     *("train", "evaluate", "extrapolate", "context", "recall", "compare", "sweep", "convert"),
-    *("export", "generate", "report", "screen", "benchmark", "serve", "init"),
+    *("export", "generate", "report", "screen", "benchmark", "serve", "explore", "init"),
 )
 HEAVY = ("torch", "transformers", "datasets", "modeling_alibi_gpt")
 HELP_IN_A_PROCESS = """

@@ -1,4 +1,4 @@
-"""Comparisons: every variant with every seed, readings of a trained model, workers that share, and paired figures."""
+"""Comparisons: variants, seeds, inference overrides of a trained model, workers that share, paired figures."""
 
 import importlib.util
 import json
@@ -45,7 +45,7 @@ def settings(source: str, tmp_path: Path) -> dict[str, Any]:
             "no positions": {"position_method": "none"},
             "table": {"position_method": "learned"},
         },
-        "readings": {"alibi": {"flatter": {"alibi_scaling": {"type": "linear", "factor": 4}}}},
+        "inference_overrides": {"alibi": {"flatter": {"alibi_scaling": {"type": "linear", "factor": 4}}}},
         "reference": "alibi",
         "seeds": [0, 1],
         "evaluation": {"source": source, "max_tokens": 100, "lengths_tokens": [8, 32]},
@@ -65,7 +65,7 @@ def test_variants_of_other_methods_leave_the_fields_of_alibi_behind(settings: di
 
 def test_a_variant_may_set_learning_rates(settings: dict[str, Any]) -> None:
     learned = {"alibi_trainable": "beta", "position_learning_rate": 30, "training.learning_rate": 0.004}
-    settings |= {"variants": {"alibi": {}, "learned": learned}, "readings": {}, "seeds": [0]}
+    settings |= {"variants": {"alibi": {}, "learned": learned}, "inference_overrides": {}, "seeds": [0]}
     plain, run = (run.experiment for run in _runs(ComparisonConfig(**settings)))
     assert (plain.position_learning_rate, plain.training.get("learning_rate")) == (1.0, None)
     assert (run.position_learning_rate, run.training["learning_rate"]) == (30.0, 0.004)
@@ -79,7 +79,7 @@ def test_a_variant_may_set_learning_rates(settings: dict[str, Any]) -> None:
 def test_a_variant_may_have_a_schedule_of_beta(settings: dict[str, Any]) -> None:
     annealed, steady = {"alibi_beta_schedule": {"start": 16, "end": 1}}, {"alibi_beta_schedule": None}
     others = {"alibi": {}, "annealed": annealed, "steady": steady, "none": {"position_method": "none"}}
-    settings |= {"variants": others, "readings": {}, "seeds": [0]}
+    settings |= {"variants": others, "inference_overrides": {}, "seeds": [0]}
     runs = {run.variant: run.experiment.alibi_beta_schedule for run in _runs(ComparisonConfig(**settings))}
     assert runs == {"alibi": None, "annealed": BetaSchedule(start=16, end=1), "steady": None, "none": None}
     settings["experiment"]["alibi_beta_schedule"] = {"start": 4, "end": 1}
@@ -100,7 +100,7 @@ def test_every_variant_is_trained_and_read_with_every_seed(settings: dict[str, A
     assert [(r["variant"], r["seed"]) for r in by_kind["training"]] == [
         (variant, seed) for seed in (0, 1) for variant in settings["variants"]
     ]
-    assert len(by_kind["extrapolation"]) == 2 * 4 * 2 * 2  # seeds, readings in all, protocols, lengths
+    assert len(by_kind["extrapolation"]) == 2 * 4 * 2 * 2  # seeds, ways of reading in all, protocols, lengths
     assert len(by_kind["comparison"]) == 4 * 2 * 2
     assert records[0]["documents"] == ["words.txt"]
     flatter = [r for r in by_kind["comparison"] if r["reading"] == "flatter"]
@@ -112,7 +112,11 @@ def test_every_variant_is_trained_and_read_with_every_seed(settings: dict[str, A
 
 
 def test_learned_slopes_are_recorded(settings: dict[str, Any]) -> None:
-    settings |= {"variants": {"alibi": {}, "learned": {"alibi_trainable": "beta"}}, "seeds": [0], "readings": {}}
+    settings |= {
+        "variants": {"alibi": {}, "learned": {"alibi_trainable": "beta"}},
+        "seeds": [0],
+        "inference_overrides": {},
+    }
     (learned,) = [r for r in run_comparison(ComparisonConfig(**settings)) if r["kind"] == "trained_beta"]
     check_record(learned)
     ((slope, _),), (beta,) = learned["slopes_by_layer"], learned["beta_by_layer"]
@@ -132,7 +136,11 @@ def test_a_run_that_another_worker_holds_is_left_to_it(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The run is taken up once the lock is free: here it comes free when this worker first waits."""
-    settings |= {"variants": {"alibi": {}, "no positions": {"position_method": "none"}}, "seeds": [0], "readings": {}}
+    settings |= {
+        "variants": {"alibi": {}, "no positions": {"position_method": "none"}},
+        "seeds": [0],
+        "inference_overrides": {},
+    }
     (tmp_path / "out").mkdir()
     other = FileLock(tmp_path / "out" / ".alibi-seed0.lock")
     other.acquire()
@@ -148,12 +156,16 @@ def test_a_run_that_another_worker_holds_is_left_to_it(
     assert {r["variant"] for r in records if r["kind"] == "training"} == {"alibi", "no positions"}
 
 
+def _overrides(of_alibi: Any) -> dict[str, Any]:
+    return {"inference_overrides": {"alibi": of_alibi}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"reference": "rope"}, "'rope' is no variant"),
         ({"seeds": [1, 1]}, "seeds must be one or more"),
-        ({"readings": {"rope": {}}}, "'rope' is no variant"),
+        ({"inference_overrides": {"rope": {}}}, "'rope' is no variant"),
         ({"variants": {"alibi": {"alibi_betta": 2}}}, "alibi_beta"),
         ({"variants": {"alibi": {"training.learning_rat": 1}}}, "did you mean 'training.learning_rate'"),
         ({"variants": {"alibi": {"training.seed": 1}}}, "variants.alibi: training.seed cannot be set"),
@@ -162,14 +174,23 @@ def test_a_run_that_another_worker_holds_is_left_to_it(
         ({"variants": {"alibi": {"position_learning_rate": 30}}}, "position_learning_rate 30 would change nothing"),
         ({"variants": {"alibi": {"alibi_beta_schedule": 3}}}, "alibi_beta_schedule' must be a .*mapping"),
         ({"variants": {"alibi": {"alibi_beta_schedule": {"start": 3}}}}, "alibi.alibi_beta_schedule.end' is missing"),
-        ({"readings": {"alibi": {"x": {"alibi_scaling": {"type": "cubic"}}}}}, "alibi_scaling type"),
-        ({"readings": {"alibi": {"x": {"alibi_betta": 2}}}}, "unknown key 'model.overrides.alibi_betta'"),
-        ({"readings": {"alibi": {"x": {"model_type": "gpt2"}}}}, "unknown key 'model.overrides.model_type'"),
-        ({"readings": {"alibi": {"x": 5}}}, "'readings.alibi.x' must be a mapping, got 5"),
-        ({"readings": {"alibi": [1]}}, "'readings.alibi' must be a mapping"),
-        ({"readings": {"alibi": {"as trained": {}}}}, "'as trained' is what every model is read as"),
-        ({"readings": {"alibi": {"x": {"hidden_size": 32}}}}, "readings.alibi.x needs other weights than those train"),
-        ({"readings": {"alibi": {"x": {"alibi_trainable": "beta"}}}}, "readings.alibi.x needs other weights"),
+        (_overrides({"x": {"alibi_scaling": {"type": "cubic"}}}), "alibi_scaling type"),
+        (_overrides({"x": {"alibi_betta": 2}}), "unknown key 'model.overrides.alibi_betta'"),
+        (
+            {"inference_overrides": {"alibi": {"x": {"model_type": "gpt2"}}}},
+            "unknown key 'model.overrides.model_type'",
+        ),
+        (_overrides({"x": 5}), "'inference_overrides.alibi.x' must be a mapping, got 5"),
+        (_overrides([1]), "'inference_overrides.alibi' must be a mapping"),
+        (_overrides({"as trained": {}}), "'as trained' is what every model is read as"),
+        (
+            {"inference_overrides": {"alibi": {"x": {"hidden_size": 32}}}},
+            "alibi.x needs other weights than those train",
+        ),
+        (
+            {"inference_overrides": {"alibi": {"x": {"alibi_trainable": "beta"}}}},
+            "alibi.x needs other weights",
+        ),
         ({"evaluation": {}}, "evaluation.source is missing"),
         ({"evaluation": {"source": "text:nowhere/*"}}, "no file matches 'nowhere/\\*'"),
         ({"evaluation": {"source": "web:x"}}, "unknown source 'web:x'"),
@@ -199,7 +220,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
 
 def test_nothing_is_written_outside_the_folder_of_the_comparison(settings: dict[str, Any], tmp_path: Path) -> None:
     names = ["../../../esc", "x/y", "/abs", ".hidden"]
-    settings |= {"variants": dict.fromkeys(names, {}), "seeds": [0], "readings": {}, "reference": "x/y"}
+    settings |= {"variants": dict.fromkeys(names, {}), "seeds": [0], "inference_overrides": {}, "reference": "x/y"}
     settings["output_dir"] = str(tmp_path / "deep" / "er" / "out")
     before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
     run_comparison(ComparisonConfig(**settings))

@@ -1,0 +1,51 @@
+"""``alibi-gpt explore``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from alibi_gpt_cli.options import TrustRemoteCode
+
+
+def explore(
+    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL] [MODEL]", help="Checkpoint folders.")] = None,
+    static: Annotated[
+        str | None, typer.Option(metavar="FILE.html", help="Write one page that works offline, and end.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port; the first free one from 7860 by default.")] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Show slopes, biases and windows, and how one or two checkpoints read a text.
+
+    --static needs no further package; otherwise: pip install 'alibi-gpt[explore]'.
+
+    alibi-gpt explore --static explorer.html
+
+    alibi-gpt explore runs/demo/alibi runs/demo/rope
+    """
+    from modeling_alibi_gpt.runtime.remote_code import trusting_remote_code
+
+    with trusting_remote_code(trust_remote_code):
+        if static is not None:
+            _write_static_page(static, models or [])
+            return
+        from modeling_alibi_gpt.explorer.app import THEME, build_app, load_subjects
+
+        app = build_app(load_subjects(models or []))
+    app.launch(server_name=host, server_port=port, inbrowser=browser, theme=THEME, footer_links=[])
+
+
+def _write_static_page(path: str, models: list[str]) -> None:
+    """Raises ``ValueError`` where there are several models, or one whose config does not decide its slopes."""
+    from modeling_alibi_gpt.checkpoints.load import load_model_config
+    from modeling_alibi_gpt.explorer.static_page import render_static_page, state_of_config
+    from modeling_alibi_gpt.runtime.atomic import write_text
+
+    if len(models) > 1:
+        raise ValueError(f"a static page shows one model, got {len(models)}")
+    page = render_static_page(state_of_config(load_model_config(models[0])) if models else None)
+    write_text(Path(path), page)
+    print(f"{len(page.encode('utf-8')):,} bytes: open {path}")

@@ -1,0 +1,78 @@
+"""Figures of the explorer, as matplotlib draws them in the style of the report."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from modeling_alibi_gpt.explorer.probes import NextToken
+from modeling_alibi_gpt.report.drawing import ALIBI_COLOUR, GREY, SECOND_COLOUR, STYLE, WIDTH_INCHES
+
+
+LEAST_WEIGHT = 1e-6
+
+
+def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    @wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> Figure:
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return drawn
+
+
+@_styled
+def attention_figure(with_bias: Tensor, without_bias: Tensor, num_tokens: int) -> Figure:
+    """Two heat maps of pooled attention ``(N, N)`` over a text of ``num_tokens``."""
+    figure = Figure(figsize=(6.4, 3.2))
+    both = figure.subplots(1, 2, sharey=True)
+    norm = LogNorm(LEAST_WEIGHT, 1.0)
+    for axes, weights, title in zip(
+        both, (with_bias, without_bias), ("with the bias", "without the bias"), strict=True
+    ):
+        drawn = np.ma.masked_where(np.triu(np.ones(weights.shape, bool), 1), weights.clamp(min=LEAST_WEIGHT).numpy())
+        image = axes.imshow(
+            drawn, norm=norm, cmap="magma_r", interpolation="nearest", extent=(0, num_tokens, num_tokens, 0)
+        )
+        axes.set(title=title, xlabel="key, tokens")
+        axes.grid(False)
+    both[0].set_ylabel("query, tokens")
+    figure.colorbar(image, ax=both, label="attention weight", shrink=0.85)
+    return figure
+
+
+@_styled
+def loss_figure(curves: Mapping[str, Sequence[tuple[int, int, float]]], train_lengths: Mapping[str, int]) -> Figure:
+    """Loss of models in bins of positions, with a vertical line where the training of each ended."""
+    figure = Figure(figsize=(WIDTH_INCHES, 3.4))
+    axes = figure.subplots()
+    for (name, bins), colour, style in zip(curves.items(), (ALIBI_COLOUR, SECOND_COLOUR), ("-", "--"), strict=False):
+        edges = [start + 1 for start, _, _ in bins] + [bins[-1][1]]
+        axes.stairs([nats for _, _, nats in bins], edges, baseline=None, color=colour, ls=style, lw=2.5, label=name)
+    for length in sorted(set(train_lengths.values())):
+        axes.axvline(length, color=GREY, lw=1, ls=":", label=f"training length, {length:,} tokens")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set(xlabel="tokens read before the prediction", ylabel="nats per token")
+    axes.legend()
+    return figure
+
+
+@_styled
+def next_token_figure(tokens: Sequence[NextToken], own_beta: float, beta: float) -> Figure:
+    """Probabilities of next tokens with the model's own beta and with another, as bars."""
+    figure = Figure(figsize=(WIDTH_INCHES, 0.36 * len(tokens) + 1.2))
+    axes = figure.subplots()
+    places = np.arange(len(tokens))
+    axes.barh(places - 0.2, [t.changed_probability for t in tokens], 0.4, color=ALIBI_COLOUR, label=f"β = {beta:.4g}")
+    axes.barh(places + 0.2, [t.probability for t in tokens], 0.4, color=GREY, label=f"β = {own_beta:.4g}, the model's")
+    axes.set_yticks(places, [repr(token.text) for token in tokens])
+    axes.invert_yaxis()
+    axes.set(xlabel="probability")
+    axes.legend()
+    return figure

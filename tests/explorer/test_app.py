@@ -1,0 +1,97 @@
+"""What the Gradio page answers; needs the extra ``explore``."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.data.corpora import load_documents
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
+from modeling_alibi_gpt.explorer import probes
+
+
+pytest.importorskip("gradio")
+
+from modeling_alibi_gpt.explorer import app  # noqa: E402
+
+
+pytestmark = pytest.mark.integrations
+TEXT = "one line of words after another, then one line more"
+
+
+def save_subject(folder: Path, **fields: Any) -> str:
+    text = folder.parent / "text.txt"
+    text.write_text("one line of words after another\n" * 50, encoding="utf-8")
+    train_tokenizer(load_documents(f"text:{text}", "all"), 300).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = AlibiGPTConfig(vocab_size=300, hidden_size=48, num_hidden_layers=2, num_attention_heads=3, **fields)
+    AlibiGPTForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def subjects(tmp_path: Path) -> list[app.Subject]:
+    folders = [save_subject(tmp_path / "alibi"), save_subject(tmp_path / "rope", position_method="rope")]
+    return app.load_subjects(folders)
+
+
+def test_the_answers_say_what_the_probes_measure(subjects: list[app.Subject]) -> None:
+    subject = subjects[0]
+    input_ids = subject.encode(TEXT)
+    attention = probes.head_attention(subject.model, input_ids, 1, 2)
+    _, sentence = app.describe_attention(subject, TEXT, 2, 3)
+    far = probes.mean_distance(attention.with_bias), probes.mean_distance(attention.without_bias)
+    assert far[0] < far[1]
+    assert f"head 3 of layer 2 looks back {far[0]:.1f} tokens on average with its bias, and {far[1]:.1f}" in sentence
+    _, sentence = app.describe_next_tokens(subject, TEXT, 0.25)
+    (best,) = probes.next_tokens(subject.model, subject.tokenizer, input_ids, 0.25, num_tokens=1)
+    assert f"{best.text!r} is the likeliest with β = 0.25: probability {best.changed_probability:.3f}" in sentence
+
+
+def test_two_models_are_compared_on_one_text(subjects: list[app.Subject]) -> None:
+    figure, sentence = app.compare_losses(subjects, TEXT)
+    for subject in subjects:
+        nats = probes.position_nats(subject.model, subject.encode(TEXT))
+        assert f"**{subject.name}**: {nats.mean().item():.3f} nats per token" in sentence
+    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert labels == ["alibi", "rope", "training length, 1,024 tokens"]
+
+
+def test_a_model_without_alibi_answers_with_an_error_for_people(subjects: list[app.Subject]) -> None:
+    answer = app._errors_for_people(lambda: app.describe_next_tokens(subjects[1], TEXT, 0.5))
+    with pytest.raises(
+        app.gr.Error, match="expected a model with alibi and untrained slopes, got position_method 'rope'"
+    ):
+        answer()
+
+
+def test_a_long_text_keeps_its_end(subjects: list[app.Subject], monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = subjects[0].encode(TEXT)
+    monkeypatch.setattr(app, "MAX_TOKENS", 5)
+    assert torch.equal(subjects[0].encode(TEXT), whole[:, -5:])
+
+
+def test_the_frame_starts_from_the_config_or_says_why_not(subjects: list[app.Subject]) -> None:
+    assert app.bias_frame(subjects[0]).startswith("<iframe")
+    frame = app.bias_frame(subjects[1])
+    assert (
+        frame.startswith("<p>rope: expected position_method &#x27;alibi&#x27;") and "starts with its defaults" in frame
+    )
+
+
+def test_a_third_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="at most 2 models, got 3"):
+        app.load_subjects(["a", "b", "c"])
+
+
+def test_only_two_models_get_a_choice(subjects: list[app.Subject]) -> None:
+    def visible_choices(chosen: list[app.Subject]) -> list[list[str]]:
+        components = json.loads(json.dumps(app.build_app(chosen).get_config_file()["components"], default=str))
+        dropdowns = [c["props"] for c in components if c["type"] == "dropdown"]
+        return [[name for name, _ in props["choices"]] for props in dropdowns if props["visible"]]
+
+    assert visible_choices(subjects) == [["alibi", "rope"]]
+    assert visible_choices(subjects[:1]) == visible_choices([]) == []
