@@ -371,3 +371,25 @@ def test_differences_of_converted_models_are_those_of_the_records() -> None:
         rows.append([*what, *(f"{record[figure]:.1e}" for figure in figures for record in records)])
     header = ["", "model", "dtype", "against, in float64", "largest, 512", "2,048 tokens", "KL, 512", "2,048 tokens"]
     assert markdown_table(Table(header, rows, num_text_columns=4)) in DOCUMENTATION
+
+
+def test_costs_of_data_are_those_of_the_records() -> None:
+    by_step = group_by(read_results("data"), lambda record: record["step"])
+    rates = {record["contestant"]: record["megabytes_per_cpu_second"] for record in by_step["encode"]}
+    assert_prose_has(*(f"{rate:.1f}" for rate in rates.values()))
+    large, small = by_step["prepare"]
+    assert f"| 11 MB | {small['cpu_seconds'][0]:.1f} s | {small['disk_bytes'] / 1e6:.0f} MB |" in DOCUMENTATION
+    seconds, disk_gigabytes = large["cpu_seconds"][0], large["disk_bytes"] / 1e9
+    assert f"| 507 MB | {seconds:.0f} s | {disk_gigabytes:.2f} GB | {peak(large)} |" in DOCUMENTATION
+    per_gigabyte = 1e9 / large["num_bytes"]
+    for gigabytes, time in (
+        (1, f"{seconds * per_gigabyte / 60:.1f} min"),
+        (100, f"{seconds * per_gigabyte / 36:.1f} h"),
+    ):
+        disk = f"{disk_gigabytes * per_gigabyte * gigabytes:.{3 if gigabytes > 1 else 2}g} GB"
+        assert f"| {gigabytes} GB | {time} | {disk} | {peak(large)} | computed from 507 MB |" in DOCUMENTATION
+    assert f"| {peak(small)} | measured |" in DOCUMENTATION
+
+
+def peak(record: Record) -> str:
+    return f"{record['peak_memory_bytes'] / 1e9:.2f} GB"
