@@ -85,7 +85,7 @@ format: $(VENV)/.installed-dev ## mend style
 types: $(VENV)/.installed-dev ## check the types of the pure files
 	$(RUN) -m mypy
 
-check: lint types test conformance wheel-check ## style, types, tests, conformance and the wheel, which is what CI runs
+check: lint types test conformance wheel-check docs ## style, types, tests, conformance, the wheel and the documentation, as in CI
 
 clean: ## remove what make made
 	rm -rf $(VENV) runs site build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
