@@ -4,7 +4,7 @@
 Shapes: B batch (or 1, where all rows agree), Q queries, K keys, D hidden size.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -51,8 +51,7 @@ class AttentionContext:
         is_causal: Whether no query sees a key after its own, as far as can be told beforehand.
         is_aligned: Whether the keys are all slots up to the last query's.
         keeps_windows: Whether keys before this call are in a cache that keeps a window a head.
-        is_paged: Whether keys before this call are in the pages of continuous batching, which the attention functions
-            of transformers read and no others.
+        is_paged: Whether keys are in pages, which no attention functions but those of transformers read.
         inputs: What the mask is made of; None makes it of the slots.
     """
 
@@ -101,9 +100,8 @@ class AttentionContext:
         starts = cu_seq_lens_k["full_attention"] if isinstance(cu_seq_lens_k, dict) else cu_seq_lens_k
         keys = torch.arange(inputs.attention_mask.shape[-1], device=inputs.position_ids.device)
         request = torch.searchsorted(starts[1:].to(keys), keys, right=True).clamp(max=starts.shape[0] - 2)
-        return cls._from(
-            inputs, inputs.position_ids, (keys - starts[request])[None], None, is_aligned=False, is_paged=True
-        )
+        context = cls._from(inputs, inputs.position_ids, (keys - starts[request])[None], None, is_aligned=False)
+        return replace(context, is_paged=True)
 
     @classmethod
     def from_slots(cls, inputs: ForwardInputs) -> "AttentionContext":
@@ -130,7 +128,6 @@ class AttentionContext:
         key_positions: Tensor,
         slots: Slots | None,
         is_aligned: bool,
-        is_paged: bool = False,
     ) -> "AttentionContext":
         return cls(
             query_positions,
@@ -141,7 +138,6 @@ class AttentionContext:
             is_causal=getattr(inputs.config, "is_causal", True) and slots is not None,
             is_aligned=is_aligned,
             keeps_windows=getattr(inputs.past_key_values, "keeps_windows", False),
-            is_paged=is_paged,
             inputs=inputs,
         )
 
@@ -161,8 +157,7 @@ class AttentionContext:
     @property
     def is_whole(self) -> bool:
         """Whether every row is one text and every query sees all keys up to its own."""
-        is_plain = self.is_causal and self.is_aligned
-        return is_plain and self.slots.visible is None and self.slots.documents is None
+        return self.is_causal and self.is_aligned and self.slots.visible is None and self.slots.documents is None
 
     def mask(self) -> Tensor | None:
         """``(B, 1 or H, Q, K)``, made when it is first asked for.
@@ -301,6 +296,5 @@ def _let_fully_masked_queries_attend_to_self(
 def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:
     """What attention computes in: autocast's dtype where it is on, so that no layer casts the mask again."""
     device_type = inputs_embeds.device.type
-    if torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return inputs_embeds.dtype
+    is_cast = torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if is_cast else inputs_embeds.dtype

@@ -70,10 +70,8 @@ def pack_documents(
     )
     num_tokens = sum(len(ids) for ids in blocks[:2]["input_ids"])
     if num_tokens < length_tokens:
-        raise ValueError(
-            f"the corpus is too small for its context: expected at least {length_tokens} tokens (length_tokens), "
-            f"got {num_tokens}"
-        )
+        wanted = f"at least {length_tokens} tokens (length_tokens)"
+        raise ValueError(f"the corpus is too small for its context: expected {wanted}, got {num_tokens}")
     return blocks
 
 

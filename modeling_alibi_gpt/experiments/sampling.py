@@ -42,15 +42,7 @@ def run_sampled(
     errors: list[Exception] = []
 
     def run(trial: Trial) -> float:
-        [draw_seed] = np.random.SeedSequence([seed, trial.number]).generate_state(1)
-        study.sampler = TPESampler(seed=int(draw_seed))
-        value = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
-        claimed = study.get_trials(deepcopy=False, states=CLAIMED)
-        earlier = [other.params for other in claimed if other.number < trial.number]
-        is_inside = distribution.low <= value <= distribution.high
-        if len(earlier) >= num_trials or trial.params in earlier or not is_inside:
-            raise _GivenUp
-        label = f"[{len(earlier) + 1}/{num_trials} {name.removeprefix('alibi_')} {value:g}]"
+        label = _claim(study, trial, name, distribution, num_trials, seed)
         logger.info("%s begins", label)
         try:
             result = checked_loss(objective(trial), trial.params)
@@ -83,6 +75,21 @@ def run_sampled(
                 logger.warning("a trial was taken from this worker, which gave no sign of life")
     finally:
         optuna.logging.set_verbosity(verbosity)
+
+
+def _claim(
+    study: optuna.Study, trial: Trial, name: str, distribution: FloatDistribution, num_trials: int, seed: int
+) -> str:
+    """Draw a trial's value and return what progress calls it; raise where it is not wanted."""
+    [draw_seed] = np.random.SeedSequence([seed, trial.number]).generate_state(1)
+    study.sampler = TPESampler(seed=int(draw_seed))
+    value = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
+    claimed = study.get_trials(deepcopy=False, states=CLAIMED)
+    earlier = [other.params for other in claimed if other.number < trial.number]
+    is_inside = distribution.low <= value <= distribution.high
+    if len(earlier) >= num_trials or trial.params in earlier or not is_inside:
+        raise _GivenUp
+    return f"[{len(earlier) + 1}/{num_trials} {name.removeprefix('alibi_')} {value:g}]"
 
 
 def _enqueue_left(study: optuna.Study, name: str, distribution: FloatDistribution) -> None:

@@ -94,10 +94,7 @@ def train(
             if is_main:
                 held.enter_context(claimed_output_dir(output_dir, config, data.text))
 
-        if config.milestones is not None:
-            callbacks = [*callbacks, MilestoneCallback(config, data.validation_stream, data.fingerprint)]
-        if config.alibi_beta_schedule is not None:  # before those that measure
-            callbacks = [BetaScheduleCallback(config.alibi_beta_schedule), *callbacks]
+        callbacks = [*_callbacks_of(config, data), *callbacks]
         bias_before, model_class = bias_by_distance(model), type(model)  # sharding changes its class
         trainer = make_trainer(config, arguments, model, data, callbacks)
         checkpoint = newest_checkpoint(output_dir, start, data.text)
@@ -113,6 +110,16 @@ def train(
                 biases = bias_by_distance_records(whole, config.name, bias_before)
                 write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(whole, config.name), *biases])
     return record
+
+
+def _callbacks_of(config: ExperimentConfig, data: PreparedData) -> list[TrainerCallback]:
+    """What an experiment asks for: beta is set before anything measures."""
+    callbacks: list[TrainerCallback] = []
+    if config.alibi_beta_schedule is not None:
+        callbacks.append(BetaScheduleCallback(config.alibi_beta_schedule))
+    if config.milestones is not None:
+        callbacks.append(MilestoneCallback(config, data.validation_stream, data.fingerprint))
+    return callbacks
 
 
 def make_trainer(
