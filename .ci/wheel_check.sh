@@ -9,11 +9,12 @@ unset PYTHONPATH
 pip_install=(-m pip install --quiet --disable-pip-version-check -c "$checkout/constraints.txt")
 
 "$python" -m venv "$work/build"
-"$work/build/bin/python" "${pip_install[@]}" build
+"$work/build/bin/python" "${pip_install[@]}" build twine
 "$work/build/bin/python" -m build --outdir "$work/dist" "$checkout" >"$work/build.log" 2>&1 || {
     cat "$work/build.log"
     exit 1
 }
+"$work/build/bin/python" -m twine check --strict "$work"/dist/*
 
 "$python" -m venv "$work/venv"
 "$work/venv/bin/python" "${pip_install[@]}" "$(echo "$work"/dist/*.whl)[report,train]"
