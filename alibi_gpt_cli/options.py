@@ -16,3 +16,10 @@ TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code that a checkpoint brings; read it first.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, the last line.")]
+Models = Annotated[
+    list[str] | None, typer.Option(metavar="DIR ...", help="Checkpoint folders, each with its tokenizer.")
+]
+Lengths = Annotated[
+    list[int] | None, typer.Option(metavar="TOKENS ...", help="Lengths of what is read, any beyond training.")
+]
+Rows = Annotated[str | None, typer.Option(metavar="FILE.jsonl", help="Gets a record as soon as a row is done.")]

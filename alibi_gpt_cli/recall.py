@@ -1,30 +1,28 @@
 """``alibi-gpt recall``."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from alibi_gpt_cli.console import print_result
-from alibi_gpt_cli.options import Config, Json, Settings, TrustRemoteCode
+from alibi_gpt_cli.grid import Row, measure_grid
+from alibi_gpt_cli.options import Config, Json, Lengths, Models, Rows, Settings, TrustRemoteCode
+
+
+FIELDS_IN_SHORT = ("name", "length_tokens", "depth", "accuracy", "token_accuracy", "error")
+TITLE = "share of right answers, by length in tokens"
 
 
 def recall(
     config: Config = None,
-    models: Annotated[
-        list[str] | None, typer.Option(metavar="DIR ...", help="Checkpoint folders, each with its tokenizer.")
-    ] = None,
+    models: Models = None,
     data: Annotated[
         str | None,
         typer.Option(
             metavar="URI", help="task:copy, task:recall or task:passkey as it was trained, or prompt:passkey for any."
         ),
     ] = None,
-    lengths: Annotated[
-        list[int] | None, typer.Option(metavar="TOKENS ...", help="Lengths of the sequences, any beyond training.")
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option(metavar="FILE.jsonl", help="Gets a record as soon as a row is done.")
-    ] = None,
+    lengths: Lengths = None,
+    output: Rows = None,
     settings: Settings = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
@@ -36,25 +34,22 @@ def recall(
     alibi-gpt recall --models runs/bloom-560m --data prompt:passkey --lengths 1024 2048 4096 --set depths=[0,0.5,1]
     """
     from modeling_alibi_gpt.evaluation.recall import RecallConfig, format_recall, run_recall
-    from modeling_alibi_gpt.runtime.config import load_config
-    from modeling_alibi_gpt.runtime.distributed import process_state
-    from modeling_alibi_gpt.runtime.remote_code import trusting_remote_code
 
-    named = {"models": models or None, "lengths_tokens": lengths or None, "source": data, "output": output}
-    grid = load_config(RecallConfig, config, settings or (), **named)
-    with trusting_remote_code(trust_remote_code):
-        rows = run_recall(grid, on_row=_print_row)
-    process_state().print(
-        f"\nshare of right answers, by length in tokens\n{format_recall(rows)}\nrecords in {grid.output}"
+    measure_grid(
+        RecallConfig,
+        run_recall,
+        config=config,
+        settings=settings,
+        named={"models": models or None, "lengths_tokens": lengths or None, "source": data, "output": output},
+        trust_remote_code=trust_remote_code,
+        describe_row=_describe_row,
+        describe_rows=lambda rows: f"{TITLE}\n{format_recall(rows)}",
+        fields_in_short=FIELDS_IN_SHORT,
+        as_json=as_json,
     )
-    fields = ("name", "length_tokens", "depth", "accuracy", "token_accuracy", "error")
-    in_short = [{field: row[field] for field in fields} for row in rows]
-    print_result({"output": grid.output, "num_rows": len(rows), "rows": in_short}, as_json)
 
 
-def _print_row(row: dict[str, Any]) -> None:
-    from tqdm.auto import tqdm
-
+def _describe_row(row: Row) -> str:
     depth = "" if row["depth"] is None else f", depth {row['depth']:g}"
     figure = row["error"] or f"{row['accuracy']:.2f} of the answers, {row['token_accuracy']:.2f} of their tokens"
-    tqdm.write(f"{row['name']}, {row['length_tokens']:,} tokens{depth}: {figure}")
+    return f"{row['name']}, {row['length_tokens']:,} tokens{depth}: {figure}"

@@ -46,7 +46,7 @@ def train(
         f"{record['num_train_tokens']:,} tokens; model in {record['model_dir']}"
     )
     print_result({key: value for key, value in record.items() if key not in ("loss_history", "provenance")}, as_json)
-    # One that ends while another still holds a connection to it can make that one abort.
+    # As torch asks of a program: none leaves before all are done, and the group ends before the process.
     process_state().wait_for_everyone()
     process_state().destroy_process_group()
 

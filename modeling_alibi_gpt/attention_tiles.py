@@ -55,13 +55,6 @@ class Tile(NamedTuple):
         """L."""
         return self.keys.stop - self.keys.start
 
-    def single_chunks(self) -> "list[Tile]":
-        """The same as tiles of one chunk."""
-        return [
-            self._replace(queries=_shifted(self.queries, shift), keys=_shifted(self.keys, shift), num_chunks=1)
-            for shift in range(0, self.num_chunks * self.num_queries, self.num_queries)
-        ]
-
     def queries_of(self, states: Tensor) -> Tensor:
         """A view of what is ``(B, H, Q, ...)``: ``(B, H, C, ...)``, or ``(B, N, C, ...)`` of several chunks."""
         if self.num_chunks == 1:
@@ -86,10 +79,6 @@ class Tile(NamedTuple):
             tokens = slice(first, first + self.num_chunks * self.num_queries)
             shared = total[self.rows, self.heads.start, tokens].unflatten(1, (self.num_chunks, self.num_queries))
             shared += part[:, :, start : start + self.num_queries]
-
-
-def _shifted(run: slice, shift: int) -> slice:
-    return slice(run.start + shift, run.stop + shift)
 
 
 def strip_attention(

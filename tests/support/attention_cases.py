@@ -104,11 +104,23 @@ def find_bands_from(patch: pytest.MonkeyPatch, num_tokens: int) -> None:
     patch.setattr(attention_strips, "MIN_BANDED_NUMBERS", 0)
 
 
+def _single_chunks(tile: Tile) -> list[Tile]:
+    """The same as tiles of one chunk."""
+
+    def shifted(tokens: slice, shift: int) -> slice:
+        return slice(tokens.start + shift, tokens.stop + shift)
+
+    return [
+        tile._replace(queries=shifted(tile.queries, shift), keys=shifted(tile.keys, shift), num_chunks=1)
+        for shift in range(0, tile.num_chunks * tile.num_queries, tile.num_queries)
+    ]
+
+
 def pairs_read(tiles: list[Tile], num_heads: int, length: int) -> Tensor:
     """``(H, T, T)``: which keys a query reads and does not mask; no query may be in two tiles of a head."""
     distance = torch.arange(length)[:, None] - torch.arange(length)
     is_read = torch.zeros(num_heads, length, length, dtype=torch.bool)
-    for tile in itertools.chain.from_iterable(tile.single_chunks() for tile in tiles):
+    for tile in itertools.chain.from_iterable(map(_single_chunks, tiles)):
         assert not is_read[tile.heads, tile.queries].any()
         reaches = torch.tensor(tile.reaches or [length] * num_heads)[:, None, None]
         is_read[tile.heads, tile.queries, tile.keys] = (distance[tile.queries, tile.keys] < reaches) | (

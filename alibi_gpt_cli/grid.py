@@ -1,0 +1,50 @@
+"""What commands share that measure models row by row: the settings, the rows as they come, the table, the result."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from alibi_gpt_cli.console import print_result
+
+
+Row = dict[str, Any]
+
+
+def measure_grid(
+    config_class: type[Any],
+    run: Callable[..., list[Row]],
+    *,
+    config: str | None,
+    settings: Sequence[str] | None,
+    named: dict[str, Any],
+    trust_remote_code: bool,
+    describe_row: Callable[[Row], str],
+    describe_rows: Callable[[list[Row]], str],
+    fields_in_short: Sequence[str],
+    as_json: bool,
+) -> None:
+    """Measure a grid, show its rows and its table, and end with the result.
+
+    Args:
+        config_class: Settings of the grid; has ``output``.
+        run: Measures it; takes the settings and ``on_row``.
+        config: Path of the settings.
+        settings: ``a.b=value`` assignments laid over them.
+        named: Settings that have an option of their own; None leaves the file's.
+        trust_remote_code: Whether the Python code of a checkpoint may run.
+        describe_row: A row in one line.
+        describe_rows: All rows as a table.
+        fields_in_short: Fields of a row in the result.
+        as_json: Whether the result is printed.
+    """
+    from tqdm.auto import tqdm
+
+    from modeling_alibi_gpt.runtime.config import load_config
+    from modeling_alibi_gpt.runtime.distributed import process_state
+    from modeling_alibi_gpt.runtime.remote_code import trusting_remote_code
+
+    grid = load_config(config_class, config, settings or (), **named)
+    with trusting_remote_code(trust_remote_code):
+        rows = run(grid, on_row=lambda row: tqdm.write(describe_row(row)))
+    process_state().print(f"\n{describe_rows(rows)}\nrecords in {grid.output}")
+    in_short = [{field: row[field] for field in fields_in_short} for row in rows]
+    print_result({"output": grid.output, "num_rows": len(rows), "rows": in_short}, as_json)
