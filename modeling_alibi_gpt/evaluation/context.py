@@ -34,14 +34,13 @@ from modeling_alibi_gpt.evaluation.grid import (
 from modeling_alibi_gpt.evaluation.measurement import (
     NUM_BLOCKS,
     MeasurementConfig,
-    check_at_least_1,
     load_text_documents,
     text_provenance,
 )
 from modeling_alibi_gpt.evaluation.scoring import score_tails
 from modeling_alibi_gpt.report.context_tables import context_table
 from modeling_alibi_gpt.report.tables import table_text
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 
 
@@ -53,17 +52,17 @@ _KEY_FIELDS = ("name", "reading", "kept_tokens", "context_tokens", "scored_token
 class ContextConfig(MeasurementConfig, GridConfig):
     """What ``alibi-gpt context`` measures: the last tokens of some windows, with all of the window before or less."""
 
-    context_tokens: int | None = None
+    context_tokens: Count | None = None
     """Window length; null is 16 times the shortest training length of the models."""
-    kept_tokens: list[int] | None = None
+    kept_tokens: list[Count] | None = None
     """How much of its context a token keeps where the rest is replaced or cut off; null is a quarter of the shortest
     training length and its doubles, up to half the window.
     """
-    scored_tokens: int = 64
+    scored_tokens: Count = 64
     """How many tokens at the end of each window are scored. The first of them keeps ``kept_tokens``, each after it one
     more.
     """
-    num_windows: int = 256
+    num_windows: Count = 256
     """Windows, spread evenly over the documents that are long enough; none crosses from one document to the next."""
     output: str = "runs/context.jsonl"
     """JSON Lines file that each finished row is appended to. Rows that it holds are not computed again, nor are those
@@ -75,12 +74,8 @@ class ContextConfig(MeasurementConfig, GridConfig):
         for name in ("max_tokens", "stride_tokens"):
             if getattr(self, name) is not None:
                 raise ValueError(f"{name} is not used here: num_windows says how much is read; leave it out")
-        for name in ("context_tokens", "scored_tokens", "num_windows"):
-            if getattr(self, name) is not None:
-                check_at_least_1(name, getattr(self, name))
         if self.kept_tokens is not None:
             check_each_once("kept_tokens", self.kept_tokens)
-            check_at_least_1("kept_tokens", min(self.kept_tokens))
 
 
 @dataclass(frozen=True, kw_only=True)

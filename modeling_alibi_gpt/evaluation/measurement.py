@@ -3,9 +3,9 @@
 import hashlib
 import math
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -17,7 +17,7 @@ from modeling_alibi_gpt.checkpoints.load import COMPUTE_DTYPES
 from modeling_alibi_gpt.data.corpora import check_split, describe_documents, is_of_files, load_documents
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import provenance
 
@@ -30,19 +30,18 @@ NUM_BLOCKS = 16
 class ReadingConfig:
     """How a checkpoint is loaded and called, whatever is measured."""
 
-    batch_tokens: int = 16384
+    batch_tokens: Count = 16384
     """Most tokens in one call of the model."""
-    dtype: str = "float32"
+    dtype: Literal[*COMPUTE_DTYPES] = "float32"
     """``float32`` or ``bfloat16``."""
     attn_implementation: str | None = None
     """Attention back end; null is the model's default."""
 
     def __post_init__(self) -> None:
-        check_at_least_1("batch_tokens", self.batch_tokens)
-        check_choice("dtype", self.dtype, COMPUTE_DTYPES)
-        if self.attn_implementation is not None:
-            check_choice(
-                "attn_implementation", self.attn_implementation, ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+        known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
+        if self.attn_implementation not in (None, *known):
+            raise ValueError(
+                f"attn_implementation must be one of {', '.join(known)}, got {self.attn_implementation!r}"
             )
 
 
@@ -62,15 +61,13 @@ class MeasurementConfig(ReadingConfig):
     """What the validation split of a source without one is: the tail of each ``text:`` document, of rows a share."""
     text_column: str = "text"
     """Column of a source of rows that holds the text."""
-    max_tokens: int | None = None
+    max_tokens: Count | None = None
     """Read only so many tokens from the start of the text."""
     stride_tokens: int | None = None
     """Stride of ``sliding`` windows; null is a quarter of their length."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_tokens is not None:
-            check_at_least_1("max_tokens", self.max_tokens)
         check_split(self.source, self.text_split)
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
@@ -79,18 +76,6 @@ class MeasurementConfig(ReadingConfig):
     def text_split(self) -> str:
         """The split that is read."""
         return self.split or ("all" if is_of_files(self.source) else "validation")
-
-
-def check_at_least_1(name: str, value: int) -> None:
-    """Raise a ValueError unless a setting is at least 1."""
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-
-
-def check_choice(name: str, value: str, choices: Collection[str]) -> None:
-    """Raise a ValueError unless a setting is one of its choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,12 +24,11 @@ from modeling_alibi_gpt.evaluation.grid import (
     default_lengths,
     run_grid,
 )
-from modeling_alibi_gpt.evaluation.measurement import check_at_least_1
 from modeling_alibi_gpt.evaluation.passkey_prompt import PROMPT_PASSKEY, passkey_prompts
 from modeling_alibi_gpt.evaluation.scoring import score_tails
 from modeling_alibi_gpt.report.context_tables import recall_table
 from modeling_alibi_gpt.report.tables import table_text
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import provenance
 
@@ -52,7 +51,7 @@ class RecallConfig(GridConfig):
     """Where the item lies that is asked for, from 0, the start of the sequence, to 1, just before the question.
     ``task:copy`` has no depths.
     """
-    num_examples: int = 100
+    num_examples: Count = 100
     """Sequences at each length and depth."""
     seed: int = 0
     """Of the sequences, which are those of no training."""
@@ -67,7 +66,6 @@ class RecallConfig(GridConfig):
             if not is_task(self.source):
                 raise ValueError(f"source must be task:NAME or {PROMPT_PASSKEY}, got {self.source!r}")
             parse_task(self.source)
-        check_at_least_1("num_examples", self.num_examples)
         check_each_once("depths", self.depths)
         if not all(0 <= depth <= 1 for depth in self.depths):
             raise ValueError(f"depths must be from 0 to 1, got {self.depths}")

@@ -65,7 +65,10 @@ COMPARISON: dict[str, tuple[dict[str, Any], str]] = {
     "an unknown split": ({"evaluation": {"source": "stdlib", "split": "x"}}, "split must be one of"),
     "models of its own": ({"evaluation": {"source": "stdlib", "models": ["x"]}}, "evaluation.models cannot be set"),
     "a length of 0": ({"evaluation": {"source": "stdlib", "lengths_tokens": [0]}}, "at least 1, got 0"),
-    "an unknown dtype": ({"evaluation": {"source": "stdlib", "dtype": "int8"}}, "dtype must be one of"),
+    "an unknown dtype": (
+        {"evaluation": {"source": "stdlib", "dtype": "int8"}},
+        "'evaluation.dtype' must be 'float32' or 'bfloat16', got 'int8'",
+    ),
     "no seeds": ({"seeds": []}, "seeds must be one or more"),
     "a negative seed": ({"seeds": [-1]}, "training.seed must be at least 0"),
 }

@@ -74,10 +74,10 @@ def test_bfloat16_is_the_dtype_of_the_weights(make_folder, source: str):
         ({"length_tokens": 100_000}, "the text has .* a window of 100000 needs 100001"),
         ({"protocol": "sliding", "stride_tokens": 17}, "in 1..16"),
         ({"stride_tokens": 4}, "needs protocol=sliding"),
-        ({"dtype": "float8"}, "float32, bfloat16, got 'float8'"),
+        ({"dtype": "float8"}, "'dtype' must be 'float32' or 'bfloat16', got 'float8'"),
         ({"attn_implementation": "flash_attention_2"}, "cannot be loaded"),
-        ({"batch_tokens": 0}, "batch_tokens must be at least 1"),
-        ({"max_tokens": 0}, "max_tokens must be at least 1"),
+        ({"batch_tokens": 0}, "'batch_tokens' must be at least 1"),
+        ({"max_tokens": 0}, "'max_tokens' must be at least 1"),
     ],
 )
 def test_impossible_settings_are_refused(make_folder, source: str, settings: dict, message: str):

@@ -66,7 +66,7 @@ POSTHOC_MISTAKES = {
     "length_tokens=100000": "a window of 100000 needs 100001",
     "stride_tokens=4": "needs protocol=sliding",
     "source=text:/nowhere": "/nowhere",
-    "dtype=float8": "dtype must be one of",
+    "dtype=float8": "'dtype' must be 'float32' or 'bfloat16'",
 }
 
 
