@@ -38,8 +38,11 @@ def report(
     read = [record for path in what.records for record in read_checked_records(path)]
     page = {name: getattr(what, name) for name in ("title", "page", "figures_folder", "html", "claims")}
     paths = build_report(read, what.output_dir, **page)
+    conclusion = paths.pop("conclusion")
     if csv is not None:
         Path(csv).mkdir(parents=True, exist_ok=True)
         paths["csv"] = write_csv(read, csv)
+    if conclusion.sentences:
+        print(conclusion.text(), end="\n\n")
     print(f"{len(read)} records, {len(paths['figures'])} figures: open {paths['html'] or paths['markdown']}")
-    print_result(paths, as_json)
+    print_result({**paths, "conclusion": conclusion.sentences}, as_json)

@@ -7,7 +7,7 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from modeling_alibi_gpt.report.drawing import GREY, METHOD_COLOURS, PALE, WIDTH_INCHES, as_png
+from modeling_alibi_gpt.report.drawing import GREY, METHOD_COLOURS, PALE, WIDTH_INCHES, as_drawing
 from modeling_alibi_gpt.report.formats import format_count, format_ratio
 from modeling_alibi_gpt.runtime.records import Record
 
@@ -16,7 +16,7 @@ from modeling_alibi_gpt.runtime.records import Record
 BIAS_COLOURS = LinearSegmentedColormap.from_list("bias", ["#a83606", "#dd6a35", "#f2b391", "#fbe9de"])
 
 
-@as_png
+@as_drawing
 def bias_figure(record: Record) -> Figure:
     """The ``(T, T)`` bias of each head as small multiples on one colour scale; future keys stay blank."""
     bias = np.array(record["bias"], dtype=float)  # (H, T, T), NaN where null
@@ -43,7 +43,7 @@ def bias_figure(record: Record) -> Figure:
     return figure
 
 
-@as_png
+@as_drawing
 def bias_by_distance_figure(record: Record) -> Figure:
     """The bias of each head against distance, a line for each layer, over what it was before training in grey.
 

@@ -15,7 +15,7 @@ from modeling_alibi_gpt.report.drawing import (
     VARIANT_COLOURS,
     WIDTH_INCHES,
     Line,
-    as_png,
+    as_drawing,
     log2_axis,
     name_lines,
 )
@@ -105,7 +105,7 @@ def _prediction_tables(series: Sequence[Series]) -> list[Table]:
     return [Table(header, rows)] if rows else []
 
 
-@as_png
+@as_drawing
 def budget_figure(series: Sequence[Series]) -> Figure:
     """The best beta above, its worth below, against tokens, on logarithmic axes; predictions as white diamonds."""
     figure = Figure(figsize=(WIDTH_INCHES, 6.6))

@@ -1,4 +1,4 @@
-"""Figures about the use of distant text, one function each; each returns the bytes of a PNG."""
+"""Figures about the use of distant text, one function each; each returns a drawing."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,7 +8,7 @@ from modeling_alibi_gpt.report.context_tables import READINGS, is_baseline, with
 from modeling_alibi_gpt.report.drawing import (
     WIDTH_INCHES,
     Line,
-    as_png,
+    as_drawing,
     draw_lines,
     log2_axis,
     mark_training_lengths,
@@ -20,7 +20,7 @@ from modeling_alibi_gpt.report.formats import format_count
 from modeling_alibi_gpt.report.frames import Records, alibi_first, frame_of, rows_of
 
 
-@as_png
+@as_drawing
 def recall_figure(records: Records) -> Figure:
     """The share of right answers against length, the mean over depths, and against depth at the longest length.
 
@@ -49,7 +49,7 @@ def recall_figure(records: Records) -> Figure:
     return figure
 
 
-@as_png
+@as_drawing
 def context_figure(records: Records) -> Figure:
     """Nats above the whole context against the tokens that are kept, a panel for each way of losing the rest."""
     frame = alibi_first(frame_of(records))
@@ -77,7 +77,7 @@ def context_figure(records: Records) -> Figure:
     return figure
 
 
-@as_png
+@as_drawing
 def last_occurrence_figure(records: Records) -> Figure:
     """What the context beyond the training length is worth, by how long ago a token occurred last.
 

@@ -8,7 +8,7 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, Literal
 
 import matplotlib
@@ -18,6 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from matplotlib.transforms import ScaledTranslation
 
 from modeling_alibi_gpt.report.formats import format_count
+from modeling_alibi_gpt.report.svg import inline_svg
 
 
 WIDTH_INCHES = 5.4
@@ -101,15 +102,32 @@ def method_lines(curves: Sequence[Curve]) -> list[Line]:
     return lines
 
 
-def as_png(draw: Callable[..., Figure]) -> Callable[..., bytes]:
-    """Draw in the style of the report, and hand back the bytes of the PNG."""
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that is written when it is asked for: as a PNG, or as SVG for the body of a page."""
 
-    @wraps(draw)
-    def drawn(*args: Any, **kwargs: Any) -> bytes:
+    figure: Figure
+
+    @cached_property
+    def png(self) -> bytes:
         buffer = io.BytesIO()
         with matplotlib.rc_context(STYLE):
-            draw(*args, **kwargs).savefig(buffer, format="png")
+            self.figure.savefig(buffer, format="png")
         return buffer.getvalue()
+
+    @cached_property
+    def svg(self) -> str:
+        with matplotlib.rc_context(STYLE):
+            return inline_svg(self.figure)
+
+
+def as_drawing(draw: Callable[..., Figure]) -> Callable[..., Drawing]:
+    """Draw in the style of the report."""
+
+    @wraps(draw)
+    def drawn(*args: Any, **kwargs: Any) -> Drawing:
+        with matplotlib.rc_context(STYLE):
+            return Drawing(draw(*args, **kwargs))
 
     return drawn
 
@@ -202,6 +220,7 @@ def draw_lines(axes: Axes, lines: Sequence[Line], *, markers: bool = True) -> No
             marker=MARKERS[line.dashes % len(MARKERS)] if markers else None,
             markersize=6 if line.is_main else 4.5,
             zorder=line.zorder,
+            label=line.name,
         )
 
 

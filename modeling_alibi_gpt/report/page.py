@@ -1,6 +1,5 @@
 """Pages from templates: the sentences of a section with its numbers, and sections as HTML and as Markdown."""
 
-import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from modeling_alibi_gpt.report import formats, statistics
 from modeling_alibi_gpt.report.comparison import best_moves
+from modeling_alibi_gpt.report.drawing import Drawing
 from modeling_alibi_gpt.report.statistics import Difference
 from modeling_alibi_gpt.report.tables import Table
 
@@ -22,15 +22,11 @@ SETTINGS: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefin
 
 @dataclass(frozen=True)
 class Picture:
-    """A PNG, the name of its file in the folder of figures, and the words for those who cannot see it."""
+    """A figure, the name of its PNG in the folder of figures, and the words for those who cannot see it."""
 
     file_name: str
-    png: bytes
+    drawing: Drawing
     alt: str
-
-    @property
-    def data_uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The figures of a report, one function each, drawn from records; each returns the bytes of a PNG."""
+"""The figures of a report, one function each, drawn from records."""
 
 import math
 import textwrap
@@ -18,7 +18,7 @@ from modeling_alibi_gpt.report.drawing import (
     GREY,
     SECOND_COLOUR,
     Line,
-    as_png,
+    as_drawing,
     draw_lines,
     in_panels,
     inward,
@@ -45,11 +45,11 @@ RINGS: Any = {"linestyle": "none", "marker": "o", "markersize": 8, "fillstyle": 
 MIN_POINT_TOKENS = 100
 
 
-@as_png
+@as_drawing
 def beta_figure(trials: Sequence[Record], trained: Sequence[Record]) -> Figure:
     """Perplexity against beta: seeds as faint points, their mean as a line, the taken beta named.
 
-    White points are betas that are not told apart from the lowest. Trials that were pruned or failed are crosses at
+    Hollow points are betas that are not told apart from the lowest. Trials that were pruned or failed are crosses at
     the bottom. At least one trial is complete.
 
     Args:
@@ -61,7 +61,7 @@ def beta_figure(trials: Sequence[Record], trained: Sequence[Record]) -> Figure:
     points = [(trial["beta"], math.exp(nats)) for trial in complete for nats in trial["nats_per_token_by_seed"]]
     axes.plot(*zip(*points, strict=True), "o", color=ALIBI_COLOUR, alpha=0.3, markersize=5, markeredgewidth=0)
     means = [(trial["beta"], trial["perplexity"]) for trial in complete]
-    axes.plot(*zip(*means, strict=True), color=ALIBI_COLOUR, linewidth=2.4)
+    axes.plot(*zip(*means, strict=True), color=ALIBI_COLOUR, linewidth=2.4, label="perplexity")
     stopped = [trial["beta"] for trial in trials if trial["state"] != "COMPLETE"]
     axes.plot(stopped, [0.02] * len(stopped), "x", color=GREY, transform=axes.get_xaxis_transform())
 
@@ -78,7 +78,7 @@ def beta_figure(trials: Sequence[Record], trained: Sequence[Record]) -> Figure:
     return figure
 
 
-@as_png
+@as_drawing
 def extrapolation_figure(records: Records) -> Figure:
     """Perplexity against length, a panel for each protocol and each six models; what failed is noted underneath.
 
@@ -111,7 +111,7 @@ def extrapolation_figure(records: Records) -> Figure:
     return figure
 
 
-@as_png
+@as_drawing
 def difference_figure(grid: Comparison) -> Figure:
     """Nats above the reference as trained against length, with the main protocol, six variants a panel.
 
@@ -134,7 +134,7 @@ def difference_figure(grid: Comparison) -> Figure:
     return _over_lengths(lines, labels, grid.frame["train_context_length"], level=0)
 
 
-@as_png
+@as_drawing
 def position_figure(records: Records) -> Figure:
     """Nats per token against position, a line per record; a point stands for the positions since the one before.
 
@@ -153,7 +153,7 @@ def position_figure(records: Records) -> Figure:
     return _over_lengths(method_lines(curves), labels, frame["train_context_length"])
 
 
-@as_png
+@as_drawing
 def training_figure(records: Records) -> Figure:
     """Training loss in nats per token against the step, one line per run."""
     curves = []
@@ -171,7 +171,7 @@ def training_figure(records: Records) -> Figure:
     return figure
 
 
-@as_png
+@as_drawing
 def milestone_figure(records: Records, start: str) -> Figure:
     """Perplexity against tokens of fine-tuning, a line for each model and length, the start as a level line."""
     chosen = pick(frame_of(records), protocol=MILESTONE_PROTOCOL)
@@ -188,7 +188,7 @@ def milestone_figure(records: Records, start: str) -> Figure:
     return figure
 
 
-@as_png
+@as_drawing
 def beta_comparison_figure(curves: dict[tuple[str, int], Curve]) -> Figure:
     """Perplexity against beta for each kind of slopes: a line at the shortest length, rings at the longest.
 
@@ -208,7 +208,7 @@ def beta_comparison_figure(curves: dict[tuple[str, int], Curve]) -> Figure:
         low, high = ([math.exp(end(row["nats_per_token_by_seed"])) for row in curve.values()] for end in (min, max))
         axes.fill_between(line.xs, low, high, color=line.color, alpha=0.15, linewidth=0)
         style = {"marker": "o", "markersize": 3.5} if length == lengths[0] else RINGS
-        axes.plot(line.xs, line.ys, color=line.color, **style)
+        axes.plot(line.xs, line.ys, color=line.color, label=name, **style)
         lines.append(line)
     name_lines(axes, lines)
     return figure
@@ -258,7 +258,7 @@ def _mark_trained_beta(axes: Axes, trained: Sequence[Record], betas: Sequence[fl
 
 
 def _name_taken(axes: Axes, trials: Sequence[Record], taken: Record, choice: BetaChoice) -> None:
-    """A white point at each beta that is not told apart from the lowest, the largest at the one that is taken."""
+    """A hollow point at each beta that is not told apart from the lowest, the largest at the one that is taken."""
     beta, perplexity = taken["beta"], taken["perplexity"]
     points: dict[str, Any] = {"linestyle": "none", "marker": "o", "mfc": "white", "mec": ALIBI_COLOUR}
     level = [trial for trial in trials if trial["beta"] in choice.level]
@@ -267,7 +267,7 @@ def _name_taken(axes: Axes, trials: Sequence[Record], taken: Record, choice: Bet
     axes.plot([beta], [perplexity], markersize=10, mew=2.4, **points)
     axes.margins(y=0.15)
     named = f"{BETA} = {format_ratio(beta)}, perplexity {format_perplexity(perplexity)}"
-    text = f"best: {named}" if len(choice.level) == 1 else f"{named}; white: not told apart"
+    text = f"best: {named}" if len(choice.level) == 1 else f"{named}; hollow: not told apart"
     style: dict[str, Any] = {"color": ALIBI_COLOUR, "fontweight": "bold", "ha": inward(axes, beta), "va": "top"}
     veil = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
     axes.annotate(text, (beta, min(ys)), xytext=(0, -10), textcoords="offset points", bbox=veil, **style)

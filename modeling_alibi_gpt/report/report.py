@@ -12,6 +12,7 @@ from modeling_alibi_gpt.report.beta_choice import describe_choice
 from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure, bias_figure
 from modeling_alibi_gpt.report.comparison_sections import comparison_sections
 from modeling_alibi_gpt.report.complete import check_comparisons
+from modeling_alibi_gpt.report.conclusion import Conclusion, conclude
 from modeling_alibi_gpt.report.context_sections import context_sections, recall_sections
 from modeling_alibi_gpt.report.formats import BETA
 from modeling_alibi_gpt.report.frames import distinct_names, frames, milestone_runs, pick, rows_of
@@ -92,7 +93,8 @@ def build_report(
         claims: Whether what is said of ALiBi is judged by the comparisons, in a table of verdicts.
 
     Returns:
-        The paths written: ``html`` (null without), ``markdown`` and the list ``figures``.
+        The paths written: ``html`` (null without), ``markdown`` and the list ``figures``. Also the ``conclusion``
+        that begins the page; it is empty where the page begins with verdicts.
 
     Raises:
         ValueError: there are no records, one is of an unknown kind, lacks a field of its kind or has one of another
@@ -104,31 +106,39 @@ def build_report(
     for record in records:
         check_record(record)
     check_comparisons(records)
-    sections = _with_figures_of_their_own(_sections(records, claims))
+    compared = frames(record for record in records if "comparison" in record)
+    by_kind = frames(record for record in records if "comparison" not in record)
+    conclusion = Conclusion() if claims else conclude(compared, by_kind)
+    sections = _conclusion_sections(conclusion) + _sections(compared, by_kind, claims)
+    provenance = provenance_table([record["provenance"] for record in records])
+    sections = _with_figures_of_their_own([*sections, make_section(TEMPLATE, "provenance", tables=[provenance])])
     output_dir = Path(output_dir)
     texts = {output_dir / f"{page}.md": render_markdown(title, sections, figures_folder=figures_folder)}
     if html:
         texts[output_dir / f"{page}.html"] = render_html(title, sections)
     pictures = (picture for section in sections for picture in section.pictures)
-    figures = {output_dir / figures_folder / picture.file_name: picture.png for picture in pictures}
+    figures = {output_dir / figures_folder / picture.file_name: picture.drawing.png for picture in pictures}
     write_together({**figures, **{path: text.encode("utf-8") for path, text in texts.items()}})
     return {
         "html": str(output_dir / f"{page}.html") if html else None,
         "markdown": str(output_dir / f"{page}.md"),
         "figures": [str(path) for path in figures],
+        "conclusion": conclusion,
     }
 
 
-def _sections(records: Sequence[Record], claims: bool) -> list[Section]:
-    """The sections that there are records for: comparisons, everything else by its kind, and where it comes from."""
-    compared = frames(record for record in records if "comparison" in record)
-    by_kind = frames(record for record in records if "comparison" not in record)
+def _conclusion_sections(conclusion: Conclusion) -> list[Section]:
+    sentences = conclusion.sentences
+    return [make_section("conclusion.j2", "conclusion", sentences=sentences)] if sentences else []
+
+
+def _sections(compared: Frames, by_kind: Frames, claims: bool) -> list[Section]:
+    """The sections that there are records for: comparisons, and everything else by its kind."""
     sections = comparison_sections(compared, claims=claims)
     sections += recall_sections(compared) if "recall" in compared else []
     for kind, build in SECTION_BUILDERS.items():
         sections += build(by_kind) if kind in by_kind else []
-    provenance = provenance_table([record["provenance"] for record in records])
-    return [*sections, make_section(TEMPLATE, "provenance", tables=[provenance])]
+    return sections
 
 
 def _check_names(page: str, figures_folder: str) -> None:

@@ -7,7 +7,7 @@ from modeling_alibi_gpt.report.drawing import (
     ALIBI_COLOUR,
     SECOND_COLOUR,
     Line,
-    as_png,
+    as_drawing,
     draw_lines,
     log2_axis,
     name_lines,
@@ -28,7 +28,7 @@ def drawn_speeds(frame: pd.DataFrame) -> pd.DataFrame:
     return drawn[drawn["name"].isin(DRAWN_VARIANTS)]
 
 
-@as_png
+@as_drawing
 def attention_speed_figure(records: Records) -> Figure:
     """Time of float32 prefill against length, in times plain causal attention: one line for each way drawn."""
     frame = drawn_speeds(frame_of(records))

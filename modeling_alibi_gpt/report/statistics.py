@@ -186,11 +186,12 @@ def choose_trial(trials: Sequence[Record]) -> tuple[Record, BetaChoice] | None:
     lowest = min(complete, key=lambda trial: trial["nats_per_token"])
     by_beta = {trial["beta"]: trial for trial in reversed(complete)}
     by_beta[lowest["beta"]] = lowest
-    choice = choose_beta({beta: _trial_difference(trial, lowest) for beta, trial in by_beta.items()}, lowest["beta"])
+    choice = choose_beta({beta: trial_difference(trial, lowest) for beta, trial in by_beta.items()}, lowest["beta"])
     return by_beta[choice.taken], choice
 
 
-def _trial_difference(trial: Record, lowest: Record) -> Difference:
+def trial_difference(trial: Record, lowest: Record) -> Difference:
+    """Nats of one complete trial above those of another of the same study."""
     by_seed = [trial["nats_per_token"] - lowest["nats_per_token"]]
     if trial["mode"] == "retrain":
         one, other = (

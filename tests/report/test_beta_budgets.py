@@ -123,7 +123,7 @@ def test_the_report_shows_what_was_found_and_what_was_predicted(tmp_path: Path) 
     assert prediction is not None
     paths = build_report([*records(5), prediction], tmp_path, title="t")
     page = Path(paths["markdown"]).read_text(encoding="utf-8")
-    assert page.count("\n## ") == 2, "one section for all budgets, and provenance"
+    assert page.count("\n## ") == 3, "the conclusion, one section for all budgets, and provenance"
     assert f"| betas | {TOKENS[0]:,} | 16 (16 to 16) | 0.800 (0.800 to 0.800) |" in page
     assert (
         "the best β is 16 after 524,288 tokens and 4 after 8,388,608; tuning is worth 0.800 nats, then 0.200." in page

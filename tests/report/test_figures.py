@@ -123,7 +123,7 @@ def test_beta_names_the_taken_and_the_trained() -> None:
     mean = np.mean(trained_beta_record("beta", 0)["beta_by_layer"])
     assert texts(figure) == [
         f"trained \u03b2 {mean:.3g} (layers 0.41 to 1.31)",
-        f"\u03b2 = 1, perplexity {taken['perplexity']:.2f}; white: not told apart",
+        f"\u03b2 = 1, perplexity {taken['perplexity']:.2f}; hollow: not told apart",
     ]
     axes = figure.axes[0]
     white = [line for line in axes.lines if line.get_markerfacecolor() == "white"]

@@ -1,0 +1,181 @@
+"""What a report comes down to: two sentences, judged as the rest of the report is, and a table for a terminal."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from modeling_alibi_gpt.report.comparison import Comparison
+from modeling_alibi_gpt.report.formats import BETA, format_count, format_nats, format_perplexity, format_ratio
+from modeling_alibi_gpt.report.frames import alibi_first, distinct_names, pick, rows_of
+from modeling_alibi_gpt.report.page import render_lines
+from modeling_alibi_gpt.report.screen import is_screen
+from modeling_alibi_gpt.report.statistics import (
+    Difference,
+    between_trainings,
+    block_differences,
+    choose_trial,
+    trial_difference,
+    within_a_model,
+)
+from modeling_alibi_gpt.report.tables import Table, by_length, of_columns, table_text
+from modeling_alibi_gpt.runtime.records import Record
+
+
+TEMPLATE = "conclusion.j2"
+NUM_SENTENCES = 2
+TERMINAL_COLUMNS = 80
+MAX_LENGTHS, MAX_NAME_CHARS = 5, 20  # with two spaces between columns and ten characters a perplexity they fill a line
+Frames = dict[str, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """At most two sentences, none where the records answer neither question, and the numbers behind them."""
+
+    sentences: list[str] = field(default_factory=list)
+    table: Table | None = None
+
+    def text(self) -> str:
+        """For a terminal of 80 columns."""
+        lines = [textwrap.fill(sentence, TERMINAL_COLUMNS) for sentence in self.sentences]
+        return "\n\n".join([*lines, *([table_text(self.table)] if self.table else [])])
+
+
+def conclude(compared: Frames, by_kind: Frames) -> Conclusion:
+    """How the models read beyond their training length, and which beta is best.
+
+    Everything is judged as in the sections: a difference between trainings is shown only where every seed has it, of
+    at least ``MIN_SEEDS``, and it is beyond their noise. Of several comparisons or studies the first speaks.
+
+    Args:
+        compared: Records of comparisons, by kind.
+        by_kind: All others, which speak where there is no comparison.
+    """
+    if "comparison" in compared:
+        groups = [Comparison(frame) for _, frame in compared["comparison"].groupby("comparison", sort=False)]
+        grids = [grid for grid in groups if not is_screen(grid)]
+        return _of_comparison(grids[0]) if grids else Conclusion()
+    of_lengths, lengths = _of_lengths(by_kind["extrapolation"]) if "extrapolation" in by_kind else ([], None)
+    of_betas, betas = _of_trials(by_kind["beta_trial"]) if "beta_trial" in by_kind else ([], None)
+    return Conclusion([*of_lengths, *of_betas], lengths or betas)
+
+
+def _of_comparison(grid: Comparison) -> Conclusion:
+    methods, betas = grid.split()
+    whole = methods or betas
+    assert whole is not None  # a comparison has cells
+    own, near, far = whole.alibi or whole.reference, whole.lengths[0], whole.lengths[-1]
+    sentences = [_sentence_at(whole, own, far)] if far > near else []
+    if betas is not None and len(curve := betas.curve("geometric", near)) > 1:
+        taken = curve.choice.taken
+        other = _other_beta(taken, curve.choice.lowest, [(row["nats_per_token"], beta) for beta, row in curve.items()])
+        values = {"taken": curve[taken], "other": curve[other], "num_betas": len(curve), "mode": "retrain"}
+        sentences.append(_beta_sentence(curve.between(other, taken), **values))
+    if len(sentences) < NUM_SENTENCES and len(whole.variants) > 1:
+        sentences.append(_sentence_at(whole, own, near))
+    return Conclusion([each for each in sentences if each], _lengths_table(whole.as_trained, whole.main_protocol))
+
+
+def _sentence_at(grid: Comparison, own: str, length: int) -> str:
+    """On ``own`` and the best of the other variants at a length, and on how they got there from the shortest."""
+    others = [variant for variant in grid.variants if variant != own]
+    found = {name: each for name, each in grid.differences(length, others, against=own).items() if each is not None}
+    rival = min(found, key=lambda name: found[name].mean) if found else None
+    change = grid.change(own, grid.main_protocol, length)
+    if change is None:
+        return ""
+    names = [own] if rival is None else [own, rival]
+    ends = grid.lengths[0], length
+    paths = [[grid.cell(name, grid.main_protocol, end)["perplexity"] for end in ends] for name in names]
+    return _length_sentence(names, paths, ends, change if rival is None else found[rival], len(others))
+
+
+def _of_lengths(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
+    """On the first ALiBi, or the first model where there is none, from its training length to the longest."""
+    frame = distinct_names(frame)
+    protocol = "sliding" if (frame["protocol"] == "sliding").any() else str(frame["protocol"].iloc[0])
+    every = alibi_first(pick(frame, protocol=protocol)).drop_duplicates(["name", "length_tokens"], keep="last")
+    cells = {(row["name"], row["length_tokens"]): row for row in rows_of(every[every["error"].isna()])}
+    if not cells:
+        return [], None
+    own = next(iter(cells))[0]
+    lengths = sorted(length for name, length in cells if name == own)
+    trained = cells[own, lengths[0]]["train_context_length"]
+    near, far = trained if trained in lengths else lengths[0], lengths[-1]
+    table = _lengths_table(every, protocol)
+    if far <= near:
+        return [], table
+    rivals = [name for name, length in cells if length == far and name != own and (name, near) in cells]
+    names = [own, *sorted(rivals, key=lambda name: cells[name, far]["nats_per_token"])[:1]]
+    paths = [[cells[name, length]["perplexity"] for length in (near, far)] for name in names]
+    one, other = (cells[own, near], cells[own, far]) if len(names) == 1 else (cells[own, far], cells[names[1], far])
+    difference = _difference(one, other, is_one_model=len(names) == 1)
+    return [_length_sentence(names, paths, (near, far), difference, every["name"].nunique() - 1)], table
+
+
+def _difference(one: Record, other: Record, *, is_one_model: bool) -> Difference:
+    by_seed = [other["nats_per_token"] - one["nats_per_token"]]
+    if not is_one_model:
+        return between_trainings(by_seed)
+    blocks = [record.get("nats_per_token_by_block") for record in (other, one)]
+    return within_a_model(by_seed, block_differences(*(row and [row] for row in blocks)))
+
+
+def _length_sentence(
+    names: list[str], paths: list[list[float]], lengths: tuple[int, int], difference: Difference, num_others: int
+) -> str:
+    values = {"names": names, "paths": paths, "lengths": lengths, "difference": difference, "num_others": num_others}
+    return " ".join(render_lines(TEMPLATE, "length", **values))
+
+
+def _beta_sentence(difference: Difference, **values: Any) -> str:
+    return " ".join(render_lines(TEMPLATE, "beta", difference=difference, **values))
+
+
+def _of_trials(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
+    """On the first study, of those that trained anew if there are such."""
+    retrained = pick(frame, mode="retrain")
+    first = retrained if len(retrained) else frame
+    trials = rows_of(pick(first, study=first["study"].iloc[0], mode=first["mode"].iloc[0], state="COMPLETE"))
+    chosen = choose_trial(trials)
+    if chosen is None or len({trial["beta"] for trial in trials}) < 2:
+        return [], None
+    taken, choice = chosen
+    other = _other_beta(taken["beta"], choice.lowest, [(trial["nats_per_token"], trial["beta"]) for trial in trials])
+    beside = min((trial for trial in trials if trial["beta"] == other), key=lambda trial: trial["nats_per_token"])
+    values = {"num_betas": len({trial["beta"] for trial in trials}), "mode": taken["mode"]}
+    difference = trial_difference(beside, taken)
+    sentence = _beta_sentence(difference, taken=taken, other=beside, **values)
+    trials.sort(key=lambda trial: trial["beta"])
+    columns = {
+        BETA: [format_ratio(trial["beta"]) for trial in trials],
+        "perplexity": [format_perplexity(trial["perplexity"]) for trial in trials],
+        "nats per token": [format_nats(trial["nats_per_token"]) for trial in trials],
+    }
+    return [sentence], of_columns(columns)
+
+
+def _other_beta(taken: float, lowest: float, betas: Sequence[tuple[float, float]]) -> float:
+    """What the taken beta is compared with: 1, the paper's, else the lowest, else the next in order of loss."""
+    tried = {beta for _, beta in betas}
+    if taken != 1.0 and 1.0 in tried:
+        return 1.0
+    return lowest if lowest != taken else min(pair for pair in betas if pair[1] != taken)[1]
+
+
+def _lengths_table(frame: pd.DataFrame, protocol: str) -> Table:
+    """Perplexity of each model at up to five lengths, the shortest and the longest among them."""
+    rows = alibi_first(pick(frame, protocol=protocol))
+    cells = [format_perplexity(row["perplexity"]) if row["error"] is None else "failed" for row in rows_of(rows)]
+    wide = by_length(rows, ["name"], cells)
+    last = len(wide.columns) - 1
+    num_shown = min(MAX_LENGTHS, last + 1)
+    shown = sorted({round(place * last / max(1, num_shown - 1)) for place in range(num_shown)})
+    lines = [
+        [textwrap.shorten(name, MAX_NAME_CHARS, placeholder="...") if " " in name else name[:MAX_NAME_CHARS], *texts]
+        for name, texts in zip(wide.index, wide.iloc[:, shown].to_numpy(), strict=True)
+    ]
+    return Table(["perplexity at tokens", *(format_count(wide.columns[place]) for place in shown)], lines)

@@ -1,0 +1,107 @@
+"""Figures as inline SVG: text stays text, colours follow the page's scheme, and points tell their values."""
+
+import hashlib
+import io
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+
+# Text is set by the browser; ids are the same in every run.
+RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "report"}
+POINTS_PER_INCH = 72  # the unit of matplotlib's SVG
+HIT_RADIUS, TIP_GAP = 8.0, 10.0
+COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+REFERENCE = re.compile(r"#([\w-]+)")
+
+
+def inline_svg(figure: Figure) -> str:
+    """An ``<svg>`` for the body of an HTML page, which needs nothing from outside.
+
+    Every colour ``#rrggbb`` becomes ``var(--c-rrggbb, #rrggbb)``, so that a page can change it in dark mode. Points of
+    named lines get an element of class ``point`` with a text of class ``tip``, to be shown on hover or focus.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context(RC):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    root = ET.fromstring(buffer.getvalue())
+    _plain(root)
+    _follow_scheme(root)
+    _rename_ids(root, prefix=f"fig-{hashlib.sha256(buffer.getvalue().encode()).hexdigest()[:10]}-")
+    root.extend(_points(figure))
+    return ET.tostring(root, encoding="unicode")
+
+
+def _plain(root: ET.Element) -> None:
+    """Drop what HTML does not need: namespaces, metadata, the style of the whole document, sizes in points."""
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        element.attrib = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
+        for child in list(element):
+            if child.tag.rpartition("}")[2] in ("metadata", "style"):
+                element.remove(child)
+    for name in ("width", "height", "version"):
+        root.attrib.pop(name, None)
+
+
+def _follow_scheme(root: ET.Element) -> None:
+    for element in root.iter():
+        for name in ("style", "fill", "stroke"):
+            if name in element.attrib:
+                element.set(name, COLOUR.sub(lambda hit: f"var(--c-{hit[0][1:]}, {hit[0]})", element.attrib[name]))
+        style = element.get("style", "")
+        if element.tag == "text" and "fill:" not in style:  # matplotlib leaves black out
+            element.set("style", f"fill: var(--c-000000, #000000); {style}")
+        elif "font:" in style:
+            element.set("style", re.sub(r"(font: [^;']*px) [^;]*", r"\1 inherit", style))
+
+
+def _rename_ids(root: ET.Element, prefix: str) -> None:
+    """Keep those ids that something refers to, with a prefix that no other figure of the page has."""
+    links = [
+        (element, name)
+        for element in root.iter()
+        for name, value in element.attrib.items()
+        if (name == "href" and value.startswith("#")) or "url(#" in value
+    ]
+    referred = {hit for element, name in links for hit in REFERENCE.findall(element.attrib[name])}
+    for element, name in links:
+        element.set(name, REFERENCE.sub(rf"#{prefix}\1", element.attrib[name]))
+    for element in root.iter():
+        own = element.attrib.pop("id", "")
+        if own in referred:
+            element.set("id", prefix + own)
+
+
+def _points(figure: Figure) -> Iterator[ET.Element]:
+    """A circle and its text for every point of a line whose label does not start with an underscore."""
+    width, height = (inches * POINTS_PER_INCH for inches in figure.get_size_inches())
+    for axes in figure.axes:
+        for line in axes.lines:
+            if not str(line.get_label()).startswith("_"):
+                for x, y, text in _values(axes, line):
+                    place = figure.transFigure.inverted().transform(axes.transData.transform((x, y)))
+                    yield _point(place[0] * width, (1 - place[1]) * height, width, text)
+
+
+def _values(axes: Axes, line: Line2D) -> Iterator[tuple[float, float, str]]:
+    label, describe_x = str(line.get_label()), axes.xaxis.get_major_formatter()
+    for x, y in np.asarray(line.get_xydata(), dtype=float).tolist():
+        yield x, y, f"{label}: {y:,.4g} at {describe_x(x)}"
+
+
+def _point(x: float, y: float, width: float, text: str) -> ET.Element:
+    point = ET.Element("g", {"class": "point", "tabindex": "-1"})
+    ET.SubElement(point, "circle", {"cx": f"{x:.1f}", "cy": f"{y:.1f}", "r": f"{HIT_RADIUS:g}"})
+    anchor = "start" if x < width / 3 else "middle" if x < 2 * width / 3 else "end"
+    baseline = y - TIP_GAP if y > 3 * TIP_GAP else y + 2 * TIP_GAP
+    tip = {"class": "tip", "x": f"{x:.1f}", "y": f"{baseline:.1f}", "text-anchor": anchor}
+    ET.SubElement(point, "text", tip).text = text
+    return point
