@@ -7,7 +7,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo bench gpu results test test-attention test-slow test-integrations conformance wheel-check docs schemas lint format types check clean
+.PHONY: help install demo bench gpu results test test-attention test-slow test-integrations tour conformance wheel-check docs schemas lint format types check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ test-slow: $(VENV)/.installed-dev ## run the tests that take minutes or gigabyte
 test-integrations: $(VENV)/.installed-dev ## run the tests with PEFT, TRL, lm-eval, ONNX and others
 	$(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[integrations]'
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -m integrations
+
+tour: $(VENV)/.installed-dev ## run the notebook of examples/, in minutes
+	$(RUN) -m pytest -m slow tests/test_examples.py
 
 conformance: $(VENV)/.installed-dev ## run transformers' own model tests on AlibiGPT
 	$(RUN) tests/conformance/run.py

@@ -32,10 +32,10 @@ def explore(
         if static is not None:
             _write_static_page(static, models or [])
             return
-        from modeling_alibi_gpt.explorer.app import THEME, build_app, load_subjects
+        from modeling_alibi_gpt.explorer.app import CSS, THEME, build_app, load_subjects
 
         app = build_app(load_subjects(models or []))
-    app.launch(server_name=host, server_port=port, inbrowser=browser, theme=THEME, footer_links=[])
+    app.launch(server_name=host, server_port=port, inbrowser=browser, theme=THEME, css=CSS, footer_links=[])
 
 
 def _write_static_page(path: str, models: list[str]) -> None:

@@ -16,6 +16,8 @@ from modeling_alibi_gpt.checkpoints.load import load_causal_lm, load_model_token
 from modeling_alibi_gpt.explorer import figures, probes
 from modeling_alibi_gpt.explorer.static_page import render_static_page, state_of_config
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.report.drawing import Drawing
+from modeling_alibi_gpt.report.svg import dark_css
 
 
 MAX_MODELS = 2
@@ -23,6 +25,8 @@ MAX_TOKENS = 4096  # of a pasted text; what comes before is left out, and the pa
 TITLE = "ALiBi explorer"
 # Gradio's own themes fetch fonts from the network.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+# Gradio marks the body in dark mode; on narrow screens a figure shrinks with the page.
+CSS = ".dark { " + dark_css() + " } .figure svg { max-width: 40rem; width: 100%; height: auto; }"
 EXAMPLE = (
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
     "it was the epoch of belief, it was the epoch of incredulity, it was the season of light, "
@@ -63,7 +67,7 @@ def load_subjects(model_dirs: Sequence[str]) -> list[Subject]:
 
 
 def build_app(subjects: Sequence[Subject] = ()) -> gr.Blocks:
-    """The page as Gradio's blocks, ready for ``launch(theme=THEME)`` or a Space."""
+    """The page as Gradio's blocks, ready for ``launch(theme=THEME, css=CSS)`` or a Space."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as app:
         if not subjects:
             gr.HTML(bias_frame())
@@ -174,12 +178,12 @@ def _next_token_tab(subjects: Sequence[Subject], text: gr.Textbox, model: gr.Dro
 
 def _show(triggers: Sequence[Any], answer: Callable[..., tuple[Figure, str]], inputs: Sequence[Any]) -> None:
     """A sentence and a figure, made anew on every trigger."""
-    sentence, figure = gr.Markdown(), gr.Plot(show_label=False, format="png")
+    sentence, figure = gr.Markdown(), gr.HTML(elem_classes="figure")
     # One at a time, for another beta is given to the model itself.
     one_at_a_time: Any = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     gr.on(
         triggers,
-        _errors_for_people(answer),
+        _as_html(answer),
         inputs,
         [figure, sentence],
         trigger_mode="always_last",
@@ -187,12 +191,16 @@ def _show(triggers: Sequence[Any], answer: Callable[..., tuple[Figure, str]], in
     )
 
 
-def _errors_for_people(answer: Callable[..., tuple[Figure, str]]) -> Callable[..., tuple[Figure, str]]:
+def _as_html(answer: Callable[..., tuple[Figure, str]]) -> Callable[..., tuple[str, str]]:
+    """The figure as inline SVG, which follows the colour scheme, and errors as people read them."""
+
     @wraps(answer)
-    def run(*args: Any) -> tuple[Figure, str]:
+    def run(*args: Any) -> tuple[str, str]:
         try:
-            return answer(*args)
+            figure, sentence = answer(*args)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
+        label = html.escape(sentence.replace("*", ""))
+        return f'<div role="img" aria-label="{label}">{Drawing(figure).svg}</div>', sentence
 
     return run

@@ -15,6 +15,7 @@ from modeling_alibi_gpt.report.drawing import ALIBI_COLOUR, GREY, SECOND_COLOUR,
 
 
 LEAST_WEIGHT = 1e-6
+WEIGHT_COLOURS = "viridis"  # large weights are seen on a white page and on a dark one
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -29,7 +30,7 @@ def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 @_styled
 def attention_figure(with_bias: Tensor, without_bias: Tensor, num_tokens: int) -> Figure:
     """Two heat maps of pooled attention ``(N, N)`` over a text of ``num_tokens``."""
-    figure = Figure(figsize=(6.4, 3.2))
+    figure = Figure(figsize=(6.4, 2.9))
     both = figure.subplots(1, 2, sharey=True)
     norm = LogNorm(LEAST_WEIGHT, 1.0)
     for axes, weights, title in zip(
@@ -37,12 +38,12 @@ def attention_figure(with_bias: Tensor, without_bias: Tensor, num_tokens: int) -
     ):
         drawn = np.ma.masked_where(np.triu(np.ones(weights.shape, bool), 1), weights.clamp(min=LEAST_WEIGHT).numpy())
         image = axes.imshow(
-            drawn, norm=norm, cmap="magma_r", interpolation="nearest", extent=(0, num_tokens, num_tokens, 0)
+            drawn, norm=norm, cmap=WEIGHT_COLOURS, interpolation="nearest", extent=(0, num_tokens, num_tokens, 0)
         )
         axes.set(title=title, xlabel="key, tokens")
         axes.grid(False)
     both[0].set_ylabel("query, tokens")
-    figure.colorbar(image, ax=both, label="attention weight", shrink=0.85)
+    figure.colorbar(image, ax=both, label="attention weight", shrink=0.85, format="{x:g}")
     return figure
 
 
@@ -74,5 +75,5 @@ def next_token_figure(tokens: Sequence[NextToken], own_beta: float, beta: float)
     axes.set_yticks(places, [repr(token.text) for token in tokens])
     axes.invert_yaxis()
     axes.set(xlabel="probability")
-    axes.legend()
+    axes.legend(loc="lower right")  # the bars are shortest there
     return figure

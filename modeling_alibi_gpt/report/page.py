@@ -12,6 +12,7 @@ from modeling_alibi_gpt.report import formats, statistics
 from modeling_alibi_gpt.report.comparison import best_moves
 from modeling_alibi_gpt.report.drawing import Drawing
 from modeling_alibi_gpt.report.statistics import Difference
+from modeling_alibi_gpt.report.svg import dark_css
 from modeling_alibi_gpt.report.tables import Table
 
 
@@ -121,4 +122,5 @@ _SENTENCES.filters |= {
     "span": formats.format_range,
 }
 _PAGES = Environment(loader=TEMPLATES, autoescape=select_autoescape(["html"]), **SETTINGS)
+_PAGES.globals["dark_figures"] = dark_css()
 _PAGES.filters |= {"plain": _escape, "table": markdown_table}

@@ -17,9 +17,30 @@ from matplotlib.lines import Line2D
 # Text is set by the browser; ids are the same in every run.
 RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "report"}
 POINTS_PER_INCH = 72  # the unit of matplotlib's SVG
+# What a dark page shows instead of a colour of the figures that is too dark for it.
+DARK_COLOURS = {
+    "#000000": "#e8e6e3",
+    "#2b2b2b": "#e8e6e3",
+    "#767676": "#a3a3a3",
+    "#808080": "#a3a3a3",
+    "#b0b0b0": "#8a8a8a",
+    "#ececec": "#2e2e2e",
+    "#ffffff": "#181818",
+    "#d1430b": "#ff8a50",
+    "#332288": "#a99cff",
+    "#aa4499": "#dd7fcf",
+    "#117733": "#4fbf73",
+    "#882255": "#e0709f",
+    "#4477aa": "#7aa8da",
+}
 HIT_RADIUS, TIP_GAP = 8.0, 10.0
 COLOUR = re.compile(r"#[0-9a-f]{6}\b")
 REFERENCE = re.compile(r"#([\w-]+)")
+
+
+def dark_css() -> str:
+    """CSS declarations that give figures the colours of a dark page."""
+    return " ".join(f"--c-{light[1:]}: {dark};" for light, dark in DARK_COLOURS.items())
 
 
 def inline_svg(figure: Figure) -> str:
@@ -85,7 +106,7 @@ def _points(figure: Figure) -> Iterator[ET.Element]:
     width, height = (inches * POINTS_PER_INCH for inches in figure.get_size_inches())
     for axes in figure.axes:
         for line in axes.lines:
-            if not str(line.get_label()).startswith("_"):
+            if line.get_transform() == axes.transData and not str(line.get_label()).startswith("_"):
                 for x, y, text in _values(axes, line):
                     place = figure.transFigure.inverted().transform(axes.transData.transform((x, y)))
                     yield _point(place[0] * width, (1 - place[1]) * height, width, text)

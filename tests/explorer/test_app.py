@@ -11,6 +11,7 @@ from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from modeling_alibi_gpt.explorer import probes
+from tests.support.browser import Document, dump_address, needs_browser
 
 
 pytest.importorskip("gradio")
@@ -61,7 +62,7 @@ def test_two_models_are_compared_on_one_text(subjects: list[app.Subject]) -> Non
 
 
 def test_a_model_without_alibi_answers_with_an_error_for_people(subjects: list[app.Subject]) -> None:
-    answer = app._errors_for_people(lambda: app.describe_next_tokens(subjects[1], TEXT, 0.5))
+    answer = app._as_html(lambda: app.describe_next_tokens(subjects[1], TEXT, 0.5))
     with pytest.raises(
         app.gr.Error, match="expected a model with alibi and untrained slopes, got position_method 'rope'"
     ):
@@ -95,3 +96,25 @@ def test_only_two_models_get_a_choice(subjects: list[app.Subject]) -> None:
 
     assert visible_choices(subjects) == [["alibi", "rope"]]
     assert visible_choices(subjects[:1]) == visible_choices([]) == []
+
+
+def test_figures_follow_the_colour_scheme_and_say_what_they_show(subjects: list[app.Subject]) -> None:
+    shown, sentence = app._as_html(lambda: app.describe_attention(subjects[0], TEXT, 1, 1))()
+    assert shown.startswith(f'<div role="img" aria-label="{sentence}"><svg ')
+    assert "fill: var(--c-2b2b2b, #2b2b2b)" in shown and "--c-2b2b2b: #e8e6e3" in app.CSS
+    assert ">0.01</text>" in shown and "$" not in shown, "weights of the scale are plain numbers"
+
+
+@needs_browser
+def test_without_a_model_a_browser_shows_the_page_with_its_sliders() -> None:
+    page = app.build_app()
+    _, address, _ = page.launch(
+        server_name="127.0.0.1", prevent_thread_lock=True, inbrowser=False, quiet=True, theme=app.THEME, css=app.CSS
+    )
+    try:
+        html = dump_address(address, "--virtual-time-budget=20000")
+    finally:
+        page.close()
+    (frame,) = [attributes for tag, attributes in Document(html).elements if tag == "iframe"]
+    assert frame["title"] == "Slopes and windows"
+    assert Document(str(frame["srcdoc"])).with_id("beta-slider")["type"] == "range"

@@ -94,9 +94,8 @@ def test_page_terminal_and_json_say_the_same(tmp_path: Path, capsys: pytest.Capt
     name = "a model whose name is longer than a column of the table"
     records = [*demo_records(), *(record | {"name": name} for record in sliding("sinusoidal"))]
     write_records(tmp_path / "records.jsonl", records)
-    assert (
-        run_script("--records", str(tmp_path / "records.jsonl"), "--output-dir", str(tmp_path / "out"), "--json") == 0
-    )
+    options = ["--output-dir", str(tmp_path / "out"), "--json"]
+    assert run_script("--records", str(tmp_path / "records.jsonl"), *options) == 0
     terminal, _, result = capsys.readouterr().out.strip().rpartition("\n")
     sentences = conclusion_of(records).sentences
     assert len(sentences) == 2 and json.loads(result)["conclusion"] == sentences

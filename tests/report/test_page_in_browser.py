@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from modeling_alibi_gpt.report.report import build_report
+from modeling_alibi_gpt.report.svg import DARK_COLOURS
 from tests.support.browser import Document, dump_page, needs_browser
 from tests.support.example_records import demo_records, extrapolation_record
 
@@ -104,6 +105,7 @@ def test_every_colour_of_a_figure_can_be_seen_on_a_dark_page(page: Path) -> None
     html = page.read_text(encoding="utf-8")
     in_dark = html.partition("prefers-color-scheme: dark")[2].partition("</style>")[0]
     changed = dict(re.findall(r"--c-([0-9a-f]{6}): (#[0-9a-f]{6})", in_dark))
+    assert len(changed) == len(DARK_COLOURS)
     (paper,) = re.findall(r"--paper: (#[0-9a-f]{6})", in_dark)
     # Grid lines, veils behind texts and the inside of points are no marks.
     drawn = set(re.findall(r"(?:stroke|fill): var\(--c-([0-9a-f]{6})", html)) - {"ececec", "ffffff"}

@@ -1,5 +1,6 @@
 """A page in headless Chromium, which runs its scripts and hands back the document."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -9,17 +10,23 @@ from pathlib import Path
 import pytest
 
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+# The variable names one that is on no path, as Playwright installs them.
+CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
 def dump_page(page: Path, fragment: str = "", *options: str) -> str:
     """The HTML of a local page after its scripts have run, without any network."""
+    return dump_address(f"{page.resolve().as_uri()}#{fragment}", "--virtual-time-budget=5000", *options)
+
+
+def dump_address(address: str, *options: str) -> str:
+    """The same of any address on this machine; nothing else can be reached."""
     with tempfile.TemporaryDirectory() as profile:
         command = [
             *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"),
-            *("--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=5000", *options),
-            *("--dump-dom", f"{page.resolve().as_uri()}#{fragment}"),
+            *("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", *options, "--dump-dom", address),
         ]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
 
