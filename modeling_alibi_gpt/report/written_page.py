@@ -84,7 +84,7 @@ class WrittenPage:
         names = {"comparison": self.comparison, "basis": self.basis, "rows": self.rows, "figure": self.figure}
         try:
             text = environment.from_string(Path(template).read_text(encoding="utf-8")).render(names)
-        except (TemplateError, KeyError) as error:
+        except (TemplateError, KeyError, ValueError) as error:
             raise ValueError(f"{template}: {error}") from error
         return "\n\n".join(map(_wrapped, text.strip().split("\n\n"))) + "\n"
 
