@@ -1,4 +1,4 @@
-"""Every number of RESULTS.md that comes from records, worked out anew by code that the report does not use."""
+"""Every number of docs/results/tables.md, worked out anew from the records by code that the report does not use."""
 
 import math
 import re
@@ -283,12 +283,42 @@ OWN_TABLES = {
 }
 
 
+def check_screen(grid: Grid, rows: list[list[str]]) -> None:
+    """Each cell of a screen is the loss of the one training whose settings its column names; the lowest has a star."""
+    keys = {"positions \N{MULTIPLICATION SIGN}": "position_learning_rate", "amplitude ": "sinusoidal_amplitude"}
+    for name, *cells, edge in rows[1:]:
+        found = []
+        for cell, column in zip(cells, rows[0][1:-1], strict=True):
+            rate, *others = column.split(", ")
+            wanted = {"training.learning_rate": float(rate)}
+            wanted |= {
+                field: float(other.removeprefix(key))
+                for other in others
+                for key, field in keys.items()
+                if key in other
+            }
+            (record,) = (
+                r
+                for r in grid.of_kind("extrapolation")
+                if r["variant"].startswith(f"{name.removeprefix('alibi, ')} 0.") and r["length_tokens"] == 128
+                if {k: v for k, v in r["fields"].items() if isinstance(v, float | int)} == wanted
+            )
+            assert cell.removesuffix(" *") == f"{record['nats_per_token']:.4f}"
+            found.append((record["nats_per_token"], cell, column))
+        assert [cell.endswith("*") for _, cell, _ in found] == [nats == min(found)[0] for nats, _, _ in found]
+        assert (edge == DASH) or all(
+            part.split(" is the ")[0] in min(found)[2].split(", ") for part in edge.split("; ")
+        )
+
+
 def check_table_of_comparison(grid: Grid, rows: list[list[str]], protocols: list[str]) -> None:
     first, last = rows[0][0], rows[0][-1]
     if last == "trained at":
         check_perplexities(grid, rows)
     elif first.startswith("nats above "):
         check_differences(grid, rows)
+    elif first == "nats per token":
+        check_screen(grid, rows)
     elif first == BETA:
         check_betas(grid, rows, protocols.pop(0))
     elif first == "trained":

@@ -1,4 +1,4 @@
-"""The numbers behind the verdicts of RESULTS.md, worked out anew by code that the report does not use."""
+"""The numbers behind the verdicts of docs/results/tables.md, worked out anew by code that the report does not use."""
 
 import math
 import re

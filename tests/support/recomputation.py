@@ -234,9 +234,9 @@ def span(values: list[float]) -> str:
 
 ROOT = Path(__file__).resolve().parents[2]
 BETA = "\N{GREEK SMALL LETTER BETA}"
-CONFIG = yaml.safe_load((ROOT / "configs" / "report" / "results.yaml").read_text(encoding="utf-8"))
+CONFIG = yaml.safe_load((ROOT / "configs" / "report" / "tables.yaml").read_text(encoding="utf-8"))
 RECORDS = read([ROOT / path for path in CONFIG["records"]])
-SECTIONS = sections_of((ROOT / "RESULTS.md").read_text(encoding="utf-8"))
+SECTIONS = sections_of((ROOT / "docs" / "results" / "tables.md").read_text(encoding="utf-8"))
 GRIDS = {
     name: Grid([record for record in RECORDS if record.get("comparison") == name])
     for name in dict.fromkeys(r["comparison"] for r in RECORDS if r["kind"] == "comparison")
