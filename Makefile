@@ -89,7 +89,7 @@ format: $(VENV)/.installed-dev ## mend style
 types: $(VENV)/.installed-dev ## check the types of the pure files
 	$(RUN) -m mypy
 
-check: lint types test conformance wheel-check docs ## style, types, tests, conformance, the wheel and the documentation, as in CI
+check: lint types test tour conformance wheel-check docs ## style, types, tests, the notebook, conformance, the wheel and the documentation, as in CI
 
 clean: ## remove what make made
 	rm -rf $(VENV) runs site build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info
