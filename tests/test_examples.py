@@ -24,7 +24,8 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for cell in notebook.cells:
         cell["outputs"] = []
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    options = {"timeout": 600, "kernel_name": "python3", "coalesce_streams": True}
+    NotebookClient(notebook, resources=resources, **options).execute()
     assert [kinds_of(cell) for cell in notebook.cells] == [kinds_of(cell) for cell in CELLS]
 
 
