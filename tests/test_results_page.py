@@ -129,5 +129,36 @@ def test_every_figure_of_nats(section: str) -> None:
     assert printed == wanted and len(printed) == len(expected)
 
 
+def perplexity(name: str, step: int, length: int = 128) -> str:
+    (path,) = (ROOT / "results").glob("retrofit_cpu2*.jsonl")
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    (found,) = (
+        row["perplexity"]
+        for row in rows
+        if row["kind"] == "milestone" and row["protocol"] == "sliding"
+        if (row["name"], row["step"], row["length_tokens"]) == (name, step, length)
+    )
+    return f"{found:.2f}"
+
+
+def test_the_perplexities_of_the_retrofit() -> None:
+    switched = [perplexity("GPT-2 with ALiBi", step) for step in (0, 100, 400)]
+    fine_tuned, long = perplexity("GPT-2 as it was", 400), perplexity("GPT-2 with ALiBi", 400, 512)
+    printed = re.findall(r"\b\d\d\.\d\d\b", SECTIONS["Can a GPT-2 switch to ALiBi?"])
+    assert printed == [perplexity("GPT-2", 1000), *switched, fine_tuned, long]
+
+
+def test_the_times_of_training_steps() -> None:
+    (path,) = (ROOT / "results").glob("speed_methods_cpu2*.jsonl")
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    ratios = {
+        row["name"]: f"{row['times_reference']:.2f}"
+        for row in rows
+        if (row["kind"], row.get("mode"), row.get("length_tokens")) == ("model_speed", "training_step", 2048)
+    }
+    printed = re.findall(r"\b\d\.\d\d\b", SECTIONS["What does it cost?"])
+    assert printed == [ratios[f"{method} positions"] for method in ("alibi", "t5", "kerple", "fire")]
+
+
 def test_every_section_with_such_a_figure_is_recomputed() -> None:
     assert set(EXPECTED) <= set(SECTIONS)
