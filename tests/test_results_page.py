@@ -15,6 +15,7 @@ SECTIONS = dict(
 )
 NOVELS, WIKI, LONG = "methods_gutenberg_cpu2", "methods_wikitext2_cpu2", "methods_gutenberg_gpu_2"
 BETAS, BETAS_LATER, SCREEN = "beta_gutenberg_cpu2", "beta_gutenberg_longer_cpu2", "screen_gutenberg_cpu2"
+BETAS_SMALL = "screen_beta_gutenberg_cpu2"
 
 
 def losses(file: str) -> dict[tuple[Any, ...], float]:
@@ -29,7 +30,7 @@ def losses(file: str) -> dict[tuple[Any, ...], float]:
     return {cell: statistics.fmean(nats) for cell, nats in by_cell.items()}
 
 
-ALL = {file: losses(file) for file in (NOVELS, WIKI, LONG, BETAS, BETAS_LATER, SCREEN)}
+ALL = {file: losses(file) for file in (NOVELS, WIKI, LONG, BETAS, BETAS_LATER, SCREEN, BETAS_SMALL)}
 
 
 def nats(file: str, variant: str, length: int, reading: str = "as trained", protocol: str = "sliding") -> float:
@@ -53,8 +54,8 @@ def posthoc(value: str) -> float:
     return nats(BETAS, "geometric 1", 128, f"beta {value}") - nats(BETAS, "geometric 1", 128)
 
 
-def screened(variant: str, other: str = "alibi 0.002", length: int = 128) -> float:
-    one, two = (nats(SCREEN, name, length, protocol="nonoverlapping") for name in (variant, other))
+def screened(variant: str, other: str = "alibi 0.002", length: int = 128, file: str = SCREEN) -> float:
+    one, two = (nats(file, name, length, protocol="nonoverlapping") for name in (variant, other))
     return one - two
 
 
@@ -94,7 +95,10 @@ EXPECTED: dict[str, list[float]] = {
             for length in ((128, 1024) if name != "learned" else (128,))
         ),
     ],
-    "Which β should I train with?": [beta("32", "1"), beta("16", "1", BETAS_LATER)],
+    "Which β should I train with?": [
+        *(beta("32", "1"), beta("16", "1", BETAS_LATER)),
+        screened("beta 8", "beta 1", file=BETAS_SMALL),
+    ],
     "Can I change β after training?": [
         *(posthoc("0.5"), posthoc("2")),
         nats(NOVELS, "alibi", 4096, "linear 8") - nats(NOVELS, "alibi", 4096),
@@ -123,6 +127,37 @@ def test_every_figure_of_nats(section: str) -> None:
         for value, text in zip(expected, printed, strict=False)
     ]
     assert printed == wanted and len(printed) == len(expected)
+
+
+def perplexity(name: str, step: int, length: int = 128) -> str:
+    (path,) = (ROOT / "results").glob("retrofit_cpu2*.jsonl")
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    (found,) = (
+        row["perplexity"]
+        for row in rows
+        if row["kind"] == "milestone" and row["protocol"] == "sliding"
+        if (row["name"], row["step"], row["length_tokens"]) == (name, step, length)
+    )
+    return f"{found:.2f}"
+
+
+def test_the_perplexities_of_the_retrofit() -> None:
+    switched = [perplexity("GPT-2 with ALiBi", step) for step in (0, 100, 400)]
+    fine_tuned, long = perplexity("GPT-2 as it was", 400), perplexity("GPT-2 with ALiBi", 400, 512)
+    printed = re.findall(r"\b\d\d\.\d\d\b", SECTIONS["Can a GPT-2 switch to ALiBi?"])
+    assert printed == [perplexity("GPT-2", 1000), *switched, fine_tuned, long]
+
+
+def test_the_times_of_training_steps() -> None:
+    (path,) = (ROOT / "results").glob("speed_methods_cpu2*.jsonl")
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    ratios = {
+        row["name"]: f"{row['times_reference']:.2f}"
+        for row in rows
+        if (row["kind"], row.get("mode"), row.get("length_tokens")) == ("model_speed", "training_step", 2048)
+    }
+    printed = re.findall(r"\b\d\.\d\d\b", SECTIONS["What does it cost?"])
+    assert printed == [ratios[f"{method} positions"] for method in ("alibi", "t5", "kerple", "fire")]
 
 
 def test_every_section_with_such_a_figure_is_recomputed() -> None:

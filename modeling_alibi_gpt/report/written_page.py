@@ -149,5 +149,6 @@ FILTERS: Mapping[str, Callable[..., str]] = {
     "count": formats.format_count,
     "change": formats.format_change,
     "ratio": formats.format_ratio,
+    "perplexity": formats.format_perplexity,
     "times": lambda value: f"{value:.2f}",
 }

@@ -70,6 +70,12 @@ class Grid:
                 gap.by_block.append([x - y for x, y in pairs])
         return gap
 
+    @property
+    def main(self) -> str:
+        """The protocol that findings are of: sliding windows, where there are any."""
+        protocols = {protocol for _, protocol, _ in self.nats}
+        return "sliding" if "sliding" in protocols else protocols.pop()
+
     def change(self, name: str, protocol: str) -> Gap | None:
         return self.above((name, protocol, self.lengths[-1]), (name, protocol, self.lengths[0]))
 
@@ -83,6 +89,7 @@ class Grid:
         for row in self.of_kind("extrapolation"):
             settings = {"alibi_beta": 1.0, "alibi_slope_kind": "geometric", "alibi_trainable": "none"}
             settings |= row["fields"] | row["overrides"]
+            settings.pop("training.learning_rate", None)  # one for all in every comparison of betas
             if settings.keys() - BETA_FIELDS or row["position_method"] != "alibi":
                 continue
             after = kind == "set after training"
