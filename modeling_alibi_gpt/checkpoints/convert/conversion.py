@@ -15,7 +15,7 @@ from modeling_alibi_gpt.checkpoints.convert.bloom import BLOOM
 from modeling_alibi_gpt.checkpoints.convert.falcon import FALCON
 from modeling_alibi_gpt.checkpoints.convert.families import Family, Fields
 from modeling_alibi_gpt.checkpoints.convert.gpt2 import GPT2
-from modeling_alibi_gpt.checkpoints.convert.mpt import MPT
+from modeling_alibi_gpt.checkpoints.convert.mpt import FLAVOURS, MPT, engines_that_differ, llm_foundry_fields
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
 from modeling_alibi_gpt.checkpoints.load import DTYPES, check_overrides, load_model_config
 from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, format_bytes, num_parameters
@@ -32,7 +32,6 @@ FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gp
 OURS = AlibiGPTConfig.model_type
 GGUF = "gguf"
 TARGETS = (OURS, *(name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None), GGUF)
-READERS = ("transformers", "llama.cpp", "vllm")
 # What tells how the weights are laid out, so that another value would read other weights out of them.
 _LAYOUT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -65,9 +64,10 @@ class ConvertConfig:
     """Read pickled weights, with ``weights_only=True``, where there are no others."""
     max_shard_bytes: Count = 5 * 10**9
     """Size from which on weights are spread over several files."""
-    reader: Literal[*READERS] = READERS[0]
-    """For ``mpt``: the program that is to compute the same, ``transformers``, or ``llama.cpp`` or ``vllm``, which
-    honour ``alibi_bias_max``.
+    flavour: Literal[*FLAVOURS] = FLAVOURS[0]
+    """For ``mpt``: ``transformers`` writes its ``MptForCausalLM``. ``llm-foundry`` writes the ``MPTForCausalLM`` of
+    the library that MPTs were trained with, for vLLM, CTranslate2 and llama.cpp's converter; it may have biases and
+    another ``alibi_bias_max``.
     """
     context_length_tokens: Count | None = None
     """For ``gguf``: what readers take for the longest text; null is the training length."""
@@ -76,8 +76,8 @@ class ConvertConfig:
         if wrong := [name for name in self.overrides if name in _LAYOUT_FIELDS]:
             raise ValueError(f"overrides must not change {', '.join(wrong)}, by which the weights are laid out")
         check_overrides(self.overrides, AlibiGPTConfig, "overrides.")
-        if self.to != "mpt" and self.reader != READERS[0]:
-            raise ValueError(f"reader is for conversions to mpt, not to {self.to}")
+        if self.to != "mpt" and self.flavour != FLAVOURS[0]:
+            raise ValueError(f"flavour is for conversions to mpt, not to {self.to}")
         if self.to != GGUF and self.context_length_tokens is not None:
             raise ValueError(f"context_length_tokens is for conversions to {GGUF}, not to {self.to}")
 
@@ -89,8 +89,9 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     that can be refused is refused before anything is written.
 
     Returns:
-        ``output_dir``, ``model_type`` before (``converted_from``) and after, the names of the ``files`` written, and
-        those of source tensors that were ``left_out`` on purpose.
+        ``output_dir``, ``model_type`` before (``converted_from``) and after, the names of the ``files`` written,
+        those of source tensors that were ``left_out`` on purpose, and, by their names, the engines that the result
+        ``differs_in``, with the fields that they leave out.
 
     Raises:
         ValueError: The source is missing, damaged or cannot be represented exactly, or the output folder is taken.
@@ -111,6 +112,8 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     with atomic_directory(target) as tmp_path:
         write_weights(plan, source, tmp_path, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
         target_config.save_pretrained(tmp_path)
+        if config.flavour != FLAVOURS[0]:
+            write_json(tmp_path / "config.json", llm_foundry_fields(target_config))
         for path in companions:
             shutil.copyfile(path, tmp_path / path.name)
         if config.to == OURS:
@@ -121,6 +124,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         "model_type": config.to,
         "files": sorted(path.name for path in target.iterdir()),
         "left_out": plan.left_out,
+        "differs_in": engines_that_differ(translation.ours) if config.flavour != FLAVOURS[0] else {},
     }
 
 
@@ -141,7 +145,7 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
         for path in licences:
             shutil.copyfile(path, tmp_path / path.name)
     named = {"output_dir": config.output_dir, "converted_from": OURS, "model_type": GGUF}
-    return {**named, "files": sorted(path.name for path in target.iterdir()), "left_out": []}
+    return {**named, "files": sorted(path.name for path in target.iterdir()), "left_out": [], "differs_in": {}}
 
 
 def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
@@ -191,7 +195,7 @@ class _Translation:
             )
         with torch.device("meta"):
             target = target_class(self.target_config)
-        self.target_config.architectures = [target_class.__name__]
+        self.target_config.architectures = [target_class.__name__ if self.to_ours else self.family.architectures[0]]
         plan = plan_conversion(
             source,
             target,
@@ -226,7 +230,7 @@ def _translate_out(config: ConvertConfig, folder: Path, model_type: Any) -> _Tra
     _refuse_ways_in(config)
     family, ours = FAMILIES[config.to], load_model_config(folder)
     assert family.from_alibi_gpt is not None
-    target_config = family.from_alibi_gpt(ours, config.reader == READERS[0])
+    target_config = family.from_alibi_gpt(ours, config.flavour == FLAVOURS[0])
     return _Translation(family=family, fields={}, ours=ours, target_config=target_config)
 
 
