@@ -10,7 +10,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
 
-from modeling_alibi_gpt.checkpoints.companions import COMPANION_FILES, LICENCE_FILES, WEIGHT_PATTERNS, companion_files
+from modeling_alibi_gpt.checkpoints.companions import COMPANION_FILES, WEIGHT_PATTERNS, companion_files, copy_licences
 from modeling_alibi_gpt.checkpoints.convert.bloom import BLOOM
 from modeling_alibi_gpt.checkpoints.convert.falcon import FALCON
 from modeling_alibi_gpt.checkpoints.convert.families import Family, Fields
@@ -18,6 +18,7 @@ from modeling_alibi_gpt.checkpoints.convert.gpt2 import GPT2
 from modeling_alibi_gpt.checkpoints.convert.mpt import FLAVOURS, MPT, engines_that_differ, llm_foundry_fields
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
 from modeling_alibi_gpt.checkpoints.load import DTYPES, check_overrides, load_model_config
+from modeling_alibi_gpt.checkpoints.model_card import GGUF_USAGE, PROGRAM, loading_code, read_card, save_card
 from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, format_bytes, num_parameters
 from modeling_alibi_gpt.checkpoints.source_weights import SourceWeights
 from modeling_alibi_gpt.checkpoints.streaming import Plan, plan_conversion, write_weights
@@ -83,7 +84,7 @@ class ConvertConfig:
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
-    """Write a checkpoint as another family's: weights, config, and tokenizer, model card and licence as they are.
+    """Write a checkpoint as another family's: weights, config and model card, and tokenizer and licence as they are.
 
     Tensors are read one by one and written file by file, so that a checkpoint may be larger than memory. Everything
     that can be refused is refused before anything is written.
@@ -108,7 +109,8 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     source, plan = translation.plan(folder, allow_pickle=config.allow_pickle, dtype=dtype)
     target_config = translation.target_config
     target_config.dtype = dtype or source.describe(plan.steps[0].sources[0]).dtype
-    companions = companion_files(folder)
+    companions, card = companion_files(folder), read_card(folder)
+    differs_in = engines_that_differ(translation.ours) if config.flavour != FLAVOURS[0] else {}
     with atomic_directory(target) as tmp_path:
         write_weights(plan, source, tmp_path, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
         target_config.save_pretrained(tmp_path)
@@ -118,20 +120,33 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
             shutil.copyfile(path, tmp_path / path.name)
         if config.to == OURS:
             _let_generate_use_the_cache(tmp_path / "generation_config.json")
+        summary = [f"{_source_name(config)} (`{model_type}`), written as `{config.to}` by {PROGRAM}."]
+        if plan.left_out:
+            summary.append(f"Left out: {', '.join(plan.left_out)}. Fine-tune it before use.")
+        summary += [f"Not for {engine}, which leaves out {fields}." for engine, fields in differs_in.items()]
+        save_card(
+            tmp_path,
+            card,
+            summary=" ".join(summary),
+            usage=loading_code(config.to),
+            tags=[translation.ours.position_method],
+            **_base_model(config),
+        )
     return {
         "output_dir": config.output_dir,
         "converted_from": model_type,
         "model_type": config.to,
         "files": sorted(path.name for path in target.iterdir()),
         "left_out": plan.left_out,
-        "differs_in": engines_that_differ(translation.ours) if config.flavour != FLAVOURS[0] else {},
+        "differs_in": differs_in,
     }
 
 
 def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:
     _refuse_ways_in(config)
-    licences = companion_files(folder, LICENCE_FILES)
+    card = read_card(folder)
     with atomic_directory(target) as tmp_path:
+        copy_licences(folder, tmp_path)
         export_gguf(
             GgufConfig(
                 model=str(folder),
@@ -142,10 +157,26 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
                 context_length_tokens=config.context_length_tokens,
             )
         )
-        for path in licences:
-            shutil.copyfile(path, tmp_path / path.name)
+        save_card(
+            tmp_path,
+            card,
+            summary=f"{_source_name(config)}, written as one GGUF file of {config.dtype or 'float32'} by {PROGRAM}.",
+            usage=GGUF_USAGE,
+            tags=["alibi", "gguf", "llama.cpp"],
+            library_name="gguf",
+            **_base_model(config),
+        )
     named = {"output_dir": config.output_dir, "converted_from": OURS, "model_type": GGUF}
     return {**named, "files": sorted(path.name for path in target.iterdir()), "left_out": [], "differs_in": {}}
+
+
+def _source_name(config: ConvertConfig) -> str:
+    """A name on the Hub, or that of a folder without its place, which is nobody else's business."""
+    return Path(config.model).resolve().name if Path(config.model).is_dir() else config.model
+
+
+def _base_model(config: ConvertConfig) -> dict[str, str]:
+    return {} if Path(config.model).is_dir() else {"base_model": config.model}
 
 
 def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
