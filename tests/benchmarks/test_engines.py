@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.engines import EnginesConfig, differences, gguf_type, measure_engines, table, with_exact_gelu
+from benchmarks.engines import EnginesConfig, differences, gguf_type, measure_engines, with_exact_gelu
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf

@@ -71,7 +71,9 @@ class ConvertConfig:
     another ``alibi_bias_max``.
     """
     context_length_tokens: Count | None = None
-    """For ``gguf``: what readers take for the longest text; null is the training length."""
+    """What other programs than this take for the longest text, though ALiBi has no limit; null is the training length.
+    MPT in transformers reads no longer one, and vLLM and llama-server refuse it.
+    """
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.overrides if name in _LAYOUT_FIELDS]:
@@ -79,8 +81,8 @@ class ConvertConfig:
         check_overrides(self.overrides, AlibiGPTConfig, "overrides.")
         if self.to != "mpt" and self.flavour != FLAVOURS[0]:
             raise ValueError(f"flavour is for conversions to mpt, not to {self.to}")
-        if self.to != GGUF and self.context_length_tokens is not None:
-            raise ValueError(f"context_length_tokens is for conversions to {GGUF}, not to {self.to}")
+        if self.to == OURS and self.context_length_tokens is not None:
+            raise ValueError(f"context_length_tokens is for conversions from {OURS}, not to it")
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
@@ -261,6 +263,7 @@ def _translate_out(config: ConvertConfig, folder: Path, model_type: Any) -> _Tra
     _refuse_ways_in(config)
     family, ours = FAMILIES[config.to], load_model_config(folder)
     assert family.from_alibi_gpt is not None
+    ours.train_context_length = config.context_length_tokens or ours.train_context_length
     target_config = family.from_alibi_gpt(ours, config.flavour == FLAVOURS[0])
     return _Translation(family=family, fields={}, ours=ours, target_config=target_config)
 

@@ -159,12 +159,16 @@ def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> MptC
 
 
 def llm_foundry_fields(config: MptConfig) -> Fields:
-    """``config.json`` as llm-foundry writes it: its class, and of attention the fields of attention alone."""
+    """``config.json`` as llm-foundry writes it: its class, and of attention the fields of attention alone.
+
+    TGI reads ``verbose`` and ``init_config``, which change no function.
+    """
     written = json.loads(config.to_json_string(use_diff=False))
     of_attention = {field.name for field in fields_of(MptAttentionConfig)}
     of_attention -= {field.name for field in fields_of(PreTrainedConfig)}
     attn_config = {name: value for name, value in written["attn_config"].items() if name in of_attention}
-    return written | {"architectures": ["MPTForCausalLM"], "attn_config": attn_config}
+    unused = {"init_config": {"name": "kaiming_normal_"}, "verbose": 0}
+    return written | {"architectures": ["MPTForCausalLM"], "attn_config": attn_config} | unused
 
 
 def engines_that_differ(config: AlibiGPTConfig) -> dict[str, str]:

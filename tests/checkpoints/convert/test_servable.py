@@ -8,7 +8,15 @@ import pytest
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.convert.mpt import engines_that_differ
-from tests.support.conversion_cases import TOLERANCE, VOCAB_SIZE, WIDTH, largest_difference, loaded, random_weights
+from tests.support.conversion_cases import (
+    TOKENS,
+    TOLERANCE,
+    VOCAB_SIZE,
+    WIDTH,
+    largest_difference,
+    loaded,
+    random_weights,
+)
 
 
 MODELS = Path(__file__).parents[3] / "configs" / "model"
@@ -33,6 +41,24 @@ def test_a_model_of_this_architecture_converts(family: str, flavour: str, tmp_pa
     assert theirs.config.model_type == family
     for padded in (False, True):
         assert largest_difference(theirs, ours, padded=padded) < TOLERANCE
+
+
+@pytest.mark.parametrize(("family", "field"), [("mpt", "max_seq_len"), ("bloom", "seq_length")])
+def test_the_longest_text_of_other_programs_is_a_setting(family: str, field: str, tmp_path: Path) -> None:
+    """MPT in transformers reads no text beyond ``max_seq_len``, ALiBi or not."""
+    ours = random_weights(AlibiGPTForCausalLM(config_of(family, **SIZES, train_context_length=TOKENS // 2)))
+    ours.save_pretrained(tmp_path / "ours")
+    options = {"model": str(tmp_path / "ours"), "to": family}
+    for length, name in ((None, "short"), (TOKENS, "long")):
+        convert(ConvertConfig(**options, output_dir=str(tmp_path / name), context_length_tokens=length))
+    short, long = loaded(tmp_path / "short"), loaded(tmp_path / "long")
+    assert (getattr(short.config, field), getattr(long.config, field)) == (TOKENS // 2, TOKENS)
+    assert largest_difference(long, ours, padded=False) < TOLERANCE
+    if family == "mpt":
+        with pytest.raises(RuntimeError):
+            largest_difference(short, ours, padded=False)
+    with pytest.raises(ValueError, match="context_length_tokens is for conversions from alibi_gpt, not to it"):
+        ConvertConfig(model="model", output_dir="out", context_length_tokens=8)
 
 
 def test_every_engine_runs_the_mpt() -> None:
