@@ -15,9 +15,9 @@ def convert(
     ] = None,
     output_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder to make.")] = None,
     to: Annotated[str | None, typer.Option(metavar="FAMILY", help="alibi_gpt (default), bloom, mpt or gguf.")] = None,
-    reader: Annotated[
+    flavour: Annotated[
         str | None,
-        typer.Option(metavar="PROGRAM", help="Who reads an MPT: transformers (default), llama.cpp or vllm."),
+        typer.Option(metavar="LIBRARY", help="Whose MPT it is: transformers (default) or llm-foundry."),
     ] = None,
     allow_pickle: Annotated[
         bool, typer.Option("--allow-pickle", help="Read pickled weights where there are no others.")
@@ -33,11 +33,13 @@ def convert(
     from modeling_alibi_gpt.checkpoints.convert.conversion import convert as convert_checkpoint
     from modeling_alibi_gpt.runtime.config import load_config
 
-    named = {"model": model, "output_dir": output_dir, "to": to, "reader": reader}
+    named = {"model": model, "output_dir": output_dir, "to": to, "flavour": flavour}
     result = convert_checkpoint(
         load_config(ConvertConfig, config, settings or (), **named, allow_pickle=allow_pickle or None)
     )
     print(f"{result['converted_from']} as {result['model_type']}: {result['output_dir']}")
     if result["left_out"]:
         print(f"left out: {', '.join(result['left_out'])}; fine-tune before use")
+    for engine, fields in result["differs_in"].items():
+        print(f"not for {engine}, which leaves out {fields}")
     print_result(result, as_json)

@@ -1,6 +1,6 @@
 """Measurements that no test needs: ``python -m benchmarks precision --output FILE.jsonl``.
 
-Likewise ``differences`` and ``loss-memory``, and ``llama-cpp --model DIR --data URI``.
+Likewise ``differences`` and ``loss-memory``, and ``llama-cpp`` and ``engines`` with ``--model DIR --data URI``.
 """
 
 import statistics
@@ -14,6 +14,7 @@ from alibi_gpt_cli.console import ends_in_one_line
 from alibi_gpt_cli.main import run_app
 from benchmarks.conversion import measure_differences
 from benchmarks.data import measure_encoding, measure_preparation
+from benchmarks.engines import EnginesConfig, measure_engines, table
 from benchmarks.llama_cpp import LlamaCppConfig, measure_llama_cpp
 from benchmarks.loss_memory import measure_loss_memory
 from benchmarks.precision import measure_precision
@@ -58,6 +59,20 @@ def llama_cpp(
             f"{record['max_log_prob_difference_nats']:.1e} nats, "
             f"{record['greedy_tokens_equal']} of {record['num_new_tokens']} greedy tokens equal"
         )
+
+
+@app.command()
+@ends_in_one_line
+def engines(
+    model: Annotated[str, typer.Option(help="Checkpoint folder, with its tokenizer.")],
+    family: Annotated[str, typer.Option(help="What it is exported as: mpt or bloom.")],
+    gguf: Annotated[list[str] | None, typer.Option(help="GGUF file of the same model; may be repeated.")] = None,
+    data: Annotated[str, typer.Option(help="stdlib, text:GLOB, jsonl:GLOB or hub:NAME[:CONFIG]")] = "stdlib",
+    output: Annotated[str | None, typer.Option(help="JSON Lines file to append to.")] = None,
+) -> None:
+    """Run a checkpoint in llama.cpp and CTranslate2: the perplexity of each, and how far it is from PyTorch."""
+    config = EnginesConfig(model=model, family=family, gguf_files=gguf or [], source=data, output=output)
+    typer.echo(table(measure_engines(config)))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The files that belong to a checkpoint beside its weights and config: known by name, and never code."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def companion_files(folder: Path, names: Sequence[str] = COMPANION_FILES) -> lis
                 f"{path}: the tokenizer is code ({code}), which does not travel; save one of transformers' own"
             )
     return paths
+
+
+def copy_licences(source: Path, folder: Path) -> None:
+    """Copy the licence files of a checkpoint folder. Raises a ``ValueError`` for one that is a link."""
+    for path in companion_files(source, LICENCE_FILES):
+        shutil.copyfile(path, folder / path.name)
 
 
 def refuse_link(path: Path) -> None:

@@ -11,6 +11,7 @@ import modeling_alibi_gpt
 from modeling_alibi_gpt.checkpoints.companions import TOKENIZER_FILES, companion_files, refuse_link
 from modeling_alibi_gpt.checkpoints.folder import weight_files
 from modeling_alibi_gpt.checkpoints.load import load_model_config, load_model_tokenizer
+from modeling_alibi_gpt.checkpoints.model_card import PROGRAM, loading_code, read_card, save_card
 from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.parsing import read_mapping
@@ -40,8 +41,8 @@ class ExportConfig:
 def export_to_hub(config: ExportConfig) -> dict[str, Any]:
     """Write a folder that ``from_pretrained(folder, trust_remote_code=True)`` loads without this package.
 
-    Weights, tokenizer, model card and licence are copied as they are, the travelling files of this package go beside
-    them, and ``config.json`` names the class of every head. No other code travels.
+    Weights, tokenizer and licence are copied as they are, the travelling files of this package go beside them,
+    ``config.json`` names the class of every head, and the model card says how to load it. No other code travels.
 
     Returns:
         ``output_dir`` and the names of the files in it.
@@ -58,7 +59,7 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
         raise ValueError(
             f"{source} has a position_method of {model_config.position_plugin!r}, whose code cannot travel"
         )
-    files = _files_to_copy(source)
+    files, card = _files_to_copy(source), read_card(source)
     if any(path.name in TOKENIZER_FILES for path in files):
         load_model_tokenizer(source)
     if (source / GENERATION_CONFIG_NAME).is_file():
@@ -70,6 +71,13 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
         fields["auto_map"] = AUTO_MAP
         fields.pop("custom_pipelines", None)  # names code, which stays behind
         (tmp_path / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        save_card(
+            tmp_path,
+            card,
+            summary=f"{source.resolve().name} with the code of its model, written by {PROGRAM}.",
+            usage=loading_code(model_config.model_type, with_own_code=True),
+            tags=[model_config.position_method],
+        )
     return {"output_dir": config.output_dir, "files": sorted(path.name for path in target.iterdir())}
 
 

@@ -12,6 +12,7 @@ import optuna
 from optuna.trial import Trial
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from modeling_alibi_gpt.checkpoints.companions import copy_licences
 from modeling_alibi_gpt.checkpoints.load import (
     checkpoint_fingerprint,
     load_causal_lm,
@@ -19,6 +20,7 @@ from modeling_alibi_gpt.checkpoints.load import (
     load_model_tokenizer,
     train_context_length,
 )
+from modeling_alibi_gpt.checkpoints.model_card import PROGRAM, loading_code, read_card, save_card
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.measurement import block_nats, load_text, measurement_provenance, perplexity_figures
 from modeling_alibi_gpt.evaluation.scoring import score_stream
@@ -234,6 +236,13 @@ class PosthocObjective:
     def save_best_model(self, beta: float, folder: Path) -> bool:
         with atomic_directory(folder, replaces=True) as tmp_path:
             save_model_folder(_with_beta(load_causal_lm(self.sweep.checkpoint), beta), self.tokenizer, tmp_path)
+            save_card(
+                tmp_path,
+                read_card(Path(self.sweep.checkpoint)),
+                summary=f"With `alibi_beta` {beta:g}, chosen after training by {PROGRAM}.",
+                usage=loading_code("alibi_gpt"),
+            )
+            copy_licences(Path(self.sweep.checkpoint), tmp_path)
         return True
 
 

@@ -147,6 +147,24 @@ class Gguf(RecordType):
     greedy_tokens_equal: int
 
 
+class Engine(RecordType):
+    """A model in an engine, its predictions beside those of PyTorch in float32."""
+
+    kind: Literal["engine"]
+    name: str
+    engine: str
+    weights: str
+    version: str
+    num_bytes: Positive
+    length_tokens: Positive
+    num_tokens: Positive
+    nats_per_token: float
+    perplexity: PositiveNumber
+    kl_nats_per_token: float
+    max_log_prob_difference_nats: float
+    likeliest_equal: float  # share of the tokens
+
+
 class ConversionDifference(RecordType):
     kind: Literal["conversion_difference"]
     name: str

@@ -54,6 +54,7 @@ from modeling_alibi_gpt.training.run_folder import (
 )
 from modeling_alibi_gpt.training.task_data import validation_figures
 from modeling_alibi_gpt.training.throughput import ThroughputCallback, known_peak_flops
+from modeling_alibi_gpt.training.training_card import save_training_card
 
 
 def train(
@@ -107,6 +108,7 @@ def train(
             if whole is not None:
                 whole.config.use_cache = use_cache
                 write_manifest(output_dir, save_model_folder(whole, data.tokenizer, output_dir))
+                save_training_card(config, record, whole.config, output_dir)
                 biases = bias_by_distance_records(whole, config.name, bias_before)
                 write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(whole, config.name), *biases])
     return record

@@ -90,6 +90,7 @@ def test_best_config_is_a_whole_experiment_that_repeats_the_best_trial(finished:
 def assert_names_no_place(folder: str, *places: str) -> None:
     """People publish a best model: nothing in it tells where it was made."""
     known = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    known.add("README.md")
     assert {path.name for path in Path(folder).iterdir()} == known
     written = b"".join(path.read_bytes() for path in Path(folder).iterdir())
     assert not [place for place in (*places, "_name_or_path") if place.encode() in written]

@@ -1,5 +1,8 @@
 """llama.cpp runs what ``export_gguf`` wrote: log-probabilities, greedy tokens and tokenization are the model's."""
 
+import os
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +13,7 @@ from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.llama_cpp import LlamaCpp, LlamaCppConfig, compare, measure_llama_cpp
+from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
 from modeling_alibi_gpt.runtime.records import read_records
 
@@ -40,10 +44,7 @@ TEXTS = (
 @pytest.fixture
 def export(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[[PreTrainedModel], Path]:
     def make(model: PreTrainedModel) -> Path:
-        # Biases and norms start as zeros and ones, which a file could drop unseen.
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        add_noise(model)
         model.save_pretrained(tmp_path)
         tokenizer.save_pretrained(tmp_path)
         file = tmp_path / "model.gguf"
@@ -52,6 +53,13 @@ def export(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[[PreT
         return file
 
     return make
+
+
+@torch.no_grad()
+def add_noise(model: PreTrainedModel) -> None:
+    """Biases and norms start as zeros and ones, which a file could drop unseen."""
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
 
 
 def draw_tokens(model: PreTrainedModel, length: int) -> list[int]:
@@ -107,6 +115,46 @@ def test_llama_cpp_tokenizes_normalized_text_as_a_tokenizer_that_normalizes(
         assert llama.tokenize(unicodedata.normalize("NFC", text)) == expected
         if not unicodedata.is_normalized("NFC", text):
             assert llama.tokenize(text) != expected
+
+
+CONVERTER = """
+import runpy, sys
+root, sys.argv[1:] = sys.argv[1], sys.argv[2:]
+sys.path[:0] = [root, f"{root}/gguf-py"]
+from conversion.base import TextModel
+# It converts with tokenizers that are in its list only; ours splits as that of GPT-2 does.
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "gpt-2"
+runpy.run_path(f"{root}/convert_hf_to_gguf.py", run_name="__main__")
+"""
+FOR_THE_CONVERTER = {
+    "bloom": {"hidden_act": "gelu_pytorch_tanh", "embedding_layer_norm": True},
+    "mpt": {"use_bias": False},
+    "mpt as llm-foundry has it": {"clip_qkv": 1.0, "alibi_bias_max": 4.0, "tie_word_embeddings": False},
+}
+
+
+@pytest.mark.skipif("LLAMA_CPP" not in os.environ, reason="LLAMA_CPP is not the folder of llama.cpp's source")
+@pytest.mark.parametrize("name", FOR_THE_CONVERTER)
+def test_llama_cpps_own_converter_reads_exports(
+    name: str, make_model: Callable, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    heads = {"num_attention_heads": 6, "num_key_value_heads": 6, "train_context_length": 128}
+    model = make_model(**heads, **FOR_THE_CONVERTER[name])
+    add_noise(model)
+    model.save_pretrained(tmp_path / "ours")
+    tokenizer.save_pretrained(tmp_path / "ours")
+    family = name.split()[0]
+    options = {"to": family, "flavour": "llm-foundry" if family == "mpt" else "transformers"}
+    convert(ConvertConfig(model=str(tmp_path / "ours"), output_dir=str(tmp_path / "out"), **options))
+    arguments = [str(tmp_path / "out"), "--outfile", str(tmp_path / "model.gguf"), "--outtype", "f32"]
+    subprocess.run([sys.executable, "-c", CONVERTER, os.environ["LLAMA_CPP"], *arguments], check=True)
+    llama = LlamaCpp(tmp_path / "model.gguf", precision="float32")
+    found = [compare(llama, model, draw_tokens(model, length), 8) for length in (1, 60, 100)]
+    error, yardstick = (
+        max(each[key] for each in found) for key in ("max_rounding_error_nats", "torch_rounding_error_nats")
+    )
+    assert error <= 2 * yardstick
+    assert all(each["greedy_tokens_equal"] == 8 for each in found)
 
 
 def test_a_record_for_each_length_and_precision(

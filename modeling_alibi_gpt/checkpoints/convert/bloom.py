@@ -68,7 +68,8 @@ def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> Bloo
         "attention_scale": [None, config.head_dim**-0.5],
         "embd_pdrop": [0],
     }
-    refuse_other_values("this AlibiGPT cannot be a BLOOM", vars(config), expected)
+    remedy = "a model trained with configs/model/servable_bloom.json can be one"
+    refuse_other_values("this AlibiGPT cannot be a BLOOM", vars(config), expected, remedy=remedy)
     return BloomConfig(
         **shared_fields(vars(config)),
         hidden_size=config.hidden_size,

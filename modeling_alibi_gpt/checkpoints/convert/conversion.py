@@ -10,14 +10,15 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
 
-from modeling_alibi_gpt.checkpoints.companions import COMPANION_FILES, LICENCE_FILES, WEIGHT_PATTERNS, companion_files
+from modeling_alibi_gpt.checkpoints.companions import COMPANION_FILES, WEIGHT_PATTERNS, companion_files, copy_licences
 from modeling_alibi_gpt.checkpoints.convert.bloom import BLOOM
 from modeling_alibi_gpt.checkpoints.convert.falcon import FALCON
 from modeling_alibi_gpt.checkpoints.convert.families import Family, Fields
 from modeling_alibi_gpt.checkpoints.convert.gpt2 import GPT2
-from modeling_alibi_gpt.checkpoints.convert.mpt import MPT
+from modeling_alibi_gpt.checkpoints.convert.mpt import FLAVOURS, MPT, engines_that_differ, llm_foundry_fields
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
 from modeling_alibi_gpt.checkpoints.load import DTYPES, check_overrides, load_model_config
+from modeling_alibi_gpt.checkpoints.model_card import GGUF_USAGE, PROGRAM, loading_code, read_card, save_card
 from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, format_bytes, num_parameters
 from modeling_alibi_gpt.checkpoints.source_weights import SourceWeights
 from modeling_alibi_gpt.checkpoints.streaming import Plan, plan_conversion, write_weights
@@ -32,7 +33,6 @@ FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gp
 OURS = AlibiGPTConfig.model_type
 GGUF = "gguf"
 TARGETS = (OURS, *(name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None), GGUF)
-READERS = ("transformers", "llama.cpp", "vllm")
 # What tells how the weights are laid out, so that another value would read other weights out of them.
 _LAYOUT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
@@ -65,32 +65,36 @@ class ConvertConfig:
     """Read pickled weights, with ``weights_only=True``, where there are no others."""
     max_shard_bytes: Count = 5 * 10**9
     """Size from which on weights are spread over several files."""
-    reader: Literal[*READERS] = READERS[0]
-    """For ``mpt``: the program that is to compute the same, ``transformers``, or ``llama.cpp`` or ``vllm``, which
-    honour ``alibi_bias_max``.
+    flavour: Literal[*FLAVOURS] = FLAVOURS[0]
+    """For ``mpt``: ``transformers`` writes its ``MptForCausalLM``. ``llm-foundry`` writes the ``MPTForCausalLM`` of
+    the library that MPTs were trained with, for vLLM, CTranslate2 and llama.cpp's converter; it may have biases and
+    another ``alibi_bias_max``.
     """
     context_length_tokens: Count | None = None
-    """For ``gguf``: what readers take for the longest text; null is the training length."""
+    """What other programs than this take for the longest text, though ALiBi has no limit; null is the training length.
+    MPT in transformers reads no longer one, and vLLM and llama-server refuse it.
+    """
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.overrides if name in _LAYOUT_FIELDS]:
             raise ValueError(f"overrides must not change {', '.join(wrong)}, by which the weights are laid out")
         check_overrides(self.overrides, AlibiGPTConfig, "overrides.")
-        if self.to != "mpt" and self.reader != READERS[0]:
-            raise ValueError(f"reader is for conversions to mpt, not to {self.to}")
-        if self.to != GGUF and self.context_length_tokens is not None:
-            raise ValueError(f"context_length_tokens is for conversions to {GGUF}, not to {self.to}")
+        if self.to != "mpt" and self.flavour != FLAVOURS[0]:
+            raise ValueError(f"flavour is for conversions to mpt, not to {self.to}")
+        if self.to == OURS and self.context_length_tokens is not None:
+            raise ValueError(f"context_length_tokens is for conversions from {OURS}, not to it")
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
-    """Write a checkpoint as another family's: weights, config, and tokenizer, model card and licence as they are.
+    """Write a checkpoint as another family's: weights, config and model card, and tokenizer and licence as they are.
 
     Tensors are read one by one and written file by file, so that a checkpoint may be larger than memory. Everything
     that can be refused is refused before anything is written.
 
     Returns:
-        ``output_dir``, ``model_type`` before (``converted_from``) and after, the names of the ``files`` written, and
-        those of source tensors that were ``left_out`` on purpose.
+        ``output_dir``, ``model_type`` before (``converted_from``) and after, the names of the ``files`` written,
+        those of source tensors that were ``left_out`` on purpose, and, by their names, the engines that the result
+        ``differs_in``, with the fields that they leave out.
 
     Raises:
         ValueError: The source is missing, damaged or cannot be represented exactly, or the output folder is taken.
@@ -107,27 +111,44 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     source, plan = translation.plan(folder, allow_pickle=config.allow_pickle, dtype=dtype)
     target_config = translation.target_config
     target_config.dtype = dtype or source.describe(plan.steps[0].sources[0]).dtype
-    companions = companion_files(folder)
+    companions, card = companion_files(folder), read_card(folder)
+    differs_in = engines_that_differ(translation.ours) if config.flavour != FLAVOURS[0] else {}
     with atomic_directory(target) as tmp_path:
         write_weights(plan, source, tmp_path, dtype=dtype, max_shard_bytes=config.max_shard_bytes)
         target_config.save_pretrained(tmp_path)
+        if config.flavour != FLAVOURS[0]:
+            write_json(tmp_path / "config.json", llm_foundry_fields(target_config))
         for path in companions:
             shutil.copyfile(path, tmp_path / path.name)
         if config.to == OURS:
             _let_generate_use_the_cache(tmp_path / "generation_config.json")
+        summary = [f"{_source_name(config)} (`{model_type}`), written as `{config.to}` by {PROGRAM}."]
+        if plan.left_out:
+            summary.append(f"Left out: {', '.join(plan.left_out)}. Fine-tune it before use.")
+        summary += [f"Not for {engine}, which leaves out {fields}." for engine, fields in differs_in.items()]
+        save_card(
+            tmp_path,
+            card,
+            summary=" ".join(summary),
+            usage=loading_code(config.to),
+            tags=[translation.ours.position_method],
+            **_base_model(config),
+        )
     return {
         "output_dir": config.output_dir,
         "converted_from": model_type,
         "model_type": config.to,
         "files": sorted(path.name for path in target.iterdir()),
         "left_out": plan.left_out,
+        "differs_in": differs_in,
     }
 
 
 def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:
     _refuse_ways_in(config)
-    licences = companion_files(folder, LICENCE_FILES)
+    card = read_card(folder)
     with atomic_directory(target) as tmp_path:
+        copy_licences(folder, tmp_path)
         export_gguf(
             GgufConfig(
                 model=str(folder),
@@ -138,10 +159,26 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
                 context_length_tokens=config.context_length_tokens,
             )
         )
-        for path in licences:
-            shutil.copyfile(path, tmp_path / path.name)
+        save_card(
+            tmp_path,
+            card,
+            summary=f"{_source_name(config)}, written as one GGUF file of {config.dtype or 'float32'} by {PROGRAM}.",
+            usage=GGUF_USAGE,
+            tags=["alibi", "gguf", "llama.cpp"],
+            library_name="gguf",
+            **_base_model(config),
+        )
     named = {"output_dir": config.output_dir, "converted_from": OURS, "model_type": GGUF}
-    return {**named, "files": sorted(path.name for path in target.iterdir()), "left_out": []}
+    return {**named, "files": sorted(path.name for path in target.iterdir()), "left_out": [], "differs_in": {}}
+
+
+def _source_name(config: ConvertConfig) -> str:
+    """A name on the Hub, or that of a folder without its place, which is nobody else's business."""
+    return Path(config.model).resolve().name if Path(config.model).is_dir() else config.model
+
+
+def _base_model(config: ConvertConfig) -> dict[str, str]:
+    return {} if Path(config.model).is_dir() else {"base_model": config.model}
 
 
 def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
@@ -191,7 +228,7 @@ class _Translation:
             )
         with torch.device("meta"):
             target = target_class(self.target_config)
-        self.target_config.architectures = [target_class.__name__]
+        self.target_config.architectures = [target_class.__name__ if self.to_ours else self.family.architectures[0]]
         plan = plan_conversion(
             source,
             target,
@@ -226,7 +263,8 @@ def _translate_out(config: ConvertConfig, folder: Path, model_type: Any) -> _Tra
     _refuse_ways_in(config)
     family, ours = FAMILIES[config.to], load_model_config(folder)
     assert family.from_alibi_gpt is not None
-    target_config = family.from_alibi_gpt(ours, config.reader == READERS[0])
+    ours.train_context_length = config.context_length_tokens or ours.train_context_length
+    target_config = family.from_alibi_gpt(ours, config.flavour == FLAVOURS[0])
     return _Translation(family=family, fields={}, ours=ours, target_config=target_config)
 
 

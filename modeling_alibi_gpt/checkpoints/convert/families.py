@@ -47,8 +47,9 @@ class Family:
 
     Attributes:
         config_class: Its config in transformers, which knows its fields and their defaults.
-        causal_lm: Its causal language model in transformers.
-        architectures: Names under which checkpoints of that model, or of its base, are published.
+        causal_lm: Its causal language model in transformers, or with what its own library has beyond that.
+        architectures: Names under which checkpoints of that model, or of its base, are published; that of transformers
+            comes first.
         to_alibi_gpt: From its fields, and whether the quirks of its code in transformers are to be reproduced, to
             those of ``AlibiGPTConfig``. Raises a ``ValueError`` that names what cannot be represented.
         rules: The map of tensors, from both sides' fields.
@@ -119,21 +120,32 @@ def decoder_sizes(config: AlibiGPTConfig) -> dict[str, Collection[Any]]:
     }
 
 
-def refuse_other_values(sentence: str, values: Mapping[str, Any], expected: Mapping[str, Collection[Any]]) -> None:
+def refuse_other_values(
+    sentence: str,
+    values: Mapping[str, Any],
+    expected: Mapping[str, Collection[Any]],
+    *,
+    remedy: str = "",
+    remedies: Mapping[str, str] | None = None,
+) -> None:
     """Raise a ``ValueError`` unless every field has one of the values it may have; it names all that stand in the way.
 
     Args:
         sentence: How the message begins.
         values: Fields.
         expected: The values that fields may have.
+        remedy: How the message ends, where one of the fields is wrong that ``remedies`` does not name.
+        remedies: What to do about single fields.
     """
-    wrong = [
-        f"{name} is {values[name]!r} (it must be {' or '.join(repr(value) for value in allowed)})"
-        for name, allowed in expected.items()
-        if values[name] not in allowed
+    wrong = [name for name, allowed in expected.items() if values[name] not in allowed]
+    if not wrong:
+        return
+    found = [
+        f"{name} is {values[name]!r} (it must be {' or '.join(repr(value) for value in expected[name])})"
+        for name in wrong
     ]
-    if wrong:
-        raise ValueError(f"{sentence}: {', '.join(wrong)}")
+    advice = dict.fromkeys((remedies or {}).get(name, remedy) for name in wrong)
+    raise ValueError("; ".join([f"{sentence}: {', '.join(found)}", *filter(None, advice)]))
 
 
 def _is_bookkeeping(name: str) -> bool:

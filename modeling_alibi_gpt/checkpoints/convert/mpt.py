@@ -1,10 +1,19 @@
-"""MPT: no biases at all, queries, keys and values one below the other. The format that other programs read."""
+"""MPT: queries, keys and values one below the other. The format that other programs read.
 
+There are two flavours. transformers' own ``MptForCausalLM`` has no biases and one range of slopes. llm-foundry's
+``MPTForCausalLM``, by which MPTs were trained, has both; vLLM, CTranslate2 and llama.cpp's converter read it.
+"""
+
+import json
 import math
 from collections.abc import Collection
+from dataclasses import fields as fields_of
 from typing import Any
 
-from transformers import MptConfig, MptForCausalLM
+import torch
+from torch import nn
+from transformers import MptConfig, MptForCausalLM, PreTrainedConfig
+from transformers.models.mpt.configuration_mpt import MptAttentionConfig
 
 from modeling_alibi_gpt.checkpoints.convert.families import (
     PLAIN_ALIBI,
@@ -18,11 +27,11 @@ from modeling_alibi_gpt.checkpoints.weight_map import Rule, module_rules, qkv_ru
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 
 
+FLAVOURS = ("transformers", "llm-foundry")
 HIDDEN_ACT = "gelu"
 # transformers builds these, whatever config.json says.
 BIAS_MAX_IN_TRANSFORMERS, EXPANSION_RATIO_IN_TRANSFORMERS = 8, 4
 MODULES = {
-    "wte": "embed_tokens",
     "blocks.{}.norm_1": "layers.{}.input_layernorm",
     "blocks.{}.attn.out_proj": "layers.{}.self_attn.o_proj",
     "blocks.{}.norm_2": "layers.{}.post_attention_layernorm",
@@ -34,7 +43,6 @@ MODULES = {
 TORCH_LAYERS = ["torch", {"name": "torch"}]
 # Everything else would be another function; transformers ignores most of these without a word.
 REPRESENTABLE: dict[str, Collection[Any]] = {
-    "no_bias": [True],
     "logit_scale": [None],
     "norm_type": ["low_precision_layernorm", "layernorm"],
     "attn_config.alibi": [True],
@@ -64,9 +72,11 @@ REPRESENTABLE_IN_LLM_FOUNDRY: dict[str, Collection[Any]] = {
 
 def rules(config: AlibiGPTConfig, fields: Fields) -> list[Rule]:
     size = config.num_attention_heads * config.head_dim
+    parameters = ["weight", "bias"] if config.use_bias else ["weight"]
     return [
-        *module_rules(MODULES, ["weight"]),
-        *qkv_rules("blocks.{}.attn.Wqkv", ["weight"], stacked_rows(size, size, size)),
+        *module_rules({"wte": "embed_tokens"}, ["weight"]),
+        *module_rules(MODULES, parameters),
+        *qkv_rules("blocks.{}.attn.Wqkv", parameters, stacked_rows(size, size, size)),
     ]
 
 
@@ -74,6 +84,8 @@ def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
     """``alibi_bias_max`` and ``expansion_ratio`` are honoured, as by the library that MPT was trained with."""
     expected = REPRESENTABLE | REPRESENTABLE_IN_LLM_FOUNDRY
     expected["attn_config.kv_n_heads"] = [None, fields["n_heads"]]
+    if as_transformers:
+        expected["no_bias"] = [True]  # its code would leave the biases out
     refuse_other_values("this MPT cannot be an AlibiGPT", fields, expected)
     bias_max, expansion_ratio = fields["attn_config.alibi_bias_max"], fields["expansion_ratio"]
     if as_transformers:
@@ -84,7 +96,7 @@ def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
         "num_attention_heads": fields["n_heads"],
         "intermediate_size": math.floor(expansion_ratio * fields["d_model"]),
         "hidden_act": HIDDEN_ACT,
-        "use_bias": False,
+        "use_bias": not fields["no_bias"],
         "clip_qkv": fields["attn_config.clip_qkv"] or None,
         "attention_scale": fields["attn_config.softmax_scale"],
         "embd_pdrop": fields["emb_pdrop"],
@@ -96,7 +108,7 @@ def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
 
 
 def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> MptConfig:
-    """``alibi_bias_max`` other than 8 is for other readers than transformers, which know no scale in turn."""
+    """Biases and another ``alibi_bias_max`` than 8 are for llm-foundry's flavour, another scale for transformers'."""
     expected = {
         **decoder_sizes(config),
         **PLAIN_ALIBI,
@@ -104,17 +116,27 @@ def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> MptC
         "alibi_bias_max": [int(config.alibi_bias_max)],
         "attention_dropout": [0],
         "hidden_act": [HIDDEN_ACT],
-        "use_bias": [False],
         "embedding_layer_norm": [False],
     }
-    if not as_transformers:
+    train_another = "a model trained with configs/model/servable_mpt.json can be one"
+    remedies = {
+        "attention_dropout": "attention dropout acts in training only, and MPT's config in transformers holds whole "
+        "numbers there: set attention_dropout to 0 in config.json"
+    }
+    if as_transformers:
+        expected["use_bias"] = [False]
+        remedies["use_bias"] = f"{train_another}, and --flavour llm-foundry has biases, for vLLM and llama.cpp"
+    else:
         expected["attention_scale"] = [None, config.head_dim**-0.5]
-    refuse_other_values("this AlibiGPT cannot be an MPT", vars(config), expected)
+        expected["layer_norm_epsilon"] = [1e-5]
+    refuse_other_values(
+        "this AlibiGPT cannot be an MPT", vars(config), expected, remedy=train_another, remedies=remedies
+    )
     if as_transformers and config.alibi_bias_max != BIAS_MAX_IN_TRANSFORMERS:
         raise ValueError(
             f"alibi_bias_max is {config.alibi_bias_max}, and MPT in transformers computes with "
-            f"{BIAS_MAX_IN_TRANSFORMERS} whatever config.json says; llama.cpp and vLLM honour it: --reader llama.cpp "
-            "or --reader vllm writes an MPT for them"
+            f"{BIAS_MAX_IN_TRANSFORMERS} whatever config.json says; llama.cpp and vLLM honour it: "
+            "--flavour llm-foundry writes an MPT for them"
         )
     return MptConfig(
         **shared_fields(vars(config)),
@@ -126,6 +148,7 @@ def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> MptC
         emb_pdrop=config.embd_pdrop,
         resid_pdrop=config.resid_pdrop,
         learned_pos_emb=False,
+        no_bias=not config.use_bias,
         attn_config={
             "alibi": True,
             "alibi_bias_max": int(config.alibi_bias_max),
@@ -135,9 +158,55 @@ def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> MptC
     )
 
 
+def llm_foundry_fields(config: MptConfig) -> Fields:
+    """``config.json`` as llm-foundry writes it: its class, and of attention the fields of attention alone.
+
+    TGI reads ``verbose`` and ``init_config``, which change no function.
+    """
+    written = json.loads(config.to_json_string(use_diff=False))
+    of_attention = {field.name for field in fields_of(MptAttentionConfig)}
+    of_attention -= {field.name for field in fields_of(PreTrainedConfig)}
+    attn_config = {name: value for name, value in written["attn_config"].items() if name in of_attention}
+    unused = {"init_config": {"name": "kaiming_normal_"}, "verbose": 0}
+    return written | {"architectures": ["MPTForCausalLM"], "attn_config": attn_config} | unused
+
+
+def engines_that_differ(config: AlibiGPTConfig) -> dict[str, str]:
+    """By engine, the fields that it leaves out of what it computes of an MPT of llm-foundry's flavour.
+
+    As their sources say: vLLM ties the output layer to the embedding; CTranslate2 does so, too, clips nothing, and
+    drops the biases of norms, as transformers drops all; both compute every range of slopes as 8.
+    """
+    fixed: dict[str, Fields] = {
+        "transformers": {"use_bias": False, "alibi_bias_max": BIAS_MAX_IN_TRANSFORMERS},
+        "vLLM": {"tie_word_embeddings": True},
+        "CTranslate2": {
+            **{"use_bias": False, "alibi_bias_max": BIAS_MAX_IN_TRANSFORMERS},
+            **{"tie_word_embeddings": True, "clip_qkv": None},
+        },
+    }
+    found = {
+        engine: ", ".join(name for name, value in fields.items() if getattr(config, name) != value)
+        for engine, fields in fixed.items()
+    }
+    return {engine: names for engine, names in found.items() if names}
+
+
+class MptWithBiases(MptForCausalLM):
+    """MPT with the biases that llm-foundry gives it where ``no_bias`` is false, and transformers does not."""
+
+    def __init__(self, config: MptConfig) -> None:
+        super().__init__(config)
+        if config.no_bias:
+            return
+        for module in self.transformer.modules():
+            if isinstance(module, nn.Linear | nn.LayerNorm):
+                module.bias = nn.Parameter(torch.zeros(module.weight.shape[0]))
+
+
 MPT = Family(
     config_class=MptConfig,
-    causal_lm=MptForCausalLM,
+    causal_lm=MptWithBiases,
     architectures=("MptForCausalLM", "MPTForCausalLM", "MptModel"),
     to_alibi_gpt=to_alibi_gpt,
     from_alibi_gpt=from_alibi_gpt,

@@ -108,7 +108,10 @@ def check_config(config: AlibiGPTConfig) -> None:
         if getattr(config, name) not in accepted
     ]
     if wrong:
-        raise ValueError(f"the MPT architecture of GGUF cannot hold this model: {', '.join(wrong)}")
+        raise ValueError(
+            f"the MPT architecture of GGUF cannot hold this model: {', '.join(wrong)}; it holds one that was trained "
+            "with configs/model/servable_mpt.json"
+        )
 
 
 def mpt_tensors(config: AlibiGPTConfig) -> Iterator[Step]:

@@ -3,13 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub.repocard import metadata_load
-
-from modeling_alibi_gpt.checkpoints.companions import companion_files
-
-
-CARD = "README.md"
+from modeling_alibi_gpt.checkpoints.model_card import read_card
 
 
 def add_metadata(writer: Any, folder: Path, name: str | None, num_parameters: int) -> None:
@@ -26,22 +20,13 @@ def add_metadata(writer: Any, folder: Path, name: str | None, num_parameters: in
     """
     from gguf.utility import size_label
 
-    card = _read_card(folder)
+    card = read_card(folder).data
     writer.add_type("model")
     writer.add_name(name or _text(card.get("model_name")) or folder.resolve().name)
     writer.add_size_label(size_label(num_parameters, num_parameters, 0, 0))
     writer.add_license(_text(card.get("license")))
     writer.add_license_name(_text(card.get("license_name")))
     writer.add_license_link(_text(card.get("license_link")))
-
-
-def _read_card(folder: Path) -> dict[str, Any]:
-    cards = companion_files(folder, [CARD])
-    try:
-        return (metadata_load(cards[0]) if cards else None) or {}
-    except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{cards[0]}: what its lines of --- enclose is no YAML mapping ({reason})") from error
 
 
 def _text(value: Any) -> str:

@@ -47,8 +47,8 @@ def test_a_converted_model_can_be_exported_and_generates(tmp_path: Path) -> None
     export_to_hub(ExportConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "exported")))
 
 
-def test_card_and_licence_come_along_everywhere(tmp_path: Path) -> None:
-    texts = {"README.md": "---\nlicense: bigscience-bloom-rail-1.0\n---\n", "LICENSE": "RAIL", "NOTICE": "notice"}
+def test_licence_files_come_along_everywhere(tmp_path: Path) -> None:
+    texts = {"LICENSE": "RAIL", "NOTICE": "notice"}
     (tmp_path / "original").mkdir()
     for name, text in texts.items():
         (tmp_path / "original" / name).write_text(text, encoding="utf-8")

@@ -65,7 +65,7 @@ def test_the_script_converts(script: ModuleType, source: Path, tmp_path: Path, c
     assert script.main(["--model", str(source), "--output-dir", str(ours), "--set", "dtype=float32", "--json"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert (result["converted_from"], result["model_type"]) == ("bloom", "alibi_gpt")
-    assert result["files"] == ["config.json", "generation_config.json", "model.safetensors"]
+    assert result["files"] == ["README.md", "config.json", "generation_config.json", "model.safetensors"]
     assert script.main(["--model", str(ours), "--output-dir", str(back), "--to", "bloom"]) == 0
     assert_same_weights(loaded(back), loaded(source))
 

@@ -1,25 +1,33 @@
-"""MPT both ways, and its slopes where transformers and its config disagree."""
+"""MPT both ways, in both flavours, and its slopes where transformers and its config disagree."""
 
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import MptForCausalLM
 from transformers.models.mpt.modeling_mpt import build_mpt_alibi_tensor
 
-from modeling_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
-from modeling_alibi_gpt.checkpoints.convert.mpt import from_alibi_gpt
+from modeling_alibi_gpt.checkpoints.convert.mpt import MptWithBiases, engines_that_differ, from_alibi_gpt
+from modeling_alibi_gpt.checkpoints.load import load_causal_lm
 from tests.support.conversion_cases import (
     NUM_HEADS,
     TOLERANCE,
+    VOCAB_SIZE,
+    WIDTH,
     assert_same_weights,
     converted,
     largest_difference,
     loaded,
     mpt,
+    random_weights,
 )
+
+
+SIZES = {"vocab_size": VOCAB_SIZE, "hidden_size": WIDTH, "num_hidden_layers": 2, "num_attention_heads": 8}
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -82,7 +90,6 @@ def test_the_way_back_is_bit_exact(tied: bool, tmp_path: Path) -> None:
     ("field", "value"),
     [
         ("norm_type", "low_precision_rmsnorm"),
-        ("no_bias", False),
         ("logit_scale", 0.5),
         ("attn_config.qk_ln", True),
         ("attn_config.alibi", False),
@@ -114,31 +121,109 @@ def test_the_way_out_refuses_what_mpt_cannot_hold(field: str, value: object) -> 
         from_alibi_gpt(AlibiGPTConfig(**{**fields, field: value}))
 
 
-def test_slopes_that_transformers_would_not_compute_are_for_other_readers_only(tmp_path: Path) -> None:
+def test_attention_dropout_is_refused_with_the_remedy() -> None:
+    config = AlibiGPTConfig(use_bias=False, hidden_size=48, num_attention_heads=4, attention_dropout=0.1)
+    for as_transformers in (True, False):
+        with pytest.raises(
+            ValueError, match=r"attention_dropout is 0.1 .*: set attention_dropout to 0 in config.json$"
+        ):
+            from_alibi_gpt(config, as_transformers)
+
+
+def test_slopes_that_transformers_would_not_compute_are_for_llm_foundry_only(tmp_path: Path) -> None:
     original = converted(mpt(6, attn_config={"alibi_bias_max": 16}), tmp_path)
     options = {"model": str(tmp_path / "converted"), "output_dir": str(tmp_path / "back"), "to": "mpt"}
-    with pytest.raises(ValueError, match="is 16, and MPT in transformers computes with 8 .* --reader llama.cpp or"):
+    with pytest.raises(ValueError, match="is 16, and MPT in transformers computes with 8 .* --flavour llm-foundry"):
         convert(ConvertConfig(**options))
     assert not (tmp_path / "back").exists()
-    convert(ConvertConfig(**options, reader="vllm"))
+    convert(ConvertConfig(**options, flavour="llm-foundry"))
     back = loaded(tmp_path / "back")
     assert back.config.attn_config.alibi_bias_max == 16
     assert largest_difference(original, back, padded=False) > 0.01, "transformers still ignores it"
 
 
-def test_other_readers_have_one_scale_only() -> None:
-    """llama.cpp and vLLM read no ``softmax_scale``."""
-    config = AlibiGPTConfig(use_bias=False, hidden_size=48, num_attention_heads=3, attention_scale=0.5)
-    assert from_alibi_gpt(config).attn_config.softmax_scale == 0.5
-    with pytest.raises(ValueError, match="attention_scale is 0.5 \\(it must be None or 0.25\\)"):
+def test_llm_foundry_writes_its_own_class_and_fields(tmp_path: Path) -> None:
+    """What vLLM, CTranslate2 and llama.cpp's converter read: nested plain fields under the class of llm-foundry."""
+    original = mpt(attn_config={"clip_qkv": 6.0}, resid_pdrop=0.1)
+    converted(original, tmp_path)
+    options = {"model": str(tmp_path / "converted"), "to": "mpt", "flavour": "llm-foundry"}
+    convert(ConvertConfig(**options, output_dir=str(tmp_path / "out")))
+    written = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert written["architectures"] == ["MPTForCausalLM"] and written["model_type"] == "mpt"
+    assert written["attn_config"] == {
+        "alibi": True,
+        "alibi_bias_max": 8,
+        "attn_impl": "torch",
+        "attn_pdrop": 0,
+        "attn_type": "multihead_attention",
+        "attn_uses_sequence_id": False,
+        "clip_qkv": 6.0,
+        "prefix_lm": False,
+        "qk_ln": False,
+        "softmax_scale": None,
+    }
+    assert {"d_model": 96, "n_heads": 8, "n_layers": 2, "max_seq_len": 64, "vocab_size": 64}.items() <= written.items()
+    assert {"expansion_ratio": 4, "no_bias": True, "embedding_fraction": 1.0}.items() <= written.items()
+    assert written["norm_type"] == "low_precision_layernorm" and written["resid_pdrop"] == 0.1
+    assert_same_weights(original, loaded(tmp_path / "out"))
+    again = ConvertConfig(model=str(tmp_path / "out"), output_dir=str(tmp_path / "again"))
+    convert(again)
+    assert_same_weights(loaded(tmp_path / "converted"), loaded(tmp_path / "again"))
+
+
+def test_biases_are_for_llm_foundry(tmp_path: Path) -> None:
+    """The default architecture, biases included, computes the same as an MPT with biases."""
+    original = random_weights(AlibiGPTForCausalLM(AlibiGPTConfig(**SIZES)))
+    original.save_pretrained(tmp_path / "ours")
+    options = {"model": str(tmp_path / "ours"), "output_dir": str(tmp_path / "out"), "to": "mpt"}
+    with pytest.raises(ValueError, match="use_bias is True .*servable_mpt.json can be one, and --flavour llm-foundry"):
+        convert(ConvertConfig(**options))
+    result = convert(ConvertConfig(**options, flavour="llm-foundry"))
+    assert set(result["differs_in"]) == {"transformers", "CTranslate2"}
+    assert json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))["no_bias"] is False
+    model, loading = MptWithBiases.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(loading.values()), loading
+    for padded in (False, True):
+        assert largest_difference(original, model.eval(), padded=padded) < TOLERANCE
+    assert largest_difference(original, loaded_without_biases(tmp_path / "out"), padded=False) > 0.01
+    convert(ConvertConfig(model=str(tmp_path / "out"), output_dir=str(tmp_path / "back")))
+    assert_same_weights(original, load_causal_lm(tmp_path / "back"))
+    with pytest.raises(ValueError, match="no_bias is False"):
+        convert(ConvertConfig(model=str(tmp_path / "out"), output_dir=str(tmp_path / "no"), as_transformers=True))
+
+
+def loaded_without_biases(folder: Path) -> MptForCausalLM:
+    """As transformers loads it."""
+    return MptForCausalLM.from_pretrained(folder).eval()
+
+
+def test_engines_that_leave_something_out_are_named() -> None:
+    sizes = {"use_bias": False, "hidden_size": 48, "num_attention_heads": 3}
+    assert engines_that_differ(AlibiGPTConfig(**sizes)) == {}
+    fields = {"tie_word_embeddings": False, "alibi_bias_max": 16, "clip_qkv": 2.0}
+    assert engines_that_differ(AlibiGPTConfig(**sizes, **fields)) == {
+        "transformers": "alibi_bias_max",
+        "vLLM": "tie_word_embeddings",
+        "CTranslate2": "alibi_bias_max, tie_word_embeddings, clip_qkv",
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"), [("attention_scale", 0.5, 0.25), ("layer_norm_epsilon", 1e-6, 1e-5)]
+)
+def test_readers_of_llm_foundry_have_one_scale_and_one_epsilon(field: str, value: float, expected: float) -> None:
+    """llama.cpp, vLLM and CTranslate2 read no ``softmax_scale`` and no epsilon of an MPT."""
+    config = AlibiGPTConfig(use_bias=False, hidden_size=48, num_attention_heads=3, **{field: value})
+    from_alibi_gpt(config)
+    with pytest.raises(ValueError, match=f"{field} is {value} \\(it must be .*{expected}\\)"):
         from_alibi_gpt(config, as_transformers=False)
 
 
-def test_a_reader_is_one_of_an_mpt() -> None:
-    with pytest.raises(ValueError, match="'reader' must be 'transformers', 'llama.cpp' or 'vllm', got 'ollama'"):
-        ConvertConfig(model="model", output_dir="out", to="mpt", reader="ollama")
-    with pytest.raises(ValueError, match="reader is for conversions to mpt, not to bloom"):
-        ConvertConfig(model="model", output_dir="out", to="bloom", reader="vllm")
+def test_a_flavour_is_one_of_an_mpt() -> None:
+    with pytest.raises(ValueError, match="'flavour' must be 'transformers' or 'llm-foundry', got 'vllm'"):
+        ConvertConfig(model="model", output_dir="out", to="mpt", flavour="vllm")
+    with pytest.raises(ValueError, match="flavour is for conversions to mpt, not to bloom"):
+        ConvertConfig(model="model", output_dir="out", to="bloom", flavour="llm-foundry")
 
 
 def test_a_model_that_did_without_a_cache_generates_with_one(tmp_path: Path) -> None:
