@@ -1,6 +1,6 @@
 """Measurements that no test needs: ``python -m benchmarks precision --output FILE.jsonl``.
 
-Likewise ``differences`` and ``loss-memory``, and ``llama-cpp --model DIR --data URI``.
+Likewise ``differences``, ``loss-memory`` and ``serving``, and ``llama-cpp --model DIR --data URI``.
 """
 
 import statistics
@@ -17,6 +17,7 @@ from benchmarks.data import measure_encoding, measure_preparation
 from benchmarks.llama_cpp import LlamaCppConfig, measure_llama_cpp
 from benchmarks.loss_memory import measure_loss_memory
 from benchmarks.precision import measure_precision
+from benchmarks.serving import measure_serving
 from modeling_alibi_gpt.runtime.records import append_record, write_records
 
 
@@ -58,6 +59,16 @@ def llama_cpp(
             f"{record['max_log_prob_difference_nats']:.1e} nats, "
             f"{record['greedy_tokens_equal']} of {record['num_new_tokens']} greedy tokens equal"
         )
+
+
+@app.command()
+@ends_in_one_line
+def serving(
+    output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")],
+    config: Annotated[str, typer.Option(help="Configuration of the model.")] = "configs/model/tiny.json",
+) -> None:
+    """Measure memory and first answer of a server on a CPU, in minutes and 60% of the memory."""
+    write_records(output, list(measure_serving(config)))
 
 
 @app.command()
