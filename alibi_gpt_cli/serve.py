@@ -40,7 +40,7 @@ def serve(context: typer.Context) -> None:
     transformers.AlibiGPTForCausalLM = AlibiGPTForCausalLM  # type: ignore[attr-defined]
     command = app.commands["serve"]
     start = command.callback
-    command.callback = lambda **options: start(**{**options, **_batching_options(options)})
+    command.callback = lambda **options: start(**{**options, **_batching_options(options)})  # type: ignore[misc]
     try:
         app(["serve", *context.args])
     finally:
