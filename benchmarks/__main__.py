@@ -1,6 +1,6 @@
 """Measurements that no test needs: ``python -m benchmarks precision --output FILE.jsonl``.
 
-Likewise ``differences``, ``loss-memory`` and ``serving``, and ``llama-cpp --model DIR --data URI``.
+Likewise ``claims``, ``differences``, ``loss-memory`` and ``serving``, and ``llama-cpp --model DIR --data URI``.
 """
 
 import statistics
@@ -12,6 +12,7 @@ import typer
 
 from alibi_gpt_cli.console import ends_in_one_line
 from alibi_gpt_cli.main import run_app
+from benchmarks.claims import measure_claims
 from benchmarks.conversion import measure_differences
 from benchmarks.data import measure_encoding, measure_preparation
 from benchmarks.llama_cpp import LlamaCppConfig, measure_llama_cpp
@@ -69,6 +70,17 @@ def serving(
 ) -> None:
     """Measure memory and first answer of a server on a CPU, in minutes and 60% of the memory."""
     write_records(output, list(measure_serving(config)))
+
+
+@app.command()
+@ends_in_one_line
+def claims(
+    output: Annotated[Path, typer.Option(help="JSON Lines file to append to.")],
+    num_trials: Annotated[int, typer.Option(help="Trials of each study.")] = 1000,
+) -> None:
+    """Measure what a trial of a study that four workers share costs beside its objective, in minutes."""
+    for record in measure_claims(num_trials):
+        append_record(output, record)
 
 
 @app.command()

@@ -189,3 +189,17 @@ class Serving(RecordType):
     first_answer_seconds: list[float]
     second_answer_seconds: list[float]
     peak_memory_bytes: list[int]
+
+
+class ClaimTime(RecordType):
+    """What a worker of a shared study does between two objectives, where the study has so many finished trials."""
+
+    kind: Literal["claim_time"]
+    sampling: str
+    num_workers: Positive
+    num_trials: Positive
+    num_finished: Positive
+    num_claims: Positive
+    seconds: PositiveNumber
+    wall_seconds: PositiveNumber
+    peak_memory_bytes: Positive
