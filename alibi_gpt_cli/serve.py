@@ -1,12 +1,30 @@
 """``alibi-gpt serve``."""
 
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import typer
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+# The cache holds this many requests of this many tokens, or of twice the training length if that is more.
+NUM_REQUESTS = 16
+REQUEST_TOKENS = 2048
+# At the start transformers fills a mask of (batch, cache + batch) numbers; with its batch of 8,192 tokens and this
+# cache that is 1.3 GB.
+BATCH_TOKENS = 512
+# Of the free memory.
+MEMORY_SHARE = 0.5
 
 
 def serve(context: typer.Context) -> None:
     """Answer requests of OpenAI's protocol: 'transformers serve', with AlibiGPT known to it.
 
-    Takes what 'transformers serve --help' lists, and needs: pip install 'alibi-gpt[serve]'.
+    Takes what 'transformers serve --help' lists, and needs: pip install 'alibi-gpt[serve]'. On a CPU,
+    --continuous-batching chooses --cb-num-blocks and --cb-max-batch-tokens where you do not.
 
     alibi-gpt serve runs/demo/alibi --continuous-batching
     """
@@ -20,4 +38,72 @@ def serve(context: typer.Context) -> None:
         raise ValueError("serving needs packages that are not installed: pip install 'alibi-gpt[serve]'")
     # `serve` looks for the class of a checkpoint among the attributes of transformers, not in its Auto classes.
     transformers.AlibiGPTForCausalLM = AlibiGPTForCausalLM  # type: ignore[attr-defined]
-    app(["serve", *context.args])
+    command = app.commands["serve"]
+    start = command.callback
+    command.callback = lambda **options: start(**{**options, **_batching_options(options)})  # type: ignore[misc]
+    try:
+        app(["serve", *context.args])
+    finally:
+        command.callback = start
+
+
+def _batching_options(options: Mapping[str, Any]) -> dict[str, int]:
+    """The size of cache and batches on a CPU, where the options of 'transformers serve' leave that of the cache open.
+
+    On a GPU the choice stays with transformers, which takes most of the GPU's free memory for the cache.
+    """
+    import psutil
+    import torch
+    from transformers import AutoConfig, ContinuousBatchingConfig
+    from transformers.cli.serving.utils import split_model_id
+
+    on_cpu = options["device"] == "cpu" or (options["device"] == "auto" and not torch.accelerator.is_available())
+    is_sized = options["cb_num_blocks"] is not None or options["cb_max_memory_percent"] is not None
+    if not (options["continuous_batching"] and on_cpu) or is_sized:
+        return {}
+    if options["force_model"] is None:
+        raise ValueError("the cache needs a size where no model is named: alibi-gpt serve MODEL, or --cb-num-blocks N")
+    path, gguf_file = split_model_id(options["force_model"])
+    name, _, revision = path.partition("@")
+    config = AutoConfig.from_pretrained(
+        name, revision=revision or "main", gguf_file=gguf_file, trust_remote_code=options["trust_remote_code"]
+    )
+    dtype = config.dtype if options["dtype"] in ("auto", None) else getattr(torch, options["dtype"], None)
+    block_tokens = options["cb_block_size"] or ContinuousBatchingConfig().page_size
+    batch_tokens = options["cb_max_batch_tokens"] or BATCH_TOKENS
+    block_bytes = block_tokens * bytes_per_token(config, (dtype or torch.float32).itemsize, batch_tokens)
+    num_blocks = choose_num_blocks(config, block_tokens, block_bytes, psutil.virtual_memory().available)
+    print(
+        f"continuous batching: --cb-num-blocks {num_blocks} (of {block_tokens} tokens), --cb-max-batch-tokens "
+        f"{batch_tokens}; at most {num_blocks * block_bytes / 2**30:.2f} GiB",
+        file=sys.stderr,
+    )
+    return {"cb_num_blocks": num_blocks, "cb_max_batch_tokens": batch_tokens}
+
+
+def choose_num_blocks(config: "PreTrainedConfig", block_tokens: int, block_bytes: int, free_bytes: int) -> int:
+    """Blocks for ``NUM_REQUESTS`` long requests, if ``MEMORY_SHARE`` of the free memory has room for them.
+
+    Raises:
+        ValueError: It has no room for one block.
+    """
+    longest = max(REQUEST_TOKENS, 2 * getattr(config, "train_context_length", 0))
+    wanted = NUM_REQUESTS * -(-longest // block_tokens)
+    affordable = int(MEMORY_SHARE * free_bytes) // block_bytes
+    if affordable < 1:
+        raise ValueError(
+            f"got {free_bytes / 2**20:.0f} MiB of free memory; expected at least "
+            f"{block_bytes / MEMORY_SHARE / 2**20:.0f} MiB, for one block of the cache of {block_tokens} tokens"
+        )
+    return min(wanted, affordable)
+
+
+def bytes_per_token(config: "PreTrainedConfig", value_bytes: int, batch_tokens: int) -> int:
+    """What a token takes: keys and values in the cache, a copy of one layer's for all heads, a column of the mask."""
+    num_heads = config.num_attention_heads
+    num_cached = getattr(config, "num_key_value_heads", None) or num_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
+    num_values = 2 * config.num_hidden_layers * num_cached * head_dim
+    # As transformers counts them: keys and values repeated for all heads while the values still exist unrepeated.
+    num_copied = (2 * num_heads + num_cached) * head_dim
+    return value_bytes * (num_values + num_copied + batch_tokens)

@@ -1,6 +1,7 @@
 """Measurements that no test needs: ``python -m benchmarks precision --output FILE.jsonl``.
 
-Likewise ``differences`` and ``loss-memory``, and ``llama-cpp`` and ``engines`` with ``--model DIR --data URI``.
+Likewise ``claims``, ``differences``, ``loss-memory`` and ``serving``, and ``llama-cpp`` and ``engines`` with
+``--model DIR --data URI``.
 """
 
 import statistics
@@ -12,12 +13,14 @@ import typer
 
 from alibi_gpt_cli.console import ends_in_one_line
 from alibi_gpt_cli.main import run_app
+from benchmarks.claims import measure_claims
 from benchmarks.conversion import measure_differences
 from benchmarks.data import measure_encoding, measure_preparation
 from benchmarks.engines import EnginesConfig, measure_engines, table
 from benchmarks.llama_cpp import LlamaCppConfig, measure_llama_cpp
 from benchmarks.loss_memory import measure_loss_memory
 from benchmarks.precision import measure_precision
+from benchmarks.serving import measure_serving
 from modeling_alibi_gpt.runtime.records import append_record, write_records
 
 
@@ -73,6 +76,27 @@ def engines(
     """Run a checkpoint in llama.cpp and CTranslate2: the perplexity of each, and how far it is from PyTorch."""
     config = EnginesConfig(model=model, family=family, gguf_files=gguf or [], source=data, output=output)
     typer.echo(table(measure_engines(config)))
+
+
+@app.command()
+@ends_in_one_line
+def serving(
+    output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")],
+    config: Annotated[str, typer.Option(help="Configuration of the model.")] = "configs/model/tiny.json",
+) -> None:
+    """Measure memory and first answer of a server on a CPU, in minutes and 60% of the memory."""
+    write_records(output, list(measure_serving(config)))
+
+
+@app.command()
+@ends_in_one_line
+def claims(
+    output: Annotated[Path, typer.Option(help="JSON Lines file to append to.")],
+    num_trials: Annotated[int, typer.Option(help="Trials of each study.")] = 1000,
+) -> None:
+    """Measure what a trial of a study that four workers share costs beside its objective, in minutes."""
+    for record in measure_claims(num_trials):
+        append_record(output, record)
 
 
 @app.command()

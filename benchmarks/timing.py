@@ -61,9 +61,9 @@ def extra_bytes(run: Candidate) -> int | None:
         return None
     _give_back_freed_memory()
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to what is held now
-    before = _status_bytes("VmRSS")
+    before = status_bytes("VmRSS")
     run()
-    return _status_bytes("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
 def _give_back_freed_memory() -> None:
@@ -74,11 +74,12 @@ def _give_back_freed_memory() -> None:
         trim(0)
 
 
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+def status_bytes(field: str, process: int | str = "self") -> int:
+    """A figure of Linux's ``/proc/PID/status``; OSError where there is none."""
+    for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no field {field}")
+    raise OSError(f"/proc/{process}/status has no field {field}")
 
 
 def _synchronize() -> None:

@@ -95,11 +95,11 @@ def _claim(
 def _enqueue_left(study: optuna.Study, name: str, distribution: FloatDistribution) -> None:
     """Queue the values of failed trials that no other trial has: what an error or an interrupt left half-trained."""
     trials = study.get_trials(deepcopy=False)
-    taken = [trial.params for trial in trials if trial.state != TrialState.FAIL]
+    taken = {trial.params.get(name) for trial in trials if trial.state != TrialState.FAIL}
     for trial in trials:
-        if trial.state != TrialState.FAIL or not trial.params or trial.params in taken:
+        if trial.state != TrialState.FAIL or not trial.params or trial.params[name] in taken:
             continue
         if distribution.low <= trial.params[name] <= distribution.high:
-            taken.append(trial.params)
+            taken.add(trial.params[name])
             with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
                 RetryHeartbeatStaleTrialCallback()(study, trial)

@@ -64,6 +64,7 @@ class SharedStudy:
     study: optuna.Study
     storage: RDBStorage
     objective: dict[str, Any]
+    _seen: dict[Any, FrozenTrial] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def claim(self) -> None:
         """Note the objective, unless the study has trials of another one.
@@ -87,12 +88,18 @@ class SharedStudy:
         """Trials that came to an end by themselves in the order they began, the first of each point."""
         found: dict[Any, FrozenTrial] = {}
         for trial in self.study.get_trials(deepcopy=False, states=FINISHED):
-            found.setdefault(tuple(sorted(trial.params.items())), trial)
+            found.setdefault(_point(trial.params), trial)
+        self._seen.update(found)
         return list(found.values())
 
     def find(self, params: Params) -> FrozenTrial | None:
         """The finished trial of a point; None without."""
-        return next((trial for trial in self.finished() if trial.params == params), None)
+        self.finished()
+        return self._seen.get(_point(params))
+
+    def has_seen(self, params: Params) -> bool:
+        """Whether a point was finished when the storage was last read: for estimates that must not read it again."""
+        return _point(params) in self._seen
 
     def run_point(
         self,
@@ -166,6 +173,7 @@ def open_study(name: str, storage: RDBStorage, objective: dict[str, Any]) -> Sha
     )
     shared = SharedStudy(study, storage, objective)
     shared.claim()
+    shared.finished()  # which has_seen knows from the start
     return shared
 
 
@@ -179,6 +187,10 @@ def checked_loss(value: float, params: Params) -> float:
 def shown_loss(nats: float | None) -> str:
     """A loss in words; None is that of a pruned trial."""
     return "pruned" if nats is None else f"{nats:.4f} nats per token"
+
+
+def _point(params: Params) -> tuple[tuple[str, Any], ...]:
+    return tuple(sorted(params.items()))
 
 
 def _complete(objective: dict[str, Any]) -> dict[str, Any]:

@@ -66,13 +66,13 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         study, trained = open_study(config.study_name, storage, objective.settings), None
         if objective.trained_points:
             trained = open_study(f"{config.study_name}-trained", storage, objective.settings)
-        _run_trials(config, objective, study, trained)
+        run_trials(config, objective, study, trained)
         output_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(output_dir / ".results.lock"):  # workers end at the same time
             return _write_results(config, objective, study, trained)
 
 
-def _run_trials(config: SweepConfig, objective: Objective, study: SharedStudy, trained: SharedStudy | None) -> None:
+def run_trials(config: SweepConfig, objective: Objective, study: SharedStudy, trained: SharedStudy | None) -> None:
     """Run what is left; of a sampled sweep, wait for the trials of others, in case one of their workers dies."""
     jobs = _jobs(config, objective, study, trained)
     if config.betas is not None:
@@ -163,7 +163,8 @@ class _Cell:
     all: list[ExperimentConfig]
 
     def is_trained(self) -> bool:
-        return self.point.is_recorded or (bool(self.own) and all(map(is_trained, self.own)))
+        seen = self.point.study.has_seen(self.point.params)
+        return seen or (bool(self.own) and all(map(is_trained, self.own)))
 
     def run(self) -> str:
         if self.point.is_recorded:

@@ -193,3 +193,31 @@ class DataSpeed(RecordType):
     memory_before_bytes: Count = None
     peak_memory_bytes: Count = None
     disk_bytes: Count = None
+
+
+class Serving(RecordType):
+    """A server under continuous batching; times and memory of each start."""
+
+    kind: Literal["serving"]
+    contestant: str
+    options: list[str]
+    num_parameters: Positive
+    num_new_tokens: Positive
+    ready_seconds: list[float]
+    first_answer_seconds: list[float]
+    second_answer_seconds: list[float]
+    peak_memory_bytes: list[int]
+
+
+class ClaimTime(RecordType):
+    """What a worker of a shared study does between two objectives, where the study has so many finished trials."""
+
+    kind: Literal["claim_time"]
+    sampling: str
+    num_workers: Positive
+    num_trials: Positive
+    num_finished: Positive
+    num_claims: Positive
+    seconds: PositiveNumber
+    wall_seconds: PositiveNumber
+    peak_memory_bytes: Positive

@@ -98,15 +98,6 @@ def test_an_interrupted_command_ends_with_130(
     assert capsys.readouterr().err == "interrupted\n"
 
 
-def test_serve_hands_its_words_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    transformers_cli = pytest.importorskip("transformers.cli.transformers")
-    handed = []
-    monkeypatch.setattr(transformers_cli, "app", handed.append)
-    monkeypatch.setattr("transformers.utils.import_utils.is_serve_available", lambda: True)
-    assert main(["serve", "folder", "--port", "8001", "--continuous-batching"]) == 0
-    assert handed == [["serve", "folder", "--port", "8001", "--continuous-batching"]]
-
-
 def test_serve_without_its_packages_says_what_to_install(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

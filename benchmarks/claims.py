@@ -1,0 +1,107 @@
+"""What a trial of a shared study costs beside its objective, by how many trials the study has.
+
+Several worker processes run one study on an SQLite file with an objective that takes no time, so that all of the time
+goes into claiming trials, recording them, and waiting for one another.
+"""
+
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from optuna.trial import Trial
+
+from benchmarks.timing import status_bytes
+from modeling_alibi_gpt.experiments.storage import open_storage
+from modeling_alibi_gpt.experiments.study import GridTrial, open_study
+from modeling_alibi_gpt.experiments.sweep import run_trials
+from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
+from modeling_alibi_gpt.runtime.records import Record, provenance
+
+
+NUM_TRIALS, NUM_WORKERS = 1000, 4
+SIZES = (10, 100, 1000)
+SAMPLINGS = ("grid", "tpe")
+
+
+def measure_claims(num_trials: int = NUM_TRIALS, num_workers: int = NUM_WORKERS) -> Iterator[Record]:
+    """``claim_time`` records, for a grid and for values that TPE samples.
+
+    Args:
+        num_trials: Trials of each study.
+        num_workers: Processes that share them.
+    """
+    for sampling in SAMPLINGS:
+        with tempfile.TemporaryDirectory(prefix="alibi-gpt-claims-") as folder:
+            started = time.perf_counter()
+            claims, peak_bytes = _claims(sampling, num_trials, num_workers, folder)
+            wall_seconds = time.perf_counter() - started
+        for num_finished in (size for size in SIZES if size <= num_trials):
+            seconds = claims_at(claims, num_finished)
+            yield {
+                "kind": "claim_time",
+                "sampling": sampling,
+                "num_workers": num_workers,
+                "num_trials": num_trials,
+                "num_finished": num_finished,
+                "num_claims": len(seconds),
+                "seconds": statistics.median(seconds),
+                "wall_seconds": wall_seconds,
+                "peak_memory_bytes": peak_bytes,
+                "provenance": provenance(seed=0),
+            }
+
+
+def claims_at(claims: list[tuple[int, float]], num_finished: int) -> list[float]:
+    """Seconds of the claims that met at least half of ``num_finished`` trials, and not more than those."""
+    return [seconds for number, seconds in claims if num_finished / 2 <= number <= num_finished]
+
+
+def _claims(sampling: str, num_trials: int, num_workers: int, folder: str) -> tuple[list[tuple[int, float]], int]:
+    """For each claim the number of trials finished before, and its seconds; and the most memory of a worker."""
+    with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
+        # A worker that is ready waits for the others.
+        begin = time.time() + 20
+        work = [(sampling, num_trials, folder, begin)] * num_workers
+        results = pool.starmap(_work, work, chunksize=1)
+    ends = np.sort([end for calls, _ in results for _, end in calls])
+    claims = []
+    for calls, _ in results:
+        for (_, previous_end), (start, _) in zip(calls, calls[1:], strict=False):
+            claims.append((int(np.searchsorted(ends, start)), start - previous_end))
+    return claims, max(peak_bytes for _, peak_bytes in results)
+
+
+def _work(sampling: str, num_trials: int, folder: str, begin: float) -> tuple[list[tuple[float, float]], int]:
+    """Run a share of the trials; start and end of each objective, and the peak of the memory."""
+    objective = _Free()
+    betas = np.geomspace(0.125, 8.0, num_trials).tolist() if sampling == "grid" else None
+    config = SweepConfig(
+        mode="posthoc", checkpoint="unused", output_dir=folder, betas=betas, num_trials=num_trials, sampler_seed=0
+    )
+    study = open_study(config.study_name, open_storage(config.storage_url), objective.settings)
+    time.sleep(max(0.0, begin - time.time()))
+    run_trials(config, objective, study, None)
+    return objective.calls, status_bytes("VmHWM")
+
+
+class _Free:
+    """An objective that takes no time."""
+
+    settings: dict[str, Any] = {"mode": "posthoc"}
+    trained_points: list[dict[str, Any]] = []
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[float, float]] = []
+
+    def trainings(self, params: dict[str, Any]) -> list[Any]:
+        return []
+
+    def evaluate_beta(self, trial: Trial | GridTrial) -> float:
+        start = time.time()
+        loss = float(np.log(trial.params["alibi_beta"]) ** 2)
+        self.calls.append((start, time.time()))
+        return loss
