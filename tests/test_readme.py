@@ -35,6 +35,7 @@ from modeling_alibi_gpt.report.tables import Table, beta_table, extrapolation_ta
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.records import Record, read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.preflight import check_experiment
 
 
 ROOT = Path(__file__).parent.parent
@@ -123,7 +124,9 @@ def test_settings_to_be_saved_are_valid(tmp_path: Path, monkeypatch: pytest.Monk
     for name, text in SETTINGS.items():
         Path(name).write_text(text, encoding="utf-8")
     sweep = load_config(SweepConfig, "books_sweep.yaml")
-    assert load_config(ExperimentConfig, sweep.experiment, sweep.experiment_overrides).training["max_steps"] == 256
+    check_experiment(load_config(ExperimentConfig, "books.yaml"))
+    trial = load_config(ExperimentConfig, sweep.experiment, sweep.experiment_overrides)
+    assert check_experiment(trial).max_steps == 256
     assert SETTINGS.keys() == {"books.yaml", "books_sweep.yaml"}
 
 
