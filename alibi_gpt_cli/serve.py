@@ -4,9 +4,9 @@ import typer
 
 
 def serve(context: typer.Context) -> None:
-    """Answer requests of OpenAI's protocol: 'transformers serve', with AlibiGPT known to it.
+    """Serve a model by OpenAI's protocol: 'transformers serve', with AlibiGPT registered.
 
-    Takes what 'transformers serve --help' lists, and needs: pip install 'alibi-gpt[serve]'.
+    Takes the options that 'transformers serve --help' lists. Needs: pip install 'alibi-gpt[serve]'.
 
     alibi-gpt serve runs/demo/alibi --continuous-batching
     """
