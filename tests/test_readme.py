@@ -394,5 +394,13 @@ def test_costs_of_data_are_those_of_the_records() -> None:
     assert f"| {peak(small)} | measured |" in DOCUMENTATION
 
 
+def test_costs_of_commands_are_those_of_the_records() -> None:
+    costs = {(f"`{r['command']}`", f"{r['cpu_seconds']:.0f} s", peak(r)) for r in read_results("command_costs")}
+    (table,) = re.findall(r"\| command \| CPU time .*?\n\n", PAGES["docs/commands.md"], flags=re.DOTALL)
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:4]) for line in table.splitlines()[2:]}
+    assert rows - {()} == costs
+    assert {words.split()[1].strip("`") for words, *_ in costs} <= typer.main.get_command(app).commands.keys()
+
+
 def peak(record: Record) -> str:
     return f"{record['peak_memory_bytes'] / 1e9:.2f} GB"
