@@ -12,11 +12,11 @@ from alibi_gpt_cli.options import Config, Json, Settings
 
 def benchmark(
     config: Config = None,
-    output: Annotated[str | None, typer.Option(metavar="FILE.jsonl", help="Where the records go.")] = None,
+    output: Annotated[str | None, typer.Option(metavar="FILE.jsonl", help="File for the records.")] = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Time attention, whole models and decoding, each beside a reference in the same process, and record the ratios.
+    """Time attention, whole models and decoding against a reference in the same process, and record the ratios.
 
     alibi-gpt benchmark --config configs/benchmark/cpu.yaml
     """
@@ -34,10 +34,10 @@ def benchmark(
 
 
 def find_benchmarks() -> None:
-    """Benchmarks belong to the repository and are no part of the wheel, so that they must be found beside this file.
+    """Put the repository's root on the path: benchmarks are not part of the wheel.
 
     Raises:
-        ValueError: This is no checkout.
+        ValueError: The package does not run from a checkout.
     """
     root = Path(__file__).resolve().parents[1]
     if not (root / "benchmarks" / "run.py").is_file():

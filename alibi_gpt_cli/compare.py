@@ -7,10 +7,10 @@ from alibi_gpt_cli.options import Json, RequiredConfig, Settings
 
 
 def compare(config: RequiredConfig, settings: Settings = None, as_json: Json = False) -> None:
-    """Train the variants of an experiment with the same seeds and read each at every length.
+    """Train the variants of an experiment with the same seeds and measure each at every length.
 
-    Run it again and it goes on. Start the command several times, each with OMP_NUM_THREADS=1, and the workers share
-    the runs.
+    The same command resumes a comparison that was stopped. To share the runs among workers, start it several times,
+    each with OMP_NUM_THREADS=1.
 
     alibi-gpt compare --config configs/comparison/methods_gutenberg.yaml
     """

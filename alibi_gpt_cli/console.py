@@ -1,4 +1,4 @@
-"""What a terminal gets of every command: its result, and a user's mistake as one line with exit code 2."""
+"""Terminal output of every command: its result, and a user's mistake as one line with exit code 2."""
 
 import errno
 import functools
@@ -14,9 +14,9 @@ from huggingface_hub.errors import StrictDataclassError
 
 
 USER_ERROR_EXIT_CODE = 2
-MAX_ERROR_CHARACTERS = 1000  # of what a message quotes, a file may hold any amount
-INTERRUPTED_EXIT_CODE = 130  # by the custom of shells
-# By the module that is missing; what several extras bring is missing first in the one that is named.
+MAX_ERROR_CHARACTERS = 1000  # a message may quote a file of any size
+INTERRUPTED_EXIT_CODE = 130  # as shells do
+# The extra to name for a missing module: of several extras that install it, the one whose commands import it first.
 EXTRA_OF_MODULE = {
     "accelerate": "train",
     "datasets": "train",
@@ -33,12 +33,12 @@ EXTRA_OF_MODULE = {
 
 
 def exit_code(call: Callable[[], Any]) -> int:
-    """Call, and return 0, or the exit code of a user's mistake or of Ctrl-C, whose line is printed.
+    """Call, and return 0, or print one line and return the exit code of a user's mistake or of Ctrl-C.
 
-    ``ValueError``, ``OSError`` and the errors of a config's own checks are what users cause (a misspelt key, a missing
-    file, a full disk): they become one line on standard error and exit code 2, and so does a missing package, with the
-    extra that brings it. Anything else is a defect of ours and keeps its traceback. Ctrl-C ends with one word and exit
-    code 130.
+    Users cause ``ValueError``, ``OSError`` and the errors of a config's own checks (a misspelt key, a missing file, a
+    full disk). These become one line on standard error and exit code 2. So does a missing package, with the extra that
+    installs it. Any other error is a defect of this package and keeps its traceback. Ctrl-C prints one word and gives
+    exit code 130.
     """
     try:
         call()
@@ -58,7 +58,7 @@ def exit_code(call: Callable[[], Any]) -> int:
 
 
 def ends_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
-    """A command whose mistakes end as ``exit_code`` says; its name, help and options stay."""
+    """Wrap a command in ``exit_code``; its name, help and options stay."""
 
     @functools.wraps(command)
     def run(*args: Any, **options: Any) -> None:
@@ -70,7 +70,7 @@ def ends_in_one_line(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def print_result(result: dict[str, Any], as_json: bool) -> None:
-    """Print a command's result as the last line, for programs, where ``--json`` asks for it.
+    """With ``--json``, print a command's result as the last line, for programs.
 
     Under a launcher only the process with rank 0 prints.
     """
@@ -80,7 +80,7 @@ def print_result(result: dict[str, Any], as_json: bool) -> None:
 
 
 def show_progress() -> None:
-    """Let the package say on standard error which run it is at."""
+    """Print progress messages of the package to standard error."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("modeling_alibi_gpt").setLevel(logging.INFO)
 

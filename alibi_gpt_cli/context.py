@@ -5,7 +5,7 @@ from alibi_gpt_cli.options import Config, Data, Json, Models, Rows, Settings, Tr
 
 
 FIELDS_IN_SHORT = ("name", "reading", "kept_tokens", "nats_per_token", "difference_nats", "error")
-TITLE = "nats per token above the whole context, where what lies beyond so many tokens is replaced or cut off"
+TITLE = "nats per token above the whole context, with the text beyond so many tokens replaced or cut off"
 
 
 def context(
@@ -17,9 +17,9 @@ def context(
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Measure whether models use distant text: the loss where it is replaced by another document's, or cut off.
+    """Measure whether models use distant text: the loss when that text is replaced by another document's, or cut off.
 
-    Run it again and it goes on.
+    The same command resumes a measurement that was stopped.
 
     alibi-gpt context --models runs/demo/alibi runs/demo/rope --data "text:books/*.txt"
     """

@@ -13,19 +13,21 @@ def convert(
     model: Annotated[
         str | None, typer.Option(metavar="DIR|NAME", help="Checkpoint folder, or name on the Hub.")
     ] = None,
-    output_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder to make.")] = None,
+    output_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="New folder; with --to gguf it gets model.gguf.")
+    ] = None,
     to: Annotated[str | None, typer.Option(metavar="FAMILY", help="alibi_gpt (default), bloom, mpt or gguf.")] = None,
     flavour: Annotated[
         str | None,
         typer.Option(metavar="LIBRARY", help="Whose MPT it is: transformers (default) or llm-foundry."),
     ] = None,
     allow_pickle: Annotated[
-        bool, typer.Option("--allow-pickle", help="Read pickled weights where there are no others.")
+        bool, typer.Option("--allow-pickle", help="Read pickled weights if the checkpoint has no others.")
     ] = False,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Turn a checkpoint of BLOOM, MPT, Falcon with ALiBi or GPT-2 into AlibiGPT, or AlibiGPT into BLOOM, MPT or GGUF.
+    """Convert BLOOM, MPT, Falcon with ALiBi or GPT-2 to AlibiGPT, or AlibiGPT to BLOOM, MPT or GGUF.
 
     alibi-gpt convert --model bigscience/bloom-560m --output-dir runs/bloom-560m
     """

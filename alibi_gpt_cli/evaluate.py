@@ -16,9 +16,9 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Measure token-exact perplexity and bits per byte of one model on one text.
+    """Measure perplexity and bits per byte of one model on one text; every token counts exactly once.
 
-    torchrun --nproc_per_node N -m alibi_gpt_cli evaluate ... shares the windows among N processes.
+    'torchrun --nproc_per_node N -m alibi_gpt_cli evaluate ...' shares the windows among N processes.
 
     alibi-gpt evaluate --model runs/demo/alibi --set protocol=sliding --set length_tokens=512
     """

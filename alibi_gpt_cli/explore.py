@@ -11,16 +11,16 @@ from alibi_gpt_cli.options import TrustRemoteCode
 def explore(
     models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL] [MODEL]", help="Checkpoint folders.")] = None,
     static: Annotated[
-        str | None, typer.Option(metavar="FILE.html", help="Write one page that works offline, and end.")
+        str | None, typer.Option(metavar="FILE.html", help="Write one page that works offline, and exit.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Port; the first free one from 7860 by default.")] = None,
     browser: Annotated[bool, typer.Option(help="Open the page in the browser.")] = True,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Show slopes, biases and windows, and how one or two checkpoints read a text.
+    """Show slopes, biases and windows in the browser, and how one or two checkpoints process a text.
 
-    --static needs no further package; otherwise: pip install 'alibi-gpt[explore]'.
+    --static needs no extra; otherwise run: pip install 'alibi-gpt[explore]'.
 
     alibi-gpt explore --static explorer.html
 
@@ -39,7 +39,7 @@ def explore(
 
 
 def _write_static_page(path: str, models: list[str]) -> None:
-    """Raises ``ValueError`` where there are several models, or one whose config does not decide its slopes."""
+    """Raise ``ValueError`` for several models, or for a model whose config does not determine its slopes."""
     from modeling_alibi_gpt.checkpoints.load import load_model_config
     from modeling_alibi_gpt.explorer.static_page import render_static_page, state_of_config
     from modeling_alibi_gpt.runtime.atomic import write_text

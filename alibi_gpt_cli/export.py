@@ -11,11 +11,11 @@ from alibi_gpt_cli.options import Config, Json, Settings
 def export(
     config: Config = None,
     model: Annotated[str | None, typer.Option(metavar="DIR", help="Checkpoint folder.")] = None,
-    output_dir: Annotated[str | None, typer.Option(metavar="DIR", help="Folder to make.")] = None,
+    output_dir: Annotated[str | None, typer.Option(metavar="DIR", help="New folder.")] = None,
     settings: Settings = None,
     as_json: Json = False,
 ) -> None:
-    """Make a folder that loads with trust_remote_code=True where this package is not installed.
+    """Write a folder that carries its code, for from_pretrained(..., trust_remote_code=True) without this package.
 
     alibi-gpt export --model runs/demo/alibi --output-dir runs/demo/hub && hf upload NAME/REPO runs/demo/hub
     """

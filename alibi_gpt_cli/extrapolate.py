@@ -19,9 +19,9 @@ def extrapolate(
 ) -> None:
     """Measure the perplexity of several models over a grid of lengths, under both protocols.
 
-    Run it again and it goes on.
+    The same command resumes a measurement that was stopped.
 
-    torchrun --nproc_per_node N -m alibi_gpt_cli extrapolate ... shares the windows among N processes.
+    'torchrun --nproc_per_node N -m alibi_gpt_cli extrapolate ...' shares the windows among N processes.
 
     alibi-gpt extrapolate --models runs/demo/alibi runs/demo/rope --lengths 128 256 512 1024 2048
     """

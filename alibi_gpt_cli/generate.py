@@ -11,7 +11,7 @@ from alibi_gpt_cli.options import Config, Json, Settings, TrustRemoteCode
 def generate(
     config: Config = None,
     model: Annotated[str | None, typer.Option(metavar="DIR", help="Checkpoint folder with its tokenizer.")] = None,
-    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What the text begins with.")] = None,
+    prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="Start of the text.")] = None,
     settings: Settings = None,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,

@@ -1,4 +1,4 @@
-"""What commands share that measure models row by row: the settings, the rows as they come, the table, the result."""
+"""Shared code of commands that measure models row by row: settings, rows as they finish, the table, the result."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,19 +22,19 @@ def measure_grid(
     fields_in_short: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Measure a grid, show its rows and its table, and end with the result.
+    """Measure a grid, and print its rows, its table and its result.
 
     Args:
         config_class: Settings of the grid; has ``output``.
         run: Measures it; takes the settings and ``on_row``.
         config: Path of the settings.
-        settings: ``a.b=value`` assignments laid over them.
-        named: Settings that have an option of their own; None leaves the file's.
+        settings: ``a.b=value`` assignments, which override the file.
+        named: Settings that have their own option; None keeps the file's value.
         trust_remote_code: Whether the Python code of a checkpoint may run.
-        describe_row: A row in one line.
-        describe_rows: All rows as a table.
-        fields_in_short: Fields of a row in the result.
-        as_json: Whether the result is printed.
+        describe_row: Formats a row as one line.
+        describe_rows: Formats all rows as a table.
+        fields_in_short: Fields of a row that the result contains.
+        as_json: Whether to print the result.
     """
     from tqdm.auto import tqdm
 

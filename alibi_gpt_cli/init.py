@@ -9,20 +9,20 @@ import typer
 
 
 CONFIGS = Path(__file__).with_name("configs")
-# Pages about records that only a checkout of the project has.
+# Settings of reports on records that only a checkout has.
 LEFT_OUT = "report"
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Gets a folder 'configs'.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder 'configs' is written here.")],
 ) -> None:
-    """Write the example settings that other commands take, to be run as they are or changed.
+    """Write example settings for the other commands, to run as they are or to change.
 
     alibi-gpt init mine && cd mine && alibi-gpt train --config configs/experiment/demo.yaml
     """
     target = folder / "configs"
     if target.exists():
-        raise ValueError(f"{target} is there already; give another folder, or remove it first")
+        raise ValueError(f"{target} already exists; choose another folder, or remove it first")
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".configs-") as beside:
         written = shutil.copytree(CONFIGS, Path(beside) / "configs", ignore=shutil.ignore_patterns(LEFT_OUT))

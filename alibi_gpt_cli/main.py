@@ -1,4 +1,4 @@
-"""The entry of ``alibi-gpt``: its commands, and how the words of a command line reach them."""
+"""Entry point of ``alibi-gpt``: its commands, and the parsing of the command line."""
 
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +29,7 @@ from alibi_gpt_cli.train import train
 
 
 PROGRAM = "alibi-gpt"
-# Options that take several words at once, by command. Typer's take one word each time.
+# Options that take several words at once, by command. Typer's options take one word each.
 SEVERAL_WORDS = {
     "extrapolate": ("--models", "--lengths"),
     "context": ("--models",),
@@ -46,7 +46,7 @@ app = typer.Typer(
 
 
 def add(command: Callable[..., None], **settings: Any) -> None:
-    """Make a function a command of ``app``; ``settings`` are those of ``typer.Typer.command``."""
+    """Make a function a command of ``app``; ``settings`` go to ``typer.Typer.command``."""
     app.command(**settings)(ends_in_one_line(command))
 
 
@@ -85,13 +85,13 @@ def _options(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line ``arguments``, those of this process by default, and return the exit code."""
+    """Run the command line ``arguments`` (default: those of this process) and return the exit code."""
     words = repeated_options(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     return run_app(app, words, PROGRAM)
 
 
 def run_app(program: typer.Typer, words: Sequence[str], name: str) -> int:
-    """Run an app of commands that end in one line, and return the exit code; so does a mistyped option."""
+    """Run an app and return the exit code; a mistyped option gives one line and exit code 2."""
     try:
         return program(list(words), prog_name=name, standalone_mode=False) or 0
     except typer.TyperException as error:  # an unknown option, or a value of another type
@@ -100,12 +100,12 @@ def run_app(program: typer.Typer, words: Sequence[str], name: str) -> int:
 
 
 def run(command: str, arguments: Sequence[str] | None = None) -> int:
-    """Run one command with ``arguments``, those of this process by default, and return the exit code."""
+    """Run one command with ``arguments`` (default: those of this process) and return the exit code."""
     return main([command, *(sys.argv[1:] if arguments is None else arguments)])
 
 
 def repeated_options(words: Iterable[str]) -> list[str]:
-    """A command line where ``--models A B`` has become ``--models A --models B``."""
+    """Rewrite ``--models A B`` as ``--models A --models B``."""
     command, *rest = words or [""]
     option, is_followed, spelled = None, False, []
     for word in rest:

@@ -12,10 +12,12 @@ def margins(
     model: Annotated[str, typer.Option(metavar="DIR", help="Checkpoint folder.")],
     data: Annotated[str, typer.Option(metavar="URI", help="stdlib, text:GLOB or hub:NAME[:CONFIG].")] = "stdlib",
     length_tokens: Annotated[int, typer.Option(help="Tokens read as one window.")] = 4096,
-    output: Annotated[str | None, typer.Option(metavar="FILE.jsonl", help="Records are appended here.")] = None,
+    output: Annotated[
+        str | None, typer.Option(metavar="FILE.jsonl", help="File to which the records are appended.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how far each head of a trained model can look: its margin in nats and its window for `alibi_banded`.
+    """Measure how far each head of a trained model can look: its margin in nats, and its window for alibi_banded.
 
     alibi-gpt margins --model runs/demo/alibi
     """

@@ -13,13 +13,15 @@ Settings = Annotated[
 ]
 Data = Annotated[str | None, typer.Option(metavar="URI", help="stdlib, text:GLOB, jsonl:GLOB or hub:NAME[:CONFIG].")]
 TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run the Python code that a checkpoint brings; read it first.")
+    bool, typer.Option("--trust-remote-code", help="Run the Python code in a checkpoint; read it first.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, the last line.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object on the last line.")]
 Models = Annotated[
     list[str] | None, typer.Option(metavar="DIR ...", help="Checkpoint folders, each with its tokenizer.")
 ]
 Lengths = Annotated[
-    list[int] | None, typer.Option(metavar="TOKENS ...", help="Lengths of what is read, any beyond training.")
+    list[int] | None, typer.Option(metavar="TOKENS ...", help="Window lengths; they may exceed the training length.")
 ]
-Rows = Annotated[str | None, typer.Option(metavar="FILE.jsonl", help="Gets a record as soon as a row is done.")]
+Rows = Annotated[
+    str | None, typer.Option(metavar="FILE.jsonl", help="File for the records; each row is written when it is done.")
+]

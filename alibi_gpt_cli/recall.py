@@ -9,7 +9,7 @@ from alibi_gpt_cli.options import Config, Json, Lengths, Models, Rows, Settings,
 
 
 FIELDS_IN_SHORT = ("name", "length_tokens", "depth", "accuracy", "token_accuracy", "error")
-TITLE = "share of right answers, by length in tokens"
+TITLE = "share of correct answers, by length in tokens"
 
 
 def recall(
@@ -18,7 +18,8 @@ def recall(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="URI", help="task:copy, task:recall or task:passkey as it was trained, or prompt:passkey for any."
+            metavar="URI",
+            help="The trained task (task:copy, task:recall, task:passkey), or prompt:passkey for any model.",
         ),
     ] = None,
     lengths: Lengths = None,
@@ -27,9 +28,10 @@ def recall(
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
-    """Measure whether models find what they have read, by length of the sequence and depth of the item.
+    """Measure whether models recall an item of the text, by length of the sequence and depth of the item.
 
-    Run it again and it goes on. prompt:passkey asks any language model for a number in a long English text.
+    prompt:passkey asks any language model for a number in a long English text. The same command resumes a measurement
+    that was stopped.
 
     alibi-gpt recall --models runs/bloom-560m --data prompt:passkey --lengths 1024 2048 4096 --set depths=[0,0.5,1]
     """

@@ -12,14 +12,14 @@ from alibi_gpt_cli.options import Config, Json, Settings
 def report(
     config: Config = None,
     records: Annotated[
-        list[str] | None, typer.Option(metavar="FILE.jsonl ...", help="What other commands wrote.")
+        list[str] | None, typer.Option(metavar="FILE.jsonl ...", help="Records that other commands wrote.")
     ] = None,
     output_dir: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Gets report.html, report.md and figures/.")
+        str | None, typer.Option(metavar="DIR", help="Folder for report.html, report.md and figures/.")
     ] = None,
     title: Annotated[str | None, typer.Option(metavar="TEXT", help="Heading of the page.")] = None,
     csv: Annotated[
-        str | None, typer.Option(metavar="DIR", help="Also gets the records as CSV, a file for each kind.")
+        str | None, typer.Option(metavar="DIR", help="Folder for the records as CSV, one file for each kind.")
     ] = None,
     settings: Settings = None,
     as_json: Json = False,

@@ -1,4 +1,4 @@
-"""``python -m alibi_gpt_cli.schemas`` writes the JSON schemas of all settings, from which editors and ``--help`` read.
+"""``python -m alibi_gpt_cli.schemas`` writes the JSON schemas of all settings, which editors and ``--help`` read.
 
 They are committed, so that ``--help`` names every key without the seconds that importing torch takes.
 """
@@ -31,7 +31,7 @@ from alibi_gpt_cli.train import train
 
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-# By the name of the schema: the command that reads such settings, and their class.
+# By schema: the command that reads these settings, and their class.
 SETTINGS: dict[str, tuple[Callable[..., None], str]] = {
     "experiment": (train, "modeling_alibi_gpt.training.experiment.ExperimentConfig"),
     "evaluation": (evaluate, "modeling_alibi_gpt.evaluation.perplexity.PerplexityConfig"),
@@ -46,31 +46,31 @@ SETTINGS: dict[str, tuple[Callable[..., None], str]] = {
     "report": (report, "modeling_alibi_gpt.report.report.ReportConfig"),
     "benchmark": (benchmark, "benchmarks.run.BenchmarkConfig"),
 }
-# What the arguments mean that the example experiments set.
+# Descriptions of the arguments that the example experiments set.
 _TRAINING_ARGUMENTS = {
     "adam_beta2": "Decay of Adam's mean of squared gradients.",
-    "eval_steps": "Steps between evaluations where `eval_strategy` is `steps`; null is `logging_steps`.",
+    "eval_steps": "Steps between evaluations if `eval_strategy` is `steps`; null means `logging_steps`.",
     "eval_strategy": "When the validation text is evaluated during training.",
     "gradient_accumulation_steps": "Batches on each device whose gradients make one optimizer step.",
     "learning_rate": "Peak learning rate, reached after `warmup_steps`.",
     "logging_steps": "Steps between logged losses; `save_steps` must be a multiple of it.",
     "lr_scheduler_type": "How the learning rate falls after `warmup_steps`.",
-    "max_grad_norm": "Gradients are scaled down to this norm where theirs is larger; 0 leaves them alone.",
+    "max_grad_norm": "Gradients with a larger norm are scaled down to this norm; 0 turns this off.",
     "max_steps": "Optimizer steps; -1 trains for `num_train_epochs` over the text.",
     "output_dir": "Folder of the run: its checkpoints, its model and its records.",
-    "report_to": "Where losses are sent too, such as `tensorboard`.",
+    "report_to": "Tracker that also gets the losses, such as `tensorboard`.",
     "save_steps": "Steps between checkpoints.",
-    "save_total_limit": "Checkpoints that are kept, the latest ones.",
-    "seed": "Of weights, the order of sequences and dropout.",
+    "save_total_limit": "Number of latest checkpoints to keep.",
+    "seed": "Seed of weights, order of sequences and dropout.",
     "warmup_steps": "Steps over which the learning rate rises from 0.",
-    "weight_decay": "Weight decay, of matrices only.",
+    "weight_decay": "Weight decay; applies to matrices only.",
 }
 
 
 def schema_text(name: str) -> str:
     """The JSON schema of the settings called ``name`` in ``SETTINGS``, as its file holds it.
 
-    A key that the command has an option for may be absent from a file, so that the schema does not require it.
+    The schema does not require a key that the command has an option for.
     """
     from pydantic import TypeAdapter
 
@@ -93,7 +93,7 @@ def _generator() -> Any:
     from pydantic.json_schema import GenerateJsonSchema
 
     class Generator(GenerateJsonSchema):
-        """Without titles, which repeat the keys, and with the defaults that a factory makes."""
+        """Omits titles, which repeat the keys, and includes defaults from factories."""
 
         def field_title_should_be_set(self, schema: Any) -> bool:
             return False
@@ -129,9 +129,9 @@ def _training_arguments_of_the_examples() -> dict[str, Any]:
 
 
 def _describe_model(sections: dict[str, Any]) -> None:
-    """Let the mappings of a model section be those of ``AlibiGPTConfig``, to which plugins may add fields.
+    """Use the fields of ``AlibiGPTConfig`` for the mappings of a model section; plugins may add fields.
 
-    Those that its docstring does not describe are set from the tokenizer, and ``position_plugin`` by the class itself.
+    Fields that its docstring does not describe are set from the tokenizer; the class itself sets ``position_plugin``.
     """
     from pydantic import TypeAdapter
 
@@ -158,7 +158,7 @@ def _describe_model(sections: dict[str, Any]) -> None:
 
 
 def _argument(hint: Any) -> dict[str, Any]:
-    """The schema of one of ``TrainingArguments``: where transformers has a list of names, they are the only ones."""
+    """Schema of one of ``TrainingArguments``; if transformers lists names, only these are valid."""
     from pydantic import TypeAdapter
 
     schema = TypeAdapter(hint).json_schema()
@@ -167,7 +167,7 @@ def _argument(hint: Any) -> dict[str, Any]:
 
 
 def _tidied(schema: Any) -> Any:
-    """A schema whose descriptions are one line each, with the code in them marked as in Markdown."""
+    """Make every description one line, with code marked as in Markdown."""
     if isinstance(schema, list):
         return [_tidied(item) for item in schema]
     if not isinstance(schema, dict):

@@ -10,11 +10,11 @@ from alibi_gpt_cli.options import Json
 
 def screen(
     records: Annotated[
-        list[str], typer.Option(metavar="FILE.jsonl ...", help="What alibi-gpt compare wrote of screens.")
+        list[str], typer.Option(metavar="FILE.jsonl ...", help="Records of screens, written by alibi-gpt compare.")
     ],
     as_json: Json = False,
 ) -> None:
-    """Print every method at the best of the settings that a screen tried, as variants for the next comparison.
+    """Print every method with the best settings that a screen found, as variants for the next comparison.
 
     alibi-gpt screen --records runs/comparison/screen_gutenberg/comparison.jsonl
     """

@@ -21,10 +21,10 @@ MEMORY_SHARE = 0.5
 
 
 def serve(context: typer.Context) -> None:
-    """Answer requests of OpenAI's protocol: 'transformers serve', with AlibiGPT known to it.
+    """Serve a model by OpenAI's protocol: 'transformers serve', with AlibiGPT registered.
 
-    Takes what 'transformers serve --help' lists, and needs: pip install 'alibi-gpt[serve]'. On a CPU,
-    --continuous-batching chooses --cb-num-blocks and --cb-max-batch-tokens where you do not.
+    Takes the options that 'transformers serve --help' lists. Needs: pip install 'alibi-gpt[serve]'. On a CPU,
+    --continuous-batching chooses --cb-num-blocks and --cb-max-batch-tokens unless you set them.
 
     alibi-gpt serve runs/demo/alibi --continuous-batching
     """

@@ -25,11 +25,11 @@ _BOUNDS = {
 
 
 def command_with_settings(name: str, examples: str | None = None) -> type[TyperCommand]:
-    """A kind of command whose help ends with the keys of its settings.
+    """A command class whose help ends with the keys of its settings.
 
     Args:
         name: Of the schema in ``configs/schema/``.
-        examples: Folder of ``configs/`` with examples; None where there are none.
+        examples: Folder of ``configs/`` with examples; None if there are none.
     """
 
     class Command(TyperCommand):
@@ -42,7 +42,7 @@ def command_with_settings(name: str, examples: str | None = None) -> type[TyperC
 
 def print_settings(name: str, examples: str | None = None) -> None:
     """Print every key of the settings that the schema ``name`` describes."""
-    intro = "Keys of the file that --config names. --set a.b=VALUE sets one of them, and VALUE is read as YAML."
+    intro = "Keys of the --config file. --set a.b=VALUE sets one of them; VALUE is read as YAML."
     if examples is not None:
         intro += f" Examples are in configs/{examples}/; 'alibi-gpt init DIR' writes them."
     console, lines = Console(), [Padding(intro, (0, 0, 1, 0))]
@@ -77,9 +77,9 @@ def _rows(section: dict[str, Any], sections: dict[str, Any], prefix: str) -> Ite
 
 
 def _sections_of(field: dict[str, Any], sections: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str]]:
-    """The sections that a value may be, and those that the items of a list are, marked by ``[]``.
+    """The sections that a value, or with ``[]`` the items of a list, may be.
 
-    They are taken out of ``sections``, so that each is listed only where it comes first.
+    They are removed from ``sections``, so that each is listed only once.
     """
     if "properties" in field:
         yield field, ""
@@ -92,7 +92,7 @@ def _sections_of(field: dict[str, Any], sections: dict[str, Any]) -> Iterator[tu
 
 
 def _kind(field: dict[str, Any]) -> str:
-    """What a value must be, in words."""
+    """Type and bounds of a value, in words."""
     if "anyOf" in field:
         kinds = [_kind(choice) for choice in field["anyOf"]]
         return " or ".join(kind for kind in kinds if (kind, "number" in kinds) != ("integer", True))
@@ -110,6 +110,6 @@ def _kind(field: dict[str, Any]) -> str:
 
 
 def _marked(description: str) -> Text:
-    """A description whose code is bold in place of standing between backquotes."""
+    """A description whose code is bold instead of in backquotes."""
     parts = description.split("`")
     return Text.assemble(*((part, "bold") if place % 2 else part for place, part in enumerate(parts)))

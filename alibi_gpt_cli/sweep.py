@@ -7,7 +7,7 @@ from alibi_gpt_cli.options import Config, Json, Settings
 def sweep(config: Config = None, settings: Settings = None, as_json: Json = False) -> None:
     """Tune beta on validation perplexity.
 
-    Start the command several times and the workers share the trials.
+    To share the trials among workers, start the command several times.
 
     alibi-gpt sweep --config configs/sweep/beta.yaml --set betas="[0.5, 1, 2]"
     """
@@ -22,7 +22,7 @@ def sweep(config: Config = None, settings: Settings = None, as_json: Json = Fals
     _print_trials(result["trials"])
     print(result["choice"])
     if result["best_model"] is None:
-        print("its model lies on the machine that trained it: run the command there to get best_model")
+        print("the best model is on the machine that trained it: run the command there to get best_model")
     print_result(result, as_json)
 
 

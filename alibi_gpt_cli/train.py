@@ -13,16 +13,16 @@ def train(
     config: RequiredConfig,
     settings: Settings = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Train nothing: print parameters, tokens, memory and time per step.")
+        bool, typer.Option("--dry-run", help="Do not train; print parameters, tokens, memory and time per step.")
     ] = False,
     trust_remote_code: TrustRemoteCode = False,
     as_json: Json = False,
 ) -> None:
     """Train a model, from scratch or from a checkpoint.
 
-    Killed at any moment, the same command goes on.
+    The same command resumes a training that was killed.
 
-    torchrun --nproc_per_node N -m alibi_gpt_cli train ... trains in N processes.
+    'torchrun --nproc_per_node N -m alibi_gpt_cli train ...' trains in N processes.
 
     alibi-gpt train --config configs/experiment/demo.yaml --set training.max_steps=100
     """
@@ -46,7 +46,7 @@ def train(
         f"{record['num_train_tokens']:,} tokens; model in {record['model_dir']}"
     )
     print_result({key: value for key, value in record.items() if key not in ("loss_history", "provenance")}, as_json)
-    # As torch asks of a program: none leaves before all are done, and the group ends before the process.
+    # torch requires that no process exits before all are done, and that the group is destroyed before that.
     process_state().wait_for_everyone()
     process_state().destroy_process_group()
 

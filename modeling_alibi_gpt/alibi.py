@@ -1,12 +1,12 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""ALiBi itself: slopes, biases and windows as pure functions on tensors. Travels to the Hub; imports torch only.
+"""ALiBi: slopes, biases and windows as pure functions of tensors. Travels to the Hub; imports torch only.
 
 Attention with Linear Biases (Press, Smith and Lewis 2022, arXiv:2108.12409) adds to the score of query position i and
 key position j, in head h, a penalty that grows linearly with their distance, and uses no other position information:
 
     score_h(i, j) = q_i . k_j / sqrt(d)  -  s_h * (i - j),        s_h = beta * m_h
 
-Shapes: H heads, Q queries, K keys. Queries are always the last Q of K positions, so that prefill, chunked prefill and
+Shapes: H heads, Q queries, K keys. Queries are always the last Q of K positions, so prefill, chunked prefill and
 decoding share one formula.
 """
 
@@ -37,10 +37,10 @@ def alibi_slopes(
 
     Args:
         num_heads: H, at least 1.
-        beta: The scalar that multiplies every slope; finite and above 0. 1 is the paper.
+        beta: Scalar factor of every slope; finite and above 0. 1 is the paper's.
         kind: ``geometric``, ``uniform`` or ``custom``.
-        bias_max: Range of the geometric exponents; 8 is the paper, MPT calls it ``alibi_bias_max``.
-        custom: The H values of m_h, finite and above 0; given exactly when ``kind`` is ``custom``.
+        bias_max: Range of the geometric exponents; 8 is the paper's. MPT calls it ``alibi_bias_max``.
+        custom: The H values of m_h, finite and above 0; required for ``custom`` and not allowed otherwise.
 
     Returns:
         ``(H,)`` float32, nats per token of distance.
@@ -61,7 +61,7 @@ def alibi_slopes(
 def check_slopes(
     num_heads: int, *, beta: float, kind: str, bias_max: float, custom: Sequence[float] | None = None
 ) -> None:
-    """Raise a ValueError unless :func:`alibi_slopes` takes these arguments; no slope is computed."""
+    """Raise a ValueError unless :func:`alibi_slopes` accepts these arguments; computes no slope."""
     if num_heads < 1:
         raise ValueError(f"num_heads must be at least 1, got {num_heads}")
     _require_positive("beta", beta)
@@ -86,7 +86,7 @@ def alibi_bias(slopes: Tensor, q_len: int, kv_len: int | None = None) -> Tensor:
         kv_len: K, tokens, at least ``q_len``; None means ``q_len``.
 
     Returns:
-        ``(H, Q, K)`` float32, every entry at most 0, and 0 where a query meets its own key.
+        ``(H, Q, K)`` float32, every entry at most 0, and 0 for a query and its own key.
 
     Raises:
         ValueError: ``kv_len`` is below ``q_len``.
@@ -98,13 +98,13 @@ def alibi_bias(slopes: Tensor, q_len: int, kv_len: int | None = None) -> Tensor:
 def alibi_causal_bias(slopes: Tensor, q_len: int, kv_len: int | None = None, mask_value: float = -1e9) -> Tensor:
     """:func:`alibi_bias` with ``mask_value`` on the keys that come after the query.
 
-    The mask value is finite, so that the matrix survives JSON and a row never becomes NaN.
+    The mask value is finite, so that JSON can represent the matrix and no row becomes NaN.
 
     Args:
         slopes: ``(H,)``, nats per token.
         q_len: Q, tokens.
         kv_len: K, tokens, at least ``q_len``; None means ``q_len``.
-        mask_value: The entries above the diagonal.
+        mask_value: Value of the entries above the diagonal.
 
     Returns:
         ``(H, Q, K)`` float32.
@@ -117,7 +117,7 @@ def alibi_causal_bias(slopes: Tensor, q_len: int, kv_len: int | None = None, mas
 
 
 def alibi_windows(slopes: Tensor, score_margin: float | Tensor, tolerance: float) -> Tensor:
-    """How many of the nearest keys a query of each head must read.
+    """Number of nearest keys that a query of each head must read.
 
     If no key's content score exceeds that of the query's own key by more than ``score_margin``, then the weight of a
     key at distance d is at most ``exp(score_margin - s*d)`` times that of the own key, hence at most that. The keys at
@@ -151,10 +151,10 @@ def alibi_windows(slopes: Tensor, score_margin: float | Tensor, tolerance: float
 
 
 def scale_slopes(slopes: Tensor, kind: str, factor: float | Tensor) -> Tensor:
-    """Slopes made flatter for text longer than that of training.
+    """Flatten slopes for text longer than the training length.
 
     ``linear`` divides every slope by the factor (position interpolation, Al-Khateeb et al. 2023, arXiv:2310.13017).
-    ``ntk`` leaves the steepest slope, divides the flattest by the factor and goes geometrically between.
+    ``ntk`` keeps the steepest slope, divides the flattest by the factor and interpolates geometrically between them.
 
     Args:
         slopes: ``(..., H)``, nats per token.

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""The table of attention back ends, and how a position bias gets into each. Travels to the Hub.
+"""The table of attention back ends, and how each applies a position bias. Travels to the Hub.
 
 Before the layers run, a back end's entry turns visibility and the position bias into what its attention function takes
 for a mask: one folded tensor, or an object that does a layer's attention itself and never materialises the bias.
@@ -90,7 +90,7 @@ def folded_mask(context: AttentionContext, bias: PositionBias | None) -> Tensor 
 
 
 def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
-    """The quickest of three exact variants: strips on a CPU, augmented keys elsewhere, a folded mask for short texts.
+    """The fastest of three exact variants: strips on a CPU, augmented keys elsewhere, a folded mask for short texts.
 
     Other biases of distance than ALiBi's go by strips too, where they do not learn. Slopes that learn, or differ by
     query, go by augmented keys, and so does what torch compiles: there one graph serves all lengths. Exceptions keep
@@ -127,7 +127,7 @@ _reads_every_key: ContextVar[bool] = ContextVar("reads_every_key", default=False
 
 @contextmanager
 def reading_every_key() -> Iterator[None]:
-    """Within it `sdpa` leaves out no key, be its weight ever so small: for proofs, at the price of time."""
+    """Context in which `sdpa` skips no key, however small its weight: for proofs, at the cost of time."""
     token = _reads_every_key.set(True)
     try:
         yield
@@ -166,7 +166,7 @@ def _biases_by_distance(context: AttentionContext, bias: PositionBias | None) ->
 
 
 def prepare_banded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
-    """Only the keys that can matter; a folded mask for single queries, which are cheap.
+    """Reads only the keys that can matter; uses a folded mask for single queries, which are cheap.
 
     Raises:
         ValueError: The position method is not ALiBi, or visibility cannot be expressed as segments.

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""A cache of bounded size: every head keeps the keys and values that can still matter to it. Travels to the Hub.
+"""A cache of bounded size: every head keeps only the keys and values that it can still need. Travels to the Hub.
 
 Steep heads look at a few dozen tokens, flat ones at thousands. With a bound on how far apart scores can be
 (:func:`~modeling_alibi_gpt.alibi.alibi_windows` says how far a head then looks), older keys can be dropped for good,
@@ -32,7 +32,7 @@ class AlibiWindowLayer(CacheLayerMixin):
     """Keys and values of one layer.
 
     Args:
-        windows: For each key/value head, how many of the last tokens a query must see, at least 1.
+        windows: For each key/value head, the number of last tokens that a query must see, at least 1.
     """
 
     def __init__(self, windows: Sequence[int]) -> None:
@@ -151,7 +151,7 @@ class AlibiWindowCache(Cache):
     """For ``generate(past_key_values=...)`` with ``attn_implementation="alibi_banded"``.
 
     Args:
-        windows: For each layer and key/value head, how many of the last tokens a query must see.
+        windows: For each layer and key/value head, the number of last tokens that a query must see.
     """
 
     keeps_windows = True
@@ -161,10 +161,10 @@ class AlibiWindowCache(Cache):
 
     @classmethod
     def from_margins(cls, model: PreTrainedModel, margins: Tensor) -> "AlibiWindowCache":
-        """Windows for scores of which no other exceeds that of a query's own key by more than ``margins``.
+        """Windows for scores where no key's score exceeds that of the query's own key by more than ``margins``.
 
         Args:
-            model: An AlibiGPT with ALiBi and one slope a head.
+            model: An AlibiGPT with ALiBi and one slope per head.
             margins: ``(layers, H)``, nats.
 
         Raises:
@@ -182,7 +182,8 @@ class AlibiWindowCache(Cache):
     def from_qk_norm(cls, model: PreTrainedModel) -> "AlibiWindowCache":
         """Windows proved for any text: the norms of queries and keys bound every score.
 
-        An RMSNorm's output is at most ``sqrt(d)`` times its largest weight long, so two scores of a query are at most
+        The norm of an RMSNorm's output is at most ``sqrt(d)`` times its largest weight, so two scores of a query are
+        at most
         ``2 * scaling * d * max |w_q| * max |w_k|`` apart.
 
         Raises:
@@ -202,12 +203,12 @@ class AlibiWindowCache(Cache):
 
     @classmethod
     def from_text(cls, model: PreTrainedModel, input_ids: Tensor, safety_factor: float = 1.5) -> "AlibiWindowCache":
-        """Windows from the scores of a text: a measured bound, which another text may break.
+        """Windows from the scores of a text: a measured bound, which another text may violate.
 
         Args:
-            model: An AlibiGPT with ALiBi and one slope a head.
-            input_ids: ``(B, T)``, like the text to come and as long as can be.
-            safety_factor: What multiplies the largest margins that were seen, at least 1.
+            model: An AlibiGPT with ALiBi and one slope per head.
+            input_ids: ``(B, T)``; should resemble the later text and be as long as possible.
+            safety_factor: Factor of the largest margins that were measured, at least 1.
 
         Raises:
             ValueError: The factor is below 1, or the model has no ALiBi with one slope a head.
@@ -227,7 +228,7 @@ def measured_margins(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """The largest margin of each head on a text (``score_margins``).
 
     Args:
-        model: An AlibiGPT with ALiBi and one slope a head.
+        model: An AlibiGPT with ALiBi and one slope per head.
         input_ids: ``(B, T)``.
 
     Returns:

@@ -24,60 +24,62 @@ class AlibiGPTConfig(PreTrainedConfig):
     r"""
     Configuration of a GPT-style decoder whose position information is ALiBi (Press et al. 2022, arXiv:2108.12409).
 
-    There is no `max_position_embeddings`: ALiBi has no longest length, and libraries would take the field for one.
-    An unknown keyword is an error, so that a misspelt field never passes unseen.
+    There is no `max_position_embeddings`: ALiBi has no maximum length, and libraries would treat the field as one.
+    An unknown keyword is an error, so a misspelt field is never ignored.
 
     Args:
-        vocab_size (`int`): Rows of the embedding.
+        vocab_size (`int`): Number of rows of the embedding.
         hidden_size (`int`): Width of the residual stream.
-        num_hidden_layers (`int`): Decoder layers.
-        num_attention_heads (`int`): Query heads H.
-        num_key_value_heads (`int`, *optional*): Key and value heads; fewer than H is grouped-query attention.
-            Defaults to H.
+        num_hidden_layers (`int`): Number of decoder layers.
+        num_attention_heads (`int`): Number H of query heads.
+        num_key_value_heads (`int`, *optional*): Number of key and value heads; fewer than H give grouped-query
+            attention. Defaults to H.
         head_dim (`int`, *optional*): Width d of a head. Defaults to `hidden_size // num_attention_heads`.
         intermediate_size (`int`, *optional*): Width of the MLP. Defaults to `4 * hidden_size`.
         hidden_act (`str`): Activation of the MLP.
         layer_norm_epsilon (`float`): Epsilon of every norm.
-        use_bias (`bool`): Biases in linear layers and LayerNorms.
-        embedding_layer_norm (`bool`): A LayerNorm over the embeddings, with their positions if any, as in BLOOM.
-        qk_norm (`bool`): An RMSNorm over `head_dim` on queries and keys.
+        use_bias (`bool`): Use biases in linear layers and LayerNorms.
+        embedding_layer_norm (`bool`): Apply a LayerNorm to the embeddings, including added positions, as in BLOOM.
+        qk_norm (`bool`): Apply an RMSNorm over `head_dim` to queries and keys.
         clip_qkv (`float`, *optional*): Clip projected queries, keys and values to this magnitude, as in MPT.
-        attention_scale (`float`, *optional*): What multiplies `q . k`. Defaults to `head_dim ** -0.5`.
+        attention_scale (`float`, *optional*): Factor of `q . k`. Defaults to `head_dim ** -0.5`.
         tie_word_embeddings (`bool`): The output layer shares the embedding.
-        initializer_range (`float`): Standard deviation of initial weights; those that write into the residual stream
-            are divided by `sqrt(2 * num_hidden_layers)`, as in GPT-2.
+        initializer_range (`float`): Standard deviation of initial weights. For layers that write into the residual
+            stream it is divided by `sqrt(2 * num_hidden_layers)`, as in GPT-2.
         embd_pdrop, resid_pdrop, attention_dropout (`float`): Dropout probabilities.
         classifier_dropout (`float`): Dropout of the token classification head.
-        train_context_length (`int`): Longest length seen in training, in tokens. Not a limit but of the `learned`
-            table; `shared_offset`, `fire`, `rope_extension` and dynamic `alibi_scaling` read it too.
-        position_method (`str`): Where positions come from: `alibi`, one of the baselines, or what
-            `register_position_method` made known, which may add fields of its own.
-        position_plugin (`str`, *optional*): The module that registers `position_method`, if that is not built in.
-            Set by the config itself; a file that names it does not make anything import it.
+        train_context_length (`int`): Longest length seen in training, in tokens. It limits only the `learned` table;
+            `shared_offset`, `fire`, `rope_extension` and dynamic `alibi_scaling` also read it.
+        position_method (`str`): The position method: `alibi`, one of the baselines, or a method registered with
+            `register_position_method`, which may add its own fields.
+        position_plugin (`str`, *optional*): The module that registers `position_method`, if it is not built in. The
+            config sets it; loading a file that names a module does not import the module.
         sinusoidal_amplitude (`float`, *optional*): Amplitude of `sinusoidal`. Defaults to `initializer_range`.
         rope_theta (`float`): Base of the frequencies of `rope`.
         rope_extension (`dict`, *optional*): Extends `rope` beyond the training length: `{"type": "linear" | "ntk" |
             "yarn", "factor": f}`, or `{"type": "dynamic_ntk"}` with an optional factor of 1. YaRN also takes
             `beta_fast` (32), `beta_slow` (1) and `attention_factor` (`0.1 ln(f) + 1`). It is not called
-            `rope_scaling`, for transformers 5 would read it its own way wherever it opens a saved config.
-        t5_num_buckets (`int`): Buckets of distance of `t5`; the first half are one token wide.
-        t5_max_distance (`int`): Distance in tokens from which on all keys share the last bucket of `t5`.
+            `rope_scaling`, because transformers 5 would interpret that field in its own way when it opens a saved
+            config.
+        t5_num_buckets (`int`): Number of distance buckets of `t5`; the first half are one token wide.
+        t5_max_distance (`int`): Distance in tokens beyond which all keys share the last bucket of `t5`.
         kerple_variant (`str`): Kernel of `kerple`: `log` or `power`.
         fire_hidden_size (`int`): Hidden units of the MLP of `fire`.
-        fire_threshold (`float`, *optional*): Where the learned threshold L of `fire` starts, in tokens. Defaults to
-            `train_context_length / 4`, the paper's 512 for 2048.
-        fire_shared_by_layers (`bool`): One function for all layers of `fire`, the paper's FIRE-S.
-        sandwich_dim (`int`): Dimension of the sinusoidal embeddings behind `sandwich`.
+        fire_threshold (`float`, *optional*): Initial value of the learned threshold L of `fire`, in tokens. Defaults
+            to `train_context_length / 4`, the paper's 512 for 2048.
+        fire_shared_by_layers (`bool`): Share one function among all layers of `fire`, as in the paper's FIRE-S.
+        sandwich_dim (`int`): Dimension of the sinusoidal embeddings that define `sandwich`.
         alibi_beta (`float`): The scalar beta that multiplies every slope; 1 is the paper.
         alibi_slope_kind (`str`): `geometric`, `uniform` (one penalty for all heads) or `custom`.
-        alibi_slopes (`list[float]`, *optional*): The H values of m_h when `custom`.
+        alibi_slopes (`list[float]`, *optional*): The H values of m_h for `custom`.
         alibi_bias_max (`float`): Range of the geometric exponents; 8 is the paper.
-        alibi_bias_inside_scaling (`bool`): The bias is multiplied by the attention scale together with the scores,
+        alibi_bias_inside_scaling (`bool`): Multiply the bias by the attention scale together with the scores,
             `(q . k - s (i - j)) / sqrt(d)`. The paper, BLOOM and MPT add it outside; Falcon inside.
-        alibi_trainable (`str`): What learns: `none`, `beta` (one per layer) or `slopes` (one per layer and head).
+        alibi_trainable (`str`): Learned parameters: `none`, `beta` (one per layer) or `slopes` (one per layer and
+            head).
         alibi_scaling (`dict`, *optional*): Flatter slopes beyond the training length: `{"type": "linear" | "ntk",
-            "factor": f}`, or `{"type": "dynamic_linear" | "dynamic_ntk"}`, whose factor is, for each query, the
-            tokens up to and including it over `train_context_length`, at least 1.
+            "factor": f}`, or `{"type": "dynamic_linear" | "dynamic_ntk"}`, whose factor for each query is the number
+            of tokens up to and including it divided by `train_context_length`, at least 1.
         alibi_tolerance (`float`): Largest total attention weight that the banded back end may leave out of a query.
         use_cache (`bool`): Return keys and values for decoding.
 
@@ -176,7 +178,7 @@ class AlibiGPTConfig(PreTrainedConfig):
 
     @property
     def scaling(self) -> float:
-        """What multiplies ``q . k``: ``attention_scale``, or ``1 / sqrt(head_dim)``."""
+        """Factor of ``q . k``: ``attention_scale``, or ``1 / sqrt(head_dim)``."""
         return self.head_dim**-0.5 if self.attention_scale is None else float(self.attention_scale)
 
     def base_alibi_slopes(self):
@@ -242,15 +244,15 @@ class AlibiGPTConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory, **kwargs):
         """Save as usual, but never with an ``auto_map`` whose code files would be missing from the folder.
 
-        Code files are copied only for classes loaded as remote code; the installed package saves weights and config,
-        and ``export_to_hub`` makes a folder that carries its code.
+        Code files are copied only for classes loaded as remote code. The installed package saves weights and config;
+        ``export_to_hub`` writes a folder that carries its code.
         """
         if self._auto_class is None:
             self.auto_map = {}
         super().save_pretrained(save_directory, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as usual, with an ``auto_map`` only where it names something."""
+        """The fields as usual, with an ``auto_map`` only if it is not empty."""
         fields = super().to_dict()
         if not fields.get("auto_map"):
             fields.pop("auto_map", None)
@@ -258,7 +260,7 @@ class AlibiGPTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Read a saved config, in which other programs may have left keys: they are kept and reported.
+        """Read a saved config; keys that other programs left in it are kept and reported.
 
         Keys that would mean something to a reader, such as `alibi_betta` or `n_head`, are refused here too. Fields of
         ALiBi that a saved config holds next to another position method, or that it keeps when `kwargs` choose another

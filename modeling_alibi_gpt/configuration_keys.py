@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Keys that a config of AlibiGPT may hold besides its fields, and hints for those it may not. Travels to the Hub."""
+"""Keys that a config may contain in addition to its fields, and hints for unknown keys. Travels to the Hub."""
 
 import difflib
 from collections.abc import Collection

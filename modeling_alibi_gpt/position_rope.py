@@ -23,16 +23,17 @@ ROPE_EXTENSION_KEYS: dict[str, tuple[set[str], set[str]]] = {
 
 
 class RotaryPositions(PositionMethod):
-    """RoPE: queries and keys turned by angles that grow with position (Su et al. 2021, arXiv:2104.09864, section 3.2).
+    """RoPE: rotates queries and keys by angles that grow with position (Su et al. 2021, arXiv:2104.09864, 3.2).
 
-    Pairs dimension k with k + d/2, as Llama's checkpoints do. ``rope_extension`` slows the turning down, so that a
-    text longer than ``train_context_length`` meets angles of training; ``rope_frequencies`` says how.
+    Pairs dimension k with k + d/2, as Llama's checkpoints do. ``rope_extension`` slows the rotation, so that a text
+    longer than ``train_context_length`` stays within the angles of training; see ``rope_frequencies``.
 
-    A score depends on the distance alone, except under ``dynamic_ntk``. There the published base belongs to the length
-    of the whole text, and keys cached at a shorter length would have to be turned again. Here it belongs to the token:
-    each is turned as if the text ended with it, which is what transformers computes when it decodes token by token.
-    So neither caching nor chunks change a token, nor does what comes after it, but beyond the training length two
-    tokens are turned by different bases and no longer by their distance alone. ``ntk`` is the version with one base.
+    A score depends on the distance alone, except with ``dynamic_ntk``. The published base of that method follows from
+    the length of the whole text, so keys cached at a shorter length would have to be rotated again. Here the base
+    belongs to the token: each token is rotated as if the text ended with it. transformers computes the same when it
+    decodes token by token. Neither caching, chunks nor later tokens therefore change a token. Beyond the training
+    length, however, two tokens have different bases, and their score no longer depends on the distance alone. ``ntk``
+    is the version with one base.
     """
 
     @classmethod
@@ -52,7 +53,7 @@ class RotaryPositions(PositionMethod):
 
 
 def rope_frequencies(config: Any, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """How fast each pair of dimensions turns, and what multiplies the turned queries and keys.
+    """Rotation frequency of each pair of dimensions, and the factor of the rotated queries and keys.
 
     With base b, factor f and training length L, the frequency of pair k is ``b ** (-2k / d)``, and
 

@@ -36,6 +36,7 @@ from modeling_alibi_gpt.report.tables import Table, beta_table, extrapolation_ta
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.records import Record, read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.preflight import check_experiment
 
 
 ROOT = Path(__file__).parent.parent
@@ -124,7 +125,9 @@ def test_settings_to_be_saved_are_valid(tmp_path: Path, monkeypatch: pytest.Monk
     for name, text in SETTINGS.items():
         Path(name).write_text(text, encoding="utf-8")
     sweep = load_config(SweepConfig, "books_sweep.yaml")
-    assert load_config(ExperimentConfig, sweep.experiment, sweep.experiment_overrides).training["max_steps"] == 256
+    check_experiment(load_config(ExperimentConfig, "books.yaml"))
+    trial = load_config(ExperimentConfig, sweep.experiment, sweep.experiment_overrides)
+    assert check_experiment(trial).max_steps == 256
     assert SETTINGS.keys() == {"books.yaml", "books_sweep.yaml"}
 
 
@@ -390,6 +393,14 @@ def test_costs_of_data_are_those_of_the_records() -> None:
         disk = f"{disk_gigabytes * per_gigabyte * gigabytes:.{3 if gigabytes > 1 else 2}g} GB"
         assert f"| {gigabytes} GB | {time} | {disk} | {peak(large)} | computed from 507 MB |" in DOCUMENTATION
     assert f"| {peak(small)} | measured |" in DOCUMENTATION
+
+
+def test_costs_of_commands_are_those_of_the_records() -> None:
+    costs = {(f"`{r['command']}`", f"{r['cpu_seconds']:.0f} s", peak(r)) for r in read_results("command_costs")}
+    (table,) = re.findall(r"\| command \| CPU time .*?\n\n", PAGES["docs/commands.md"], flags=re.DOTALL)
+    rows = {tuple(cell.strip() for cell in line.split("|")[1:4]) for line in table.strip().splitlines()[2:]}
+    assert rows == costs
+    assert {words.split()[1].strip("`") for words, *_ in costs} <= typer.main.get_command(app).commands.keys()
 
 
 def peak(record: Record) -> str:

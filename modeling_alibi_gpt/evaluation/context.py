@@ -1,6 +1,7 @@
-"""Does a model use the distant text: the same tokens with their whole context, without the far part, and with another.
+"""Tests whether a model uses distant text: scores the same tokens with their whole context, without its far part, and
+with a replaced far part.
 
-No training: any checkpoint and any text of several documents.
+Needs no training, only a checkpoint and a text of several documents.
 """
 
 import hashlib
@@ -50,23 +51,27 @@ _KEY_FIELDS = ("name", "reading", "kept_tokens", "context_tokens", "scored_token
 
 @config_dataclass
 class ContextConfig(MeasurementConfig, GridConfig):
-    """What ``alibi-gpt context`` measures: the last tokens of some windows, with all of the window before or less."""
+    """Settings of ``alibi-gpt context``, which scores the last tokens of some windows with all of their context or a
+    part of it.
+    """
 
     context_tokens: Count | None = None
     """Window length; null is 16 times the shortest training length of the models."""
     kept_tokens: list[Count] | None = None
-    """How much of its context a token keeps where the rest is replaced or cut off; null is a quarter of the shortest
-    training length and its doubles, up to half the window.
+    """Numbers of nearest context tokens that a scored token keeps while the rest is replaced or cut off; null is a
+    quarter of the shortest training length and its doubles, up to half the window.
     """
     scored_tokens: Count = 64
-    """How many tokens at the end of each window are scored. The first of them keeps ``kept_tokens``, each after it one
-    more.
+    """Tokens at the end of each window that are scored. The first of them keeps ``kept_tokens``, each later one keeps
+    one more.
     """
     num_windows: Count = 256
-    """Windows, spread evenly over the documents that are long enough; none crosses from one document to the next."""
+    """Number of windows, spread evenly over the documents that are long enough; no window crosses from one document to
+    the next.
+    """
     output: str = "runs/context.jsonl"
-    """JSON Lines file that each finished row is appended to. Rows that it holds are not computed again, nor are those
-    that failed: delete their lines to try once more.
+    """JSON Lines file to which each finished row is appended. Rows in it are not computed again, not even failed ones;
+    delete their lines to retry them.
     """
 
     def __post_init__(self) -> None:
@@ -124,7 +129,7 @@ def run_context(config: ContextConfig, on_row: Callable[[Row], None] = lambda ro
 
     Args:
         config: The grid.
-        on_row: Called by the main process with each record as soon as it is there, measured or found.
+        on_row: Called in the main process with each record, measured or found, as soon as it is available.
 
     Raises:
         ValueError: A model, the text or a setting cannot be used. A model that fails is no such case: its record says
@@ -163,7 +168,7 @@ def run_context(config: ContextConfig, on_row: Callable[[Row], None] = lambda ro
 
 
 def format_context(rows: Sequence[Row]) -> str:
-    """Records as a table of text: a row each model and reading, a column for every amount of context."""
+    """Format records as a text table: a row for each model and reading, a column for each amount of context."""
     return table_text(context_table(rows))
 
 

@@ -1,4 +1,4 @@
-"""How far models extrapolate: perplexity over a grid of models, window lengths and protocols, resumable row by row."""
+"""Length extrapolation: perplexity over a grid of models, window lengths and protocols, resumable row by row."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,15 +37,15 @@ _KEY_FIELDS = ("name", "protocol", "length_tokens", "stride_tokens")
 
 @config_dataclass
 class ExtrapolationConfig(MeasurementConfig, GridConfig):
-    """What ``scripts/extrapolate.py`` measures: every model at every length under every protocol."""
+    """Settings of ``alibi-gpt extrapolate``, which measures every model at every length under every protocol."""
 
     lengths_tokens: list[int] | None = None
     """Window lengths; null is 1, 2, 4, 8 and 16 times the shortest training length of the models."""
     protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS))
     """``nonoverlapping``, ``sliding`` or both."""
     output: str = "runs/extrapolation.jsonl"
-    """JSON Lines file that each finished row is appended to. Rows that it holds are not computed again, nor are those
-    that failed: delete their lines to try once more.
+    """JSON Lines file to which each finished row is appended. Rows in it are not computed again, not even failed ones;
+    delete their lines to retry them.
     """
 
     def __post_init__(self) -> None:
@@ -74,11 +74,11 @@ def run_extrapolation(
 
     Args:
         config: The grid.
-        on_row: Called by the main process with each record as soon as it is there, measured or found.
+        on_row: Called in the main process with each record, measured or found, as soon as it is available.
 
     Raises:
-        ValueError: A model, the text or a setting cannot be used. A model that fails at a length is no such case: its
-            record says why in ``error``.
+        ValueError: A model, the text or a setting cannot be used. A model that fails at a length raises nothing; its
+            record gives the reason in ``error``.
     """
     subjects = _load_subjects(config)
     lengths = _grid_lengths(config, subjects)
@@ -111,7 +111,9 @@ def position_bins(scores: WindowScores) -> dict[str, list[Any]]:
 
 
 def format_grid(rows: Sequence[dict[str, Any]]) -> str:
-    """Records as a table of text: a row each model and protocol, a column each length, and why some have no figure."""
+    """Format records as a text table: a row for each model and protocol, a column for each length, and the errors of
+    missing figures.
+    """
     return table_text(extrapolation_table(rows))
 
 

@@ -12,16 +12,16 @@ from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
 @config_dataclass
 class GenerateConfig:
-    """What ``scripts/generate.py`` writes."""
+    """Settings of ``alibi-gpt generate``."""
 
     model: str
     """Checkpoint folder; its own tokenizer is used."""
     prompt: str
-    """What the text begins with."""
+    """Start of the text."""
     max_new_tokens: Count = 100
-    """Longest continuation; the training length is no limit."""
+    """Longest continuation, in tokens; it may exceed the training length."""
     do_sample: bool = True
-    """Sample; false takes the likeliest token each time."""
+    """Whether to sample; false takes the most likely token each time."""
     temperature: Positive = 0.8
     """Of sampling."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95

@@ -1,4 +1,4 @@
-"""Measurements of several checkpoints over a grid: a row is written as soon as it is done, and never done again."""
+"""Measurements of several checkpoints over a grid: each row is written when it is done and never computed again."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -28,14 +28,14 @@ class GridConfig(ReadingConfig):
     """Which checkpoints a grid is of, and where its rows go."""
 
     models: list[str]
-    """Checkpoint folders; each is read with its own tokenizer."""
+    """Checkpoint folders; each model uses its own tokenizer."""
     names: list[str] | None = None
-    """Their names in the records; null takes as much of each path as tells them apart."""
+    """Names of the models in the records; null takes the last parts of each path, as many as make the names unique."""
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Fields laid over the config of every model, such as an ``alibi_scaling``."""
+    """Fields that override the config of every model, such as ``alibi_scaling``."""
     output: str
-    """JSON Lines file that each finished row is appended to. Rows that it holds are not computed again, nor are those
-    that failed: delete their lines to try once more.
+    """JSON Lines file to which each finished row is appended. Rows in it are not computed again, not even failed ones;
+    delete their lines to retry them.
     """
     plugins: list[str] | None = None
     """Modules to import first, such as one that registers a position method."""
@@ -84,7 +84,7 @@ def run_grid(
         config: Where the rows go, and how a model is loaded.
         grid: What is measured.
         key_fields: Fields that tell a row of this kind from all others, beside its provenance and its overrides.
-        on_row: Called by the main process with each record as soon as it is there, measured or found.
+        on_row: Called in the main process with each record, measured or found, as soon as it is available.
     """
     finished = _finished_rows(config.output, grid[0].blanks[0]["kind"], key_fields)
     is_main = process_state().is_main_process

@@ -1,4 +1,4 @@
-"""How far a trained model can look: the margins of its scores on a text, and the windows that follow from them."""
+"""How far each head of a trained model can look: the margins of its scores on a text, and the resulting windows."""
 
 from pathlib import Path
 
@@ -19,9 +19,9 @@ class MarginsConfig(MeasurementConfig):
     model: str
     """Checkpoint folder; its own tokenizer is used."""
     length_tokens: Count = 4096
-    """Tokens of the text that are read, as one window."""
+    """Tokens of the text to read, as one window."""
     output: str | None = None
-    """JSON Lines file that the record is appended to."""
+    """JSON Lines file to which the record is appended."""
 
 
 def measure_margins(config: MarginsConfig) -> Record:

@@ -1,4 +1,4 @@
-"""What every measurement of a checkpoint on a text shares: settings, text, figures and their provenance."""
+"""Shared code of measurements of a checkpoint on a text: settings, text, figures and their provenance."""
 
 import hashlib
 import math
@@ -31,7 +31,7 @@ class ReadingConfig:
     """How a checkpoint is loaded and called, whatever is measured."""
 
     batch_tokens: Count = 16384
-    """Most tokens in one call of the model."""
+    """Largest number of tokens in one call of the model."""
     dtype: Literal[*COMPUTE_DTYPES] = "float32"
     """``float32`` or ``bfloat16``."""
     attn_implementation: str | None = None
@@ -54,15 +54,15 @@ class MeasurementConfig(ReadingConfig):
     ``hub:NAME[:CONFIG][@REVISION]``.
     """
     split: str | None = None
-    """``train``, ``validation``, ``test`` or ``all``, of rows also an expression such as ``test[:10%]``; null is
-    ``all`` for files and ``validation`` else.
+    """``train``, ``validation``, ``test`` or ``all``; for rows also an expression such as ``test[:10%]``. Null is
+    ``all`` for files and ``validation`` otherwise.
     """
     validation_fraction: float = 0.1
-    """What the validation split of a source without one is: the tail of each ``text:`` document, of rows a share."""
+    """Share held out for validation if the source has no such split: the end of each ``text:`` document, or rows."""
     text_column: str = "text"
-    """Column of a source of rows that holds the text."""
+    """Column with the text, for sources of rows."""
     max_tokens: Count | None = None
-    """Read only so many tokens from the start of the text."""
+    """Largest number of tokens to read, from the start of the text."""
     stride_tokens: int | None = None
     """Stride of ``sliding`` windows; null is a quarter of their length."""
 

@@ -26,7 +26,7 @@ def passkey_prompts(
     """Prompts of one length, which end in their answers.
 
     Each is an instruction, filler, a sentence with a number of five digits, more filler, the question and the number.
-    Sentences are encoded one by one, so that each is the same tokens wherever it stands, and the filler behind the
+    Sentences are encoded one by one, so that each gives the same tokens at every position, and the filler behind the
     number is whole sentences; that before it begins within one, to fill the length. Only numbers with the most common
     count of tokens are asked for, so that all answers are of one length.
 

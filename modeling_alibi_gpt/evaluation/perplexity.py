@@ -26,18 +26,18 @@ from modeling_alibi_gpt.runtime.records import append_record
 
 @config_dataclass
 class PerplexityConfig(MeasurementConfig):
-    """What ``scripts/evaluate.py`` measures."""
+    """Settings of ``alibi-gpt evaluate``."""
 
     model: str
     """Checkpoint folder; its own tokenizer is used."""
     name: str | None = None
-    """Name in the record; null is that of the folder."""
+    """Name in the record; null is the name of the folder."""
     length_tokens: Count | None = None
-    """Window length; null is the length that the model was trained at."""
+    """Window length; null is the model's training length."""
     protocol: Literal[*PROTOCOLS] = "nonoverlapping"
     """``nonoverlapping`` or ``sliding``."""
     output: str | None = None
-    """JSON Lines file that the record is appended to."""
+    """JSON Lines file to which the record is appended."""
     plugins: list[str] | None = None
     """Modules to import first, such as one that registers a position method."""
 

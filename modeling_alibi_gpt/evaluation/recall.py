@@ -1,4 +1,4 @@
-"""Does a model find what it has read: the accuracy of its answers by length of the sequence and depth of the item."""
+"""Recall: the accuracy of a model's answers by length of the sequence and depth of the item."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -39,25 +39,25 @@ _KEY_FIELDS = ("name", "source", "length_tokens", "depth", "num_examples", "exam
 
 @config_dataclass
 class RecallConfig(GridConfig):
-    """What ``alibi-gpt recall`` measures: every model at every length and depth."""
+    """Settings of ``alibi-gpt recall``, which measures every model at every length and depth."""
 
     source: str
-    """``task:copy``, ``task:recall`` or ``task:passkey``, with the parameters of the training, for checkpoints that
-    were trained on it; ``prompt:passkey`` asks any checkpoint in English, with its own tokenizer.
+    """``task:copy``, ``task:recall`` or ``task:passkey``, with the parameters of the training, for checkpoints trained
+    on it; or ``prompt:passkey``, which asks any checkpoint in English, with its own tokenizer.
     """
     lengths_tokens: list[int] | None = None
     """Lengths of the sequences; null is 1, 2, 4, 8 and 16 times the shortest training length of the models."""
     depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
-    """Where the item lies that is asked for, from 0, the start of the sequence, to 1, just before the question.
-    ``task:copy`` has no depths.
+    """Positions of the requested item, from 0 (start of the sequence) to 1 (just before the question). ``task:copy``
+    has no depths.
     """
     num_examples: Count = 100
-    """Sequences at each length and depth."""
+    """Number of sequences at each length and depth."""
     seed: int = 0
-    """Of the sequences, which are those of no training."""
+    """Seed of the sequences; no training sees them."""
     output: str = "runs/recall.jsonl"
-    """JSON Lines file that each finished row is appended to. Rows that it holds are not computed again, nor are those
-    that failed: delete their lines to try once more.
+    """JSON Lines file to which each finished row is appended. Rows in it are not computed again, not even failed ones;
+    delete their lines to retry them.
     """
 
     def __post_init__(self) -> None:
@@ -103,11 +103,11 @@ def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row:
 
     Args:
         config: The grid.
-        on_row: Called by the main process with each record as soon as it is there, measured or found.
+        on_row: Called in the main process with each record, measured or found, as soon as it is available.
 
     Raises:
         ValueError: A model or a setting cannot be used, or a sequence does not fit into a length. A model that fails
-            at a length is no such case: its record says why in ``error``.
+            at a length raises nothing; its record gives the reason in ``error``.
     """
     # Refused before anything is measured.
     configs = {model_dir: load_model_config(model_dir, config.overrides) for model_dir in config.models}
@@ -133,7 +133,9 @@ def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row:
 
 
 def format_recall(rows: Sequence[Row]) -> str:
-    """Records as a table of text: a row each model and depth, a column each length, and why some have no figure."""
+    """Format records as a text table: a row for each model and depth, a column for each length, and the errors of
+    missing figures.
+    """
     return table_text(recall_table(rows))
 
 

@@ -162,7 +162,7 @@ def plan_calls(config: PreTrainedConfig, length_tokens: int, batch_tokens: int) 
 
 
 def _make_batches(windows: Sequence[Window], batch_size: int) -> list[list[Window]]:
-    """Windows of one length together; the last, shorter one stands alone, so that nothing is padded."""
+    """Windows of one length together; the last, shorter one forms its own batch, so that nothing is padded."""
     groups = (list(group) for _, group in groupby(windows, key=lambda window: window.num_inputs))
     return [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
 

@@ -1,4 +1,4 @@
-"""The folder that a sweep leaves for people to publish: nothing but a model, and whole or not at all."""
+"""The folder of a sweep's best model, ready to publish: only the model's files, complete or absent."""
 
 import shutil
 from pathlib import Path

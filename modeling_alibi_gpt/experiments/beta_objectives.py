@@ -1,4 +1,6 @@
-"""What one beta is worth: the validation loss of a training with it, or of one checkpoint that is given it."""
+"""The objective of a sweep: the validation loss of a training with a beta, or of one checkpoint with its beta
+replaced.
+"""
 
 import copy
 import dataclasses

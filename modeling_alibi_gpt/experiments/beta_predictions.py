@@ -1,4 +1,4 @@
-"""What the budgets of a comparison say of the next one, written down before that is read."""
+"""Predictions of the next budget of a comparison from the smaller ones, recorded before it is measured."""
 
 from collections.abc import Sequence
 from pathlib import Path

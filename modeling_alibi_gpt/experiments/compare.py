@@ -1,4 +1,4 @@
-"""Variants of one experiment, trained with the same seeds and read at the same lengths: what curves rest on."""
+"""Comparisons: variants of one experiment, trained with the same seeds and evaluated at the same lengths."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -35,12 +35,12 @@ _OF_TRAINING = ("training", "bias_by_distance")
 
 
 def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
-    """Run what is left of a comparison, all variants of one seed before the next, and collect its records.
+    """Run the unfinished part of a comparison, all variants of one seed before the next, and collect its records.
 
     Of several budgets, the smallest comes first and its records are written before the next begins.
 
-    Start the same command several times and the runs are shared out. A killed run goes on from its last checkpoint
-    and its last finished row, in any worker.
+    Several workers that start the same command share the runs. A killed run continues from its last checkpoint and its
+    last finished row, in any worker.
 
     Returns:
         The records written to ``comparison.jsonl``: of the corpus, of every training, of every reading at every

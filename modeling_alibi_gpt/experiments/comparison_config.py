@@ -1,4 +1,4 @@
-"""What a comparison is told."""
+"""Settings of a comparison."""
 
 from dataclasses import field
 from typing import Any
@@ -14,45 +14,45 @@ _OF_RUNS = {"models", "names", "overrides", "output"}
 
 @config_dataclass
 class ComparisonConfig:
-    """What ``scripts/compare.py`` trains and reads."""
+    """Settings of ``alibi-gpt compare``."""
 
     name: str
     """Of the comparison, in its records."""
     corpus: str | None = None
-    """Name of the text that was learned, for tables and figures; by default ``name``."""
+    """Name of the training text, for tables and figures; defaults to ``name``."""
     experiment: str | dict[str, Any]
     """Path of the experiment that every run starts from, or the mapping itself."""
     experiment_overrides: list[str] = field(default_factory=list)
-    """``a.b=value`` assignments laid over it."""
+    """``a.b=value`` assignments that override it."""
     variants: dict[str, dict[str, Any] | None]
-    """Name to fields of ``AlibiGPTConfig``: what sets one training apart from another. Beside them a variant may set
+    """Maps the name of each variant to its fields of ``AlibiGPTConfig``. A variant may also set
     ``position_learning_rate``, ``alibi_beta_schedule`` and any ``training.KEY`` of its experiment, such as
     ``training.learning_rate``.
     """
     inference_overrides: dict[str, dict[str, dict[str, Any] | None] | None] = field(default_factory=dict)
-    """Name of a variant to names of settings to fields of ``AlibiGPTConfig`` that its trained model is given without
-    training, such as an ``alibi_scaling``. As trained it is read in any case.
+    """Maps the name of a variant to named settings: fields of ``AlibiGPTConfig``, such as ``alibi_scaling``, with
+    which its trained model is also evaluated. It is always evaluated as trained.
     """
     reference: str
-    """The variant that the others are compared with, seed by seed."""
+    """Variant with which the others are compared, seed by seed."""
     seeds: list[int]
     """Training seeds, the same for every variant."""
     budgets_steps: list[int] | None = None
-    """Ascending numbers of optimizer steps: every variant is trained and read at each of them, with a schedule that
-    warms up, stays at the peak rate and decays. Up to its decay a training is shared with those of larger budgets.
-    They take the place of ``max_steps`` and ``lr_scheduler_type``. Null trains as the experiment says.
+    """Ascending numbers of optimizer steps. Every variant is trained for each of them and evaluated, with a schedule
+    that warms up, stays at the peak rate and decays. Trainings of different budgets share their steps up to the decay.
+    Replaces ``max_steps`` and ``lr_scheduler_type``. Null trains as the experiment says.
     """
     cooldown_share: float = 0.2
-    """Part of each budget in which the learning rate decays."""
+    """Share of each budget in which the learning rate decays."""
     evaluation: dict[str, Any]
-    """Settings of ``ExtrapolationConfig``: text, lengths, protocols; of ``RecallConfig`` where a task is learned."""
+    """Settings of ``ExtrapolationConfig`` (text, lengths, protocols), or of ``RecallConfig`` if the models learn a
+    task.
+    """
     output_dir: str
-    """Gets a folder for each run, and ``comparison.jsonl``."""
+    """Folder for the runs and ``comparison.jsonl``."""
     trainings_dir: str | None = None
-    """Folder of trainings, each named by its content, that comparisons and sweeps share.
-
-    What one of them has trained, with the same settings, text and seed, the others find. Null keeps the trainings of
-    this comparison in ``output_dir``, for itself.
+    """Folder of trainings that comparisons and sweeps share. A training with the same settings, text and seed is run
+    once and reused. Null keeps the trainings of this comparison in ``output_dir``.
     """
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ class Run:
         variant: Its name.
         fields: All that the variant sets, of the model and of its training.
         seed: Of the training.
-        output_dir: Where its model is read to; it lies there too unless trainings are shared.
+        output_dir: Where its model is read to; it is trained there too unless trainings are shared.
         experiment: The training.
         evaluations: How its model is read: ``as trained``, and under each of its inference overrides.
         budget_steps: Of the training, where there are several; as ``budget_tokens`` in tokens.

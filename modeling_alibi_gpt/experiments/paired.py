@@ -1,4 +1,4 @@
-"""What a comparison says: the mean of a figure over seeds, and its difference from a reference seed by seed."""
+"""Statistics of a comparison: the mean of a figure over seeds, and its difference from a reference, seed by seed."""
 
 import math
 import statistics
@@ -15,8 +15,8 @@ def comparison_records(
 ) -> list[dict[str, Any]]:
     """One ``comparison`` record for each variant, reading, protocol and length.
 
-    Seeds stand in pairs: two variants with one seed saw the same text in the same order, so their difference is less
-    noisy than either. ``nats_per_token`` is the mean over seeds and ``difference_nats`` that of the differences from
+    Seeds are paired: two variants with one seed saw the same text in the same order, so their difference is less noisy
+    than either. ``nats_per_token`` is the mean over seeds and ``difference_nats`` that of the differences from
     the reference variant as it was trained, each with the standard deviation over seeds (null for one seed).
     ``nats_per_token_by_seed_and_block`` has a row for each seed and a column for each block of the text; it is null
     for rows that have no blocks. Blocks are those of the text alone, the same for all variants, readings and lengths.

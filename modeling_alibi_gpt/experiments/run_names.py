@@ -1,4 +1,4 @@
-"""What variants and readings of a comparison may be called, and in which folders their runs go."""
+"""Valid names of variants and readings of a comparison, and the folders of their runs."""
 
 import re
 from collections.abc import Iterable

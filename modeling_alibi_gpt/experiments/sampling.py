@@ -1,4 +1,4 @@
-"""Values that TPE samples, shared by workers through Optuna's storage: as many as asked for, and none twice."""
+"""Sampling by TPE, shared by workers through Optuna's storage: exactly ``num_trials`` values, and none twice."""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""The database of a sweep's studies: opened with a heartbeat, and made whole or not at all."""
+"""The database of a sweep's studies: opened with a heartbeat, and created completely or not at all."""
 
 import os
 import shutil

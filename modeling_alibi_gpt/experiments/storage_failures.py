@@ -1,4 +1,4 @@
-"""What becomes of a study's storage that cannot be written: one line, and a study that goes on afterwards."""
+"""Failures of a study's storage: reported in one line, after which the study can continue."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""Storage URLs as they may be shown: with their passwords masked."""
+"""Masks the passwords in storage URLs for display."""
 
 import re
 from urllib.parse import unquote_plus

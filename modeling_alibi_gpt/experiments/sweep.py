@@ -1,4 +1,4 @@
-"""Tuning beta on validation perplexity: by training again, on one checkpoint without training, or by learning it."""
+"""Tunes beta on validation perplexity: by retraining, on one checkpoint without training, or by learning it."""
 
 import logging
 import math
@@ -41,21 +41,21 @@ logger = logging.getLogger(__name__)
 
 
 def run_sweep(config: SweepConfig) -> dict[str, Any]:
-    """Run what is left of a sweep and write ``trials.jsonl``, ``best.json`` and ``best_model/`` to ``output_dir``.
+    """Run the rest of a sweep and write ``trials.jsonl``, ``best.json`` and ``best_model/`` to ``output_dir``.
 
-    Start the same command several times and the trials are shared out: workers of a grid meet in ``output_dir``, those
-    that sample in the storage. A killed worker's trial goes on at any other, or by the same command; one that was
-    sampled, ``GRACE_SECONDS`` after the worker's last heartbeat. Every worker returns once all trials have come to
-    their end.
+    Several workers that start the same command share the trials: workers of a grid meet in ``output_dir``, workers
+    that sample meet in the storage. A killed worker's trial continues at any other worker, or when the same command
+    runs again; a sampled trial does so ``GRACE_SECONDS`` after the worker's last heartbeat. Every worker returns
+    once all trials have ended.
 
     Returns:
-        The beta that is taken as best (the nearest to 1 of those that are not told apart from the lowest loss), its
-        loss, what it was chosen from, the number of trials, and the paths written; ``best_model`` is None where the
-        model of that beta lies on another machine.
+        The best beta (the nearest to 1 of those that cannot be told apart from the lowest loss), its loss, the betas
+        that it was chosen from, the number of trials, and the paths written; ``best_model`` is None if the model of
+        that beta is on another machine.
 
     Raises:
         ValueError: A setting cannot be used, or the study belongs to another objective.
-        OSError: The disk is full, or the storage failed; the same command goes on once that is mended.
+        OSError: The disk is full, or the storage failed; the same command continues once that is fixed.
     """
     if process_state().num_processes > 1:
         raise ValueError("a sweep runs one process a worker: start the command several times instead of launching it")

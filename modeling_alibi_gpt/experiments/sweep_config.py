@@ -1,4 +1,4 @@
-"""What a sweep of beta is told: its mode, its grid or range, its seeds and where everything goes."""
+"""Settings of a sweep of beta: its mode, its grid or range, its seeds and its outputs."""
 
 import dataclasses
 from pathlib import Path
@@ -13,25 +13,26 @@ LEARNABLE = ("beta", "slopes")
 
 @config_dataclass
 class SweepConfig(MeasurementConfig):
-    """What ``scripts/sweep_beta.py`` tunes.
-
-    The text settings above are those of ``posthoc``; ``retrain`` reads its experiment's own.
+    """Settings of ``alibi-gpt sweep``. The text settings apply to ``posthoc``; ``retrain`` uses those of its
+    experiment.
     """
 
     mode: Literal["retrain", "posthoc"] = "retrain"
     """``retrain`` (a training for each beta and seed) or ``posthoc`` (one checkpoint, evaluated at each beta)."""
     output_dir: str
-    """Where trials, best configuration, best model and the default study go."""
+    """Folder for trials, best configuration, best model and the default study."""
     experiment: str | dict[str, Any] | None = None
     """For ``retrain``: path of an experiment, or the mapping itself."""
     experiment_overrides: list[str] = dataclasses.field(default_factory=list)
-    """For ``retrain``: ``a.b=value`` assignments laid over the experiment."""
+    """For ``retrain``: ``a.b=value`` assignments that override the experiment."""
     checkpoint: str | None = None
     """For ``posthoc``: folder of the model."""
     length_tokens: Count | None = None
     """For ``posthoc``: window length; null is the training length."""
     betas: list[Positive] | None = None
-    """A grid; null samples ``num_trials`` values between ``beta_low`` and ``beta_high`` by log-uniform TPE."""
+    """Grid of betas; null samples ``num_trials`` values between ``beta_low`` and ``beta_high`` with TPE,
+    log-uniformly.
+    """
     beta_low: Positive = 0.125
     """Smallest sampled beta."""
     beta_high: Positive = 8.0
@@ -41,19 +42,18 @@ class SweepConfig(MeasurementConfig):
     sampler_seed: int = 0
     """Of TPE."""
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0])
-    """For ``retrain``: training seeds, the same for every beta, so that betas are compared in pairs."""
+    """For ``retrain``: training seeds, the same for every beta, so that betas are compared seed by seed."""
     pruning: bool = False
-    """For ``retrain``: stop a training whose first seed is above the median of the others at one of its evaluations.
+    """For ``retrain``: stop a beta whose first seed has a loss above the median of the others at one of its
+    evaluations.
     """
     trained: list[Literal[*LEARNABLE]] = dataclasses.field(default_factory=lambda: ["beta"])
-    """For ``retrain``: what is learned for comparison, each with every seed: ``beta``, ``slopes``."""
+    """For ``retrain``: parameters to learn for comparison (``beta``, ``slopes``), each with every seed."""
     study_name: str = "beta"
-    """Name of the study in the storage; what is learned has a study of its own, ``NAME-trained``."""
+    """Name of the study in the storage; learned parameters have their own study, ``NAME-trained``."""
     trainings_dir: str | None = None
-    """For ``retrain``: folder of trainings, each named by its content, that comparisons and sweeps share.
-
-    What one of them has trained, with the same settings, text and seed, the others find. Null keeps the trainings of
-    this sweep in ``output_dir``, for itself.
+    """For ``retrain``: folder of trainings that comparisons and sweeps share. A training with the same settings, text
+    and seed is run once and reused. Null keeps the trainings of this sweep in ``output_dir``.
     """
     storage: str | None = None
     """Optuna storage URL that workers share; null is an SQLite file in ``output_dir``."""

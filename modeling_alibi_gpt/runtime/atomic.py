@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and one name for a full disk."""
+"""Atomic files and folders, which appear completely or not at all, and one error for a full disk."""
 
 import errno
 import json
@@ -21,17 +21,19 @@ _PROBE_BYTES = 2**16
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """Replace a JSON file as a whole, indented for people. Raises ``ValueError`` on NaN or infinity."""
+    """Replace a JSON file atomically, with indentation. Raises ``ValueError`` on NaN or infinity."""
     write_text(path, to_json(obj, indent=2) + "\n")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a UTF-8 text file as a whole."""
+    """Replace a UTF-8 text file atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Replace a file as a whole: write beside it, then rename. A failure leaves the old file and nothing else."""
+    """Replace a file atomically: write a temporary file in the same folder, then rename it. A failure leaves only the
+    old file.
+    """
     write_together({Path(path): data})
 
 
@@ -42,7 +44,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     a part of a file nor a folder that was not there. Put last what links to the others.
 
     Raises:
-        OSError: The disk is full, a folder cannot be written, or a folder lies where a file is to go.
+        OSError: The disk is full, a folder cannot be written, or a folder is in the place of a file.
     """
     made: list[Path] = []
     staged: list[tuple[Path, Path]] = []

@@ -8,7 +8,7 @@ from modeling_alibi_gpt.runtime.record_types import ByLayer, Count, Number, Posi
 
 
 class Timed(RecordType):
-    """Seconds beside those of a reference that was timed in turn."""
+    """Seconds, and those of a reference timed alternately."""
 
     name: str
     dtype: str

@@ -62,7 +62,7 @@ def config_dataclass(cls: type[Config]) -> type[Config]:
 
 
 def load_config(config_class: type[Config], path: str | None, overrides: Sequence[str] = (), **named: Any) -> Config:
-    """Read a YAML or JSON file into ``config_class``, with named values and ``a.b=value`` overrides laid over it.
+    """Read a YAML or JSON file into ``config_class``; named values and ``a.b=value`` overrides take precedence.
 
     The modules that it names under ``plugins`` are imported: nothing but a user's own settings comes through here.
 
@@ -159,7 +159,7 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
 
 
 def _check_ints(value: Any, where: str) -> None:
-    """Raise a ValueError for a whole number that torch and most files cannot hold, however deep it stands."""
+    """Raise a ValueError for a whole number that torch and most files cannot hold, at any depth."""
     if isinstance(value, int) and abs(value) > _MAX_INT:
         raise ValueError(f"'{where}' must be a whole number of at most 64 bits, got one of {value.bit_length()}")
     prefix = f"{where}." if where and not where.endswith(".") else where

@@ -1,4 +1,4 @@
-"""The processes that share a piece of work: who they are, and how they fail together."""
+"""Processes that share work: their ranks, and how an error in one ends all."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The manifest of a folder: names, sizes and checksums of its files, written last, so that any damage shows."""
+"""The manifest of a folder: names, sizes and checksums of its files, written last, so that damage is detected."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ MANIFEST_FILE = "manifest.json"
 
 
 def write_manifest(folder: Path, paths: Iterable[Path] | None = None) -> None:
-    """Write down the files of a folder as they are now; the manifest appears whole or not at all.
+    """Record the current files of a folder; the manifest appears completely or not at all.
 
     Args:
         folder: The folder.
@@ -28,9 +28,9 @@ def write_manifest(folder: Path, paths: Iterable[Path] | None = None) -> None:
 
 
 def manifest_difference(folder: Path) -> str | None:
-    """The first difference between a folder and its manifest, in words; None where there is none.
+    """The first difference between a folder and its manifest, in words; None if there is none.
 
-    Every byte of the files is read. Files that the manifest does not name may lie beside them.
+    Every byte of the files is read. The folder may contain files that the manifest does not name.
     """
     if not (folder / MANIFEST_FILE).is_file():
         return f"{MANIFEST_FILE} is missing"

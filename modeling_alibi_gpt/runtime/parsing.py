@@ -1,4 +1,4 @@
-"""Reading YAML and JSON that anybody may have written: bounded in size, depth and aliases, plain values only."""
+"""Reads untrusted YAML and JSON: bounded in size, depth and aliases, plain values only."""
 
 import json
 import re
@@ -94,8 +94,8 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML document: null, bool, int, float, str, and lists and mappings of these.
 
     Raises:
-        ValueError: The text does not parse, is too long, nested too deep or holds too many values, a key is no string
-            or stands twice, or a tag asks for another type.
+        ValueError: The text does not parse, is too long, nested too deep or holds too many values, a key is not a
+            string or occurs twice, or a tag asks for another type.
     """
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f"{len(text):,} characters of YAML, expected at most {MAX_YAML_BYTES:,}")

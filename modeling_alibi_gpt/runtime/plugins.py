@@ -1,4 +1,4 @@
-"""Modules of a user's own that settings name, such as one that registers a position method."""
+"""User modules named in settings, such as one that registers a position method."""
 
 import importlib
 import os

@@ -1,4 +1,4 @@
-"""Schemas of the records of predictions, beside those of measurements."""
+"""Schemas of records of predictions."""
 
 from typing import Annotated, Literal
 

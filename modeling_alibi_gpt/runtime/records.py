@@ -1,4 +1,4 @@
-"""Records of measurements: what they hold, JSON Lines files that survive a kill, and where each number came from."""
+"""Records of measurements: their schemas, JSON Lines files that survive a kill, and the provenance of each number."""
 
 import json
 import os
@@ -99,7 +99,7 @@ def read_records(path: str | Path) -> list[Record]:
 
 
 def read_checked_records(path: str | Path) -> list[Record]:
-    """The records of a JSON Lines file, each of a known kind and whole.
+    """The records of a JSON Lines file, each of a known kind and complete.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -115,12 +115,12 @@ def read_checked_records(path: str | Path) -> list[Record]:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Replace a JSON Lines file as a whole: readers see the old records or the new ones, never a part."""
+    """Replace a JSON Lines file atomically: readers see the old records or the new ones, never a part."""
     write_bytes(path, b"".join(map(_to_line, records)))
 
 
 def provenance(*, seed: int | None = None, data_fingerprint: str | None = None) -> Record:
-    """Where a number comes from: source commit, time, versions, hardware, seed and data.
+    """Provenance of a number: source commit, time, versions, hardware, seed and data.
 
     Returns:
         ``git_commit`` and ``git_dirty`` (tracked files changed; both null outside a checkout), ``time_utc``,

@@ -1,6 +1,5 @@
-"""Whether the Python files that a checkpoint brings may run: never, unless a user says so on the command line.
-
-No settings file can say so, for such a file may come from the same place as the checkpoint.
+"""Whether Python files in a checkpoint may run: never, unless the user allows it on the command line. A settings file
+cannot allow it, because it may come from the same source as the checkpoint.
 """
 
 from collections.abc import Iterator

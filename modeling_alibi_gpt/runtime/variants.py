@@ -1,4 +1,4 @@
-"""What the variants of a comparison differ in: kept in its records, and worked out for those of old."""
+"""The differences between the variants of a comparison: stored in its records, and derived for older records."""
 
 from collections.abc import Mapping
 from typing import Any, Literal

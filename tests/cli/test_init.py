@@ -38,7 +38,7 @@ def test_it_writes_every_example_and_they_work_from_there(tmp_path: Path, monkey
 def test_what_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "configs").mkdir()
     assert main(["init", str(tmp_path)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/configs is there already")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path}/configs already exists")
     assert list((tmp_path / "configs").iterdir()) == []
 
 
