@@ -77,7 +77,7 @@ def _claims(sampling: str, num_trials: int, num_workers: int, folder: str) -> tu
 
 def _work(sampling: str, num_trials: int, folder: str, begin: float) -> tuple[list[tuple[float, float]], int]:
     """Run a share of the trials; start and end of each objective, and the peak of the memory."""
-    objective = _Free()
+    objective = FreeObjective()
     betas = np.geomspace(0.125, 8.0, num_trials).tolist() if sampling == "grid" else None
     config = SweepConfig(
         mode="posthoc", checkpoint="unused", output_dir=folder, betas=betas, num_trials=num_trials, sampler_seed=0
@@ -88,7 +88,7 @@ def _work(sampling: str, num_trials: int, folder: str, begin: float) -> tuple[li
     return objective.calls, status_bytes("VmHWM")
 
 
-class _Free:
+class FreeObjective:
     """An objective that takes no time."""
 
     settings: dict[str, Any] = {"mode": "posthoc"}
