@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.engines import EnginesConfig, differences, gguf_type, measure_engines, with_exact_gelu
+from benchmarks.engines import EnginesConfig, differences, gguf_type, measure_engines, table, with_exact_gelu
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
@@ -47,6 +47,11 @@ def test_a_gguf_file_says_its_type(make_folder: Callable[[str], str], tmp_path: 
         path = str(tmp_path / f"{dtype}.gguf")
         export_gguf(GgufConfig(model=make_folder("alibi"), output=path, dtype=dtype))
         assert gguf_type(path) == name
+
+
+def test_the_table_of_the_documentation_is_that_of_the_records() -> None:
+    page = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    assert table(read_records(ROOT / "results" / "engines_cpu2_20261127.jsonl")) in page
 
 
 @pytest.mark.integrations
