@@ -70,7 +70,8 @@ def _check_logits(config: ExperimentConfig, arguments: TrainingArguments, model:
     is_evaluated = arguments.eval_strategy != "no" or arguments.eval_on_start or is_task(config.data.source)
     for kind in ("train", "eval") if is_evaluated else ("train",):
         batch_size = getattr(arguments, f"per_device_{kind}_batch_size")
-        num_tokens, what = batch_size * length, (
+        num_tokens = batch_size * length
+        what = (
             f"{batch_size:,} sequences at once (per_device_{kind}_batch_size, or global_batch_size over devices and "
             f"accumulation steps) of {length:,} tokens"
         )
