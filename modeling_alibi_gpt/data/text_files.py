@@ -118,7 +118,7 @@ def _part(chunks: Callable[[], Iterable[str]], name: str, start: int, stop: int)
 
 
 def _head(path: Path, name: str, split: str, validation_fraction: float, max_bytes: float) -> Document | None:
-    """The first ``max_bytes`` of a file, up to a seam; None unless all that it is cut from is sure to be trained on."""
+    """The first ``max_bytes`` of a file, up to a seam; None unless it surely ends before what validates."""
     num_bytes = num_characters = 0
     is_blank = True
     for chunk in read_chunks(path):

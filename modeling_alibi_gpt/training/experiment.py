@@ -100,9 +100,8 @@ class DataSection:
     isolate_documents: bool = False
     """Keep attention inside each document of a packed sequence."""
     max_train_tokens: int | None = None
-    """Cut the training split to this many tokens. A ``text:`` source is then read, and hashed, only as far as needed:
-    the first 34 MB or 16 bytes a token, whichever is more, and twice as much while that is too little.
-    """
+    """Cut the training split to this many tokens. A ``text:`` source is then read and hashed only as far as needed
+    (at least 34 MB)."""
     max_validation_tokens: int | None = None
     """Cut the validation split to this many tokens."""
     streaming: bool = False

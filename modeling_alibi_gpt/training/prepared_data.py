@@ -1,6 +1,7 @@
 """The text of an experiment: read, cut into tokens, packed and described."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets, interleave_datasets
@@ -111,13 +112,16 @@ def _read_and_pack(
             sample_bytes=data.tokenizer_sample_bytes,
         )
         packed = [_pack(data, part.documents, chosen, data.max_train_tokens, "training") for part in parts]
-        if max_bytes is None or all(
-            describe_documents(part.documents)["num_bytes"] < max_bytes
-            or count_tokens(blocks) >= data.max_train_tokens
-            for part, blocks in zip(parts, packed, strict=True)
-        ):
+        if max_bytes is None or all(map(partial(_is_enough, data, max_bytes), parts, packed)):
             return parts, chosen, packed
         max_bytes *= 2
+
+
+def _is_enough(data: DataSection, max_bytes: int, part: "_Part", blocks: Dataset) -> bool:
+    """Whether the text ended before ``max_bytes``, or has the tokens that were asked for."""
+    assert data.max_train_tokens is not None
+    is_whole = describe_documents(part.documents)["num_bytes"] < max_bytes
+    return is_whole or count_tokens(blocks) >= data.max_train_tokens
 
 
 def _first_bytes(data: DataSection) -> int | None:
