@@ -49,7 +49,8 @@ test-attention: $(VENV)/.installed-dev ## run the tests of attention, without wh
 gpu: $(VENV)/.installed-dev ## test, time and compare on one CUDA GPU, in ten minutes
 	$(RUN) -m benchmarks.gpu --output-dir runs/gpu
 
-results: $(VENV)/.installed ## write RESULTS.md from the records under results/
+results: $(VENV)/.installed ## write RESULTS.md and docs/results from the records under results/
+	$(RUN) scripts/report.py --config configs/report/tables.yaml
 	$(RUN) scripts/report.py --config configs/report/results.yaml
 
 test: $(VENV)/.installed-dev ## run the tests

@@ -30,14 +30,18 @@ def report(
     """
     from modeling_alibi_gpt.report.frames import write_csv
     from modeling_alibi_gpt.report.report import ReportConfig, build_report
+    from modeling_alibi_gpt.report.written_page import build_written_page
     from modeling_alibi_gpt.runtime.config import load_config
     from modeling_alibi_gpt.runtime.records import read_checked_records
 
     named = {"records": records or None, "output_dir": output_dir, "title": title}
     what = load_config(ReportConfig, config, settings or (), **named)
     read = [record for path in what.records for record in read_checked_records(path)]
-    page = {name: getattr(what, name) for name in ("title", "page", "figures_folder", "html", "claims")}
-    paths = build_report(read, what.output_dir, **page)
+    place = {"page": what.page, "figures_folder": what.figures_folder}
+    if what.template is None:
+        paths = build_report(read, what.output_dir, title=what.title, html=what.html, claims=what.claims, **place)
+    else:
+        paths = build_written_page(read, what.template, what.output_dir, **place)
     if csv is not None:
         Path(csv).mkdir(parents=True, exist_ok=True)
         paths["csv"] = write_csv(read, csv)

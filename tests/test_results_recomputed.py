@@ -1,4 +1,4 @@
-"""Every number of RESULTS.md that comes from records, worked out anew by code that the report does not use."""
+"""Every number of docs/results/tables.md, worked out anew from the records by code that the report does not use."""
 
 import math
 import re
@@ -46,7 +46,7 @@ def reference_changes(grid: Grid, match: re.Match[str]) -> list[str]:
 def differences(grid: Grid, match: re.Match[str]) -> list[str]:
     length, other = tokens(match["length"]), match["name"]
     return [
-        named(name, grid.above((name, "sliding", length), (other, "sliding", length)))
+        named(name, grid.above((name, grid.main, length), (other, grid.main, length)))
         for name in grid.names(reading="as trained")
         if name != other
     ]
@@ -55,10 +55,10 @@ def differences(grid: Grid, match: re.Match[str]) -> list[str]:
 def gains(grid: Grid, match: re.Match[str]) -> list[str]:
     name, length = match["name"], tokens(match["length"])
     return [
-        named(row["reading"], grid.above((row["name"], "sliding", length), (name, "sliding", length)))
+        named(row["reading"], grid.above((row["name"], grid.main, length), (name, grid.main, length)))
         for row in grid.of_kind("extrapolation")
         if (row["variant"], row["reading"] != "as trained") == (name, True)
-        and (row["seed"], row["protocol"], row["length_tokens"]) == (0, "sliding", length)
+        and (row["seed"], row["protocol"], row["length_tokens"]) == (0, grid.main, length)
     ]
 
 
@@ -78,12 +78,12 @@ def moves(grid: Grid, match: re.Match[str]) -> list[str]:
 
 def lowest_betas(grid: Grid, match: re.Match[str]) -> list[str]:
     kind, length = match["kind"], tokens(match["length"])
-    lowest, level = grid.lowest(kind, "sliding", length), grid.level("sliding", length, kind)
-    curve = grid.curve(kind, "sliding", length)
+    lowest, level = grid.lowest(kind, grid.main, length), grid.level(grid.main, length, kind)
+    curve = grid.curve(kind, grid.main, length)
     found = [f"lowest at {BETA} {ratio(lowest)}"]
     if lowest != 1:
         found.append(
-            f"{BETA} 1 costs {full(grid.above((curve[1.0], 'sliding', length), (curve[lowest], 'sliding', length)))}"
+            f"{BETA} 1 costs {full(grid.above((curve[1.0], grid.main, length), (curve[lowest], grid.main, length)))}"
         )
     if len(level) > 1:
         nearest = min(level, key=lambda beta: abs(math.log(beta)))
@@ -93,14 +93,14 @@ def lowest_betas(grid: Grid, match: re.Match[str]) -> list[str]:
 
 
 def uniform_above_geometric(grid: Grid, match: re.Match[str]) -> list[str]:
-    return [f"is {full(lowest_uniform(grid, 'sliding', tokens(match['length'])))} above"]
+    return [f"is {full(lowest_uniform(grid, grid.main, tokens(match['length'])))} above"]
 
 
 def read_with_another_beta(grid: Grid, match: re.Match[str]) -> list[str]:
     length = tokens(match["length"])
-    curve = grid.curve("set after training", "sliding", length)
+    curve = grid.curve("set after training", grid.main, length)
     return [
-        named(ratio(beta), grid.above((name, "sliding", length), (curve[1.0], "sliding", length)))
+        named(ratio(beta), grid.above((name, grid.main, length), (curve[1.0], grid.main, length)))
         for beta, name in curve.items()
         if beta != 1
     ]
@@ -110,7 +110,7 @@ def learned_against(grid: Grid, match: re.Match[str]) -> list[str]:
     name, other = match["name"], match["other"]
     found = []
     for length in grid.lengths:
-        values = grid.above((name, "sliding", length), (other, "sliding", length))
+        values = grid.above((name, grid.main, length), (other, grid.main, length))
         assert values is not None
         found.append(f"{full(values)} at {length:,} tokens")
     return found
@@ -120,14 +120,14 @@ FINDINGS: dict[str, Callable[[Grid, re.Match[str]], list[str]]] = {
     r"From (?P<near>\S+) to (?P<far>\S+) tokens with (?P<protocol>\S+) windows: ": changes,
     r"(?P<name>.+) from \S+ to \S+ tokens, in nats per token: ": reference_changes,
     r"Read further, ": lambda grid, match: [],
-    r"Against (?P<name>.+) at (?P<length>\S+) tokens with sliding windows: ": differences,
-    r"(?P<name>.+) at (?P<length>\S+) tokens, sliding, against itself as trained: ": gains,
+    r"Against (?P<name>.+) at (?P<length>\S+) tokens with (?:sliding|non-overlapping) windows: ": differences,
+    r"(?P<name>.+) at (?P<length>\S+) tokens, (?:sliding|non-overlapping), against itself as trained: ": gains,
     r"(?P<name>.+): within the training length": moves,
-    rf"(?P<kind>\S+) slopes at (?P<length>\S+) tokens, sliding: lowest at {BETA}": lowest_betas,
+    rf"(?P<kind>\S+) slopes at (?P<length>\S+) tokens, (?:sliding|non-overlapping): lowest at {BETA}": lowest_betas,
     rf"The best {BETA} of \S+ slopes ": lambda grid, match: [],
     r"At (?P<length>\S+) tokens the best uniform slope": uniform_above_geometric,
     rf"Trained with {BETA} 1, read at (?P<length>\S+) tokens": read_with_another_beta,
-    r"(?P<name>.+) against (?P<other>.+), sliding: ": learned_against,
+    r"(?P<name>.+) against (?P<other>.+), (?:sliding|non-overlapping): ": learned_against,
 }
 OWN_FINDINGS = ("What holds", "Beside the paper", "Along the training")
 
@@ -283,12 +283,42 @@ OWN_TABLES = {
 }
 
 
+def check_screen(grid: Grid, rows: list[list[str]]) -> None:
+    """Each cell of a screen is the loss of the one training whose settings its column names; the lowest has a star."""
+    keys = {"positions \N{MULTIPLICATION SIGN}": "position_learning_rate", "amplitude ": "sinusoidal_amplitude"}
+    for name, *cells, edge in rows[1:]:
+        found = []
+        for cell, column in zip(cells, rows[0][1:-1], strict=True):
+            rate, *others = column.split(", ")
+            wanted = {"training.learning_rate": float(rate)}
+            wanted |= {
+                field: float(other.removeprefix(key))
+                for other in others
+                for key, field in keys.items()
+                if key in other
+            }
+            (record,) = (
+                r
+                for r in grid.of_kind("extrapolation")
+                if r["variant"].startswith(f"{name.removeprefix('alibi, ')} 0.") and r["length_tokens"] == 128
+                if {k: v for k, v in r["fields"].items() if isinstance(v, float | int)} == wanted
+            )
+            assert cell.removesuffix(" *") == f"{record['nats_per_token']:.4f}"
+            found.append((record["nats_per_token"], cell, column))
+        assert [cell.endswith("*") for _, cell, _ in found] == [nats == min(found)[0] for nats, _, _ in found]
+        assert (edge == DASH) or all(
+            part.split(" is the ")[0] in min(found)[2].split(", ") for part in edge.split("; ")
+        )
+
+
 def check_table_of_comparison(grid: Grid, rows: list[list[str]], protocols: list[str]) -> None:
     first, last = rows[0][0], rows[0][-1]
     if last == "trained at":
         check_perplexities(grid, rows)
     elif first.startswith("nats above "):
         check_differences(grid, rows)
+    elif first == "nats per token":
+        check_screen(grid, rows)
     elif first == BETA:
         check_betas(grid, rows, protocols.pop(0))
     elif first == "trained":

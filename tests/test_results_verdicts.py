@@ -1,4 +1,4 @@
-"""The numbers behind the verdicts of RESULTS.md, worked out anew by code that the report does not use."""
+"""The numbers behind the verdicts of docs/results/tables.md, worked out anew by code that the report does not use."""
 
 import math
 import re
@@ -39,7 +39,7 @@ def claimed_changes(grid: Grid, said: str) -> list[str]:
     if "non-overlapping" in said:
         expected.append(f"non-overlapping {signed(mean(grid.change('alibi', 'nonoverlapping') or []))}")
     for name in grid.names(reading="as trained"):
-        value = grid.change(name, "sliding")
+        value = grid.change(name, grid.main)
         if value is None:
             continue
         text = signed(mean(value))
@@ -55,7 +55,7 @@ def claimed_differences(grid: Grid, said: str) -> list[str]:
     assert match is not None
     length, expected = tokens(match[1]), [match[0]]
     for name in grid.names(reading="as trained"):
-        value = grid.above((name, "sliding", length), ("alibi", "sliding", length))
+        value = grid.above((name, grid.main, length), ("alibi", grid.main, length))
         if value is not None and f" {name} {signed(mean(value))}" in f" {said}":
             expected.append(f"{name} {signed(mean(value))}")
     return expected
@@ -67,13 +67,13 @@ def claimed_readings(grid: Grid, said: str) -> list[str]:
         gains = []
         for row in grid.of_kind("extrapolation"):
             extension = row["overrides"].get("rope_extension")
-            if extension and row["protocol"] == "sliding":
+            if extension and row["protocol"] == grid.main:
                 far = extension.get("factor", math.inf) * grid.lengths[0]
                 if row["length_tokens"] == max(n for n in grid.lengths if n <= far):
-                    ends = (row["name"], "sliding", row["length_tokens"]), ("rope", "sliding", grid.lengths[0])
+                    ends = (row["name"], grid.main, row["length_tokens"]), ("rope", grid.main, grid.lengths[0])
                     gains.append((mean(grid.above(*ends) or []), row["reading"], row["length_tokens"]))
         value, reading, length = min(gains)
-        trained = mean(grid.above(("rope", "sliding", length), ("rope", "sliding", grid.lengths[0])) or [])
+        trained = mean(grid.above(("rope", grid.main, length), ("rope", grid.main, grid.lengths[0])) or [])
         return [
             f"at best {reading} {signed(value)} at {length:,} tokens",
             f"where RoPE as trained stands {signed(trained)}",
@@ -82,8 +82,8 @@ def claimed_readings(grid: Grid, said: str) -> list[str]:
     for row in grid.of_kind("extrapolation"):
         length = row["length_tokens"]
         is_scaled = "alibi_scaling" in row["overrides"] and length > grid.lengths[0]
-        if is_scaled and row["protocol"] == "sliding":
-            value = mean(grid.above((row["name"], "sliding", length), ("alibi", "sliding", length)) or [])
+        if is_scaled and row["protocol"] == grid.main:
+            value = mean(grid.above((row["name"], grid.main, length), ("alibi", grid.main, length)) or [])
             gains.append((value, row["reading"], length))
     value, reading, length = min(gains)
     return [f"at best {signed(value)}, {reading} at {length:,} tokens"]
@@ -93,15 +93,15 @@ def claimed_betas(grid: Grid, said: str) -> list[str]:
     """The beta taken at every length, with those not told apart, and what the lowest loss is below that of beta 1."""
     expected = []
     for length in grid.lengths:
-        curve, level = grid.curve("geometric", "sliding", length), grid.level("sliding", length)
+        curve, level = grid.curve("geometric", grid.main, length), grid.level(grid.main, length)
         taken = min(level, key=lambda beta: abs(math.log(beta)))
         notes = [f"not told apart: {', '.join(map(ratio, level))}"] if len(level) > 1 else []
         notes += [f"{ratio(level[0])} is the smallest tried"] if level[0] == min(curve) else []
         notes += [f"{ratio(level[-1])} is the largest tried"] if level[-1] == max(curve) else []
         text = f"{BETA} {ratio(taken)}{' (' + '; '.join(notes) + ')' if notes else ''} at {length:,} tokens"
         if "at the lowest" in said:
-            one = (curve[1.0], "sliding", length)
-            gaps = [mean(grid.above((n, "sliding", length), one) or []) for b, n in curve.items() if b != 1]
+            one = (curve[1.0], grid.main, length)
+            gaps = [mean(grid.above((n, grid.main, length), one) or []) for b, n in curve.items() if b != 1]
             text += f", {signed(min(gaps))} at the lowest"
         expected.append(text)
     return expected
@@ -118,9 +118,9 @@ def claimed_slopes(grid: Grid, said: str) -> list[str]:
 def claimed_other_betas(grid: Grid, said: str) -> list[str]:
     expected = []
     for length in grid.lengths:
-        curve = grid.curve("set after training", "sliding", length)
+        curve = grid.curve("set after training", grid.main, length)
         gaps = [
-            (mean(grid.above((name, "sliding", length), (curve[1.0], "sliding", length)) or []), beta)
+            (mean(grid.above((name, grid.main, length), (curve[1.0], grid.main, length)) or []), beta)
             for beta, name in curve.items()
             if beta != 1
         ]

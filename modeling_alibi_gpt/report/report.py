@@ -68,6 +68,13 @@ class ReportConfig:
     """Whether the page is written as HTML too."""
     claims: bool = False
     """Whether what is said of ALiBi is judged by the comparisons, in a table of verdicts."""
+    template: str | None = None
+    """Markdown with Jinja expressions, written by hand, whose numbers the records fill in. Null builds every section
+    that there are records for. A page from a template is Markdown alone.
+    """
+
+    def __post_init__(self) -> None:
+        _check_names(self.page, self.figures_folder)
 
 
 def build_report(

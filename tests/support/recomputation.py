@@ -70,6 +70,12 @@ class Grid:
                 gap.by_block.append([x - y for x, y in pairs])
         return gap
 
+    @property
+    def main(self) -> str:
+        """The protocol that findings are of: sliding windows, where there are any."""
+        protocols = {protocol for _, protocol, _ in self.nats}
+        return "sliding" if "sliding" in protocols else protocols.pop()
+
     def change(self, name: str, protocol: str) -> Gap | None:
         return self.above((name, protocol, self.lengths[-1]), (name, protocol, self.lengths[0]))
 
@@ -83,6 +89,7 @@ class Grid:
         for row in self.of_kind("extrapolation"):
             settings = {"alibi_beta": 1.0, "alibi_slope_kind": "geometric", "alibi_trainable": "none"}
             settings |= row["fields"] | row["overrides"]
+            settings.pop("training.learning_rate", None)  # one for all in every comparison of betas
             if settings.keys() - BETA_FIELDS or row["position_method"] != "alibi":
                 continue
             after = kind == "set after training"
@@ -234,9 +241,9 @@ def span(values: list[float]) -> str:
 
 ROOT = Path(__file__).resolve().parents[2]
 BETA = "\N{GREEK SMALL LETTER BETA}"
-CONFIG = yaml.safe_load((ROOT / "configs" / "report" / "results.yaml").read_text(encoding="utf-8"))
+CONFIG = yaml.safe_load((ROOT / "configs" / "report" / "tables.yaml").read_text(encoding="utf-8"))
 RECORDS = read([ROOT / path for path in CONFIG["records"]])
-SECTIONS = sections_of((ROOT / "RESULTS.md").read_text(encoding="utf-8"))
+SECTIONS = sections_of((ROOT / "docs" / "results" / "tables.md").read_text(encoding="utf-8"))
 GRIDS = {
     name: Grid([record for record in RECORDS if record.get("comparison") == name])
     for name in dict.fromkeys(r["comparison"] for r in RECORDS if r["kind"] == "comparison")

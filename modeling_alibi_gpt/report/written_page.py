@@ -1,0 +1,154 @@
+"""A page that a person wrote: its numbers are filled in from records, and its words are held to them.
+
+The template is Markdown with Jinja expressions. ``{{ g.change("rope", "sliding", 4096) | higher }}`` writes a number
+and raises a ValueError unless the records show a rise: a sentence cannot outlive the records that it was written from.
+Paragraphs are wrapped anew once the numbers are in.
+"""
+
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, TemplateError
+
+from modeling_alibi_gpt.report import formats, result_plots
+from modeling_alibi_gpt.report.comparison import Comparison
+from modeling_alibi_gpt.report.frames import frames, pick, rows_of
+from modeling_alibi_gpt.report.page import SETTINGS
+from modeling_alibi_gpt.report.statistics import Difference
+from modeling_alibi_gpt.runtime.atomic import write_together
+from modeling_alibi_gpt.runtime.records import Record, check_record
+
+
+LINE_CHARACTERS = 120
+WRAPPING: Any = {"break_long_words": False, "break_on_hyphens": False}
+FIGURES: dict[str, Callable[..., bytes]] = {
+    "lengths": result_plots.length_figure,
+    "rivals": result_plots.rivals_figure,
+    "trained_betas": result_plots.trained_betas_figure,
+    "changed_betas": result_plots.changed_betas_figure,
+}
+
+
+def build_written_page(
+    records: Sequence[Record], template: str | Path, output_dir: str | Path, *, page: str, figures_folder: str
+) -> dict[str, Any]:
+    """Fill a template from records, and write the page and its figures: all of them, or none where the disk is full.
+
+    Args:
+        records: Of the kinds in ``RECORD_TYPES``.
+        template: Markdown with Jinja expressions; ``WrittenPage`` says what they may name.
+        output_dir: Folder of the page.
+        page: File name of the page without suffix.
+        figures_folder: Where the figures go, within ``output_dir``.
+
+    Returns:
+        The paths written: ``markdown``, the list ``figures``, and ``html``, which is null.
+
+    Raises:
+        ValueError: A record is not of its kind, or the template names or says what the records do not show.
+    """
+    for record in records:
+        check_record(record)
+    written = WrittenPage(records, figures_folder)
+    path = Path(output_dir) / f"{page}.md"
+    text = written.render(template)
+    figures = {Path(output_dir) / figures_folder / name: svg for name, svg in written.pictures.items()}
+    write_together({**figures, path: text.encode("utf-8")})
+    return {"html": None, "markdown": str(path), "figures": [str(figure) for figure in figures]}
+
+
+class WrittenPage:
+    """What a template may name.
+
+    Attributes:
+        pictures: Bytes of the figures that the template asked for, by file name.
+    """
+
+    def __init__(self, records: Sequence[Record], figures_folder: str) -> None:
+        self.pictures: dict[str, bytes] = {}
+        self._figures_folder = figures_folder
+        self._compared = frames(record for record in records if "comparison" in record)
+        self._others = frames(record for record in records if "comparison" not in record)
+
+    def render(self, template: str | Path) -> str:
+        """The page as Markdown.
+
+        Raises:
+            ValueError: The template names something that the records do not have, or says what they do not show.
+        """
+        environment = Environment(**SETTINGS)
+        environment.filters |= FILTERS
+        names = {"comparison": self.comparison, "basis": self.basis, "rows": self.rows, "figure": self.figure}
+        try:
+            text = environment.from_string(Path(template).read_text(encoding="utf-8")).render(names)
+        except (TemplateError, KeyError, ValueError) as error:
+            raise ValueError(f"{template}: {error}") from error
+        return "\n\n".join(map(_wrapped, text.strip().split("\n\n"))) + "\n"
+
+    def comparison(self, name: str) -> Comparison:
+        """One comparison by its name."""
+        return Comparison(_found(pick(self._compared["comparison"], comparison=name), name))
+
+    def basis(self, name: str) -> str:
+        """What the numbers of a comparison rest on: parameters, tokens of training, seeds, tokens read."""
+        trainings = pick(self._compared["training"], comparison=name)
+        read = pick(self._compared["extrapolation"], comparison=name)["num_tokens"].max()
+        grid = self.comparison(name)
+        ratio = trainings["num_train_tokens"] / trainings["num_parameters"]
+        seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
+        return (
+            f"{trainings['num_parameters'].median() / 1e6:.1f} M parameters, {ratio.median():.2g} training tokens for "
+            f"each, {seeds}, {formats.format_count(read)} tokens read"
+        )
+
+    def rows(self, kind: str, **values: Any) -> list[Record]:
+        """The records of a kind that are not part of a comparison and have these values; at least one."""
+        return rows_of(_found(pick(self._others[kind], **values), f"{kind} with {values}"))
+
+    def figure(self, kind: str, file_name: str, alt: str, *subjects: Any) -> str:
+        """Draw a figure of ``FIGURES``, and return the Markdown that shows it."""
+        self.pictures[file_name] = FIGURES[kind](*subjects)
+        return f"![{alt}]({self._figures_folder}/{file_name})"
+
+
+def _checked(
+    word: str, holds: Callable[[Difference], bool], *, signed: bool = True
+) -> Callable[[Difference | None], str]:
+    """A filter that writes a difference, or its size, and raises a ValueError where ``word`` is not what it shows."""
+
+    def write(difference: Difference | None) -> str:
+        if difference is None or not holds(difference):
+            raise ValueError(f"a sentence says {word!r} of {formats.format_change(difference)}, which is not shown")
+        return formats.format_mean(difference) if signed else f"{abs(difference.mean):.3f}"
+
+    return write
+
+
+def _wrapped(block: str) -> str:
+    """A paragraph in lines of at most ``LINE_CHARACTERS``; headings, tables and figures as they are."""
+    return block if block.startswith(("#", "|", "!", "-")) else textwrap.fill(block, LINE_CHARACTERS, **WRAPPING)
+
+
+def _found(frame: pd.DataFrame, what: str) -> pd.DataFrame:
+    if frame.empty:
+        raise ValueError(f"no record of {what}")
+    return frame
+
+
+FILTERS: Mapping[str, Callable[..., str]] = {
+    "above": _checked("above", lambda difference: difference.sign > 0),
+    "below": _checked("below", lambda difference: difference.sign < 0),
+    "higher": _checked("higher", lambda difference: difference.sign > 0, signed=False),
+    "lower": _checked("lower", lambda difference: difference.sign < 0, signed=False),
+    "level": _checked("level", lambda difference: difference.is_level),
+    "undecided": _checked("undecided", lambda difference: difference.sign == 0),
+    "nats": formats.format_mean,
+    "count": formats.format_count,
+    "change": formats.format_change,
+    "ratio": formats.format_ratio,
+    "perplexity": formats.format_perplexity,
+    "times": lambda value: f"{value:.2f}",
+}

@@ -1,0 +1,164 @@
+"""Every figure of nats in RESULTS.md, worked out anew from the raw records by code that the report does not use."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SECTIONS = dict(
+    section.split("\n", 1) for section in (ROOT / "RESULTS.md").read_text(encoding="utf-8").split("\n## ")[1:]
+)
+NOVELS, WIKI, LONG = "methods_gutenberg_cpu2", "methods_wikitext2_cpu2", "methods_gutenberg_gpu_2"
+BETAS, BETAS_LATER, SCREEN = "beta_gutenberg_cpu2", "beta_gutenberg_longer_cpu2", "screen_gutenberg_cpu2"
+BETAS_SMALL = "screen_beta_gutenberg_cpu2"
+
+
+def losses(file: str) -> dict[tuple[Any, ...], float]:
+    """Nats per token by variant, reading, protocol and length, the mean over seeds."""
+    (path,) = (ROOT / "results").glob(f"{file}*.jsonl")
+    by_cell: dict[tuple[Any, ...], list[float]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["kind"] == "extrapolation" and row["error"] is None:
+            cell = row["variant"], row["reading"], row["protocol"], row["length_tokens"]
+            by_cell.setdefault(cell, []).append(row["nats_per_token"])
+    return {cell: statistics.fmean(nats) for cell, nats in by_cell.items()}
+
+
+ALL = {file: losses(file) for file in (NOVELS, WIKI, LONG, BETAS, BETAS_LATER, SCREEN, BETAS_SMALL)}
+
+
+def nats(file: str, variant: str, length: int, reading: str = "as trained", protocol: str = "sliding") -> float:
+    return ALL[file][variant, reading, protocol, length]
+
+
+def rise(file: str, variant: str, reading: str = "as trained", far: int = 4096) -> float:
+    near = 512 if file == LONG else 128
+    return nats(file, variant, far, reading) - nats(file, variant, near)
+
+
+def above(file: str, variant: str, length: int, other: str = "alibi") -> float:
+    return nats(file, variant, length) - nats(file, other, length)
+
+
+def beta(value: str, other: str, file: str = BETAS) -> float:
+    return above(file, f"geometric {value}", 128, f"geometric {other}")
+
+
+def posthoc(value: str) -> float:
+    return nats(BETAS, "geometric 1", 128, f"beta {value}") - nats(BETAS, "geometric 1", 128)
+
+
+def screened(variant: str, other: str = "alibi 0.002", length: int = 128, file: str = SCREEN) -> float:
+    one, two = (nats(file, name, length, protocol="nonoverlapping") for name in (variant, other))
+    return one - two
+
+
+TABLE = (
+    ("rope", "0.002"),
+    ("sandwich", "0.004"),
+    ("learned slopes", "0.004 x100"),
+    ("learned beta", "0.002 x10"),
+    ("kerple", "0.004 x30"),
+    ("fire", "0.002 x100"),
+    ("t5", "0.002 x30"),
+    ("shared offset", "0.002 x30"),
+    ("learned", "0.002"),
+    ("none", "0.002"),
+    ("sinusoidal", "0.002 a0.005"),
+)
+EXPECTED: dict[str, list[float]] = {
+    "Can it read past its training length?": [
+        *(rise(NOVELS, "alibi"), rise(WIKI, "alibi"), rise(LONG, "alibi", far=16384)),
+        *(rise(NOVELS, "rope"), rise(WIKI, "rope"), rise(LONG, "rope", far=16384)),
+        *(rise(NOVELS, "sinusoidal"), rise(WIKI, "sinusoidal"), rise(LONG, "sinusoidal", far=16384)),
+        *(rise(NOVELS, "kerple"), rise(NOVELS, "sandwich")),
+    ],
+    "Is it the best method?": [
+        *(above(NOVELS, "rope", 128), above(WIKI, "rope", 128), above(LONG, "rope", 512)),
+        *(above(NOVELS, "rope", 4096), above(WIKI, "rope", 4096), above(LONG, "rope", 16384)),
+        *(above(NOVELS, "sandwich", 4096), above(WIKI, "sandwich", 4096), above(LONG, "sandwich", 16384)),
+    ],
+    "How much do the settings matter?": [
+        screened("t5 0.002 x30", "t5 0.002 x1"),
+        screened("shared offset 0.002 x30", "shared offset 0.002 x1"),
+        screened("fire 0.002 x100", "fire 0.002 x1"),
+        screened("sinusoidal 0.002 a0.005", "sinusoidal 0.002 a0.02"),
+        *(
+            screened(f"{name} {setting}", length=length)
+            for name, setting in TABLE
+            for length in ((128, 1024) if name != "learned" else (128,))
+        ),
+    ],
+    "Which β should I train with?": [
+        *(beta("32", "1"), beta("16", "1", BETAS_LATER)),
+        screened("beta 8", "beta 1", file=BETAS_SMALL),
+    ],
+    "Can I change β after training?": [
+        *(posthoc("0.5"), posthoc("2")),
+        nats(NOVELS, "alibi", 4096, "linear 8") - nats(NOVELS, "alibi", 4096),
+    ],
+    "Can β be learned?": [screened("learned beta 0.002 x10"), screened("learned slopes 0.004 x100")],
+    "Does it use distant text?": [
+        nats(NOVELS, "alibi", 4096, protocol="nonoverlapping") - nats(NOVELS, "alibi", 128, protocol="nonoverlapping")
+    ],
+    "Can RoPE be stretched instead?": [
+        nats(NOVELS, "rope", 1024, "yarn 8") - nats(NOVELS, "rope", 1024),
+        rise(NOVELS, "rope", "yarn 8", far=1024),
+    ],
+}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_figure_of_nats(section: str) -> None:
+    # Settings of the screen such as 0.002 stand in cells of their own.
+    text = re.sub(r"\| 0\.00\d[^|]*\|", "|", SECTIONS[section])
+    printed = [
+        figure.replace("\N{MINUS SIGN}", "-") for figure in re.findall(r"(?<!amplitude )[+−]?\b\d\.\d{3}\b", text)
+    ]
+    expected = EXPECTED.get(section, [])
+    wanted = [
+        f"{value:+.3f}" if text[0] in "+-" else f"{abs(value):.3f}"
+        for value, text in zip(expected, printed, strict=False)
+    ]
+    assert printed == wanted and len(printed) == len(expected)
+
+
+def perplexity(name: str, step: int, length: int = 128) -> str:
+    (path,) = (ROOT / "results").glob("retrofit_cpu2*.jsonl")
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    (found,) = (
+        row["perplexity"]
+        for row in rows
+        if row["kind"] == "milestone" and row["protocol"] == "sliding"
+        if (row["name"], row["step"], row["length_tokens"]) == (name, step, length)
+    )
+    return f"{found:.2f}"
+
+
+def test_the_perplexities_of_the_retrofit() -> None:
+    switched = [perplexity("GPT-2 with ALiBi", step) for step in (0, 100, 400)]
+    fine_tuned, long = perplexity("GPT-2 as it was", 400), perplexity("GPT-2 with ALiBi", 400, 512)
+    printed = re.findall(r"\b\d\d\.\d\d\b", SECTIONS["Can a GPT-2 switch to ALiBi?"])
+    assert printed == [perplexity("GPT-2", 1000), *switched, fine_tuned, long]
+
+
+def test_the_times_of_training_steps() -> None:
+    (path,) = (ROOT / "results").glob("speed_methods_cpu2*.jsonl")
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    ratios = {
+        row["name"]: f"{row['times_reference']:.2f}"
+        for row in rows
+        if (row["kind"], row.get("mode"), row.get("length_tokens")) == ("model_speed", "training_step", 2048)
+    }
+    printed = re.findall(r"\b\d\.\d\d\b", SECTIONS["What does it cost?"])
+    assert printed == [ratios[f"{method} positions"] for method in ("alibi", "t5", "kerple", "fire")]
+
+
+def test_every_section_with_such_a_figure_is_recomputed() -> None:
+    assert set(EXPECTED) <= set(SECTIONS)
