@@ -23,7 +23,7 @@ import psutil
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.documents import describe_documents, document_rows, pieces_of_row
 from modeling_alibi_gpt.data.encoder import Encoder
-from modeling_alibi_gpt.data.packing import pack_documents
+from modeling_alibi_gpt.data.packing import count_tokens, pack_documents
 from modeling_alibi_gpt.data.tokenization import token_rows
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
@@ -121,7 +121,7 @@ def _prepare(path: str, tokenizer_name: str | None, folder: str) -> str:
     cached = [file for file in Path(folder, "cache").rglob("*") if file.is_file()]
     figures = {
         "num_bytes": describe_documents(documents)["num_bytes"],
-        "num_tokens": (len(blocks) - 2) * 512 + sum(len(blocks[number]["input_ids"]) for number in (-2, -1)),
+        "num_tokens": count_tokens(blocks),
         "cpu_seconds": [time.process_time() - before],
         "wall_seconds": time.perf_counter() - started,
         "memory_before_bytes": memory_before,

@@ -18,7 +18,9 @@ if (($# < 2)); then
 fi
 PROCESSES_PER_NODE=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
 MAIN_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export MAIN_NODE MAIN_PORT=$((20000 + SLURM_JOB_ID % 20000)) NUM_PROCESSES=$((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE))
+# Below 32768, where Linux begins to give out ports to whoever connects.
+MAIN_PORT=${MAIN_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
+export MAIN_NODE MAIN_PORT NUM_PROCESSES=$((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE))
 
 # One launcher a node; each must know its own number, which only srun can tell it.
 srun --kill-on-bad-exit=1 bash -c '

@@ -30,6 +30,7 @@ def load_documents(
     validation_unit: ValidationUnit | None = None,
     text_column: str = "text",
     train_split: str = "train",
+    max_bytes: int | None = None,
 ) -> Dataset:
     """Documents of one split of a corpus, with the columns ``name`` and ``text``.
 
@@ -49,6 +50,8 @@ def load_documents(
             ``tail`` for ``text:`` and ``document`` for rows.
         text_column: Column of rows that holds the text.
         train_split: What ``train`` is of rows: a split or an expression, of which a share may validate.
+        max_bytes: Of a longer ``text:`` source only about so much is read, and only that is in the fingerprint; other
+            sources are read whole.
 
     Raises:
         ValueError: The source is unknown, missing, empty, not text or too small, or has no such split or column.
@@ -60,7 +63,7 @@ def load_documents(
         raise ValueError(f"validation_fraction must be at least 0 and below 1, got {validation_fraction}")
     kind, _, location = source.partition(":")
     if kind == "text":
-        return _text_documents(location, split, validation_fraction, validation_unit or "tail")
+        return _text_documents(location, split, validation_fraction, validation_unit or "tail", max_bytes)
     if validation_unit == "tail":
         raise ValueError(f"validation_unit tail is of text: sources, {source} holds rows: expected document")
     return read_rows(
@@ -103,7 +106,11 @@ def _rows(read: Callable[[], Iterable[Document]]) -> Iterator[dict[str, str]]:
     return ({"name": document.name, "text": row} for document in read() for row in document.rows)
 
 
-def _text_documents(patterns: str, split: str, validation_fraction: float, unit: ValidationUnit) -> Dataset:
-    paths = text_paths(patterns)
-    read = partial(read_text_files, paths, split, validation_fraction, whole_documents=unit == "document")
+def _text_documents(
+    patterns: str, split: str, validation_fraction: float, unit: ValidationUnit, max_bytes: int | None
+) -> Dataset:
+    paths, is_document = text_paths(patterns), unit == "document"
+    read = partial(
+        read_text_files, paths, split, validation_fraction, whole_documents=is_document, max_bytes=max_bytes
+    )
     return _cached_documents(read, f"text:{patterns}", split)

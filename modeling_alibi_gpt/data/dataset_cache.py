@@ -50,8 +50,10 @@ def cached_dataset(generate: Callable[[], Iterator[dict[str, Any]]], features: F
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-        # Earlier versions left the layout of the files to the library.
-        rows = concatenate_datasets([Dataset.from_file(str(path)) for path in sorted(folder.rglob("*.arrow"))])
+        # Earlier versions left the layout of the files to the library; run later, they put theirs beside ours.
+        ours = folder / "rows.arrow"
+        paths = [ours] if ours.exists() else sorted(folder.rglob("*.arrow"))
+        rows = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
     rows._fingerprint = fingerprint
     return rows
 

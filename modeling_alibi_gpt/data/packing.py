@@ -93,6 +93,12 @@ def blocks_fingerprint(blocks: Dataset) -> str:
     return digest.hexdigest()[:16]
 
 
+def count_tokens(blocks: Dataset) -> int:
+    """Tokens of packed blocks, all of one length but for the last two."""
+    ends = [len(ids) for ids in blocks[max(0, len(blocks) - 2) :]["input_ids"]]
+    return (len(blocks) - len(ends)) * len(blocks[0]["input_ids"]) + sum(ends)
+
+
 def packed_blocks(
     tokens: Iterable[tuple[np.ndarray, bool]], length_tokens: int, *, isolate_documents: bool
 ) -> Iterator[dict[str, np.ndarray]]:

@@ -3,13 +3,21 @@
 import codecs
 import glob
 import gzip
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from modeling_alibi_gpt.data.documents import Document, hash_of_text, rows_of_text, validation_hashes
+from modeling_alibi_gpt.data.documents import (
+    PIECE_CHARACTERS,
+    Document,
+    find_seam,
+    hash_of_text,
+    rows_of_text,
+    validation_hashes,
+)
 
 
 ROW_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet", ".arrow": "hub"}
@@ -57,33 +65,78 @@ def relative_names(paths: list[Path]) -> list[str]:
 
 
 def read_text_files(
-    paths: list[Path], split: str, validation_fraction: float, *, whole_documents: bool = False
+    paths: list[Path],
+    split: str,
+    validation_fraction: float,
+    *,
+    whole_documents: bool = False,
+    max_bytes: int | None = None,
 ) -> Iterator[Document]:
     """The files in order: all of each (``split`` is ``all``), its head (``train``) or its tail (``validation``).
 
     With ``whole_documents``, ``train`` and ``validation`` are shares of the files by a hash of their texts instead.
+    With ``max_bytes`` the text ends at the first seam after so many bytes, and no later file is opened.
 
     Raises:
-        ValueError: A file is not UTF-8 text, a damaged gzip file or empty.
+        ValueError: A file that is read is not UTF-8 text, a damaged gzip file or empty.
     """
+    bytes_left = math.inf if max_bytes is None else max_bytes
     for path, name in zip(paths, relative_names(paths), strict=True):
-        chunks = _chunks(path)
-        is_blank, num_characters = True, 0
-        for chunk in chunks():
-            is_blank = is_blank and not chunk.strip()
-            num_characters += len(chunk)
-        if is_blank:
-            raise ValueError(f"{path} is empty: expected text, leave the file out")
-        start, stop = 0, num_characters
-        if split != "all" and whole_documents:
-            low, high = validation_hashes(split, validation_fraction)
-            stop = num_characters if low <= hash_of_text(chunks()) < high else 0
-        elif split != "all":
-            cut = _validation_start(chunks(), num_characters, validation_fraction)
-            start, stop = (0, cut) if split == "train" else (cut, num_characters)
-        num_bytes = sum(len(chunk.encode()) for chunk in _between(chunks(), start, stop))
-        if num_bytes:
-            yield Document(name, num_bytes, rows_of_text(_between(chunks(), start, stop)))
+        if bytes_left <= 0:
+            return
+        document = None
+        if max_bytes is not None and not (whole_documents and split != "all"):
+            document = _head(path, name, split, validation_fraction, bytes_left)
+        document = document or _document(path, name, split, validation_fraction, whole_documents)
+        if document is not None:
+            bytes_left -= document.num_bytes
+            yield document
+
+
+def _document(path: Path, name: str, split: str, validation_fraction: float, whole_documents: bool) -> Document | None:
+    """What a split takes of a file; None where it takes nothing."""
+    chunks = _chunks(path)
+    is_blank, num_characters = True, 0
+    for chunk in chunks():
+        is_blank = is_blank and not chunk.strip()
+        num_characters += len(chunk)
+    if is_blank:
+        raise ValueError(f"{path} is empty: expected text, leave the file out")
+    start, stop = 0, num_characters
+    if split != "all" and whole_documents:
+        low, high = validation_hashes(split, validation_fraction)
+        stop = num_characters if low <= hash_of_text(chunks()) < high else 0
+    elif split != "all":
+        cut = _validation_start(chunks(), num_characters, validation_fraction)
+        start, stop = (0, cut) if split == "train" else (cut, num_characters)
+    return _part(chunks, name, start, stop)
+
+
+def _part(chunks: Callable[[], Iterable[str]], name: str, start: int, stop: int) -> Document | None:
+    num_bytes = sum(len(chunk.encode()) for chunk in _between(chunks(), start, stop))
+    return Document(name, num_bytes, rows_of_text(_between(chunks(), start, stop))) if num_bytes else None
+
+
+def _head(path: Path, name: str, split: str, validation_fraction: float, max_bytes: float) -> Document | None:
+    """The first ``max_bytes`` of a file, up to a seam; None unless it surely ends before what validates."""
+    num_bytes = num_characters = 0
+    is_blank = True
+    for chunk in read_chunks(path):
+        if num_bytes >= max_bytes and chunk:
+            break
+        is_blank = is_blank and not chunk.strip()
+        num_characters += len(chunk)
+        num_bytes += len(chunk.encode())
+    else:
+        return None
+    stop = num_characters + find_seam(chunk, 0, min(len(chunk), PIECE_CHARACTERS))
+    if split == "train":
+        # Of what is not read, no character takes more than four bytes; a compressed file does not say how much it is.
+        bytes_unread = 0 if path.suffix == ".gz" else path.stat().st_size - num_bytes - len(codecs.BOM_UTF8)
+        least_characters = num_characters + bytes_unread / 4
+        if stop > _first_validation_start(least_characters, validation_fraction):
+            return None
+    return None if is_blank else _part(partial(read_chunks, path), name, 0, stop)
 
 
 def _chunks(path: Path) -> Callable[[], Iterable[str]]:
@@ -124,6 +177,8 @@ def _between(chunks: Iterable[str], start: int, stop: int) -> Iterator[str]:
         if part := chunk[max(0, start - position) : max(0, stop - position)]:
             yield part
         position += len(chunk)
+        if position >= stop:
+            return
 
 
 def _validation_start(chunks: Iterable[str], num_characters: int, validation_fraction: float) -> int:
@@ -140,3 +195,8 @@ def _validation_start(chunks: Iterable[str], num_characters: int, validation_fra
             after_newline = position + found + 1
         position += len(chunk)
     return after_newline or cut
+
+
+def _first_validation_start(num_characters: float, validation_fraction: float) -> float:
+    """Before which ``_validation_start`` never cuts a text of so many characters or more."""
+    return num_characters * max(1 - 1.5 * validation_fraction, (1 - validation_fraction) / 2) - 1

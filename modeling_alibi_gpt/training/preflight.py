@@ -6,6 +6,7 @@ from transformers.utils import is_flash_attn_2_available
 from modeling_alibi_gpt.attention import attention_backend
 from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, check_memory
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt.data.tasks import is_task
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.beta_schedule import refuse_best_model
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
@@ -18,7 +19,7 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
 
     Raises:
         ValueError: The model or an argument is not valid, a package is missing, model or batch exceed memory, or a
-            learning rate of positions or a schedule of beta would change nothing.
+            learning rate of positions, a schedule of beta or a chunked loss would change nothing.
     """
     arguments = build_arguments(config)
     model = model_config(config.model)
@@ -37,7 +38,9 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
     if config.alibi_beta_schedule is not None:
         refuse_best_model(arguments)
         _check_beta_schedule(config, config.alibi_beta_schedule.start, model)
-    _check_batches(arguments, config.data.train_length_tokens, model)
+    if config.loss_chunk_tokens is not None:
+        _check_chunked_loss(arguments, model)
+    _check_logits(config, arguments, model)
     return arguments
 
 
@@ -50,13 +53,29 @@ def _check_beta_schedule(config: ExperimentConfig, start: float, model: PreTrain
         raise ValueError(f"model.overrides.alibi_beta {beta} would change nothing: alibi_beta_schedule sets beta")
 
 
-def _check_batches(arguments: TrainingArguments, length_tokens: int, model: PreTrainedConfig) -> None:
-    """Raise a ValueError unless the logits of a batch, the least that it needs, fit into memory."""
-    vocab_size = model.get_text_config().vocab_size
-    for kind in ("train", "eval"):
-        batch_size = getattr(arguments, f"per_device_{kind}_batch_size")
-        check_memory(
-            batch_size * length_tokens * vocab_size * FLOAT32_BYTES,
-            f"the logits of {batch_size:,} sequences at once (per_device_{kind}_batch_size, or global_batch_size "
-            f"over devices and accumulation steps) of {length_tokens:,} tokens",
+def _check_chunked_loss(arguments: TrainingArguments, model: PreTrainedConfig) -> None:
+    """Raise a ValueError where Trainer would compute all logits at once and say nothing."""
+    if not isinstance(model, AlibiGPTConfig):
+        raise ValueError(f"loss_chunk_tokens needs an AlibiGPT, got {model.model_type}: set it to null")
+    if arguments.label_smoothing_factor:
+        raise ValueError(
+            "loss_chunk_tokens and training.label_smoothing_factor cannot both be set: smoothed labels need all "
+            "logits at once"
         )
+
+
+def _check_logits(config: ExperimentConfig, arguments: TrainingArguments, model: PreTrainedConfig) -> None:
+    """Raise a ValueError unless the logits that exist at once, the least that a batch needs, fit into memory."""
+    length, vocab_size = config.data.train_length_tokens, model.get_text_config().vocab_size
+    is_evaluated = arguments.eval_strategy != "no" or arguments.eval_on_start or is_task(config.data.source)
+    for kind in ("train", "eval") if is_evaluated else ("train",):
+        batch_size = getattr(arguments, f"per_device_{kind}_batch_size")
+        num_tokens = batch_size * length
+        what = (
+            f"{batch_size:,} sequences at once (per_device_{kind}_batch_size, or global_batch_size over devices and "
+            f"accumulation steps) of {length:,} tokens"
+        )
+        if kind == "train" and config.loss_chunk_tokens is not None and config.loss_chunk_tokens < num_tokens:
+            num_tokens = config.loss_chunk_tokens
+            what = f"{num_tokens:,} tokens at once (loss_chunk_tokens)"
+        check_memory(num_tokens * vocab_size * FLOAT32_BYTES, f"the logits of {what}")

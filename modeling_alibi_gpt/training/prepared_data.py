@@ -1,6 +1,7 @@
 """The text of an experiment: read, cut into tokens, packed and described."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset, concatenate_datasets, interleave_datasets
@@ -9,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.checkpoints.load import check_vocabulary
 from modeling_alibi_gpt.data.corpora import describe_documents, is_of_files, load_documents
-from modeling_alibi_gpt.data.packing import blocks_fingerprint, pack_documents
+from modeling_alibi_gpt.data.packing import blocks_fingerprint, count_tokens, pack_documents
 from modeling_alibi_gpt.data.streaming import StreamedBlocks, stream_documents, stream_fingerprint
 from modeling_alibi_gpt.data.tasks import is_task
 from modeling_alibi_gpt.data.tokenization import TokenStream, join_streams, token_stream, tokenizer_meaning
@@ -19,6 +20,11 @@ from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.task_data import task_data
+
+
+# Of a text with max_train_tokens so much is read at first: several times what tokens of any usual text take.
+BYTES_PER_TOKEN = 16
+MIN_BYTES = 2**25
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,27 +62,16 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     if is_task(config.data.source):
         return PreparedData(**task_data(config))
     data, tokenizer = config.data, named_tokenizer(config)
-    train_parts = [] if data.streaming else _train_parts(data)
+    if tokenizer is None and data.streaming:
+        raise ValueError("data.streaming needs data.tokenizer: a stream is not read before it is trained on")
     if data.validation_source is not None:
         validation_parts = [_Part(_documents(data, data.validation_source, "validation"), 1.0)]
     else:
         validation_parts = [_Part(_documents(part, part.source, "validation"), share) for part, share in data.parts]
-    if tokenizer is None and data.streaming:
-        raise ValueError("data.streaming needs data.tokenizer: a stream is not read before it is trained on")
-    if tokenizer is None:
-        tokenizer = cached_tokenizer(
-            _joined([part.documents for part in train_parts]),
-            model_config(config.model).get_text_config().vocab_size,
-            Path(data.cache_dir).expanduser(),
-            sample_bytes=data.tokenizer_sample_bytes,
-        )
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-
     if data.streaming:
         train, fingerprint, token_fingerprint = _stream(data, tokenizer)
     else:
-        packed = [_pack(data, part.documents, tokenizer, data.max_train_tokens, "training") for part in train_parts]
+        train_parts, tokenizer, packed = _read_and_pack(config, tokenizer)
         train = _mixed(packed, [part.share for part in train_parts], data)
         fingerprint, token_fingerprint = _fingerprint(train_parts), blocks_fingerprint(train)
     limits = [_limit(data.max_validation_tokens, part.share, data) for part in validation_parts]
@@ -99,8 +94,43 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     )
 
 
-def _train_parts(data: DataSection) -> list["_Part"]:
-    return [_Part(_documents(part, part.source, "train"), share) for part, share in data.parts]
+def _read_and_pack(
+    config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[list["_Part"], PreTrainedTokenizerBase, list[Dataset]]:
+    """Training documents, their tokenizer and their sequences: as much text as ``max_train_tokens`` needs.
+
+    How much that is, nobody knows before it is encoded. So a first part is read, and twice as much until it suffices.
+    """
+    data = config.data
+    max_bytes = _first_bytes(data)
+    while True:
+        parts = _train_parts(data, max_bytes)
+        chosen = tokenizer or cached_tokenizer(
+            _joined([part.documents for part in parts]),
+            model_config(config.model).get_text_config().vocab_size,
+            Path(data.cache_dir).expanduser(),
+            sample_bytes=data.tokenizer_sample_bytes,
+        )
+        packed = [_pack(data, part.documents, chosen, data.max_train_tokens, "training") for part in parts]
+        if max_bytes is None or all(map(partial(_is_enough, data, max_bytes), parts, packed)):
+            return parts, chosen, packed
+        max_bytes *= 2
+
+
+def _is_enough(data: DataSection, max_bytes: int, part: "_Part", blocks: Dataset) -> bool:
+    """Whether the text ended before ``max_bytes``, or has the tokens that were asked for."""
+    assert data.max_train_tokens is not None
+    is_whole = describe_documents(part.documents)["num_bytes"] < max_bytes
+    return is_whole or count_tokens(blocks) >= data.max_train_tokens
+
+
+def _first_bytes(data: DataSection) -> int | None:
+    """How much text is read at first; None is all."""
+    return None if data.max_train_tokens is None else max(MIN_BYTES, BYTES_PER_TOKEN * data.max_train_tokens)
+
+
+def _train_parts(data: DataSection, max_bytes: int | None) -> list["_Part"]:
+    return [_Part(_documents(part, part.source, "train", max_bytes), share) for part, share in data.parts]
 
 
 def _stream(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[StreamedBlocks, str, str]:
@@ -169,17 +199,18 @@ def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
 def training_documents(data: DataSection) -> Dataset:
     """The documents that an experiment learns from: all of a source, or of its train split, that another validates.
 
-    Of a mixture, those of its parts one after another.
+    Of a mixture, those of its parts one after another; of a ``text:`` source with ``max_train_tokens``, the part that
+    is read at first.
 
     Raises:
         ValueError: They are a stream, which is not read before the training.
     """
     if data.streaming:
         raise ValueError("data.streaming: a stream is not read to list its documents, set it to false")
-    return _joined([part.documents for part in _train_parts(data)])
+    return _joined([part.documents for part in _train_parts(data, _first_bytes(data))])
 
 
-def _documents(data: DataSection, source: str, split: str) -> Dataset:
+def _documents(data: DataSection, source: str, split: str, max_bytes: int | None = None) -> Dataset:
     has_two_sources = data.validation_source is not None
     return load_documents(
         source,
@@ -188,6 +219,7 @@ def _documents(data: DataSection, source: str, split: str) -> Dataset:
         validation_unit=data.validation_unit,
         text_column=data.text_column,
         train_split=data.train_split,
+        max_bytes=max_bytes,
     )
 
 

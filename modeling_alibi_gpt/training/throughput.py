@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, TrainerState, TrainingArguments
+from transformers.trainer_callback import CallbackHandler
 
 
 # FLOPs per second of dense bfloat16 matrix products, by what the name of a GPU contains; from the data sheets.
@@ -60,7 +61,9 @@ def beta_by_layer(model: nn.Module) -> list[float]:
 
 
 class ThroughputCallback(TrainerCallback):
-    """Adds to every log of a training what it did since the one before, evaluations and checkpoints left out.
+    """Adds to every log of a training what it did since the one before.
+
+    Evaluations, checkpoints, and what the other callbacks do after a step, such as milestones, take no part in it.
 
     - ``tokens_per_second`` of all processes together
     - ``mfu``, model FLOPs utilisation from 0 to 1, where the peak is known
@@ -70,7 +73,7 @@ class ThroughputCallback(TrainerCallback):
 
     Trainer itself logs ``grad_norm``.
 
-    It must come before the callbacks that write logs.
+    ``add_to`` puts it where it belongs.
 
     Args:
         model: Before it is sharded.
@@ -92,9 +95,18 @@ class ThroughputCallback(TrainerCallback):
         self.seconds = self.flops = 0.0
         self.num_tokens = self.num_steps = 0
 
+    def add_to(self, handler: CallbackHandler) -> None:
+        """Become the first of all callbacks, so that the others write what it adds, and resume after the last."""
+        handler.callbacks.insert(0, self)
+        handler.callbacks.append(_Resume(self))
+
+    def resume(self) -> None:
+        """Count from now on."""
+        self.resumed_at = self.clock()
+
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         self.tokens_seen = int(state.num_input_tokens_seen)
-        self.resumed_at = self.clock()
+        self.resume()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         num_tokens = int(state.num_input_tokens_seen) - self.tokens_seen
@@ -105,10 +117,10 @@ class ThroughputCallback(TrainerCallback):
         self._pause()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.resumed_at = self.clock()
+        self.resume()
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
-        self.resumed_at = self.clock()
+        self.resume()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: Any, logs: dict[str, Any], **kwargs: Any
@@ -129,6 +141,19 @@ class ThroughputCallback(TrainerCallback):
         now = self.clock()
         self.seconds += now - self.resumed_at
         self.resumed_at = now
+
+
+class _Resume(TrainerCallback):
+    """The last of all callbacks."""
+
+    def __init__(self, throughput: ThroughputCallback) -> None:
+        self.throughput = throughput
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.throughput.resume()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        self.throughput.resume()
 
 
 def _attention_size(config: PreTrainedConfig) -> int:

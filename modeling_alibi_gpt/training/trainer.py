@@ -158,8 +158,7 @@ def make_trainer(
         length_schedule=length if config.data.train_length_schedule else None,
     )
     peak_flops = config.peak_flops or known_peak_flops(arguments.device, arguments.bf16)
-    # First, so that the others write what it adds.
-    trainer.callback_handler.callbacks.insert(0, ThroughputCallback(model, peak_flops, length))
+    ThroughputCallback(model, peak_flops, length).add_to(trainer.callback_handler)
     return trainer
 
 

@@ -107,7 +107,7 @@ def _settings_cases() -> list[Case]:
     batches = {
         "global batch": {"global_batch_size": 10**9},
         "device batch": {"global_batch_size": None, "training__per_device_train_batch_size": 10**9},
-        "evaluation batch": {"training__per_device_eval_batch_size": 10**9},
+        "evaluation batch": {"training__per_device_eval_batch_size": 10**9, "training__eval_on_start": True},
         "length": {"data__train_length_tokens": 10**12},
     }
     cases += [Case(name, "train", _batches(changes), needs) for name, changes in batches.items()]

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import sys
 import sysconfig
 import time
@@ -419,3 +420,14 @@ def test_full_disk_is_reported_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.arrow_writer.ArrowWriter, "finalize", write_to_full_disk)
     with pytest.raises(OSError, match="No space left on device"):
         load_documents(f"text:{tmp_path}/a.txt", "all")
+
+
+def test_what_an_earlier_version_put_beside_the_cached_text_is_not_read(tmp_path):
+    (tmp_path / "a.txt").write_text("one line\n" * 50, encoding="utf-8")
+    source = f"text:{tmp_path}/a.txt"
+    before = load_documents(source, "all")
+    [rows] = (tmp_path / "datasets-cache").rglob("rows.arrow")
+    beside = rows.parent / "generator" / "generator-train.arrow"
+    beside.parent.mkdir()
+    shutil.copyfile(rows, beside)
+    assert load_documents(source, "all")["text"] == before["text"]

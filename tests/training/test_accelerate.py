@@ -54,10 +54,14 @@ def launcher_environment(name: str, num_processes: int) -> dict[str, str]:
     return {key: value for key, value in environment.items() if before.get(key) != value}
 
 
-def start(name: str, num_processes: int, experiment_file: Path, *settings: str, **options: Any) -> list[BaseProcess]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(name: str, num_processes: int, experiment_file: Path, *settings: str, **options: Any) -> list[BaseProcess]:
+    port = free_port()
     meeting = {"WORLD_SIZE": str(num_processes), "LOCAL_WORLD_SIZE": str(num_processes), "MASTER_PORT": str(port)}
     environment = {**launcher_environment(name, num_processes), **meeting, "MASTER_ADDR": "127.0.0.1"}
     return [
@@ -187,7 +191,7 @@ SRUN = """#!/bin/bash
 # Two nodes on this machine.
 while [[ $1 == --* ]]; do shift; done
 SLURM_NODEID=1 "$@" > "$NODE_1_LOG" 2>&1 &
-SLURM_NODEID=0 "$@" || exit
+SLURM_NODEID=0 "$@" || { kill $!; exit 1; }
 wait $!
 """
 
@@ -213,6 +217,7 @@ def test_slurm_script_trains_on_two_nodes(experiment_file: Path, tmp_path: Path)
             **os.environ,
             **slurm,
             "PROCESSES_PER_NODE": "1",
+            "MAIN_PORT": str(free_port()),
             "NODE_1_LOG": str(tmp_path / "node1.log"),
             "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
         }
@@ -220,9 +225,9 @@ def test_slurm_script_trains_on_two_nodes(experiment_file: Path, tmp_path: Path)
         cwd=CONFIGS.parents[1],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, f"{done.stderr}\nnode 1: {(tmp_path / 'node1.log').read_text()}"
     assert json.loads(done.stdout.splitlines()[-1])["num_steps"] == 4
     checkpoint = experiment_file.parent / "run" / "checkpoint-4"
     assert {path.name for path in checkpoint.glob("rng_state*")} == {"rng_state_0.pth", "rng_state_1.pth"}

@@ -1,5 +1,7 @@
 """The figures that a training adds to its log: formula, clock, and that TensorBoard gets them."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -7,9 +9,11 @@ from typing import Any
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.training import milestones, trainer
+from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.throughput import (
     BFLOAT16_PEAK_FLOPS,
     ThroughputCallback,
@@ -89,6 +93,42 @@ def test_evaluations_and_checkpoints_do_not_count() -> None:
     other = {"eval_loss": 1.0}
     callback.on_log(args, state, None, other, model=model)
     assert other == {"eval_loss": 1.0}
+
+
+def test_only_steps_count_in_a_whole_training(make_experiment: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps take 2 s; milestones before, between and at logs, evaluations and checkpoints take 100 s each."""
+    now = 0.0
+
+    def delayed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal now
+            now += 100
+            return function(*args, **kwargs)
+
+        return call
+
+    class Steps(TrainerCallback):
+        def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+            nonlocal now
+            now += 2
+
+        def on_log(self, *args: Any, logs: dict[str, float], **kwargs: Any) -> None:
+            if "loss" in logs:
+                logged.append((logs["tokens_per_second"], logs["eta_seconds"]))
+
+    logged: list[tuple[float, float]] = []
+    for owner, name in (
+        (milestones, "score_stream"),
+        (DeterministicTrainer, "evaluation_loop"),
+        (DeterministicTrainer, "_save_checkpoint"),
+    ):
+        monkeypatch.setattr(owner, name, delayed(getattr(owner, name)))
+    monkeypatch.setattr(trainer, "ThroughputCallback", partial(ThroughputCallback, clock=lambda: now))
+    settings = ["milestones.steps=[0,1,4,5]", "milestones.lengths_tokens=[32]", "training.eval_strategy=steps"]
+    settings += ["training.eval_steps=3", "training.max_steps=8", "training.eval_on_start=true"]
+    train(make_experiment(*settings), callbacks=[Steps()])
+    assert logged == [(4 * 32 / 2, seconds) for seconds in (12, 8, 4, 0)]
+    assert now > 1000
 
 
 def test_tensorboard_gets_every_figure(make_experiment: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,58 @@
+"""What a training refuses by the memory of its logits, and what of it a loss in chunks lifts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from modeling_alibi_gpt.checkpoints import model_size
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.preflight import check_experiment
+
+
+MakeExperiment = Callable[..., ExperimentConfig]
+LOGITS_OF_A_TOKEN = 270 * 4  # bytes
+# Batches of 4 sequences of 32 tokens; by default Trainer evaluates 8 at once.
+EVALUATED = ("training.eval_strategy=steps", "training.eval_steps=2")
+
+
+@pytest.fixture
+def has_memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Gives this machine memory for the logits of so many tokens."""
+
+    def limit(num_tokens: int) -> None:
+        monkeypatch.setattr(model_size, "memory_bytes", lambda: num_tokens * LOGITS_OF_A_TOKEN)
+
+    return limit
+
+
+def test_a_chunked_loss_is_judged_by_its_chunk(make_experiment: MakeExperiment, has_memory: Callable) -> None:
+    has_memory(100)  # the model itself takes 81
+    with pytest.raises(ValueError, match="the logits of 4 sequences at once .* of 32 tokens need 135.0 KiB"):
+        check_experiment(make_experiment())
+    with pytest.raises(ValueError, match=r"the logits of 101 tokens at once \(loss_chunk_tokens\) need"):
+        check_experiment(make_experiment("loss_chunk_tokens=101"))
+    check_experiment(make_experiment("loss_chunk_tokens=100"))
+    has_memory(4 * 32)
+    check_experiment(make_experiment("loss_chunk_tokens=1000"))  # more than there are
+
+
+def test_evaluations_need_all_logits(make_experiment: MakeExperiment, has_memory: Callable) -> None:
+    has_memory(4 * 32)
+    check_experiment(make_experiment())
+    for settings in (EVALUATED, ("training.eval_on_start=true",)):
+        for chunked in ((), ("loss_chunk_tokens=5",)):
+            with pytest.raises(ValueError, match="the logits of 8 sequences at once .per_device_eval_batch_size"):
+                check_experiment(make_experiment(*settings, *chunked))
+    check_experiment(make_experiment(*EVALUATED, "training.per_device_eval_batch_size=4", "loss_chunk_tokens=5"))
+
+
+def test_a_chunked_loss_that_would_change_nothing_is_refused(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=270, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    gpt2 = ("model.config=null", f"model.checkpoint={tmp_path / 'gpt2'}")
+    check_experiment(make_experiment(*gpt2))
+    with pytest.raises(ValueError, match="loss_chunk_tokens needs an AlibiGPT, got gpt2"):
+        check_experiment(make_experiment("loss_chunk_tokens=50", *gpt2))
+    with pytest.raises(ValueError, match="loss_chunk_tokens and training.label_smoothing_factor"):
+        check_experiment(make_experiment("loss_chunk_tokens=50", "training.label_smoothing_factor=0.1"))
