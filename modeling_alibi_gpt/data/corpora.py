@@ -66,13 +66,8 @@ def load_documents(
         return _text_documents(location, split, validation_fraction, validation_unit or "tail", max_bytes)
     if validation_unit == "tail":
         raise ValueError(f"validation_unit tail is of text: sources, {source} holds rows: expected document")
-    return read_rows(
-        source,
-        split,
-        train_split=train_split,
-        text_column=text_column,
-        validation_fraction=validation_fraction,
-    )
+    columns = {"train_split": train_split, "text_column": text_column}
+    return read_rows(source, split, validation_fraction=validation_fraction, **columns)
 
 
 def is_of_files(source: str) -> bool:

@@ -1,6 +1,4 @@
-"""The objective of a sweep: the validation loss of a training with a beta, or of one checkpoint with its beta
-replaced.
-"""
+"""Objectives of a sweep: the validation loss of a training with a beta, or of a checkpoint with its beta replaced."""
 
 import copy
 import dataclasses

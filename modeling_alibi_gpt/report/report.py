@@ -93,11 +93,7 @@ def build_report(
     Args:
         records: of the kinds in ``RECORD_TYPES``, in any order; kinds without records are left out.
         output_dir: Folder of the page.
-        title: Heading of the page.
-        page: Its file name without suffix.
-        figures_folder: Where its pictures go, within ``output_dir``.
-        html: Whether the page is written as HTML too.
-        claims: Whether what is said of ALiBi is judged by the comparisons, in a table of verdicts.
+        title, page, figures_folder, html, claims: As in ``ReportConfig``.
 
     Returns:
         The paths written: ``html`` (null without), ``markdown`` and the list ``figures``. Also the ``conclusion``
@@ -116,8 +112,8 @@ def build_report(
     compared = frames(record for record in records if "comparison" in record)
     by_kind = frames(record for record in records if "comparison" not in record)
     conclusion = Conclusion() if claims else conclude(compared, by_kind)
-    sections = _conclusion_sections(conclusion) + _sections(compared, by_kind, claims)
     provenance = provenance_table([record["provenance"] for record in records])
+    sections = _conclusion_sections(conclusion) + _sections(compared, by_kind, claims)
     sections = _with_figures_of_their_own([*sections, make_section(TEMPLATE, "provenance", tables=[provenance])])
     output_dir = Path(output_dir)
     texts = {output_dir / f"{page}.md": render_markdown(title, sections, figures_folder=figures_folder)}

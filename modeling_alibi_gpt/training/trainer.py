@@ -83,7 +83,6 @@ def train(
         finished = finished_record(output_dir, reads_model=is_main)
     if finished is not None:
         return finished
-
     with ExitStack() as held, whole_checkpoints_on_a_full_disk(output_dir):
         with sync_errors():  # the main process first: it fills the caches from which the others read
             data = prepare_data(config) if is_main else None
@@ -95,11 +94,10 @@ def train(
             if is_main:
                 held.enter_context(claimed_output_dir(output_dir, config, data.text))
 
-        callbacks = [*_callbacks_of(config, data), *callbacks]
         bias_before, model_class = bias_by_distance(model), type(model)  # sharding changes its class
-        trainer = make_trainer(config, arguments, model, data, callbacks)
+        trainer = make_trainer(config, arguments, model, data, [*_callbacks_of(config, data), *callbacks])
         checkpoint = newest_checkpoint(output_dir, start, data.text)
-        if checkpoint is not None and isinstance(data.train, StreamedBlocks):
+        if checkpoint and isinstance(data.train, StreamedBlocks):
             data.train.load(Path(checkpoint))
         result = trainer.train(resume_from_checkpoint=checkpoint)
         record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
@@ -107,11 +105,23 @@ def train(
         with sync_errors():
             if whole is not None:
                 whole.config.use_cache = use_cache
-                write_manifest(output_dir, save_model_folder(whole, data.tokenizer, output_dir))
-                save_training_card(config, record, whole.config, output_dir)
-                biases = bias_by_distance_records(whole, config.name, bias_before)
-                write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(whole, config.name), *biases])
+                _save(config, whole, data, output_dir, record, bias_before)
     return record
+
+
+def _save(
+    config: ExperimentConfig,
+    model: PreTrainedModel,
+    data: PreparedData,
+    output_dir: Path,
+    record: dict[str, Any],
+    bias_before: list[list[list[float]]] | None,
+) -> None:
+    """Write the trained model, its card, and last the records, which say that the run is finished."""
+    write_manifest(output_dir, save_model_folder(model, data.tokenizer, output_dir))
+    save_training_card(config, record, model.config, output_dir)
+    biases = bias_by_distance_records(model, config.name, bias_before)
+    write_records(output_dir / RECORD_FILE, [record, *bias_matrix_records(model, config.name), *biases])
 
 
 def _callbacks_of(config: ExperimentConfig, data: PreparedData) -> list[TrainerCallback]:

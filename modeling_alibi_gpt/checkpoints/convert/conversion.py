@@ -1,6 +1,7 @@
 """Conversion of whole checkpoint folders between AlibiGPT and other families."""
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -102,11 +103,10 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     target = Path(config.output_dir).resolve()
     require_empty(target)
     folder = find_folder(config.model, allow_pickle=config.allow_pickle)
-    model_type = read_mapping(folder / "config.json").get("model_type")
     if config.to == GGUF:
         return _write_gguf(config, folder, target)
-    translate = _translate_in if config.to == OURS else _translate_out
-    translation = translate(config, folder, model_type)
+    model_type = read_mapping(folder / "config.json").get("model_type")
+    translation = (_translate_in if config.to == OURS else _translate_out)(config, folder, model_type)
     dtype = DTYPES[config.dtype] if config.dtype else None
     source, plan = translation.plan(folder, allow_pickle=config.allow_pickle, dtype=dtype)
     target_config = translation.target_config
@@ -122,18 +122,8 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
             shutil.copyfile(path, tmp_path / path.name)
         if config.to == OURS:
             _let_generate_use_the_cache(tmp_path / "generation_config.json")
-        summary = [f"{_source_name(config)} (`{model_type}`), written as `{config.to}` by {PROGRAM}."]
-        if plan.left_out:
-            summary.append(f"Left out: {', '.join(plan.left_out)}. Fine-tune it before use.")
-        summary += [f"Not for {engine}, which leaves out {fields}." for engine, fields in differs_in.items()]
-        save_card(
-            tmp_path,
-            card,
-            summary=" ".join(summary),
-            usage=loading_code(config.to),
-            tags=[translation.ours.position_method],
-            **_base_model(config),
-        )
+        summary, tags = _summary(config, model_type, plan.left_out, differs_in), [translation.ours.position_method]
+        save_card(tmp_path, card, summary=summary, usage=loading_code(config.to), tags=tags, **_base_model(config))
     return {
         "output_dir": config.output_dir,
         "converted_from": model_type,
@@ -142,6 +132,15 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         "left_out": plan.left_out,
         "differs_in": differs_in,
     }
+
+
+def _summary(config: ConvertConfig, model_type: Any, left_out: Sequence[str], differs_in: Mapping[str, Any]) -> str:
+    """What the model card says of a conversion."""
+    sentences = [f"{_source_name(config)} (`{model_type}`), written as `{config.to}` by {PROGRAM}."]
+    if left_out:
+        sentences.append(f"Left out: {', '.join(left_out)}. Fine-tune it before use.")
+    sentences += [f"Not for {engine}, which leaves out {fields}." for engine, fields in differs_in.items()]
+    return " ".join(sentences)
 
 
 def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:
