@@ -40,7 +40,7 @@ def measure_serving(config_path: str, num_rounds: int = 3) -> Iterator[Record]:
     """
     with tempfile.TemporaryDirectory(prefix="alibi-gpt-serving-") as folder:
         torch.manual_seed(0)
-        model = AlibiGPTForCausalLM(AutoConfig.from_pretrained(config_path))
+        model = AlibiGPTForCausalLM(AutoConfig.from_pretrained(config_path, trust_remote_code=False))
         model.save_pretrained(folder)
         train_tokenizer(load_documents("stdlib", "all"), model.config.vocab_size).save_pretrained(folder)
         rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in CONTESTANTS}
