@@ -1,6 +1,7 @@
 """Figures of a written page: SVG, at most six curves a panel, each named at its end, the spread of seeds drawn."""
 
 import io
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
@@ -9,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Comparison, Curve
 from modeling_alibi_gpt.report.drawing import (
@@ -26,7 +28,7 @@ from modeling_alibi_gpt.report.drawing import (
     new_axes,
     new_panels,
 )
-from modeling_alibi_gpt.report.formats import BETA, format_ratio
+from modeling_alibi_gpt.report.formats import BETA, format_count, format_ratio
 from modeling_alibi_gpt.report.statistics import Difference
 
 
@@ -124,6 +126,30 @@ def changed_betas_figure(curve: Curve, own_beta: float) -> Figure:
     return _beta_figure(
         {AFTER_TRAINING: curve}, f"{BETA} set after training (log scale)", "nats above own β", own_beta
     )
+
+
+@as_svg
+def recall_figure(curves: Mapping[str, tuple[str, Mapping[int, Sequence[float]]]]) -> Figure:
+    """The share of right answers about the oldest item against the length of the text, with the range of its seeds.
+
+    Args:
+        curves: By variant its position method, and by length the share of each seed; at most six.
+    """
+    figure, axes = new_axes(3.6)
+    named = [
+        (NAMES.get(variant, variant), method, list(shares), [statistics.fmean(each) for each in shares.values()])
+        for variant, (method, shares) in curves.items()
+    ]
+    lines = [
+        replace(line, low=list(map(min, shares.values())), high=list(map(max, shares.values())))
+        for line, (_, shares) in zip(method_lines(named), curves.values(), strict=True)
+    ]
+    log2_axis(axes, [x for line in lines for x in line.xs], format_count)
+    axes.set(xlabel="length of the text in tokens (log scale)", ylabel="right answers", ylim=(0, 1.04))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    draw_lines(axes, lines)
+    name_lines(axes, lines)
+    return figure
 
 
 def _beta_figure(curves: Mapping[str, Curve], x_label: str, y_label: str, base: float | None = None) -> Figure:

@@ -5,6 +5,7 @@ and raises a ValueError unless the records show a rise: a sentence cannot outliv
 Paragraphs are wrapped anew once the numbers are in.
 """
 
+import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,30 @@ FIGURES: dict[str, Callable[..., bytes]] = {
     "rivals": result_plots.rivals_figure,
     "trained_betas": result_plots.trained_betas_figure,
     "changed_betas": result_plots.changed_betas_figure,
+    "recall": result_plots.recall_figure,
 }
+
+
+class Answers:
+    """Shares of right answers on a task, by variant, length and depth; depth 0 is the start of the text."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = frame
+        self.lengths: list[int] = sorted(frame["length_tokens"].unique().tolist())
+
+    def by_seed(self, variant: str, length: int, depth: float = 0.0) -> list[float]:
+        """The share of each seed; none where the variant cannot be read at the length."""
+        found = pick(self.frame, variant=variant, length_tokens=length, depth=depth)
+        return found.loc[found["error"].isna(), "accuracy"].tolist()
+
+    def oldest(self, variants: Sequence[str]) -> dict[str, tuple[str, dict[int, list[float]]]]:
+        """The position method of each variant, and by length its shares for the item furthest back."""
+        curves = {}
+        for variant in variants:
+            method = str(pick(self.frame, variant=variant)["position_method"].iloc[0])
+            shares = {length: self.by_seed(variant, length) for length in self.lengths}
+            curves[variant] = method, {length: each for length, each in shares.items() if each}
+        return curves
 
 
 def build_written_page(
@@ -82,6 +106,7 @@ class WrittenPage:
         environment = Environment(**SETTINGS)
         environment.filters |= FILTERS
         names = {"comparison": self.comparison, "basis": self.basis, "rows": self.rows, "figure": self.figure}
+        names |= {"answers": self.answers}
         try:
             text = environment.from_string(Path(template).read_text(encoding="utf-8")).render(names)
         except (TemplateError, KeyError, ValueError) as error:
@@ -108,6 +133,10 @@ class WrittenPage:
         """The records of a kind that are not part of a comparison and have these values; at least one."""
         return rows_of(_found(pick(self._others[kind], **values), f"{kind} with {values}"))
 
+    def answers(self, name: str) -> Answers:
+        """The shares of right answers of a comparison on a task."""
+        return Answers(_found(pick(self._compared["recall"], comparison=name), name))
+
     def figure(self, kind: str, file_name: str, alt: str, *subjects: Any) -> str:
         """Draw a figure of ``FIGURES``, and return the Markdown that shows it."""
         self.pictures[file_name] = FIGURES[kind](*subjects)
@@ -132,13 +161,26 @@ def _wrapped(block: str) -> str:
     return block if block.startswith(("#", "|", "!", "-")) else textwrap.fill(block, LINE_CHARACTERS, **WRAPPING)
 
 
+def _percent(shares: Sequence[float]) -> str:
+    if not shares:
+        raise ValueError("no share of right answers to write")
+    return f"{100 * statistics.fmean(shares):.0f} %"
+
+
+def _all_below(shares: Sequence[float], others: Sequence[float]) -> Sequence[float]:
+    """The shares, if every seed of them is below every seed of the others."""
+    if not shares or not others or max(shares) >= min(others):
+        raise ValueError(f"a sentence says that {list(shares)} are below {list(others)}, which they are not")
+    return shares
+
+
 def _found(frame: pd.DataFrame, what: str) -> pd.DataFrame:
     if frame.empty:
         raise ValueError(f"no record of {what}")
     return frame
 
 
-FILTERS: Mapping[str, Callable[..., str]] = {
+FILTERS: Mapping[str, Callable[..., Any]] = {
     "above": _checked("above", lambda difference: difference.sign > 0),
     "below": _checked("below", lambda difference: difference.sign < 0),
     "higher": _checked("higher", lambda difference: difference.sign > 0, signed=False),
@@ -150,5 +192,7 @@ FILTERS: Mapping[str, Callable[..., str]] = {
     "change": formats.format_change,
     "ratio": formats.format_ratio,
     "perplexity": formats.format_perplexity,
+    "percent": _percent,
+    "all_below": _all_below,
     "times": lambda value: f"{value:.2f}",
 }
