@@ -129,6 +129,25 @@ def test_every_figure_of_nats(section: str) -> None:
     assert printed == wanted and len(printed) == len(expected)
 
 
+def answers(variant: str, depth: float) -> str:
+    (path,) = (ROOT / "results").glob("recall_cpu2*.jsonl")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = [
+        row["accuracy"]
+        for row in rows
+        if row["kind"] == "recall"
+        if (row["variant"], row["length_tokens"], row["depth"]) == (variant, 1024, depth)
+    ]
+    assert len(found) == 3
+    return f"{100 * sum(found) / 3:.0f}"
+
+
+def test_the_shares_of_right_answers() -> None:
+    oldest = [answers(method, 0.0) for method in ("alibi", "rope", "sandwich", "kerple", "none")]
+    printed = re.findall(r"(\d+)\s%", SECTIONS["Does it use distant text?"])
+    assert printed == [*oldest, answers("alibi", 1.0)]
+
+
 def perplexity(name: str, step: int, length: int = 128) -> str:
     (path,) = (ROOT / "results").glob("retrofit_cpu2*.jsonl")
     rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())

@@ -76,7 +76,8 @@ def claims_section(grids: Sequence[Comparison], by_kind: Frames) -> list[Section
     found = judged_claims(grids)
     if found.empty:
         return []
-    trainings, claims = by_kind["training"], found.groupby("claim", sort=False)
+    trainings = by_kind["training"][by_kind["training"]["comparison"].isin([grid.name for grid in grids])]
+    claims = found.groupby("claim", sort=False)
     basis = {grid.name: _basis(grid, *(pick(by_kind[k], comparison=grid.name) for k in BASIS_KINDS)) for grid in grids}
     columns = {
         "claim": [claim for claim, _ in claims],

@@ -66,9 +66,14 @@ def _recall_finding(of_model: pd.DataFrame) -> Record:
     return {
         "name": of_model["name"].iloc[0],
         "lengths": (near, far),
-        "shares": tuple(pick(of_model, length_tokens=length)["share"].mean() for length in (near, far)),
-        "at_depths": [(depth, pick(longest, depth=depth)["share"].mean()) for depth in ends],
+        "shares": tuple(_mean(pick(of_model, length_tokens=length)["share"]) for length in (near, far)),
+        "at_depths": [(depth, _mean(pick(longest, depth=depth)["share"])) for depth in ends],
     }
+
+
+def _mean(shares: pd.Series) -> float:
+    """Rounded as in the table, so that a tie is not rounded up in one place and down in the other."""
+    return round(float(shares.mean()), 9)
 
 
 def _context_sections(frame: pd.DataFrame) -> list[Section]:

@@ -106,5 +106,5 @@ def _above(row: Record, of_model: pd.DataFrame, footnotes: Sequence[str]) -> str
 def _shares(shares: Sequence[float], notes: Sequence[str], footnotes: Sequence[str]) -> str:
     if notes:
         return f"failed ({footnotes.index(notes[0]) + 1})"
-    mean = f"{fmean(shares):.2f}"
+    mean = f"{round(fmean(shares), 9):.2f}"  # two orders of adding must not round a tie both ways
     return f"{mean} ({min(shares):.2f} to {max(shares):.2f})" if len(shares) > 1 else mean

@@ -7,6 +7,7 @@ import pytest
 
 from modeling_alibi_gpt.report.written_page import build_written_page
 from tests.support.comparison_cases import methods
+from tests.support.context_cases import recall_record
 
 
 NAME = methods()[0]["comparison"]
@@ -81,3 +82,31 @@ def test_a_figure_is_an_svg_with_its_letters(tmp_path: Path) -> None:
     drawn = ElementTree.parse(tmp_path / "out" / "figures" / "lengths.svg").getroot()
     letters = {element.text for element in drawn.iter() if element.tag.endswith("text")}
     assert {"ALiBi", "RoPE", "no positions", "title"} <= letters
+
+
+def recalled(shares: dict[str, list[float]], text: str, folder: Path) -> str:
+    """A page about a task whose oldest item of 128 tokens each seed of each variant answers in these shares."""
+    records = [
+        recall_record("alibi", 128, 0.0, comparison="task", variant=variant, seed=seed, accuracy=share)
+        for variant, each in shares.items()
+        for seed, share in enumerate(each)
+    ]
+    template = folder / "page.md.j2"
+    template.write_text('{% set task = answers("task") %}\n' + text, encoding="utf-8")
+    place = {"page": "page", "figures_folder": "figures"}
+    return Path(build_written_page(records, template, folder / "out", **place)["markdown"]).read_text(encoding="utf-8")
+
+
+def test_shares_of_right_answers_are_filled_in(tmp_path: Path) -> None:
+    text = '{{ task.by_seed("a", 128) | all_below(task.by_seed("b", 128)) | percent }}'
+    assert recalled({"a": [0.25, 0.35], "b": [0.5, 0.4]}, text, tmp_path) == "30 %\n"
+    for shares in ({"a": [0.25, 0.45], "b": [0.5, 0.4]}, {"a": [0.4], "b": [0.4]}):
+        with pytest.raises(ValueError, match="a sentence says that .* are below .*, which they are not"):
+            recalled(shares, text, tmp_path)
+
+
+def test_answers_are_drawn_for_each_variant(tmp_path: Path) -> None:
+    text = '{{ figure("recall", "recall.svg", "Answers", task.oldest(["a", "b"])) }}'
+    assert recalled({"a": [0.25, 0.35], "b": [0.5, 0.4]}, text, tmp_path) == "![Answers](figures/recall.svg)\n"
+    drawn = ElementTree.parse(tmp_path / "out" / "figures" / "recall.svg").getroot()
+    assert {"a", "b"} <= {element.text for element in drawn.iter() if element.tag.endswith("text")}
