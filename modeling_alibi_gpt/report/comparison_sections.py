@@ -78,12 +78,12 @@ def claims_section(grids: Sequence[Comparison], by_kind: Frames) -> list[Section
         return []
     trainings = by_kind["training"][by_kind["training"]["comparison"].isin([grid.name for grid in grids])]
     claims = found.groupby("claim", sort=False)
-    basis = {grid.name: _basis(grid, *(pick(by_kind[k], comparison=grid.name) for k in BASIS_KINDS)) for grid in grids}
+    bases = {grid.name: basis(grid, *(pick(by_kind[k], comparison=grid.name) for k in BASIS_KINDS)) for grid in grids}
     columns = {
         "claim": [claim for claim, _ in claims],
         "": [_in_words(group) for _, group in claims],
         "measured": [
-            "; ".join(f"{row['corpus']} ({basis[row['comparison']]}): {row['measured']}" for row in rows_of(group))
+            "; ".join(f"{row['corpus']} ({bases[row['comparison']]}): {row['measured']}" for row in rows_of(group))
             for _, group in claims
         ],
     }
@@ -99,7 +99,7 @@ def claims_section(grids: Sequence[Comparison], by_kind: Frames) -> list[Section
     return [make_section("claims.j2", "all_claims", tables=[table], **values)]
 
 
-def _basis(grid: Comparison, trainings: pd.DataFrame, rows: pd.DataFrame) -> str:
+def basis(grid: Comparison, trainings: pd.DataFrame, rows: pd.DataFrame) -> str:
     """What the verdicts of a comparison rest on."""
     tokens_per_parameter = trainings["num_train_tokens"] / trainings["num_parameters"]
     lines = render_lines(

@@ -1,10 +1,10 @@
-"""Whether the records of a comparison are all there, by variant, reading, protocol and length."""
+"""Whether a page can be made of records: each is of its kind, and those of a comparison are all there."""
 
 from collections.abc import Sequence
 from itertools import product
 
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
-from modeling_alibi_gpt.runtime.records import Record
+from modeling_alibi_gpt.runtime.records import Record, check_record
 
 
 # Of every comparison, beside its cells.
@@ -12,7 +12,16 @@ _KINDS = ("corpus", "training", "extrapolation")
 _LABELS = {"training": ("variant", "fields"), "extrapolation": ("variant", "reading", "seed", "overrides")}
 
 
-def check_comparisons(records: Sequence[Record]) -> None:
+def check_page_records(records: Sequence[Record]) -> None:
+    """Raise a ValueError unless there are records, each is of its kind, and every comparison is whole."""
+    if not records:
+        raise ValueError("got no records; a report needs at least one")
+    for record in records:
+        check_record(record)
+    _check_comparisons(records)
+
+
+def _check_comparisons(records: Sequence[Record]) -> None:
     """Raise a ValueError that names the comparison and what it lacks, unless all are whole."""
     names = {record["comparison"]: None for record in records if "comparison" in record}
     for name in names:

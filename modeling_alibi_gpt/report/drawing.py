@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from matplotlib.transforms import ScaledTranslation
 
 from modeling_alibi_gpt.report.formats import format_count
-from modeling_alibi_gpt.report.svg import inline_svg
+from modeling_alibi_gpt.report.svg import inline_svg, svg_file
 
 
 WIDTH_INCHES = 5.4
@@ -104,7 +104,7 @@ def method_lines(curves: Sequence[Curve]) -> list[Line]:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that is written when it is asked for: as a PNG, or as SVG for the body of a page."""
+    """A figure that is written when it is asked for: as a PNG, as an SVG file, or as SVG for the body of a page."""
 
     figure: Figure
 
@@ -114,6 +114,11 @@ class Drawing:
         with matplotlib.rc_context(STYLE):
             self.figure.savefig(buffer, format="png")
         return buffer.getvalue()
+
+    @cached_property
+    def svg_file(self) -> bytes:
+        with matplotlib.rc_context(STYLE):
+            return svg_file(self.figure)
 
     @cached_property
     def svg(self) -> str:

@@ -11,7 +11,7 @@ import pandas as pd
 from modeling_alibi_gpt.report.beta_choice import describe_choice
 from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure, bias_figure
 from modeling_alibi_gpt.report.comparison_sections import comparison_sections
-from modeling_alibi_gpt.report.complete import check_comparisons
+from modeling_alibi_gpt.report.complete import check_page_records
 from modeling_alibi_gpt.report.conclusion import Conclusion, conclude
 from modeling_alibi_gpt.report.context_sections import context_sections, recall_sections
 from modeling_alibi_gpt.report.formats import BETA
@@ -43,7 +43,7 @@ from modeling_alibi_gpt.report.tables import (
 )
 from modeling_alibi_gpt.runtime.atomic import write_together
 from modeling_alibi_gpt.runtime.config import config_dataclass
-from modeling_alibi_gpt.runtime.records import Record, check_record
+from modeling_alibi_gpt.runtime.records import Record
 
 
 Frames = dict[str, pd.DataFrame]
@@ -104,11 +104,7 @@ def build_report(
             type, or the page or its figures would lie outside ``output_dir``.
     """
     _check_names(page, figures_folder)
-    if not records:
-        raise ValueError("got no records; a report needs at least one")
-    for record in records:
-        check_record(record)
-    check_comparisons(records)
+    check_page_records(records)
     compared = frames(record for record in records if "comparison" in record)
     by_kind = frames(record for record in records if "comparison" not in record)
     conclusion = Conclusion() if claims else conclude(compared, by_kind)

@@ -1,11 +1,8 @@
 """Figures of a written page: SVG, at most six curves a panel, each named at its end, the spread of seeds drawn."""
 
-import io
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import wraps
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -18,9 +15,9 @@ from modeling_alibi_gpt.report.drawing import (
     GREY,
     METHOD_COLOURS,
     SECOND_COLOUR,
-    STYLE,
     WIDTH_INCHES,
     Line,
+    as_drawing,
     draw_lines,
     log2_axis,
     method_lines,
@@ -32,8 +29,6 @@ from modeling_alibi_gpt.report.formats import BETA, format_count, format_ratio
 from modeling_alibi_gpt.report.statistics import Difference
 
 
-# Letters stay letters, and two drawings of the same records are the same bytes.
-SVG_STYLE: Any = {**STYLE, "svg.fonttype": "none", "svg.hashsalt": "alibi-gpt"}
 MARKERS = "osD^"
 NAMES = {
     "alibi": "ALiBi",
@@ -46,20 +41,7 @@ NAMES = {
 }
 
 
-def as_svg(draw: Callable[..., Figure]) -> Callable[..., bytes]:
-    """Draw in the style of the report, and return the bytes of the SVG."""
-
-    @wraps(draw)
-    def drawn(*args: Any, **kwargs: Any) -> bytes:
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(SVG_STYLE):
-            draw(*args, **kwargs).savefig(buffer, format="svg", metadata={"Date": None})
-        return buffer.getvalue()
-
-    return drawn
-
-
-@as_svg
+@as_drawing
 def length_figure(panels: Sequence[tuple[str, Comparison]], methods: Sequence[str]) -> Figure:
     """Nats above a model's own loss at its training length, against length in multiples of it.
 
@@ -86,7 +68,7 @@ def length_figure(panels: Sequence[tuple[str, Comparison]], methods: Sequence[st
     return figure
 
 
-@as_svg
+@as_drawing
 def rivals_figure(grids: Mapping[str, Comparison], methods: Sequence[str]) -> Figure:
     """Nats above ALiBi of each method on each corpus: at the training length, and at the longest length read.
 
@@ -114,13 +96,13 @@ def rivals_figure(grids: Mapping[str, Comparison], methods: Sequence[str]) -> Fi
     return figure
 
 
-@as_svg
+@as_drawing
 def trained_betas_figure(curves: Mapping[str, Curve]) -> Figure:
     """Nats above the lowest of each curve against the beta trained with; at most six curves."""
     return _beta_figure(curves, f"{BETA} of training (log scale)", "nats above the best β")
 
 
-@as_svg
+@as_drawing
 def changed_betas_figure(curve: Curve, own_beta: float) -> Figure:
     """Nats above the beta of training, when a trained model is read with another one."""
     return _beta_figure(
@@ -128,7 +110,7 @@ def changed_betas_figure(curve: Curve, own_beta: float) -> Figure:
     )
 
 
-@as_svg
+@as_drawing
 def recall_figure(curves: Mapping[str, tuple[str, Mapping[int, Sequence[float]]]]) -> Figure:
     """The share of right answers about the oldest item against the length of the text, with the range of its seeds.
 

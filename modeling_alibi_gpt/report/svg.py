@@ -1,4 +1,4 @@
-"""Figures as inline SVG: text stays text, colours follow the page's scheme, and points tell their values."""
+"""Figures as SVG: text stays text; inline, colours follow the page's scheme and points tell their values."""
 
 import hashlib
 import io
@@ -41,6 +41,14 @@ REFERENCE = re.compile(r"#([\w-]+)")
 def dark_css() -> str:
     """CSS declarations that give figures the colours of a dark page."""
     return " ".join(f"--c-{light[1:]}: {dark};" for light, dark in DARK_COLOURS.items())
+
+
+def svg_file(figure: Figure) -> bytes:
+    """A file of its own, the same bytes in every run."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(RC):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def inline_svg(figure: Figure) -> str:

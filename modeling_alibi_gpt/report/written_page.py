@@ -16,16 +16,19 @@ from jinja2 import Environment, TemplateError
 
 from modeling_alibi_gpt.report import formats, result_plots
 from modeling_alibi_gpt.report.comparison import Comparison
+from modeling_alibi_gpt.report.comparison_sections import basis
+from modeling_alibi_gpt.report.complete import check_page_records
+from modeling_alibi_gpt.report.drawing import Drawing
 from modeling_alibi_gpt.report.frames import frames, pick, rows_of
 from modeling_alibi_gpt.report.page import SETTINGS
 from modeling_alibi_gpt.report.statistics import Difference
 from modeling_alibi_gpt.runtime.atomic import write_together
-from modeling_alibi_gpt.runtime.records import Record, check_record
+from modeling_alibi_gpt.runtime.records import Record
 
 
 LINE_CHARACTERS = 120
 WRAPPING: Any = {"break_long_words": False, "break_on_hyphens": False}
-FIGURES: dict[str, Callable[..., bytes]] = {
+FIGURES: dict[str, Callable[..., Drawing]] = {
     "lengths": result_plots.length_figure,
     "rivals": result_plots.rivals_figure,
     "trained_betas": result_plots.trained_betas_figure,
@@ -74,8 +77,7 @@ def build_written_page(
     Raises:
         ValueError: A record is not of its kind, or the template names or says what the records do not show.
     """
-    for record in records:
-        check_record(record)
+    check_page_records(records)
     written = WrittenPage(records, figures_folder)
     path = Path(output_dir) / f"{page}.md"
     text = written.render(template)
@@ -88,7 +90,7 @@ class WrittenPage:
     """What a template may name.
 
     Attributes:
-        pictures: Bytes of the figures that the template asked for, by file name.
+        pictures: SVG files of the figures that the template asked for, by file name.
     """
 
     def __init__(self, records: Sequence[Record], figures_folder: str) -> None:
@@ -105,8 +107,7 @@ class WrittenPage:
         """
         environment = Environment(**SETTINGS)
         environment.filters |= FILTERS
-        names = {"comparison": self.comparison, "basis": self.basis, "rows": self.rows, "figure": self.figure}
-        names |= {"answers": self.answers}
+        names = {name: getattr(self, name) for name in ("comparison", "basis", "rows", "answers", "figure")}
         try:
             text = environment.from_string(Path(template).read_text(encoding="utf-8")).render(names)
         except (TemplateError, KeyError, ValueError) as error:
@@ -120,14 +121,8 @@ class WrittenPage:
     def basis(self, name: str) -> str:
         """What the numbers of a comparison rest on: parameters, tokens of training, seeds, tokens read."""
         trainings = pick(self._compared["training"], comparison=name)
-        read = pick(self._compared["extrapolation"], comparison=name)["num_tokens"].max()
-        grid = self.comparison(name)
-        ratio = trainings["num_train_tokens"] / trainings["num_parameters"]
-        seeds = "1 seed" if len(grid.seeds) == 1 else f"{len(grid.seeds)} seeds"
-        return (
-            f"{trainings['num_parameters'].median() / 1e6:.1f} M parameters, {ratio.median():.2g} training tokens for "
-            f"each, {seeds}, {formats.format_count(read)} tokens read"
-        )
+        found = basis(self.comparison(name), trainings, pick(self._compared["extrapolation"], comparison=name))
+        return f"{trainings['num_parameters'].median() / 1e6:.1f} M parameters, {found}"
 
     def rows(self, kind: str, **values: Any) -> list[Record]:
         """The records of a kind that are not part of a comparison and have these values; at least one."""
@@ -139,7 +134,7 @@ class WrittenPage:
 
     def figure(self, kind: str, file_name: str, alt: str, *subjects: Any) -> str:
         """Draw a figure of ``FIGURES``, and return the Markdown that shows it."""
-        self.pictures[file_name] = FIGURES[kind](*subjects)
+        self.pictures[file_name] = FIGURES[kind](*subjects).svg_file
         return f"![{alt}]({self._figures_folder}/{file_name})"
 
 
@@ -188,7 +183,6 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "level": _checked("level", lambda difference: difference.is_level),
     "undecided": _checked("undecided", lambda difference: difference.sign == 0),
     "nats": formats.format_mean,
-    "count": formats.format_count,
     "change": formats.format_change,
     "ratio": formats.format_ratio,
     "perplexity": formats.format_perplexity,
