@@ -1,7 +1,10 @@
 """``alibi-gpt serve``."""
 
+import functools
+import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -40,11 +43,44 @@ def serve(context: typer.Context) -> None:
     transformers.AlibiGPTForCausalLM = AlibiGPTForCausalLM  # type: ignore[attr-defined]
     command = app.commands["serve"]
     start = command.callback
-    command.callback = lambda **options: start(**{**options, **_batching_options(options)})  # type: ignore[misc]
+    command.callback = lambda **options: start(**_prepared(options))  # type: ignore[misc]
     try:
         app(["serve", *context.args])
     finally:
         command.callback = start
+
+
+def _prepared(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with the sizes of cache and batches; a named model without a chat template is announced."""
+    sizes = _batching_options(options)
+    if options["force_model"] is not None and not has_chat_template(options["force_model"]):
+        print(
+            "the model has no chat template: ask /v1/completions; /v1/chat/completions answers with an error",
+            file=sys.stderr,
+        )
+    return {**options, **sizes}
+
+
+def has_chat_template(model: str) -> bool:
+    """Whether the files of ``model`` have a chat template; a GGUF file is not opened, and counts as having one.
+
+    Args:
+        model: A folder or a name on the Hub, with an optional ``@revision`` and ``:FILE.gguf``.
+    """
+    from transformers.cli.serving.utils import split_model_id
+    from transformers.utils import cached_file
+
+    path, gguf_file = split_model_id(model)
+    if gguf_file is not None:
+        return True
+    name, _, revision = path.partition("@")
+    found = functools.partial(
+        cached_file, name, revision=revision or "main", _raise_exceptions_for_missing_entries=False
+    )
+    if any(found(file) for file in ("chat_template.jinja", "chat_template.json")):
+        return True
+    settings = found("tokenizer_config.json")
+    return settings is not None and bool(json.loads(Path(settings).read_text(encoding="utf-8")).get("chat_template"))
 
 
 def _batching_options(options: Mapping[str, Any]) -> dict[str, int]:

@@ -48,7 +48,7 @@ def test_a_cpu_gets_a_cache_for_long_requests_and_says_so(
     assert handed["port"] == 8001 and handed["force_model"] == folder
     assert handed["cb_num_blocks"] * page_tokens == NUM_REQUESTS * REQUEST_TOKENS
     assert handed["cb_max_batch_tokens"] == BATCH_TOKENS
-    [line] = capsys.readouterr().err.splitlines()
+    [line, _] = capsys.readouterr().err.splitlines()
     assert f"--cb-num-blocks {handed['cb_num_blocks']} (of {page_tokens} tokens)" in line
 
 
@@ -68,7 +68,7 @@ def test_nothing_is_chosen_elsewhere(
     assert serve(folder, *words) == 0
     given = {name: value for name, value in handed.items() if name in ("cb_num_blocks", "cb_max_batch_tokens")}
     assert given == {"cb_num_blocks": 5 if "5" in words else None, "cb_max_batch_tokens": None}
-    assert not capsys.readouterr().err
+    assert "--cb-num-blocks" not in capsys.readouterr().err
 
 
 def test_without_a_model_or_a_size_it_refuses(handed: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,6 +96,27 @@ def test_little_memory_gives_a_small_cache(
         assert serve(folder, *ON_CPU) == (0 if expected else 2)
         assert handed.get("cb_num_blocks") == expected
     assert "error: got" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "is_announced"),
+    [
+        ("tokenizer_config.json", "{}", True),
+        ("tokenizer_config.json", '{"chat_template": "{{ messages }}"}', False),
+        ("chat_template.jinja", "{{ messages }}", False),
+    ],
+)
+def test_a_model_without_a_chat_template_is_announced(
+    handed: dict[str, Any],
+    folder: str,
+    capsys: pytest.CaptureFixture[str],
+    file: str,
+    content: str,
+    is_announced: bool,
+) -> None:
+    (Path(folder) / file).write_text(content)
+    assert serve(folder, "--device", "cpu") == 0 and handed["force_model"] == folder
+    assert ("no chat template" in capsys.readouterr().err) == is_announced
 
 
 def test_a_longer_training_length_gets_a_longer_cache() -> None:
