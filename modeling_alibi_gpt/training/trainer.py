@@ -39,6 +39,7 @@ from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrain
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.finished import finished_record
 from modeling_alibi_gpt.training.length_schedule import scheduled_length
+from modeling_alibi_gpt.training.log_lines import print_log_lines
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
 from modeling_alibi_gpt.training.model_setup import build_model
 from modeling_alibi_gpt.training.preflight import check_experiment
@@ -169,6 +170,7 @@ def make_trainer(
     )
     peak_flops = config.peak_flops or known_peak_flops(arguments.device, arguments.bf16)
     ThroughputCallback(model, peak_flops, length).add_to(trainer.callback_handler)
+    print_log_lines(trainer.callback_handler)
     return trainer
 
 

@@ -148,4 +148,4 @@ def test_tensorboard_gets_every_figure(make_experiment: Any, monkeypatch: pytest
 def test_what_does_not_learn_or_is_not_known_is_not_logged(make_experiment: Any, capsys: Any) -> None:
     train(make_experiment("training.max_steps=2"))
     logged = capsys.readouterr().out
-    assert "tokens_per_second" in logged and "mfu" not in logged and "beta_layer" not in logged
+    assert "tokens/s" in logged and "MFU" not in logged and "beta" not in logged
