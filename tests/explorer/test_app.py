@@ -1,9 +1,11 @@
 """What the Gradio page answers; needs the extra ``explore``."""
 
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -20,6 +22,7 @@ from modeling_alibi_gpt.explorer import app  # noqa: E402
 
 
 pytestmark = pytest.mark.integrations
+SPACE = Path(__file__).parents[2] / "examples" / "space" / "app.py"
 TEXT = "one line of words after another, then one line more"
 
 
@@ -103,6 +106,22 @@ def test_figures_follow_the_colour_scheme_and_say_what_they_show(subjects: list[
     assert shown.startswith(f'<div role="img" aria-label="{sentence}"><svg ')
     assert "fill: var(--c-2b2b2b, #2b2b2b)" in shown and "--c-2b2b2b: #e8e6e3" in app.CSS
     assert ">0.01</text>" in shown and "$" not in shown, "weights of the scale are plain numbers"
+
+
+@pytest.mark.parametrize("names", ["", "someone/alibi", "someone/alibi someone/rope"])
+def test_a_space_shows_the_models_that_its_variable_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: str
+) -> None:
+    def download(name: str, local_dir: str) -> str:
+        Path(local_dir).mkdir(parents=True)
+        return save_subject(Path(local_dir))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODELS", names)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    page = runpy.run_path(str(SPACE))["page"]
+    shown = json.dumps(page.get_config_file()["components"], default=str)
+    assert [f'"{name}"' in shown for name in ("alibi", "rope")] == [name in names for name in ("alibi", "rope")]
 
 
 @needs_browser
