@@ -198,7 +198,15 @@ def make_model(family: str, shape: Shape, length_tokens: int, **fields: Any) -> 
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
+def make_compiled_model(shape: Shape, length_tokens: int) -> PreTrainedModel:
+    """AlibiGPT on ``sdpa``, compiled by its first call, which is not timed."""
+    model = make_model("alibi_gpt", shape, length_tokens, attn_implementation="sdpa")
+    model.compile()
+    return model
+
+
 MODELS: dict[str, Callable[[Shape, int], PreTrainedModel]] = {
+    "alibi_gpt sdpa compiled": make_compiled_model,
     **{
         f"alibi_gpt {back_end}": partial(make_model, "alibi_gpt", attn_implementation=back_end)
         for back_end in ("sdpa", "alibi_banded")
