@@ -1,5 +1,6 @@
 """``alibi-gpt serve``."""
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,8 @@ def _batching_options(options: Mapping[str, Any]) -> dict[str, int]:
     if options["force_model"] is None:
         raise ValueError("the cache needs a size where no model is named: alibi-gpt serve MODEL, or --cb-num-blocks N")
     path, gguf_file = split_model_id(options["force_model"])
-    name, _, revision = path.partition("@")
+    # A folder has no revision, and its name may hold an "@"; so transformers reads it from 5.24 on.
+    name, _, revision = (path, "", "") if os.path.exists(path) else path.partition("@")
     config = AutoConfig.from_pretrained(
         name, revision=revision or "main", gguf_file=gguf_file, trust_remote_code=options["trust_remote_code"]
     )
