@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,20 +68,26 @@ def has_chat_template(model: str) -> bool:
     Args:
         model: A folder or a name on the Hub, with an optional ``@revision`` and ``:FILE.gguf``.
     """
-    from transformers.cli.serving.utils import split_model_id
     from transformers.utils import cached_file
 
-    path, gguf_file = split_model_id(model)
+    name, revision, gguf_file = _split(model)
     if gguf_file is not None:
         return True
-    name, _, revision = path.partition("@")
-    found = functools.partial(
-        cached_file, name, revision=revision or "main", _raise_exceptions_for_missing_entries=False
-    )
+    found = functools.partial(cached_file, name, revision=revision, _raise_exceptions_for_missing_entries=False)
     if any(found(file) for file in ("chat_template.jinja", "chat_template.json")):
         return True
     settings = found("tokenizer_config.json")
     return settings is not None and bool(json.loads(Path(settings).read_text(encoding="utf-8")).get("chat_template"))
+
+
+def _split(model: str) -> tuple[str, str, str | None]:
+    """Name, revision and GGUF file of a served model."""
+    from transformers.cli.serving.utils import split_model_id
+
+    path, gguf_file = split_model_id(model)
+    # A folder has no revision, and its name may contain an "@"; transformers reads it so from 5.24 on.
+    name, _, revision = (path, "", "") if os.path.exists(path) else path.partition("@")
+    return name, revision or "main", gguf_file
 
 
 def _batching_options(options: Mapping[str, Any]) -> dict[str, int]:
@@ -91,7 +98,6 @@ def _batching_options(options: Mapping[str, Any]) -> dict[str, int]:
     import psutil
     import torch
     from transformers import AutoConfig, ContinuousBatchingConfig
-    from transformers.cli.serving.utils import split_model_id
 
     on_cpu = options["device"] == "cpu" or (options["device"] == "auto" and not torch.accelerator.is_available())
     is_sized = options["cb_num_blocks"] is not None or options["cb_max_memory_percent"] is not None
@@ -99,10 +105,9 @@ def _batching_options(options: Mapping[str, Any]) -> dict[str, int]:
         return {}
     if options["force_model"] is None:
         raise ValueError("the cache needs a size where no model is named: alibi-gpt serve MODEL, or --cb-num-blocks N")
-    path, gguf_file = split_model_id(options["force_model"])
-    name, _, revision = path.partition("@")
+    name, revision, gguf_file = _split(options["force_model"])
     config = AutoConfig.from_pretrained(
-        name, revision=revision or "main", gguf_file=gguf_file, trust_remote_code=options["trust_remote_code"]
+        name, revision=revision, gguf_file=gguf_file, trust_remote_code=options["trust_remote_code"]
     )
     dtype = config.dtype if options["dtype"] in ("auto", None) else getattr(torch, options["dtype"], None)
     block_tokens = options["cb_block_size"] or ContinuousBatchingConfig().page_size

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Cache, DynamicCache, 
 
 from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.cache_alibi_gpt import AlibiWindowCache
+from modeling_alibi_gpt.cache_argument import cache_name
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
@@ -118,13 +119,14 @@ def decoding_figures(models: Mapping[str, PreTrainedModel], prompt: Tensor, num_
     models["alibi_banded"].load_state_dict(models["sdpa"].state_dict())
     caches: dict[str, Cache] = {name: DynamicCache(config=model.eval().config) for name, model in models.items()}
     caches["alibi_banded"] = AlibiWindowCache.from_qk_norm(models["alibi_banded"])
+    cached = {name: {cache_name(model): caches[name]} for name, model in models.items()}
     logits = {}
 
     def decode(name: str) -> None:
-        logits[name] = models[name](prompt[:, -1:], past_key_values=caches[name]).logits
+        logits[name] = models[name](prompt[:, -1:], **cached[name]).logits
 
     for name, model in models.items():
-        model(prompt, past_key_values=caches[name], logits_to_keep=1)
+        model(prompt, **cached[name], logits_to_keep=1)
     summary = summarize(time_interleaved({name: partial(decode, name) for name in models}, num_rounds), "sdpa")
     return {
         name: {

@@ -234,8 +234,7 @@ class AttentionBackend(NamedTuple):
 
     Attributes:
         prepare: Turns visibility and a layer's bias into what the layer gets for a mask.
-        forward: The attention function; None for those of transformers, and for `eager`, which the model's file
-            defines.
+        forward: The attention function; None for `eager` and `paged|eager`, which the model's file defines.
         reads_windows: Whether it takes the keys of a cache that keeps a window a head.
     """
 

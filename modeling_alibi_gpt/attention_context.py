@@ -12,10 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import is_tracing
 
 from .attention_segments import Segment, Slots, document_numbers, segments_of_documents, segments_of_visible_runs
+from .cache_argument import CACHE_NAME
 
 
 class ForwardInputs(NamedTuple):
@@ -26,7 +28,7 @@ class ForwardInputs(NamedTuple):
         inputs_embeds: ``(B, Q, D)``.
         attention_mask: ``(B, K)``, 1 where a token is visible; or ``(B, 1 or H, Q, K)``; or None.
         position_ids: ``(B, Q)``, tokens, or None.
-        past_key_values: The cache before this call, or None.
+        cache: Before this call, or None; under continuous batching the pages of all requests.
         may_skip_mask: Whether plain causal attention may go without a mask.
     """
 
@@ -34,7 +36,7 @@ class ForwardInputs(NamedTuple):
     inputs_embeds: Tensor
     attention_mask: Tensor | None = None
     position_ids: Tensor | None = None
-    past_key_values: Cache | None = None
+    cache: Cache | PagedAttentionCache | None = None
     may_skip_mask: bool = False
 
 
@@ -137,7 +139,7 @@ class AttentionContext:
             slots=slots,
             is_causal=getattr(inputs.config, "is_causal", True) and slots is not None,
             is_aligned=is_aligned,
-            keeps_windows=getattr(inputs.past_key_values, "keeps_windows", False),
+            keeps_windows=getattr(inputs.cache, "keeps_windows", False),
             inputs=inputs,
         )
 
@@ -182,9 +184,9 @@ class AttentionContext:
             config=self.inputs.config,
             inputs_embeds=self.inputs.inputs_embeds,
             attention_mask=self.inputs.attention_mask,
-            past_key_values=self.inputs.past_key_values,
             position_ids=self.inputs.position_ids,
             allow_is_causal_skip=self.inputs.may_skip_mask,
+            **{CACHE_NAME: self.inputs.cache},
         )
         if self.slots is None or self.slots.visible is None:
             return mask
@@ -235,17 +237,17 @@ def attention_context(inputs: ForwardInputs, kwargs: dict[str, Any]) -> Attentio
 
     Args:
         inputs: As the model got them.
-        kwargs: What else the model was called with; continuous batching speaks there.
+        kwargs: What else the model was called with, such as the lengths of requests under continuous batching.
     """
+    if isinstance(inputs.cache, PagedAttentionCache):
+        return AttentionContext.from_paged(inputs, kwargs["cu_seq_lens_k"])
     if _masks_nothing(inputs.attention_mask):
         inputs = inputs._replace(attention_mask=None)
-    if _is_empty(inputs.past_key_values, inputs.inputs_embeds.shape[1]):
-        inputs = inputs._replace(past_key_values=None)
+    if _is_empty(inputs.cache, inputs.inputs_embeds.shape[1]):
+        inputs = inputs._replace(cache=None)
     if inputs.attention_mask is not None and inputs.attention_mask.ndim == 2:
         return AttentionContext.from_padding(inputs)
-    if "cu_seq_lens_k" in kwargs and "cache" in kwargs:
-        return AttentionContext.from_paged(inputs, kwargs["cu_seq_lens_k"])
-    if inputs.position_ids is not None and inputs.past_key_values is None:
+    if inputs.position_ids is not None and inputs.cache is None:
         return AttentionContext.from_documents(inputs)
     return AttentionContext.from_slots(inputs)
 
@@ -257,11 +259,9 @@ def _masks_nothing(attention_mask: Tensor | None) -> bool:
     return bool(attention_mask.all())
 
 
-def _is_empty(past_key_values: Cache | None, q_len: int) -> bool:
+def _is_empty(cache: Cache | None, q_len: int) -> bool:
     """Whether a growing cache holds nothing yet; transformers looks for packed documents only without a cache."""
-    if past_key_values is None or past_key_values.is_compileable:
-        return False
-    return past_key_values.get_mask_sizes(q_len, 0) == (q_len, 0)
+    return cache is not None and not cache.is_compileable and cache.get_mask_sizes(q_len, 0) == (q_len, 0)
 
 
 def _slots(inputs: ForwardInputs) -> tuple[Tensor, Tensor, bool]:
@@ -269,9 +269,9 @@ def _slots(inputs: ForwardInputs) -> tuple[Tensor, Tensor, bool]:
     q_len, device = inputs.inputs_embeds.shape[1], inputs.inputs_embeds.device
     q_offset, kv_offset = 0, 0
     kv_len = q_len if inputs.attention_mask is None else inputs.attention_mask.shape[-1]
-    if inputs.past_key_values is not None:
-        q_offset = inputs.past_key_values.get_query_offset()
-        kv_len, kv_offset = inputs.past_key_values.get_mask_sizes(q_len, 0)
+    if inputs.cache is not None:
+        q_offset = inputs.cache.get_query_offset()
+        kv_len, kv_offset = inputs.cache.get_mask_sizes(q_len, 0)
     # A static cache counts in a tensor that it changes in place; adding makes a new one.
     query_slots = torch.arange(q_len, device=device) + q_offset
     key_slots = torch.arange(kv_len, device=device) + kv_offset

@@ -92,7 +92,7 @@ class AlibiGPTConfig(PreTrainedConfig):
     """
 
     model_type = "alibi_gpt"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]
     base_model_tp_plan = {
         "position_method": "alibi_gpt_heads",
         "layers.*.self_attn": "alibi_gpt_heads",

@@ -30,6 +30,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .attention import ALL_ATTENTION_FUNCTIONS, LayerMask, attention_backend
 from .attention_context import ForwardInputs, attention_context
+from .cache_argument import CACHE_DOCS, CACHE_NAME, one_cache
 from .chunked_loss import chunked_causal_lm_loss
 from .configuration_alibi_gpt import AlibiGPTConfig
 from .position_base import LayerBias, PositionMethod
@@ -74,6 +75,10 @@ def eager_attention_forward(
     weights = F.dropout(weights, p=dropout, training=module.training)
     output = torch.matmul(weights, value).transpose(1, 2).contiguous()
     return output, weights
+
+
+# That of transformers 5.23 would add the keys to the paged cache again, which the layer does here.
+ALL_ATTENTION_FUNCTIONS["paged|eager"] = eager_attention_forward
 
 
 class AlibiGPTHeadRMSNorm(nn.RMSNorm):
@@ -125,13 +130,14 @@ class AlibiGPTAttention(nn.Module):
         attention_mask: LayerMask,
         position_ids: Tensor,
         position_method: PositionMethod,
-        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[Tensor, Tensor | None]:
         query, key, value = self.project(hidden_states)
         query, key = position_method.rotate(query, key, position_ids)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
+        cache = kwargs.pop(CACHE_NAME, None)
+        if cache is not None:
+            # A paged cache finds in the arguments where the keys of each request are.
+            key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
 
         attention_interface: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -183,7 +189,6 @@ class AlibiGPTDecoderLayer(GradientCheckpointingLayer):
         attention_mask: LayerMask,
         position_ids: Tensor,
         position_method: PositionMethod,
-        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Tensor:
         attended, _ = self.self_attn(
@@ -191,7 +196,6 @@ class AlibiGPTDecoderLayer(GradientCheckpointingLayer):
             attention_mask=attention_mask,
             position_ids=position_ids,
             position_method=position_method,
-            past_key_values=past_key_values,
             **kwargs,
         )
         hidden_states = hidden_states + self.dropout(attended)
@@ -207,7 +211,7 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["AlibiGPTDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values", "position_method"]
+    _skip_keys_device_placement = ["cache", "past_key_values", "position_method"]
     _supports_sdpa = True
     # The table of back ends has FlashAttention 2; the others, which know no slopes, it refuses by name.
     _supports_flash_attn = True
@@ -251,35 +255,37 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    @auto_docstring
+    @auto_docstring(custom_args=CACHE_DOCS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
+        cache = one_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
         method = self.position_method
-        prepare = attention_backend(self.config._attn_implementation, past_key_values).prepare
+        prepare = attention_backend(self.config._attn_implementation, cache).prepare
         inputs = ForwardInputs(
             self.config,
             inputs_embeds,
             attention_mask,
             position_ids,
-            past_key_values,
+            cache,
             may_skip_mask=not method.has_bias,
         )
         context = attention_context(inputs, kwargs)
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if position_ids is None:
             position_ids = context.query_positions
 
@@ -296,11 +302,18 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
                 attention_mask=layer_mask,
                 position_ids=position_ids,
                 position_method=method,
-                past_key_values=past_key_values,
+                # By transformers' own name: its layers drop the cache under gradient checkpointing.
+                **{CACHE_NAME: cache},
                 **kwargs,
             )
         hidden_states = self.norm(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE_NAME: cache})
+
+
+_LOSS_CHUNK_DOCS = r"""
+    loss_chunk_tokens (`int`, *optional*):
+        With `labels`: compute the loss this many tokens at a time and return no logits.
+"""
 
 
 @auto_docstring(custom_intro="AlibiGPT with a language modeling head.")
@@ -324,39 +337,35 @@ class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin
         config: AlibiGPTConfig,
         inputs_embeds: Tensor,
         attention_mask: Tensor | None,
-        past_key_values: Cache | None,
         **kwargs: Any,
     ) -> Tensor | None:
         """Keep the 2D mask, from which positions are counted, at the fixed length of a static cache."""
         if attention_mask is None or attention_mask.ndim != 2:
             return attention_mask
-        num_missing = past_key_values.get_max_length() - attention_mask.shape[-1]
+        num_missing = kwargs[CACHE_NAME].get_max_length() - attention_mask.shape[-1]
         return F.pad(attention_mask, (0, max(0, num_missing)))
 
     @can_return_tuple
-    @auto_docstring
+    @auto_docstring(custom_args=CACHE_DOCS + _LOSS_CHUNK_DOCS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         loss_chunk_tokens: int | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
-        r"""
-        loss_chunk_tokens (`int`, *optional*):
-            With `labels`: compute the loss this many tokens at a time and return no logits.
-        """
         outputs: BaseModelOutputWithPast = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=one_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -372,9 +381,9 @@ class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **{CACHE_NAME: getattr(outputs, CACHE_NAME)},
         )
 
 
@@ -407,19 +416,21 @@ class AlibiGPTForTokenClassification(GenericForTokenClassification, AlibiGPTPreT
         self.post_init()
 
     @can_return_tuple
-    @auto_docstring
+    @auto_docstring(custom_args=CACHE_DOCS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> TokenClassifierOutput:
+        cache = one_cache(cache, past_key_values)
         outputs: TokenClassifierOutput = super().forward(
-            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **{**kwargs, "return_dict": True}
+            input_ids, attention_mask, position_ids, cache, inputs_embeds, **{**kwargs, "return_dict": True}
         )
         loss = None
         if labels is not None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 from modeling_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.attention_context import AttentionContext, ForwardInputs, attention_context
@@ -53,7 +54,7 @@ def test_documents_restart_and_do_not_see_each_other() -> None:
 def test_a_cache_puts_queries_last() -> None:
     cache = DynamicCache(config=CONFIG)
     cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 0)
-    context = attention_context(inputs_of(1, 2, past_key_values=cache), {})
+    context = attention_context(inputs_of(1, 2, cache=cache), {})
     assert (context.query_positions.tolist(), context.key_positions.tolist()) == ([[3, 4]], [[0, 1, 2, 3, 4]])
     assert context.is_whole
     assert_visible(context, torch.ones(2, 5).tril(3).bool()[None])
@@ -62,10 +63,11 @@ def test_a_cache_puts_queries_last() -> None:
 def test_paged_keys_count_from_the_start_of_their_request() -> None:
     """Two requests with 3 and 2 keys, of which the last two and the last one are new."""
     mask, positions = torch.zeros(1, 1, 3, 5), torch.tensor([[1, 2, 1]])
-    inputs = inputs_of(1, 3, attention_mask=mask, position_ids=positions)
+    cache = PagedAttentionCache.__new__(PagedAttentionCache)
+    inputs = inputs_of(1, 3, attention_mask=mask, position_ids=positions, cache=cache)
     starts = torch.tensor([0, 3, 5], dtype=torch.int32)
     for cu_seq_lens_k in (starts, {"full_attention": starts}):
-        context = attention_context(inputs, {"cu_seq_lens_k": cu_seq_lens_k, "cache": object()})
+        context = attention_context(inputs, {"cu_seq_lens_k": cu_seq_lens_k})
         assert context.key_positions.tolist() == [[0, 1, 2, 0, 1]]
         assert torch.equal(context.query_positions, positions)
         assert context.segments() is None and context.slots is None and not context.is_causal

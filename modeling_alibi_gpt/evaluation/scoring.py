@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
+from modeling_alibi_gpt.cache_argument import cache_name
 from modeling_alibi_gpt.evaluation.windows import Window, plan_windows
 from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state, raise_on_all_ranks
 
@@ -204,7 +205,7 @@ def _chunk_logits(
         edges = [*range(0, first_scored, chunk_tokens), *range(first_scored, length, chunk_tokens), length]
         cache = DynamicCache(config=model.config)
     for start, stop in pairwise(edges):
-        chunk = {"input_ids": inputs[:, start:stop], "past_key_values": cache, "use_cache": cache is not None}
+        chunk = {"input_ids": inputs[:, start:stop], cache_name(model): cache, "use_cache": cache is not None}
         if stop <= first_scored:
             model.base_model(**chunk)
         else:

@@ -78,6 +78,12 @@ def test_without_a_model_or_a_size_it_refuses(handed: dict[str, Any], capsys: py
     assert handed["cb_num_blocks"] == 5
 
 
+def test_a_folder_may_have_an_at_sign_in_its_name(handed: dict[str, Any], folder: str) -> None:
+    folder = str(Path(folder).rename(f"{folder}@100"))
+    assert serve(folder, *ON_CPU) == 0
+    assert handed["force_model"] == folder and handed["cb_num_blocks"]
+
+
 def test_the_users_block_and_batch_are_kept_and_counted(handed: dict[str, Any], folder: str) -> None:
     assert serve(folder, *ON_CPU, "--cb-block-size", "32", "--cb-max-batch-tokens", "64") == 0
     assert handed["cb_num_blocks"] * 32 == NUM_REQUESTS * REQUEST_TOKENS

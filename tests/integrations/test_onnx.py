@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.cache_argument import CACHE_NAME
 
 
 pytest.importorskip("onnxruntime")
@@ -70,15 +71,14 @@ def test_decoding_with_a_cache_gives_the_tokens_of_generate() -> None:
 
         positions = torch.arange(length).expand(batch_size, -1)
         cache = DynamicCache(config=model.config)
-        outputs = exported.runners["prefill"](input_ids=tokens, position_ids=positions, past_key_values=cache)
+        inputs = {"input_ids": tokens, "position_ids": positions, CACHE_NAME: cache}
+        outputs = exported.runners["prefill"](**inputs)
         for position in range(length, length + num_new_tokens):
             new = outputs.logits[:, -1:].argmax(-1)
             tokens = torch.cat((tokens, new), dim=1)
-            outputs = exported.runners["decode"](
-                input_ids=new,
-                position_ids=torch.full_like(new, position),
-                past_key_values=outputs.past_key_values,
-            )
+            positions = torch.full_like(new, position)
+            inputs = {"input_ids": new, "position_ids": positions, CACHE_NAME: outputs[CACHE_NAME]}
+            outputs = exported.runners["decode"](**inputs)
         assert tokens.tolist() == expected.tolist()
         in_full = model(tokens).logits[:, -1]
         assert (outputs.logits[:, -1] - in_full).abs().max() <= TOLERANCE

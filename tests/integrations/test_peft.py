@@ -15,6 +15,8 @@ from peft import (  # noqa: E402
     get_peft_model,
 )
 
+from modeling_alibi_gpt.cache_argument import CACHE_NAME  # noqa: E402
+
 
 pytestmark = pytest.mark.integrations
 # Merging adds B @ A to a weight once instead of to every product: the promise for float32 logits of order one.
@@ -106,7 +108,7 @@ def test_prefix_tuning_is_a_cache_in_front(make_model, padded: bool) -> None:
     if padded:
         visible[0, :3] = 0
     with torch.no_grad():
-        cache = model(prompt, use_cache=True).past_key_values
+        cache = model(prompt, use_cache=True)[CACHE_NAME]
         whole = torch.cat((torch.ones(2, 4, dtype=torch.long), visible), dim=1)
         expected = model(torch.cat((prompt.expand(2, -1), tokens), dim=1), attention_mask=whole).logits[:, 4:]
     tuned = get_peft_model(model, PrefixTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=4))
