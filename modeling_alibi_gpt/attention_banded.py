@@ -80,7 +80,7 @@ def similar_heads(windows: Sequence[int]) -> list[slice]:
 
 
 def score_margins(query: Tensor, key: Tensor, slopes: Tensor, scaling: float) -> Tensor:
-    """Bound by how much a content score can exceed the log of a query's softmax denominator.
+    """Bound how much a content score can exceed the log of a query's softmax denominator.
 
     Args:
         query: ``(B, H, Q, d)``, the last Q of K tokens.

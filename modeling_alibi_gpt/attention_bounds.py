@@ -94,7 +94,7 @@ class DistanceBias:
         return (tails - self.values[:, 0] <= math.log(self.tolerance / 2)).tolist()
 
     def reaches(self, heads: slice, margins: Tensor) -> Tensor:
-        """Distances ``(H, M)`` int64 beyond which keys total at most half the tolerance, for margins ``(H, M)``."""
+        """Distances ``(H, M)`` int64 from which on keys total at most half the tolerance; margins ``(H, M)``, nats."""
         limits = math.log(self.tolerance / 2) - margins.double()
         return torch.searchsorted(-self._tails[heads], -limits)
 
@@ -154,7 +154,7 @@ def keys_that_matter(query: Tensor, key: Tensor, bias: DistanceBias, heads: slic
 def largest_margins(
     query: Tensor, key: Tensor, bias: DistanceBias, scaling: float, is_one_text: bool = True
 ) -> Tensor:
-    """Bound by how much a content score can exceed the log of a query's softmax denominator: ``(H,)``, nats.
+    """Bound how much a content score can exceed the log of any query's softmax denominator: ``(H,)``, nats.
 
     Args:
         query: ``(B, H, Q, d)``, the last Q of K tokens.

@@ -23,7 +23,7 @@ from .attention_windows import WindowedStates
 
 # Half precision rounds a norm's output once more: in bfloat16, by up to 2**-9 relative for each factor of a product.
 _ROUNDING = 1 + 2**-7
-# Spare capacity of a buffer for new tokens: one part in ``_SPARE_PART`` of its size, but at least this many tokens.
+# Spare capacity of a buffer for new tokens: its size divided by _SPARE_PART, but at least _MIN_SPARE_TOKENS.
 _SPARE_PART = 8
 _MIN_SPARE_TOKENS = 64
 

@@ -171,7 +171,7 @@ def test_gradients_are_those_of_eager(layout: str, flash_attn: SimpleNamespace) 
 @torch.no_grad()
 def test_float32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace())
-    with pytest.raises(ValueError, match=r"float16 or bfloat16, got torch.float32"):
+    with pytest.raises(ValueError, match=r"float16 and bfloat16, got torch.float32"):
         feed_at_once(flash_model("alibi"), BATCHES["whole"])
 
 

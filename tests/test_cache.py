@@ -137,7 +137,7 @@ def test_what_cannot_be_is_refused() -> None:
             AlibiWindowCache.from_qk_norm(make_model("sdpa", **fields))
     for back_end in ("sdpa", "eager"):
         model = make_model(back_end)
-        with pytest.raises(ValueError, match="goes with attn_implementation='alibi_banded'"):
+        with pytest.raises(ValueError, match="needs attn_implementation='alibi_banded'"):
             model(draw_tokens(1, 8), past_key_values=AlibiWindowCache.from_qk_norm(model))
     cache = AlibiWindowCache.from_qk_norm(make_model())
     with pytest.raises(ValueError, match="cannot remove tokens"):

@@ -39,9 +39,9 @@ def test_derived_values() -> None:
         ({"alibi_beta": [1.0, 2.0]}, "alibi_beta"),
         ({"alibi_slope_kind": "custom", "alibi_slopes": [1.0] * 3}, "expected 12 values, one per head, got 3"),
         ({"alibi_slope_kind": "linear"}, "alibi_slope_kind must be one of geometric, uniform, custom, got 'linear'"),
-        ({"position_method": "rope", "alibi_beta": 2}, "alibi_beta would change nothing: position_method 'rope'"),
-        ({"position_method": "none", "alibi_trainable": "beta"}, "alibi_trainable would change nothing"),
-        ({"position_method": "t5", "alibi_scaling": {"type": "dynamic_ntk"}}, "alibi_scaling would change nothing"),
+        ({"position_method": "rope", "alibi_beta": 2}, "alibi_beta would have no effect with position_method 'rope'"),
+        ({"position_method": "none", "alibi_trainable": "beta"}, "alibi_trainable would have no effect"),
+        ({"position_method": "t5", "alibi_scaling": {"type": "dynamic_ntk"}}, "alibi_scaling would have no effect"),
         ({"alibi_trainable": "all"}, "alibi_trainable must be one of none, beta, slopes"),
         ({"alibi_tolerance": 0.0}, "alibi_tolerance must be between 0 and 1"),
         ({"alibi_scaling": {"type": "yarn"}}, "alibi_scaling type must be one of"),
@@ -173,9 +173,9 @@ def test_a_saved_field_that_the_method_does_not_read_is_reported_and_left_out(tm
     loaded = AlibiGPTConfig.from_pretrained(tmp_path)
     logging.get_logger("transformers").removeHandler(caplog.handler)
     assert (loaded.position_method, loaded.alibi_beta) == ("rope", 1.0)
-    assert "holds 'alibi_beta', which position_method 'rope' does not read" in caplog.text
+    assert "ignoring 'alibi_beta' in the config: position_method 'rope' does not use it" in caplog.text
     assert AlibiGPTConfig.from_pretrained(tmp_path, position_method="alibi").alibi_beta == 2.0
-    with pytest.raises((ValueError, StrictDataclassError), match="alibi_beta would change nothing"):
+    with pytest.raises((ValueError, StrictDataclassError), match="alibi_beta would have no effect"):
         AlibiGPTConfig.from_pretrained(tmp_path, alibi_beta=4.0)
 
 

@@ -164,7 +164,7 @@ def perplexity_of_nats(
         raise ValueError(f"perplexity needs scored text, got {total_tokens} tokens of {total_bytes} bytes")
     nats_per_token = total_nats / total_tokens
     if not nats_per_token < math.log(sys.float_info.max):
-        raise ValueError(f"the loss is {nats_per_token} nats per token, too large or undefined for a perplexity")
+        raise ValueError(f"the loss is {nats_per_token} nats per token, which gives no finite perplexity")
     return {
         "nats_per_token": nats_per_token,
         "perplexity": math.exp(nats_per_token),

@@ -30,7 +30,7 @@ TEXTS: dict[str, tuple[str, str]] = {
     "nothing as a key": ("null: x", "key null is not a string"),
     "a list as a key": ("[a, b]: x", "key of type sequence is not a string"),
     "a mapping as a key": ("{a: b}: x", "key of type mapping is not a string"),
-    "a key that stands twice": ("name: a\nname: b", "key 'name' stands twice"),
+    "a key that stands twice": ("name: a\nname: b", "key 'name' occurs twice"),
     "a Python object": ("a: !!python/object/apply:os.system [ls]", "python/object/apply:os.system is not allowed"),
     "bytes": ("a: !!binary aGk=", "expected plain values without tags"),
     "a set": ("a: !!set {b, c}", "expected plain values without tags"),

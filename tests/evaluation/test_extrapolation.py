@@ -133,7 +133,7 @@ def test_a_loss_that_is_no_number_is_a_row_too(config: ExtrapolationConfig, make
     weights["model.norm.weight"].fill_(math.nan)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     rows = run_extrapolation(ExtrapolationConfig(models=[str(folder)], source=config.source, output=config.output))
-    assert {row["error"] for row in rows} == {"the loss is nan nats per token, from which no perplexity follows"}
+    assert {row["error"] for row in rows} == {"the loss is nan nats per token, which gives no finite perplexity"}
 
 
 def test_finished_rows_are_not_computed_again(config: ExtrapolationConfig, request):
