@@ -66,8 +66,8 @@ class LearnedPositions(PositionMethod):
         num_positions = self.embedding.num_embeddings
         if not torch.compiler.is_compiling() and (longest := int(position_ids.max()) + 1) > num_positions:
             raise ValueError(
-                f"learned positions end at train_context_length = {num_positions} tokens, got {longest}: truncate the "
-                "text, or use a position_method that extrapolates, such as alibi"
+                f"learned positions end at train_context_length = {num_positions} tokens, got a text of {longest}: "
+                "truncate it, or use a position_method that extrapolates, such as alibi"
             )
         return inputs_embeds + self.embedding(position_ids).to(inputs_embeds.dtype)
 
@@ -128,8 +128,8 @@ def plugin_fields(name: str, plugin: str | None, config_class: type) -> dict[str
     """
     if name not in POSITION_METHODS and plugin is not None:
         raise ValueError(
-            f"position_method {name!r} is registered by the module {plugin!r}, which loading a config never imports: "
-            "import it first, or list it under 'plugins' in the settings of a command"
+            f"position_method {name!r} is registered by the module {plugin!r}: import it before loading this config, "
+            "or list it under 'plugins' in the settings of a command; loading a checkpoint never imports it"
         )
     fields = POSITION_METHODS.get(name, PositionMethod).config_fields
     if hidden := [field for field in fields if hasattr(config_class, field)]:

@@ -88,7 +88,7 @@ def test_derived_values() -> None:
         ({"position_method": "sandwich", "sandwich_dim": 3}, "sandwich_dim must be even and at least 2, got 3"),
         ({"rope_parameters": {}}, "did you mean 'rope_extension'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "did you mean 'rope_extension'"),
-        ({"attention_dropout": 1.0}, "attention_dropout must lie in"),
+        ({"attention_dropout": 1.0}, "attention_dropout must be in"),
         ({"clip_qkv": 0.0}, "clip_qkv must be a finite number above 0"),
         ({"attention_scale": math.inf}, "attention_scale must be a finite number above 0 or null, got inf"),
         ({"initializer_range": math.nan}, "initializer_range must be a finite number of at least 0, got nan"),

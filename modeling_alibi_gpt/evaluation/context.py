@@ -211,8 +211,8 @@ def _windows(
     long = [ids for ids in tokenized if len(ids) > context]
     if len(long) < 2:
         raise ValueError(
-            f"expected at least 2 documents of more than {context} tokens, so that each can replace distant text of "
-            f"another, got {len(long)} of {len(tokenized)}; provide more text or lower context_tokens"
+            f"expected at least 2 documents of more than {context} tokens, got {len(long)} of {len(tokenized)}: one "
+            "replaces distant text of the other; provide more text or lower context_tokens"
         )
     places = [
         (document, start)

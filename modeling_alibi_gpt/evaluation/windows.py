@@ -53,7 +53,7 @@ def resolve_stride(length_tokens: int, protocol: str, stride_tokens: int | None 
     if stride_tokens is None:
         return max(1, length_tokens // 4)
     if not 1 <= stride_tokens <= length_tokens:
-        raise ValueError(f"stride_tokens must be from 1 to {length_tokens} (the window length), got {stride_tokens}")
+        raise ValueError(f"stride_tokens must be in 1..{length_tokens} (the window length), got {stride_tokens}")
     return stride_tokens
 
 

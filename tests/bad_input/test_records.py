@@ -21,8 +21,8 @@ RECORDS = {record["kind"]: record for record in reversed([*methods(), *demo_reco
 LINES: dict[str, tuple[str, str]] = {
     "cut": ('{"kind": "training"\n', " is not valid JSON"),
     "nested deep": ("[" * 10**5 + "\n", " is not valid JSON"),
-    "a list": ("[1]\n", " holds "),
-    "a number": ("5\n", " holds "),
+    "a list": ("[1]\n", " contains list"),
+    "a number": ("5\n", " contains int"),
     "NaN": ('{"kind": NaN}\n', " is not valid JSON (NaN is not a number)"),
     "empty": ("\n", " is not valid JSON"),
     "no kind": ("{}\n", ": got a record of kind None"),
