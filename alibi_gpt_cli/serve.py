@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 # The cache holds this many requests of this many tokens, or of twice the training length if that is more.
 NUM_REQUESTS = 16
 REQUEST_TOKENS = 2048
-# At the start transformers fills a mask of (batch, cache + batch) numbers; with its batch of 8,192 tokens and this
-# cache that is 1.3 GB.
+# At startup transformers allocates a mask of (batch, cache + batch) numbers: 1.3 GB for its batch of 8,192 tokens and
+# this cache.
 BATCH_TOKENS = 512
-# Of the free memory.
+# Share of the free memory for the cache.
 MEMORY_SHARE = 0.5
 
 
 def serve(context: typer.Context) -> None:
-    """Serve a model by OpenAI's protocol: 'transformers serve', with AlibiGPT registered.
+    """Serve a model with an OpenAI-compatible API: 'transformers serve' with AlibiGPT registered.
 
-    Takes the options that 'transformers serve --help' lists. Needs: pip install 'alibi-gpt[serve]'. On a CPU,
+    Accepts the options that 'transformers serve --help' lists. Needs: pip install 'alibi-gpt[serve]'. On a CPU,
     --continuous-batching chooses --cb-num-blocks and --cb-max-batch-tokens unless you set them.
 
     alibi-gpt serve runs/demo/alibi --continuous-batching
@@ -40,7 +40,7 @@ def serve(context: typer.Context) -> None:
 
     if not is_serve_available():
         raise ValueError("serving needs packages that are not installed: pip install 'alibi-gpt[serve]'")
-    # `serve` looks for the class of a checkpoint among the attributes of transformers, not in its Auto classes.
+    # `serve` looks up the class of a checkpoint among the attributes of transformers, not in its Auto classes.
     transformers.AlibiGPTForCausalLM = AlibiGPTForCausalLM  # type: ignore[attr-defined]
     command = app.commands["serve"]
     start = command.callback
@@ -91,9 +91,9 @@ def _split(model: str) -> tuple[str, str, str | None]:
 
 
 def _batching_options(options: Mapping[str, Any]) -> dict[str, int]:
-    """The size of cache and batches on a CPU, where the options of 'transformers serve' leave that of the cache open.
+    """Sizes of cache and batches on a CPU, unless the options of 'transformers serve' set that of the cache.
 
-    On a GPU the choice stays with transformers, which takes most of the GPU's free memory for the cache.
+    On a GPU the choice is left to transformers, which uses most of the GPU's free memory for the cache.
     """
     import psutil
     import torch
@@ -104,7 +104,7 @@ def _batching_options(options: Mapping[str, Any]) -> dict[str, int]:
     if not (options["continuous_batching"] and on_cpu) or is_sized:
         return {}
     if options["force_model"] is None:
-        raise ValueError("the cache needs a size where no model is named: alibi-gpt serve MODEL, or --cb-num-blocks N")
+        raise ValueError("the cache needs a size if no model is named: use alibi-gpt serve MODEL or --cb-num-blocks N")
     name, revision, gguf_file = _split(options["force_model"])
     config = AutoConfig.from_pretrained(
         name, revision=revision, gguf_file=gguf_file, trust_remote_code=options["trust_remote_code"]
@@ -123,10 +123,10 @@ def _batching_options(options: Mapping[str, Any]) -> dict[str, int]:
 
 
 def choose_num_blocks(config: "PreTrainedConfig", block_tokens: int, block_bytes: int, free_bytes: int) -> int:
-    """Blocks for ``NUM_REQUESTS`` long requests, if ``MEMORY_SHARE`` of the free memory has room for them.
+    """Blocks for ``NUM_REQUESTS`` long requests, or as many as fit into ``MEMORY_SHARE`` of the free memory.
 
     Raises:
-        ValueError: It has no room for one block.
+        ValueError: Not even one block fits.
     """
     longest = max(REQUEST_TOKENS, 2 * getattr(config, "train_context_length", 0))
     wanted = NUM_REQUESTS * -(-longest // block_tokens)
@@ -134,17 +134,17 @@ def choose_num_blocks(config: "PreTrainedConfig", block_tokens: int, block_bytes
     if affordable < 1:
         raise ValueError(
             f"got {free_bytes / 2**20:.0f} MiB of free memory; expected at least "
-            f"{block_bytes / MEMORY_SHARE / 2**20:.0f} MiB, for one block of the cache of {block_tokens} tokens"
+            f"{block_bytes / MEMORY_SHARE / 2**20:.0f} MiB, for one cache block of {block_tokens} tokens"
         )
     return min(wanted, affordable)
 
 
 def bytes_per_token(config: "PreTrainedConfig", value_bytes: int, batch_tokens: int) -> int:
-    """What a token takes: keys and values in the cache, a copy of one layer's for all heads, a column of the mask."""
+    """Bytes per token: cached keys and values, a copy of one layer's for all heads, and a column of the mask."""
     num_heads = config.num_attention_heads
     num_cached = getattr(config, "num_key_value_heads", None) or num_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // num_heads
     num_values = 2 * config.num_hidden_layers * num_cached * head_dim
-    # As transformers counts them: keys and values repeated for all heads while the values still exist unrepeated.
+    # As transformers counts them: keys and values repeated for all heads, plus the unrepeated values.
     num_copied = (2 * num_heads + num_cached) * head_dim
     return value_bytes * (num_values + num_copied + batch_tokens)

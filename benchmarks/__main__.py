@@ -1,8 +1,4 @@
-"""Measurements that no test needs: ``python -m benchmarks precision --output FILE.jsonl``.
-
-Likewise ``claims``, ``differences``, ``loss-memory`` and ``serving``, and ``llama-cpp`` and ``engines`` with
-``--model DIR --data URI``.
-"""
+"""One-off measurements: ``python -m benchmarks COMMAND --output FILE.jsonl``; ``--help`` lists the commands."""
 
 import statistics
 import sys
@@ -30,21 +26,21 @@ app = typer.Typer(help="Measure precision, conversions, memory and llama.cpp.", 
 @app.command()
 @ends_in_one_line
 def precision(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
-    """Measure what bfloat16, float16 and float32 cost attention with ALiBi, in some minutes on a CPU."""
+    """Measure the errors of ALiBi attention in bfloat16, float16 and float32; takes minutes on a CPU."""
     write_records(output, measure_precision())
 
 
 @app.command()
 @ends_in_one_line
 def differences(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
-    """Measure where other families' code departs from ALiBi, on random models, in a minute on a CPU."""
+    """Measure where other model families' code deviates from ALiBi, on random models; takes a minute on a CPU."""
     write_records(output, measure_differences())
 
 
 @app.command()
 @ends_in_one_line
 def loss_memory(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
-    """Measure the memory of the loss of 8,192 tokens, at once and in chunks; takes 8 GB."""
+    """Measure the memory of the loss over 8,192 tokens, at once and in chunks; needs 8 GB."""
     write_records(output, list(measure_loss_memory()))
 
 
@@ -55,7 +51,7 @@ def llama_cpp(
     data: Annotated[str, typer.Option(help="stdlib, text:GLOB, jsonl:GLOB or hub:NAME[:CONFIG]")] = "stdlib",
     output: Annotated[str | None, typer.Option(help="JSON Lines file to append to.")] = None,
 ) -> None:
-    """Run a checkpoint in llama.cpp and say how far it is from PyTorch."""
+    """Run a checkpoint in llama.cpp and compare its predictions with those of PyTorch."""
     for record in measure_llama_cpp(LlamaCppConfig(model=model, source=data, output=output)):
         typer.echo(
             f"{record['length_tokens']:,} tokens, {record['precision']}: log-probabilities within "
@@ -68,12 +64,12 @@ def llama_cpp(
 @ends_in_one_line
 def engines(
     model: Annotated[str, typer.Option(help="Checkpoint folder, with its tokenizer.")],
-    family: Annotated[str, typer.Option(help="What it is exported as: mpt or bloom.")],
+    family: Annotated[str, typer.Option(help="Family to export it as: mpt or bloom.")],
     gguf: Annotated[list[str] | None, typer.Option(help="GGUF file of the same model; may be repeated.")] = None,
     data: Annotated[str, typer.Option(help="stdlib, text:GLOB, jsonl:GLOB or hub:NAME[:CONFIG]")] = "stdlib",
     output: Annotated[str | None, typer.Option(help="JSON Lines file to append to.")] = None,
 ) -> None:
-    """Run a checkpoint in llama.cpp and CTranslate2: the perplexity of each, and how far it is from PyTorch."""
+    """Run a checkpoint in llama.cpp and CTranslate2, and compare perplexity and predictions with those of PyTorch."""
     config = EnginesConfig(model=model, family=family, gguf_files=gguf or [], source=data, output=output)
     typer.echo(table(measure_engines(config)))
 
@@ -84,7 +80,7 @@ def serving(
     output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")],
     config: Annotated[str, typer.Option(help="Configuration of the model.")] = "configs/model/tiny.json",
 ) -> None:
-    """Measure memory and first answer of a server on a CPU, in minutes and 60% of the memory."""
+    """Measure memory and time to the first answer of a server on a CPU; takes minutes and 60% of the memory."""
     write_records(output, list(measure_serving(config)))
 
 
@@ -94,7 +90,7 @@ def claims(
     output: Annotated[Path, typer.Option(help="JSON Lines file to append to.")],
     num_trials: Annotated[int, typer.Option(help="Trials of each study.")] = 1000,
 ) -> None:
-    """Measure what a trial of a study that four workers share costs beside its objective, in minutes."""
+    """Measure the overhead per trial of a study shared by four workers; takes minutes."""
     for record in measure_claims(num_trials):
         append_record(output, record)
 
@@ -102,13 +98,13 @@ def claims(
 @app.command()
 @ends_in_one_line
 def data(
-    source: Annotated[str, typer.Option(help="The text: stdlib, or text:GLOB.")],
+    source: Annotated[str, typer.Option(help="Text: stdlib or text:GLOB.")],
     tokenizer: Annotated[str, typer.Option(help="Name or folder of a tokenizer.")],
     output: Annotated[Path, typer.Option(help="JSON Lines file to append to.")],
-    num_bytes: Annotated[int | None, typer.Option(help="Prepare a text of this size; else encode it.")] = None,
+    num_bytes: Annotated[int | None, typer.Option(help="Prepare a text of this size; default: encode it.")] = None,
     train: Annotated[bool, typer.Option(help="With --num-bytes: train a tokenizer on the text.")] = False,
 ) -> None:
-    """Measure what it costs to make a text ready for training."""
+    """Measure the cost of preparing a text for training."""
     if num_bytes is None:
         records = list(measure_encoding(source, tokenizer))
     else:

@@ -1,4 +1,4 @@
-"""Attention alone: the ways that ALiBi can go, against plain causal attention without any positions.
+"""Times attention alone: each ALiBi implementation against plain causal attention without positions.
 
 Shapes: H heads, T tokens, d head size.
 """
@@ -24,33 +24,33 @@ from modeling_alibi_gpt.runtime.records import Record
 
 MODES = ("forward", "forward_backward")
 REFERENCE = "plain"
-# Queries at the end of the text whose output is compared with float64.
+# Number of queries at the end of the text whose output is compared with float64.
 _NUM_CHECKED = 64
-# What `banded` may leave out of a query: the default of AlibiGPTConfig.
+# Attention weight that `banded` may leave out per query; the default of AlibiGPTConfig.
 _TOLERANCE = 1e-6
 
-# From q, k and v (1, H, T, d) and slopes (H,) to (1, H, T, d).
+# Maps q, k and v (1, H, T, d) and slopes (H,) to (1, H, T, d).
 Variant = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @config_dataclass
 class AttentionCase:
-    """What is timed; every combination of lengths and dtypes."""
+    """Attention to time, for every combination of lengths and dtypes."""
 
     lengths_tokens: Annotated[list[Count], Field(min_length=1)]
-    """Values of T."""
+    """Text lengths."""
     num_heads: Count
-    """H."""
+    """Number of heads."""
     ways: list[str]
-    """Keys of ``VARIANTS``; ``plain``, the reference, is always among them."""
+    """Keys of ``VARIANTS``; ``plain``, the reference, is always included."""
     dtypes: list[Literal[*DTYPES]] = field(default_factory=lambda: ["float32"])
     """Keys of ``DTYPES``."""
     mode: Literal[*MODES] = "forward"
     """``forward`` or ``forward_backward``."""
     head_dim: Count = 64
-    """d."""
+    """Head size."""
     num_rounds: Count = 5
-    """Turns each way takes."""
+    """Number of timed runs of each."""
 
     def __post_init__(self) -> None:
         for way in self.ways:
@@ -59,7 +59,7 @@ class AttentionCase:
 
 
 def time_attention(case: AttentionCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
-    """``attention_speed`` records, without their provenance, for standard normal queries, keys and values."""
+    """Yield ``attention_speed`` records without provenance, for standard normal queries, keys and values."""
     for dtype in case.dtypes:
         for length_tokens in case.lengths_tokens:
             yield from _time_length(case, dtype, length_tokens, device, seed)
@@ -83,7 +83,7 @@ def _time_length(
 
     names = list(dict.fromkeys((REFERENCE, *case.ways)))
     with torch.set_grad_enabled(learns):
-        # What a model prepares once for all layers is done here.
+        # Setup that a model does once for all layers is not timed.
         ways = {name: VARIANTS[name](length_tokens, DTYPES[dtype], slopes) for name in names}
         candidates = {name: partial(run, way) for name, way in ways.items()}
         errors = {name: _max_error(candidates[name](), inputs, slopes * (name != REFERENCE)) for name in names}
@@ -114,7 +114,7 @@ def _dense(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
 
 
 def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
-    """As BLOOM and MPT do it: scores, bias and softmax one after another."""
+    """Scores, bias and softmax as separate operations, as in BLOOM and MPT."""
     mask = alibi_causal_bias(slopes, length_tokens, mask_value=-torch.inf).to(dtype)[None]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def _variant(name: str) -> Callable[[int, torch.dtype, Tensor], Variant]:
     return make
 
 
-# `strips` is what `sdpa` does on a CPU, `augmented` what it does elsewhere.
+# `sdpa` uses `strips` on a CPU and `augmented` elsewhere.
 VARIANTS: dict[str, Callable[[int, torch.dtype, Tensor], Variant]] = {
     "plain": _plain,
     "dense": _dense,
@@ -143,7 +143,7 @@ VARIANTS: dict[str, Callable[[int, torch.dtype, Tensor], Variant]] = {
 
 
 def _max_error(output: Tensor, inputs: list[Tensor], slopes: Tensor) -> float:
-    """The largest error of the last queries, against float64."""
+    """Largest error of the last queries relative to float64."""
     q, k, v = (tensor.detach() for tensor in inputs)
     expected = exact_attention(q[:, :, -_NUM_CHECKED:], k, v, slopes)
     return (output[:, :, -_NUM_CHECKED:].double() - expected).abs().max().item()

@@ -1,7 +1,7 @@
-"""What a trial of a shared study costs beside its objective, by how many trials the study has.
+"""Overhead per trial of a shared study, by number of trials.
 
-Several worker processes run one study on an SQLite file with an objective that takes no time, so that all of the time
-goes into claiming trials, recording them, and waiting for one another.
+Several worker processes run one study on an SQLite file with an objective that takes no time. All time is therefore
+spent on claiming trials, recording them, and waiting for other workers.
 """
 
 import multiprocessing
@@ -28,11 +28,11 @@ SAMPLINGS = ("grid", "tpe")
 
 
 def measure_claims(num_trials: int = NUM_TRIALS, num_workers: int = NUM_WORKERS) -> Iterator[Record]:
-    """``claim_time`` records, for a grid and for values that TPE samples.
+    """Yield ``claim_time`` records, for a grid and for values sampled by TPE.
 
     Args:
-        num_trials: Trials of each study.
-        num_workers: Processes that share them.
+        num_trials: Number of trials of each study.
+        num_workers: Number of processes that share them.
     """
     for sampling in SAMPLINGS:
         with tempfile.TemporaryDirectory(prefix="alibi-gpt-claims-") as folder:
@@ -56,14 +56,14 @@ def measure_claims(num_trials: int = NUM_TRIALS, num_workers: int = NUM_WORKERS)
 
 
 def claims_at(claims: list[tuple[int, float]], num_finished: int) -> list[float]:
-    """Seconds of the claims that met at least half of ``num_finished`` trials, and not more than those."""
+    """Seconds of the claims made with between half of ``num_finished`` and ``num_finished`` finished trials."""
     return [seconds for number, seconds in claims if num_finished / 2 <= number <= num_finished]
 
 
 def _claims(sampling: str, num_trials: int, num_workers: int, folder: str) -> tuple[list[tuple[int, float]], int]:
-    """For each claim the number of trials finished before, and its seconds; and the most memory of a worker."""
+    """Number of finished trials and seconds of each claim, and the peak memory of any worker in bytes."""
     with multiprocessing.get_context("spawn").Pool(num_workers) as pool:
-        # A worker that is ready waits for the others.
+        # All workers start at the same time.
         begin = time.time() + 20
         work = [(sampling, num_trials, folder, begin)] * num_workers
         results = pool.starmap(_work, work, chunksize=1)
@@ -76,7 +76,7 @@ def _claims(sampling: str, num_trials: int, num_workers: int, folder: str) -> tu
 
 
 def _work(sampling: str, num_trials: int, folder: str, begin: float) -> tuple[list[tuple[float, float]], int]:
-    """Run a share of the trials; start and end of each objective, and the peak of the memory."""
+    """Run a share of the trials. Returns start and end of each objective, and peak memory in bytes."""
     objective = FreeObjective()
     betas = np.geomspace(0.125, 8.0, num_trials).tolist() if sampling == "grid" else None
     config = SweepConfig(

@@ -1,4 +1,4 @@
-"""Where the code of other families departs from ALiBi, measured on random models against ours in float64."""
+"""Measures where the code of other model families deviates from ALiBi, on random models, against float64."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ VOCAB_SIZE, HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS = 512, 512, 2, 16
 
 @dataclass(frozen=True)
 class ModelVariant:
-    """One model of a comparison: the original or what it converts to, and in which dtype it computes.
+    """One model of a comparison: the original or its conversion, in some dtype.
 
     Attributes:
-        dtype: Torch's name of the dtype of weights and arithmetic.
-        options: Fields of ``ConvertConfig``; None is the original.
+        dtype: Torch dtype name of weights and arithmetic.
+        options: Fields of ``ConvertConfig``; None means the original.
     """
 
     dtype: str = "float32"
@@ -40,13 +40,13 @@ class ModelVariant:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two variants of one original, of which the second is the reference.
+    """A variant of an original model and the variant to compare it with.
 
     Attributes:
-        name: Of the original.
-        make: Builds it, for texts of so many tokens.
-        measured: What is compared.
-        reference: With what.
+        name: Name of the original.
+        make: Builds the original for texts of a given length in tokens.
+        measured: The variant under test.
+        reference: The variant to compare with.
         lengths_tokens: Lengths of the texts.
     """
 
@@ -58,7 +58,7 @@ class Comparison:
 
 
 SHAPE = Shape(num_layers=NUM_LAYERS, hidden_size=HIDDEN_SIZE, num_heads=NUM_HEADS, vocab_size=VOCAB_SIZE)
-# Untied, so that logits are not those of a model that repeats its input.
+# Untied; a random tied model would mostly predict its input.
 _falcon = partial(make_model, "falcon", SHAPE, tie_word_embeddings=False)
 _mpt = partial(make_model, "mpt", SHAPE, tie_word_embeddings=False, attn_config={"alibi_bias_max": 16})
 _bloom = partial(make_model, "bloom", SHAPE, tie_word_embeddings=False)
@@ -78,14 +78,14 @@ COMPARISONS = (
 
 
 def measure_differences(comparisons: Sequence[Comparison] = COMPARISONS, seed: int = 0) -> list[Record]:
-    """One ``conversion_difference`` record for each comparison and length.
+    """Return one ``conversion_difference`` record for each comparison and length.
 
-    Weights are random, so that scores before the bias are standard normal and logits of the order of 1: the figures
-    compare ways of computing, and are not those of a trained model.
+    Weights are random, so scores before the bias are standard normal and logits are of order 1. The differences
+    compare implementations and do not describe a trained model.
 
     Args:
-        comparisons: What is compared with what.
-        seed: Of weights and tokens.
+        comparisons: The pairs of variants to compare.
+        seed: Seed of weights and tokens.
     """
     return [_measure(comparison, length, seed) for comparison in comparisons for length in comparison.lengths_tokens]
 
@@ -122,7 +122,7 @@ def _measure(comparison: Comparison, length_tokens: int, seed: int) -> Record:
 
 @torch.no_grad()
 def _fill(model: PreTrainedModel, generator: torch.Generator) -> None:
-    """Matrices that keep the variance of what they are given; norms and biases stay as they start."""
+    """Fill matrices with random values that preserve the variance of their input; keep norms and biases."""
     for parameter in model.parameters():
         if parameter.ndim == 2:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * parameter.shape[1] ** -0.5)

@@ -1,4 +1,4 @@
-"""A model of another family beside the AlibiGPT that it converts to: the same weights, the same logits, other code."""
+"""Times a model of another family against the AlibiGPT that it converts to: same weights and logits, other code."""
 
 import tempfile
 from collections.abc import Iterator
@@ -20,34 +20,34 @@ from modeling_alibi_gpt.runtime.records import Record
 
 FAMILIES = ("bloom", "mpt", "falcon")
 MODES = ("forward", "generate")
-# What float32 arithmetic costs logits of the order of 1, as in the tests of conversion.
+# Float32 rounding error of logits of order 1, as in the conversion tests.
 ROUNDING = 1e-5
 
 
 @config_dataclass
 class ConvertedCase(Shape):
-    """What is timed: an original against its conversion on each of its back ends."""
+    """An original model to time against its conversion on each of its back ends."""
 
     family: Literal[*FAMILIES]
-    """Of the original: ``bloom``, ``mpt`` or ``falcon``."""
+    """Family of the original: ``bloom``, ``mpt`` or ``falcon``."""
     length_tokens: Count
-    """Tokens of the text, or of the prompt."""
+    """Number of tokens in the text, or in the prompt."""
     mode: Literal[*MODES] = "forward"
     """``forward``, or ``generate``: the prompt and ``num_new_tokens`` greedy tokens."""
     num_new_tokens: Count = 32
-    """Of ``generate``."""
+    """Number of new tokens for ``generate``."""
     back_ends: tuple[str, ...] = ("sdpa", "alibi_banded")
-    """Of the converted model."""
+    """Attention back ends of the converted model."""
     num_rounds: Count = 3
-    """Turns each takes."""
+    """Number of timed runs of each."""
 
 
 @torch.no_grad()
 def time_converted(case: ConvertedCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
-    """``conversion_speed`` records, without their provenance.
+    """Yield ``conversion_speed`` records without provenance.
 
     Raises:
-        ValueError: The logits of the two differ, so that times would mean nothing.
+        ValueError: The logits of original and conversion differ, so timing them would be meaningless.
     """
     torch.manual_seed(seed)
     original = MODELS[case.family](case, case.length_tokens + case.num_new_tokens).eval().to(device)
@@ -79,10 +79,10 @@ def time_converted(case: ConvertedCase, device: torch.device, seed: int = 0) -> 
 
 
 def max_logit_difference(length_tokens: int) -> float:
-    """What may lie between an original and its conversion in float32, where both compute the same.
+    """Largest logit difference in float32 between an original and a correct conversion.
 
-    Originals bias by absolute position: at slopes below 1 that is up to ``length_tokens`` nats, whose rounding reaches
-    the scores twice, with the product and with the sum. Where an original rounds to bfloat16 (Falcon) more does.
+    Originals compute the bias from absolute positions. At slopes below 1 it reaches ``length_tokens`` nats, which
+    float32 rounds twice, in the product and in the sum. Falcon also rounds to bfloat16, which can exceed this bound.
     """
     return ROUNDING + 2 * torch.finfo(torch.float32).eps * length_tokens
 
@@ -105,6 +105,6 @@ def _generate(model: PreTrainedModel, tokens: Tensor, num_new_tokens: int) -> No
         max_new_tokens=num_new_tokens,
         min_new_tokens=num_new_tokens,
         do_sample=False,
-        use_cache=True,  # MPT's default is to do without
+        use_cache=True,  # off by default in MPT
         pad_token_id=0,
     )

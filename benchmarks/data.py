@@ -1,7 +1,7 @@
-"""What it costs to make a text ready for training: tokens per second, memory and disk.
+"""Cost of preparing a text for training: time, memory and disk.
 
-The memory and disk of a corpus of any size come from a child process that prepares the given text, repeated up to that
-size as one file. Its words repeat more than those of a real corpus of that size would: its time is a lower bound.
+To measure a corpus of a given size, a child process prepares one file that repeats the text up to that size. Its words
+repeat more often than in a real corpus, so the time is a lower bound.
 """
 
 import json
@@ -35,12 +35,12 @@ TEXTS_PER_CALL = 16
 
 
 def measure_encoding(source: str, tokenizer_name: str, num_rounds: int = NUM_ROUNDS) -> Iterator[Record]:
-    """Encode a text in three ways that take turns in this process: CPU seconds, on one thread.
+    """Encode a text in three alternating ways, and yield their CPU seconds on one thread.
 
     Args:
-        source: What is read, whole.
-        tokenizer_name: Name or folder.
-        num_rounds: How often each way is timed.
+        source: Source of the text, which is read in full.
+        tokenizer_name: Name or folder of the tokenizer.
+        num_rounds: Number of timed runs of each way.
     """
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     tokenizer, documents = load_tokenizer(tokenizer_name), load_documents(source, "all")
@@ -75,17 +75,17 @@ def measure_encoding(source: str, tokenizer_name: str, num_rounds: int = NUM_ROU
             before = time.process_time()
             num_tokens.add(encode())
             seconds[name].append(time.process_time() - before)
-    [number] = num_tokens  # or they do not do the same
+    [number] = num_tokens  # fails unless all produce the same number of tokens
     for name, times in seconds.items():
         yield _record(name, "encode", documents, number, times, data_fingerprint=documents._fingerprint)
 
 
 def measure_preparation(source: str, tokenizer_name: str | None, num_bytes: int) -> Record:
-    """Read, hash, encode and pack a text of so many bytes in a child process, and say what it took.
+    """Read, hash, encode and pack a text of a given size in a child process, and return a record of the cost.
 
     Args:
-        source: What is repeated up to that size, as one file.
-        tokenizer_name: Name or folder; None trains a BPE of 2,048 tokens first.
+        source: Source of the text, which is repeated up to that size as one file.
+        tokenizer_name: Name or folder of the tokenizer; None first trains a BPE of 2,048 tokens.
         num_bytes: Size of the text.
     """
     texts = [text for _, text in document_rows(load_documents(source, "all"))]

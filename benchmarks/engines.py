@@ -1,4 +1,4 @@
-"""One trained model in several engines: the perplexity of each, and how far its predictions are from PyTorch's.
+"""Runs one trained model in several engines and compares perplexity and predictions with those of PyTorch.
 
 Shapes: T tokens of a text, V vocabulary.
 """
@@ -36,14 +36,14 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Contestant:
-    """An engine that has a model loaded.
+    """An engine with a loaded model.
 
     Attributes:
-        engine: Its name.
-        weights: How it keeps them.
-        version: Of the engine.
-        num_bytes: Of the file of weights.
-        log_probs: Log-probabilities ``(T, V)`` of the token after each of the tokens ``(T,)``.
+        engine: Name of the engine.
+        weights: Format of the weights.
+        version: Version of the engine.
+        num_bytes: Size of the weight files.
+        log_probs: Maps tokens ``(T,)`` to log-probabilities ``(T, V)`` of the token after each.
     """
 
     engine: str
@@ -55,30 +55,30 @@ class Contestant:
 
 @config_dataclass
 class EnginesConfig(MeasurementConfig):
-    """What is measured."""
+    """Settings of ``python -m benchmarks engines``."""
 
     model: str
-    """Checkpoint folder, with its tokenizer, whose architecture is MPT's or BLOOM's (``configs/model/servable_*``)."""
+    """Checkpoint folder with its tokenizer, with the architecture of MPT or BLOOM (``configs/model/servable_*``)."""
     family: Literal["mpt", "bloom"]
-    """What it is exported as."""
+    """Family to export the model as."""
     gguf_files: list[str] = field(default_factory=list)
     """GGUF files of the same model, for llama.cpp."""
     window_tokens: Count = 512
-    """The text is read in windows of so many tokens, none of which sees another."""
+    """Length of the independent windows in which the text is read."""
     num_windows: Count = 4
-    """How many of them."""
+    """Number of windows."""
     output: str | None = None
-    """JSON Lines file that the records are appended to."""
+    """JSON Lines file to which the records are appended."""
 
 
 def measure_engines(config: EnginesConfig) -> list[Record]:
-    """An ``engine`` record for PyTorch, for each GGUF file, and for CTranslate2 in float32 and int8.
+    """Return ``engine`` records for PyTorch, for each GGUF file, and for CTranslate2 in float32 and int8.
 
-    Of a model with BLOOM's GELU, PyTorch with the exact one is measured, too: vLLM computes that.
+    For models with BLOOM's GELU approximation, PyTorch is also measured with the exact GELU, which vLLM computes.
 
     Raises:
-        ValueError: The checkpoint cannot be written as its family, a GGUF file is not of this model, the text is too
-            short, or a package is not installed.
+        ValueError: The checkpoint cannot be exported as ``family``, a GGUF file belongs to another model, the text is
+            too short, or a package is not installed.
     """
     tokenizer = load_model_tokenizer(config.model)
     text = load_text(config, tokenizer)
@@ -113,8 +113,8 @@ def measure_engines(config: EnginesConfig) -> list[Record]:
 
 
 def differences(found: Tensor, expected: Tensor, windows: Tensor) -> dict[str, float]:
-    """Figures of log-probabilities ``(N * T, V)`` beside the expected ones, on windows ``(N, T)`` of tokens."""
-    # Rounded to float32 they do not sum to one, which would count as divergence.
+    """Compare log-probabilities ``(N * T, V)`` with the expected ones, on windows ``(N, T)`` of tokens."""
+    # Renormalize: after rounding to float32 they do not sum to one, which would count as divergence.
     found, expected = found.double().log_softmax(-1), expected.double().log_softmax(-1)
     nats = -found.view(*windows.shape, -1)[:, :-1].gather(-1, windows[:, 1:, None]).mean().item()
     return {
@@ -127,7 +127,7 @@ def differences(found: Tensor, expected: Tensor, windows: Tensor) -> dict[str, f
 
 
 def table(records: list[Record]) -> str:
-    """The Markdown table of ``engine`` records."""
+    """Format ``engine`` records as a Markdown table."""
     lines = [f"| {' | '.join(COLUMNS)} |", f"|{3 * ' :-- |'}{5 * ' --: |'}"]
     for record in records:
         cells = [
@@ -186,7 +186,7 @@ def _of_ctranslate2(folder: Path, weights: str, tokenizer: PreTrainedTokenizerBa
         from ctranslate2.converters import transformers as converters
     except ImportError as error:
         raise ValueError("running CTranslate2 needs its package: pip install ctranslate2") from error
-    # It knows an MPT by the name that llm-foundry gives the config; transformers' own class has another.
+    # It recognizes MPT by the config class name of llm-foundry, which differs from that of transformers.
     converters._MODEL_LOADERS.setdefault("MptConfig", converters._MODEL_LOADERS["MPTConfig"])
     target = folder / weights
     converters.TransformersConverter(str(folder / "hf")).convert(str(target), quantization=weights)
@@ -206,7 +206,7 @@ def _of_ctranslate2(folder: Path, weights: str, tokenizer: PreTrainedTokenizerBa
 
 
 def with_exact_gelu(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a causal model whose MLPs use GELU itself, not its approximation by tanh."""
+    """Copy a causal model with exact GELU in its MLPs instead of the tanh approximation."""
     model = copy.deepcopy(model)
     for layer in model.model.layers:
         layer.mlp.act_fn = nn.GELU()
@@ -214,7 +214,7 @@ def with_exact_gelu(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def gguf_type(path: str) -> str:
-    """How a GGUF file keeps its matrices, as llama.cpp calls it: ``Q4_K_M``."""
+    """Weight format of a GGUF file as llama.cpp names it, such as ``Q4_K_M``."""
     from gguf import GGUFReader, LlamaFileType
 
     kind = LlamaFileType(GGUFReader(path).get_field("general.file_type").contents())

@@ -1,10 +1,10 @@
-"""Prove and time everything on one GPU, in ten minutes: cheap and important parts first, each record as it is made.
+"""Test and time everything on one GPU in ten minutes, cheap and important parts first.
 
 python -m benchmarks.gpu --output-dir runs/gpu                       all parts
 python -m benchmarks.gpu --parts correctness,attention --seconds 300
 
-A part that fails, hangs or breaks the device costs its own figures only: each runs in a process of its own, and what
-it had measured stays in OUTPUT_DIR. With --tiny everything runs on a CPU at toy sizes, to try the script itself.
+Each part runs in its own process and writes each record to OUTPUT_DIR at once, so a part that fails, hangs or breaks
+the device loses only its remaining measurements. --tiny runs everything on a CPU at toy sizes, to test the script.
 """
 
 import argparse
@@ -32,9 +32,9 @@ class Part(NamedTuple):
     """One step of the run.
 
     Attributes:
-        commands: From the output folder and whether sizes are tiny to the processes of the part, run side by side.
-        finish: Called after them with the output folder and the seconds they took.
-        environment: Added to that of the processes.
+        commands: Maps the output folder and whether sizes are tiny to the commands of the part, which run in parallel.
+        finish: Called afterwards with the output folder and the elapsed seconds.
+        environment: Additional environment variables of the processes.
     """
 
     commands: Callable[[Path, bool], list[list[str]]]
@@ -43,7 +43,7 @@ class Part(NamedTuple):
 
 
 def _test_commands(output_dir: Path, is_tiny: bool) -> list[list[str]]:
-    # A list of tests for the tiny run that need neither CUDA nor minutes.
+    # The tiny run selects fast tests that do not need CUDA.
     chosen = (
         ["-k", "(awkward and sdpa and 65) or (static and alibi_beta)"] if is_tiny else ["-n", str(NUM_TEST_WORKERS)]
     )
@@ -51,7 +51,7 @@ def _test_commands(output_dir: Path, is_tiny: bool) -> list[list[str]]:
 
 
 def _record_tests(output_dir: Path, seconds: float) -> None:
-    """From the log, which says how far the tests came where their time ran out."""
+    """Record outcomes from the log, which also shows how far the tests got before a timeout."""
     outcomes: dict[str, str] = {}
     for line in (output_dir / "correctness.log").read_text(encoding="utf-8", errors="replace").splitlines():
         if name := re.search(r"tests/gpu/\S+::\S+", line):
@@ -104,7 +104,7 @@ def _module(name: str, output: Path, is_tiny: bool) -> list[str]:
 
 
 PARTS = {
-    # Every worker compiles for itself; a pool of compilers for each would crowd the processors.
+    # Each worker compiles on its own; a compiler pool per worker would oversubscribe the CPU.
     "correctness": Part(_test_commands, _record_tests, {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}),
     "attention": Part(_attention_commands),
     "models": Part(_model_commands),
@@ -113,10 +113,10 @@ PARTS = {
 
 
 def run_part(name: str, output_dir: Path, seconds: float, is_tiny: bool) -> int:
-    """Run one part for at most so many seconds; its output goes to a log.
+    """Run one part for at most ``seconds`` and write its output to a log.
 
     Returns:
-        0, or the first exit status that is not; 124 where time ran out.
+        0, or the first nonzero exit status; 124 after a timeout.
     """
     start = time.monotonic()
     environment = os.environ | {"PYTHONUNBUFFERED": "1"} | PARTS[name].environment
@@ -141,7 +141,7 @@ def run_part(name: str, output_dir: Path, seconds: float, is_tiny: bool) -> int:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """With its workers, which would run on beside the next part's clock."""
+    """Kill a process and its workers, which would otherwise disturb the timing of the next part."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -149,9 +149,9 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output-dir", default="runs/gpu", metavar="DIR", help="gets records and logs")
-    parser.add_argument("--parts", default=",".join(PARTS), help="which, in this order: %(default)s")
-    parser.add_argument("--seconds", type=float, default=570.0, help="for all parts together (default %(default)s)")
+    parser.add_argument("--output-dir", default="runs/gpu", metavar="DIR", help="folder for records and logs")
+    parser.add_argument("--parts", default=",".join(PARTS), help="parts to run, in this order (default %(default)s)")
+    parser.add_argument("--seconds", type=float, default=570.0, help="time limit for all parts (default %(default)s)")
     parser.add_argument("--tiny", action="store_true", help="toy sizes on a CPU")
     return parser
 
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     names = args.parts.split(",")
     if unknown := [name for name in names if name not in PARTS]:
-        print(f"error: no such part: {', '.join(unknown)}; there are {', '.join(PARTS)}", file=sys.stderr)
+        print(f"error: unknown part {', '.join(unknown)}; expected one of {', '.join(PARTS)}", file=sys.stderr)
         return 2
     output_dir = Path(args.output_dir).resolve()
     output_dir.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""Time attention with ALiBi on a GPU beside plain causal attention: flash kernels, flex, bands, by length.
+"""Time ALiBi attention on a GPU against plain causal attention, by length: augmented, flex and banded.
 
-Kernels of flex attention take long to compile: processes, one for each head size and direction, compile side by side
-and then take turns at the clock.
+Flex attention kernels take long to compile. One process per head size and direction compiles in parallel; timing then
+takes place in one process at a time.
 """
 
 import argparse
@@ -24,7 +24,7 @@ VARIANTS = ["augmented", "flex", "banded"]
 
 
 def make_groups() -> list[list[AttentionCase]]:
-    """Cases by process. The first length of each gets a graph of its own, the others share one for any length."""
+    """Cases by process. The first length of each compiles its own graph; the others share a dynamic one."""
 
     def case(length_tokens: int, num_rounds: int, ways: list[str] = VARIANTS, **fields: Any) -> AttentionCase:
         return AttentionCase(
@@ -59,10 +59,10 @@ def make_tiny_groups() -> list[list[AttentionCase]]:
 
 
 def time_group(group: Sequence[AttentionCase], output: str, everybody: Any, clock: Any) -> None:
-    """Compile what a group needs, wait for the other groups, then time it while nobody else does."""
+    """Compile the kernels of a group, wait for the other groups, then time each case exclusively."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        # Twice, for torch makes a graph for any length when it meets a second one.
+        # Two lengths, because torch compiles a dynamic graph at the second one.
         for case in group[:2]:
             for _ in time_attention(replace(case, num_rounds=1), device):
                 pass
@@ -71,7 +71,7 @@ def time_group(group: Sequence[AttentionCase], output: str, everybody: Any, cloc
     try:
         everybody.wait(COMPILE_SECONDS)
     except threading.BrokenBarrierError:
-        print("not everybody compiled in time", flush=True)
+        print("not all groups compiled in time", flush=True)
     failed = False
     for case in group:
         with clock:
@@ -82,7 +82,7 @@ def time_group(group: Sequence[AttentionCase], output: str, everybody: Any, cloc
                     print(describe(record), flush=True)
             except Exception:
                 failed = True
-                traceback.print_exc()  # the other lengths are worth having
+                traceback.print_exc()  # go on with the other lengths
             if device.type == "cuda":
                 torch.cuda.empty_cache()
     sys.exit(int(failed))
@@ -97,7 +97,7 @@ def describe(record: Record) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="records are added to it")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="file to which records are appended")
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     args = parser.parse_args(argv)
     groups = make_tiny_groups() if args.tiny else make_groups()

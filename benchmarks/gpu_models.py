@@ -1,4 +1,4 @@
-"""Time whole models in bfloat16: training beside GPT-2 and Llama of transformers, decoding after long texts."""
+"""Time whole models in bfloat16: training against GPT-2 and Llama of transformers, and decoding after long texts."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.runtime.records import Record, append_record, provenance
 
 
-# Dense bfloat16, without sparsity, from NVIDIA's datasheets of the SXM parts.
+# Dense bfloat16 throughput, without sparsity, from NVIDIA's data sheets of the SXM parts.
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 
 
@@ -27,7 +27,7 @@ SHAPES = {
 
 
 def _make_model(name: str, shape: Shape, length_tokens: int, device: torch.device, **fields: Any) -> PreTrainedModel:
-    """``gpt2``, ``llama`` or a back end of AlibiGPT, in bfloat16 with random weights, made on the device."""
+    """``gpt2``, ``llama`` or AlibiGPT with a back end, in bfloat16 with random weights, created on the device."""
     with device:
         if name in ("gpt2", "llama"):
             model = make_model(name, shape, length_tokens)
@@ -39,7 +39,7 @@ def _make_model(name: str, shape: Shape, length_tokens: int, device: torch.devic
 def time_training(
     shape_name: str, length_tokens: int, num_rows: int, num_rounds: int, back_ends: Sequence[str]
 ) -> Iterator[Record]:
-    """Forward, backward and a step of fused AdamW."""
+    """Time forward, backward and a step of fused AdamW."""
     shape, device = SHAPES[shape_name], _device()
     names = ["gpt2", "llama", *back_ends]
     models = {name: _make_model(name, shape, length_tokens, device).train() for name in names}
@@ -50,7 +50,7 @@ def time_training(
     for name, figures in summarize(time_interleaved(candidates, num_rounds), "gpt2").items():
         num_parameters = models[name].num_parameters()
         tokens_per_second = num_rows * length_tokens / figures["seconds"]
-        # Chowdhery et al. 2022 (PaLM), appendix B: attention is counted in full, causal or not.
+        # Chowdhery et al. 2022 (PaLM), appendix B: counts full attention, causal or not.
         flops = 6 * num_parameters + 12 * shape.num_layers * shape.hidden_size * length_tokens
         peak = _peak_flops()
         yield _record(
@@ -79,7 +79,7 @@ def _optimizer(model: PreTrainedModel) -> torch.optim.Optimizer:
 
 
 def time_decoding(shape_name: str, context_tokens: int, num_rounds: int) -> Iterator[Record]:
-    """One token after a long text, greedy, one row: AlibiGPT with each cache beside Llama."""
+    """Time one greedy token after a long text, with one row: AlibiGPT with each cache against Llama."""
     shape, device = SHAPES[shape_name], _device()
     prompt = torch.randint(shape.vocab_size, (1, context_tokens), device=device)
     models = {
@@ -106,7 +106,7 @@ def _record(kind: str, name: str, shape: Shape, figures: Record, **fields: Any) 
 
 
 def _runs(name: str, run: Callable[[], None]) -> bool:
-    """Whether a candidate runs at all; the others are worth timing if one does not."""
+    """Whether a candidate runs at all. If one fails, the others are still timed."""
     try:
         run()
     except Exception:
@@ -125,8 +125,8 @@ def _peak_flops() -> float | None:
     return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
 
 
-# For training: shape, tokens, rows, rounds, back ends of AlibiGPT. For decoding: shape, tokens before, rounds. The
-# largest comes last, for it takes the longest.
+# Training: shape, tokens, rows, rounds, back ends of AlibiGPT. Decoding: shape, context tokens, rounds. The slowest
+# case is last.
 CASES: list[tuple[Callable[..., Iterator[Record]], tuple[Any, ...]]] = [
     (time_training, ("125M", 2048, 16, 8, ("sdpa", "flex_attention"))),
     (time_training, ("125M", 16_384, 2, 8, ("sdpa", "flex_attention", "alibi_banded"))),
@@ -140,7 +140,7 @@ TINY_CASES = [(time_training, ("tiny", 32, 2, 1, ("sdpa", "alibi_banded"))), (ti
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="records are added to it")
+    parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="file to which records are appended")
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
     args = parser.parse_args(argv)
     cases = TINY_CASES if args.tiny else CASES

@@ -1,4 +1,4 @@
-"""A checkpoint in llama.cpp beside itself in PyTorch: how far log-probabilities and greedy tokens agree.
+"""Compares log-probabilities and greedy tokens of a checkpoint between llama.cpp and PyTorch.
 
 Shapes: V vocabulary.
 """
@@ -23,20 +23,20 @@ from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record, append_record, check_record
 
 
-# How llama.cpp computes: its own defaults (keys and values in float16, flash attention) or all that it can in float32.
+# Arithmetic of llama.cpp: its defaults (keys and values in float16, flash attention), or float32 wherever possible.
 PRECISIONS = ("default", "float32")
 LLAMA_CPP_PACKAGE = "xllamacpp"
 
 
 class LlamaCpp:
-    """llama.cpp with one GGUF file, on one thread of the CPU, through the server of the package ``xllamacpp``.
+    """llama.cpp with one GGUF file on one CPU thread, through the server of the package ``xllamacpp``.
 
     Args:
         file: The GGUF file.
         precision: ``default`` or ``float32``.
 
     Raises:
-        ValueError: There is no such precision, or the package is not installed.
+        ValueError: The precision is unknown, or the package is not installed.
     """
 
     def __init__(self, file: str | Path, *, precision: str = "default") -> None:
@@ -58,18 +58,18 @@ class LlamaCpp:
         self._server = xllamacpp.Server(params)
 
     def tokenize(self, text: str) -> list[int]:
-        """Tokens of a text, a special token spelt out in it read as plain text."""
+        """Tokenize a text. Special tokens spelled out in it are read as plain text."""
         return self._ask("tokenize", {"content": text, "add_special": True, "parse_special": False})["tokens"]
 
     def greedy_tokens(self, input_ids: list[int], num_new_tokens: int) -> list[int]:
-        """The likeliest tokens after a prompt, one after the other, never an end of text."""
+        """Generate tokens greedily after a prompt, ignoring the end of text."""
         settings = {"n_predict": num_new_tokens, "temperature": 0, "ignore_eos": True, "return_tokens": True}
         return self._ask("completion", {"prompt": input_ids, **settings})["tokens"]
 
     def log_probs(self, input_ids: list[int], vocab_size: int) -> Tensor:
-        """Log-probabilities ``(V,)`` of the token after a prompt; keys and values of the last prompt are kept."""
-        # The server drops the step of a token that ends inside a character, so it is made to choose a letter. What it
-        # reports are the log-probabilities before that.
+        """Return log-probabilities ``(V,)`` of the token after a prompt. The cache of the last prompt is reused."""
+        # The server drops the step of a token that ends inside a character, so force it to choose a letter. The
+        # log-probabilities that it reports do not include this bias.
         letter = self.tokenize("a")[0]
         settings = {"n_predict": 1, "n_probs": vocab_size, "temperature": 0, "logit_bias": [[letter, 1e6]]}
         (step,) = self._ask("completion", {"prompt": input_ids, **settings})["completion_probabilities"]
@@ -84,7 +84,7 @@ class LlamaCpp:
 
 
 class GgmlGELU(nn.Module):
-    """GELU as ggml computes it on a CPU: the tanh approximation, its argument and value rounded to float16."""
+    """GELU as ggml computes it on a CPU: the tanh approximation with input and output rounded to float16."""
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         table = F.gelu(hidden_states.half().float(), approximate="tanh").half().to(hidden_states.dtype)
@@ -93,7 +93,7 @@ class GgmlGELU(nn.Module):
 
 
 def with_ggml_gelu(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of a causal model whose MLPs use :class:`GgmlGELU`."""
+    """Copy a causal model with :class:`GgmlGELU` in its MLPs."""
     model = copy.deepcopy(model)
     for layer in model.model.layers:
         layer.mlp.act_fn = GgmlGELU()
@@ -102,16 +102,16 @@ def with_ggml_gelu(model: PreTrainedModel) -> PreTrainedModel:
 
 @torch.no_grad()
 def compare(llama: LlamaCpp, model: PreTrainedModel, input_ids: list[int], num_new_tokens: int) -> dict[str, Any]:
-    """Let llama.cpp continue a text greedily, and compare it with a float32 model over the text that it made.
+    """Let llama.cpp continue a text greedily, and compare its predictions with a float32 model on the same text.
 
-    llama.cpp approximates GELU whatever the file says, so there are two differences: from the model, and from the
-    model in float64 with the same GELU, which leaves the errors of rounding; the yardstick of these is PyTorch's own.
+    llama.cpp always approximates GELU. It is therefore compared both with the model and with a float64 model that has
+    the same GELU. The latter isolates rounding errors, for which PyTorch's own errors are the yardstick.
 
     Returns:
-        Nats, the largest over all new tokens and the whole vocabulary: ``max_log_prob_difference_nats`` from the
-        model; ``max_rounding_error_nats`` of llama.cpp and ``torch_rounding_error_nats`` of PyTorch in float32, from
-        the float64 model with ggml's GELU. ``greedy_tokens_equal`` of the new tokens are those that the model
-        finds likeliest after the same text.
+        Maxima in nats over all new tokens and the whole vocabulary: ``max_log_prob_difference_nats`` from the model;
+        ``max_rounding_error_nats`` of llama.cpp and ``torch_rounding_error_nats`` of PyTorch in float32, both from the
+        float64 model with ggml's GELU. ``greedy_tokens_equal`` counts new tokens that are also the most likely ones
+        of the model.
     """
     tokens = llama.greedy_tokens(input_ids, num_new_tokens)
     prompts = [input_ids + tokens[:index] for index in range(num_new_tokens)]
@@ -135,16 +135,16 @@ def compare(llama: LlamaCpp, model: PreTrainedModel, input_ids: list[int], num_n
 
 @config_dataclass
 class LlamaCppConfig(MeasurementConfig):
-    """What is measured."""
+    """Settings of ``python -m benchmarks llama-cpp``."""
 
     model: str
-    """Checkpoint folder, with its tokenizer."""
+    """Checkpoint folder with its tokenizer."""
     lengths_tokens: tuple[int, ...] = (1, 65, 200, 700)
-    """Lengths of the prompts, taken from the start of the text."""
+    """Lengths of the prompts, which are taken from the start of the text."""
     num_new_tokens: int = 64
-    """Greedy tokens after each prompt."""
+    """Number of greedy tokens after each prompt."""
     output: str | None = None
-    """JSON Lines file that the records are appended to."""
+    """JSON Lines file to which the records are appended."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,10 +153,10 @@ class LlamaCppConfig(MeasurementConfig):
 
 
 def measure_llama_cpp(config: LlamaCppConfig) -> list[Record]:
-    """Write a checkpoint as float32 GGUF, run it in llama.cpp, and return a ``gguf`` record a length and precision.
+    """Run a checkpoint as float32 GGUF in llama.cpp, and return one ``gguf`` record per length and precision.
 
     Raises:
-        ValueError: The checkpoint cannot be written as GGUF, the text is too short, or xllamacpp is not installed.
+        ValueError: The checkpoint cannot be exported to GGUF, the text is too short, or xllamacpp is not installed.
     """
     text = load_text(config, load_model_tokenizer(config.model))
     text.check_length(max(config.lengths_tokens))

@@ -1,4 +1,4 @@
-"""Training by our Trainer beside a plain loop over a plain GPT of the same shape: what the framework costs."""
+"""Overhead of the framework: training with the package's Trainer against a plain loop over a GPT of the same shape."""
 
 import tempfile
 from collections.abc import Iterator
@@ -25,16 +25,16 @@ LEARNING_RATE, WEIGHT_DECAY, BETAS, MAX_GRAD_NORM = 1e-3, 0.1, (0.9, 0.95), 1.0
 
 @config_dataclass
 class LoopCase(Shape):
-    """What is timed: the same number of optimizer steps on the same tokens."""
+    """Training to time: the same number of optimizer steps on the same tokens."""
 
     length_tokens: int
-    """Tokens of a sequence."""
+    """Tokens per sequence."""
     batch_size: int
-    """Sequences of a step."""
+    """Sequences per step."""
     num_steps: int = 20
-    """Steps of each turn."""
+    """Optimizer steps per run."""
     num_rounds: int = 5
-    """Turns each takes."""
+    """Number of timed runs of each."""
 
     def __post_init__(self) -> None:
         if self.length_tokens < 2 or min(self.batch_size, self.num_steps, self.num_rounds) < 1:
@@ -42,7 +42,7 @@ class LoopCase(Shape):
 
 
 def time_loops(case: LoopCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
-    """``model_speed`` records, without their provenance; the plain loop is the reference."""
+    """Yield ``model_speed`` records without provenance; the plain loop is the reference."""
     torch.manual_seed(seed)
     tokens = torch.randint(case.vocab_size, (case.num_steps * case.batch_size, case.length_tokens))
     plain, ours = PlainGPT(case).to(device), make_model(case)
@@ -68,7 +68,7 @@ def time_loops(case: LoopCase, device: torch.device, seed: int = 0) -> Iterator[
 
 
 def make_model(case: LoopCase) -> AlibiGPTForCausalLM:
-    """AlibiGPT of the shape, with its own defaults but for dropout, which the plain model does not have."""
+    """AlibiGPT of the given shape with default settings, except for dropout, which the plain model lacks."""
     config = AlibiGPTConfig(
         vocab_size=case.vocab_size,
         hidden_size=case.hidden_size,
@@ -83,7 +83,7 @@ def make_model(case: LoopCase) -> AlibiGPTForCausalLM:
 
 
 def trainer_loop(model: AlibiGPTForCausalLM, tokens: Tensor, case: LoopCase, device: torch.device) -> None:
-    """All steps by ``DeterministicTrainer``, the start of a training included."""
+    """Run all steps with ``DeterministicTrainer``, including its setup."""
     rows = Dataset.from_dict({"input_ids": tokens.tolist()})
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -107,7 +107,7 @@ def trainer_loop(model: AlibiGPTForCausalLM, tokens: Tensor, case: LoopCase, dev
 
 
 def plain_loop(model: "PlainGPT", tokens: Tensor, case: LoopCase) -> None:
-    """All steps in a few lines of PyTorch; the loss is read once at the end, as the Trainer reads it."""
+    """Run all steps in plain PyTorch. The loss is read once at the end, as in the Trainer."""
     device = model.embed.weight.device
     matrices, vectors = [], []
     for parameter in model.parameters():
@@ -126,7 +126,7 @@ def plain_loop(model: "PlainGPT", tokens: Tensor, case: LoopCase) -> None:
 
 
 class PlainGPT(nn.Module):
-    """A GPT with learned positions, joint projections, PyTorch's causal attention and tied embeddings."""
+    """A GPT with learned positions, fused QKV projections, PyTorch's causal attention and tied embeddings."""
 
     def __init__(self, case: LoopCase) -> None:
         super().__init__()
@@ -138,7 +138,7 @@ class PlainGPT(nn.Module):
             nn.init.normal_(embedding.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Mean nats of the next tokens of ``(B, T)``."""
+        """Mean next-token loss of ``(B, T)`` in nats."""
         states = self.embed(tokens) + self.positions.weight[: tokens.shape[1]]
         for layer in self.layers:
             states = layer(states)

@@ -1,4 +1,4 @@
-"""Memory that the loss of a language model takes, all tokens at once and in chunks, each in a process of its own."""
+"""Memory of the language modeling loss, for all tokens at once and in chunks, each in its own process."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ CHUNKS_TOKENS = (None, 1024)
 
 
 def measure_loss_memory(num_tokens: int = NUM_TOKENS, vocab_size: int = VOCAB_SIZE) -> Iterator[Record]:
-    """``loss_memory`` records; both ways start from the same numbers, so that losses can be compared."""
+    """Yield ``loss_memory`` records. Both ways use the same inputs, so their losses are comparable."""
     for chunk_tokens in CHUNKS_TOKENS:
         command = [sys.executable, "-m", "benchmarks.loss_memory"]
         command += [json.dumps([num_tokens, vocab_size, chunk_tokens])]
@@ -32,7 +32,7 @@ def measure_loss_memory(num_tokens: int = NUM_TOKENS, vocab_size: int = VOCAB_SI
 
 
 def loss_memory(num_tokens: int, vocab_size: int, chunk_tokens: int | None) -> dict[str, Any]:
-    """Loss, gradients and the most memory that both passes took beyond hidden states and weights."""
+    """Return loss, gradient norm, and peak memory of both passes beyond hidden states and weights."""
     torch.manual_seed(0)
     hidden_states = torch.randn(1, num_tokens, HIDDEN_SIZE)
     head = nn.Linear(HIDDEN_SIZE, vocab_size, bias=False)
@@ -47,7 +47,7 @@ def loss_memory(num_tokens: int, vocab_size: int, chunk_tokens: int | None) -> d
         loss.backward()
         losses.append(loss.item())
 
-    both_passes(hidden_states[:, :8].clone().requires_grad_(), labels[:, :8])  # what is imported and kept from then on
+    both_passes(hidden_states[:, :8].clone().requires_grad_(), labels[:, :8])  # warm up imports and caches
     head.zero_grad()
     hidden_states.requires_grad_()
     num_bytes = extra_bytes(partial(both_passes, hidden_states, labels))

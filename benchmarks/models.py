@@ -1,5 +1,5 @@
-"""Whole models of one shape, with random weights: AlibiGPT beside BLOOM, MPT, Falcon and GPT-2 of transformers, and
-with each of its position methods."""
+"""Times whole models of one shape with random weights: AlibiGPT with each position method, and BLOOM, MPT, Falcon and
+GPT-2 of transformers."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -23,30 +23,30 @@ MODES = ("forward", "training_step")
 
 @config_dataclass
 class Shape:
-    """Of a decoder whose MLP is four times as wide as its residual stream."""
+    """Shape of a decoder whose MLP is four times as wide as its residual stream."""
 
     num_layers: Count = 4
-    """Layers."""
+    """Number of layers."""
     hidden_size: Count = 768
     """Width of the residual stream."""
     num_heads: Count = 12
-    """Attention heads."""
+    """Number of attention heads."""
     vocab_size: Count = 4096
-    """Rows of the embedding."""
+    """Vocabulary size."""
 
 
 @config_dataclass
 class ModelCase(Shape):
-    """What is timed."""
+    """Models to time."""
 
     length_tokens: Annotated[int, Field(ge=2)]
-    """Tokens of the text."""
+    """Text length in tokens."""
     models: Annotated[list[str], Field(min_length=1)]
     """Keys of ``MODELS``; the first is the reference."""
     mode: Literal[*MODES] = "forward"
-    """``forward`` or ``training_step``: forward, backward and no optimizer."""
+    """``forward``, or ``training_step``: forward and backward without an optimizer step."""
     num_rounds: Count = 3
-    """Turns each model takes."""
+    """Number of timed runs of each model."""
 
     def __post_init__(self) -> None:
         for model in self.models:
@@ -56,16 +56,16 @@ class ModelCase(Shape):
 
 @config_dataclass
 class DecodeCase(Shape):
-    """What is timed: single tokens after a long text, `alibi_banded` with its cache against `sdpa`."""
+    """Decoding to time: single tokens after a long text, ``alibi_banded`` with its cache against ``sdpa``."""
 
     context_tokens: Count
-    """Tokens in the cache."""
+    """Number of tokens in the cache."""
     num_rounds: Count = 20
-    """Tokens decoded by each."""
+    """Number of tokens that each decodes."""
 
 
 def time_models(case: ModelCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
-    """``model_speed`` records, without their provenance."""
+    """Yield ``model_speed`` records without provenance."""
     torch.manual_seed(seed)
     models = {name: MODELS[name](case, case.length_tokens).to(device) for name in case.models}
     tokens = torch.randint(case.vocab_size, (1, case.length_tokens)).to(device)
@@ -87,7 +87,7 @@ def time_models(case: ModelCase, device: torch.device, seed: int = 0) -> Iterato
 
 
 def time_decoding(case: DecodeCase, device: torch.device, seed: int = 0) -> Iterator[Record]:
-    """``decode_speed`` records, without their provenance."""
+    """Yield ``decode_speed`` records without provenance."""
     torch.manual_seed(seed)
     make = partial(make_model, "alibi_gpt", case, case.context_tokens, qk_norm=True)
     models = {name: make(attn_implementation=name).to(device) for name in ("sdpa", "alibi_banded")}
@@ -105,16 +105,16 @@ def time_decoding(case: DecodeCase, device: torch.device, seed: int = 0) -> Iter
 
 @torch.no_grad()
 def decoding_figures(models: Mapping[str, PreTrainedModel], prompt: Tensor, num_rounds: int) -> dict[str, Record]:
-    """What single tokens after a prompt take, by model; `alibi_banded` gets its cache and the weights of `sdpa`.
+    """Time decoding of single tokens after a prompt. ``alibi_banded`` gets its own cache and the weights of ``sdpa``.
 
     Args:
         models: ``sdpa`` and ``alibi_banded``, two back ends of an AlibiGPT with QK norm, and any others.
         prompt: ``(1, Q)``.
-        num_rounds: Tokens decoded by each.
+        num_rounds: Number of tokens that each decodes.
 
     Returns:
-        By name the times with ``sdpa`` as the reference, ``cache_bytes``, and how far logits are from those of
-        ``sdpa`` as ``max_difference``.
+        By name: the times relative to ``sdpa``, ``cache_bytes``, and ``max_difference``, the largest difference of
+        logits from those of ``sdpa``.
     """
     models["alibi_banded"].load_state_dict(models["sdpa"].state_dict())
     caches: dict[str, Cache] = {name: DynamicCache(config=model.eval().config) for name, model in models.items()}
@@ -139,7 +139,7 @@ def decoding_figures(models: Mapping[str, PreTrainedModel], prompt: Tensor, num_
 
 
 def describe_shape(shape: Shape) -> Record:
-    """What a record says of a shape."""
+    """Fields of a record that describe a shape."""
     return {name: getattr(shape, name) for name in ("num_layers", "hidden_size", "num_heads", "vocab_size")}
 
 
@@ -154,13 +154,13 @@ def _training_step(model: PreTrainedModel, tokens: Tensor) -> None:
 
 
 def _cache_bytes(cache: Cache) -> int:
-    """Of the keys and values that a cache holds."""
+    """Size of the keys and values in a cache."""
     if isinstance(cache, AlibiWindowCache):
         return cache.num_bytes
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
-# What each family's config gets beside its shape: no dropout, and ALiBi where that is a choice.
+# Config fields of each family besides its shape: no dropout, and ALiBi where it is optional.
 _FAMILY_FIELDS: dict[str, dict[str, Any]] = {
     "alibi_gpt": {},
     "bloom": {"hidden_dropout": 0.0, "attention_dropout": 0.0},
@@ -176,11 +176,11 @@ _LENGTH_FIELDS = {"alibi_gpt": "train_context_length", "gpt2": "n_positions", "m
 
 
 def make_model(family: str, shape: Shape, length_tokens: int, **fields: Any) -> PreTrainedModel:
-    """A model of a family with random float32 weights, for texts of so many tokens.
+    """Make a model of a family with random float32 weights.
 
     Args:
-        family: A key of ``_FAMILY_FIELDS``: transformers' model type.
-        shape: Its sizes; Llama's MLP of three matrices is narrower, so that it has as many weights.
+        family: A key of ``_FAMILY_FIELDS``, which is the model type in transformers.
+        shape: Sizes of the model. Llama's MLP has three matrices and is narrower, to match the number of weights.
         length_tokens: Longest text, for families that limit it.
         fields: Other fields of its config.
     """

@@ -1,4 +1,4 @@
-"""What a number format costs ALiBi: errors of its bias and of attention with it, beside attention without a bias.
+"""Errors of ALiBi by number format: of its bias, and of attention with and without it.
 
 Shapes: H heads, Q queries (the last of the text), K keys, d head size.
 """
@@ -26,12 +26,12 @@ from modeling_alibi_gpt.runtime.records import Record, check_record, provenance
 
 HEAD_DIM = 64
 NUM_QUERIES = 64
-# Keys whose bias is lower get less than 1e-7 of the weight of the query's own key, were their contents alike.
+# At equal content scores, keys with a lower bias get less than 1.2e-7 of the weight of the query's own key.
 WEIGHTED_NATS = 16.0
 # The default of AlibiGPTConfig.
 TOLERANCE = 1e-6
 
-# From q (1, H, Q, d), k and v (1, H, K, d) of one dtype, and float32 slopes (H,), to (1, H, Q, d).
+# Maps q (1, H, Q, d), k and v (1, H, K, d) of one dtype, and float32 slopes (H,), to (1, H, Q, d).
 AttentionVariant = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -42,14 +42,14 @@ def measure_precision(
     variants: Sequence[str] | None = None,
     seed: int = 0,
 ) -> list[Record]:
-    """One ``precision`` record for each dtype, number of heads and length.
+    """Return one ``precision`` record for each dtype, number of heads and length.
 
     Args:
         num_heads: Values of H.
         lengths_tokens: Values of K, at least ``NUM_QUERIES``.
         dtypes: Keys of ``DTYPES``.
-        variants: Keys of ``VARIANTS``, the ways of attention under test; None is all.
-        seed: Of queries, keys and values, which are standard normal.
+        variants: Keys of ``VARIANTS``, the implementations under test; None means all.
+        seed: Seed of queries, keys and values, which are standard normal.
     """
     cases = [(dtype, heads, length) for dtype in dtypes for heads in num_heads for length in lengths_tokens]
     return [_measure_case(*case, tuple(VARIANTS) if variants is None else variants, seed) for case in cases]
@@ -63,7 +63,7 @@ def last_queries_context(
 
 
 def _layer_bias(slopes: Tensor) -> LayerBias:
-    """Of a model with these slopes."""
+    """Layer bias of a model with these slopes."""
     num_heads = slopes.shape[0]
     config = AlibiGPTConfig(
         hidden_size=num_heads * HEAD_DIM,
@@ -75,29 +75,29 @@ def _layer_bias(slopes: Tensor) -> LayerBias:
 
 
 def alibi_mask(slopes: Tensor, context: AttentionContext) -> Tensor:
-    """``(1, H, Q, K)``: what the model adds to its scores for these slopes where it folds bias and mask."""
+    """Folded mask and bias ``(1, H, Q, K)`` that the model adds to its scores for these slopes."""
     mask = folded_mask(context, _layer_bias(slopes))
     assert mask is not None
     return mask
 
 
 def folded_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """The model's attention for short texts: bias and mask folded into one tensor."""
+    """The model's attention for short texts, with bias and mask folded into one tensor."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=alibi_mask(slopes, context))
 
 
 def variant_attention(name: str, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """One of the model's own computations of ALiBi."""
+    """One of the model's own ALiBi implementations."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
     return ATTENTION_VARIANTS[name](context, slopes, TOLERANCE).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
 
 
 def compiled_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """`augmented` in a model that torch compiles, of the first Q / 2 queries of a text and the last.
+    """``augmented`` in compiled code, for the first and the last Q / 2 queries of a text.
 
-    There all queries of a text share an origin, the last of them. The first are furthest from it, which is where an
-    error that grows with the text shows.
+    In compiled code all queries share the last query's position as the origin. Errors that grow with the text are
+    largest for the first queries, which are furthest from it.
     """
     key_positions, end = torch.arange(k.shape[2], device=k.device)[None], q.shape[2] // 2
     query_positions = torch.cat((key_positions[:, :end], key_positions[:, -end:]), dim=1)
@@ -110,24 +110,24 @@ def _compiled_attention() -> Callable[..., Tensor]:
     return torch.compile(attention_augmented.augmented_attention, fullgraph=True, dynamic=True)
 
 
-# Flex attention is none of them: on a CPU it computes scores like `folded`.
+# Without flex attention, which on a CPU computes scores like `folded`.
 VARIANTS: dict[str, AttentionVariant] = {
     "folded": folded_attention,
     "compiled": compiled_attention,
     **{name: partial(variant_attention, name) for name in ATTENTION_VARIANTS if name != "flex"},
 }
-# Those that are given the queries of both ends of a text in one call.
+# Variants that get the queries of both ends of a text in one call.
 VARIANTS_OF_BOTH_ENDS = {"compiled"}
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """The yardstick: causal attention without a bias."""
+    """Baseline: causal attention without a bias."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask())
 
 
 def absolute_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """The way of BLOOM's code: slope times absolute key position, rounded to the dtype before it is added."""
+    """Bias as in BLOOM's code: slope times absolute key position, rounded to the dtype before the addition."""
     context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
     bias = _absolute_bias(slopes, k.shape[2], q.dtype)
     mask = torch.where(context.mask(), bias[None, :, None, :], torch.finfo(q.dtype).min)
@@ -135,12 +135,12 @@ def absolute_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tenso
 
 
 def _absolute_bias(slopes: Tensor, kv_len: int, dtype: torch.dtype) -> Tensor:
-    """``(H, K)``"""
+    """Bias ``(H, K)`` from absolute positions."""
     return (slopes[:, None] * torch.arange(kv_len)).to(dtype)
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    """What the others approximate: the definition in float64, head by head to spare memory."""
+    """Reference attention in float64, computed head by head to save memory."""
     distance = _distance(q.shape[2], k.shape[2]).to(q.device)
     outputs = []
     for query, key, value, slope in zip(q[0].double(), k[0].double(), v[0].double(), slopes.double(), strict=True):
@@ -155,12 +155,12 @@ def exact_plain_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Te
 
 
 def bias_errors(slopes: Tensor, q_len: int, kv_len: int, dtype: torch.dtype) -> dict[str, float]:
-    """How far the folded mask, and BLOOM's bias, are from ``-s (i - j)`` in float64.
+    """Compare the folded mask and BLOOM's bias with ``-s (i - j)`` in float64.
 
     Returns:
-        ``bias_error_ulps``, the largest of all visible keys, in units of the last place of ``dtype`` at the true
-        value: 0.5 is perfect. ``bias_error_nats`` and ``absolute_bias_error_nats``, the largest among keys that get
-        weight (``WEIGHTED_NATS``), relative to the query's own key, since the softmax sees differences only.
+        ``bias_error_ulps``, the largest error over all visible keys, in units in the last place of ``dtype`` at the
+        true value; 0.5 is optimal. ``bias_error_nats`` and ``absolute_bias_error_nats``, the largest errors over keys
+        with relevant weight (``WEIGHTED_NATS``), relative to the query's own key, as softmax ignores constants.
     """
     context = last_queries_context(q_len, kv_len, dtype)
     folded = alibi_mask(slopes, context)[0]
@@ -171,7 +171,7 @@ def bias_errors(slopes: Tensor, q_len: int, kv_len: int, dtype: torch.dtype) -> 
         exact = -slope * distance
         visible, weighted = distance >= 0, (distance >= 0) & (exact > -WEIGHTED_NATS)
         error = (head.double() - exact).abs()
-        # Past its range float16 gives -inf, and weight 0, where the true weight is far below anything it can hold.
+        # Beyond its range float16 gives -inf and hence weight 0; the true weight underflows in float16 as well.
         representable = visible & (exact >= torch.finfo(dtype).min)
         ulp = torch.finfo(dtype).eps * 2.0 ** (torch.frexp(exact).exponent - 1)
         relative = bloom[None, :] - bloom[kv_len - q_len :, None]
@@ -185,7 +185,7 @@ def bias_errors(slopes: Tensor, q_len: int, kv_len: int, dtype: torch.dtype) -> 
 
 
 def _distance(q_len: int, kv_len: int) -> Tensor:
-    """``(Q, K)`` float64, tokens: negative for keys that a query does not see."""
+    """Distance ``(Q, K)`` float64, tokens; negative for keys that a query does not see."""
     positions = torch.arange(kv_len, dtype=torch.float64)
     return positions[kv_len - q_len :, None] - positions[None, :]
 
@@ -193,21 +193,21 @@ def _distance(q_len: int, kv_len: int) -> Tensor:
 def output_errors(
     attention: AttentionVariant, exact: AttentionVariant, inputs: Sequence[Tensor], *, takes_both_ends: bool = False
 ) -> dict[str, float]:
-    """How far the output of ``attention`` is from that of ``exact``, for the queries at both ends of a text.
+    """Compare the output of ``attention`` with that of ``exact``, for the queries at both ends of a text.
 
-    Early queries average few values, so that outputs, and absolute errors, are largest there; without a bias they fall
-    with the root of the length. Hence the largest error is one of the whole text, and the other is relative.
+    Early queries average few values, so outputs and absolute errors are largest there. Without a bias, both shrink
+    with the square root of the length. The maximum error therefore covers both ends, and the RMS error is relative.
 
     Args:
-        attention: Under test.
-        exact: What it approximates.
-        inputs: Queries ``(1, H, Q, d)``, taken for the first and for the last of the text; keys, values and slopes.
-        takes_both_ends: Whether ``attention`` takes both in one call, else the first as a text of their own.
+        attention: Implementation under test.
+        exact: Reference implementation.
+        inputs: Queries ``(1, H, Q, d)``, used as the first and as the last of the text; keys, values and slopes.
+        takes_both_ends: Whether ``attention`` gets both ends in one call; else the first queries form their own text.
 
     Returns:
-        ``max_error``, absolute, of first and last queries; ``last_max_error`` of the last alone;
-        ``relative_rms_error`` and ``output_rms`` of the last: root mean square error over that of the exact output,
-        and the latter.
+        ``max_error``, the largest absolute error of first and last queries; ``last_max_error``, that of the last
+        queries; ``output_rms``, the root mean square of the exact output of the last queries; and
+        ``relative_rms_error``, their root mean square error divided by it.
     """
     q, k, v, slopes = inputs
     first = (q, k[:, :, : q.shape[2]], v[:, :, : q.shape[2]], slopes)

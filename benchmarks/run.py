@@ -1,4 +1,4 @@
-"""What ``scripts/benchmark.py`` runs: the cases of a configuration, and a record of each candidate."""
+"""Runs the cases of ``alibi-gpt benchmark`` and records each candidate."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import field
@@ -13,7 +13,7 @@ from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record, append_record, provenance, write_records
 
 
-# Fields of ``BenchmarkConfig``, and what times one of their cases.
+# Fields of ``BenchmarkConfig``, and the function that times one of their cases.
 KINDS: dict[str, Callable[..., Iterator[Record]]] = {
     "attention": time_attention,
     "models": time_models,
@@ -25,10 +25,10 @@ KINDS: dict[str, Callable[..., Iterator[Record]]] = {
 
 @config_dataclass
 class BenchmarkConfig:
-    """The cases, and where their records go."""
+    """The cases to time and the file for the records."""
 
     output: str
-    """JSON Lines file, written anew."""
+    """JSON Lines file; an existing one is replaced."""
     attention: list[AttentionCase] = field(default_factory=list)
     """Cases of attention alone."""
     models: list[ModelCase] = field(default_factory=list)
@@ -36,20 +36,20 @@ class BenchmarkConfig:
     decoding: list[DecodeCase] = field(default_factory=list)
     """Cases of single tokens after a long text."""
     converted: list[ConvertedCase] = field(default_factory=list)
-    """Cases of other families' models beside what they convert to."""
+    """Cases of models of other families against their conversions."""
     loops: list[LoopCase] = field(default_factory=list)
-    """Cases of trainings beside a plain loop."""
+    """Cases of training against a plain loop."""
     num_threads: int | None = None
-    """Threads of torch on a CPU; null leaves torch its choice."""
+    """Number of torch threads on a CPU; null leaves the choice to torch."""
     seed: int = 0
-    """Of weights, tokens, queries, keys and values."""
+    """Seed of weights, tokens, queries, keys and values."""
 
 
 def run_benchmark(config: BenchmarkConfig) -> Iterator[Record]:
-    """Time all cases, give each record as it comes and add it to ``config.output``.
+    """Time all cases. Each record is appended to ``config.output`` and then yielded.
 
     Raises:
-        ValueError: A case cannot be.
+        ValueError: A case cannot be timed.
     """
     timed = [(run, case) for name, run in KINDS.items() for case in getattr(config, name)]
     if config.num_threads is not None:

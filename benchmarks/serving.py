@@ -1,4 +1,4 @@
-"""What ``alibi-gpt serve --continuous-batching`` takes on a CPU: seconds to the first answer, and memory."""
+"""Measures ``alibi-gpt serve --continuous-batching`` on a CPU: seconds to the first answer, and memory."""
 
 import json
 import os
@@ -27,16 +27,16 @@ from modeling_alibi_gpt.runtime.records import Record, provenance
 START_SECONDS = 180
 ANSWER_SECONDS = 600
 NUM_NEW_TOKENS = 16
-# 60% of the memory is what transformers takes on a CPU if nothing is said; to say it leaves the sizes to transformers.
+# 60% of the memory is transformers' default on a CPU; passing it explicitly leaves the sizes to transformers.
 CONTESTANTS = {"transformers' sizes": ("--cb-max-memory-percent", "0.6"), "sizes by alibi-gpt": ()}
 
 
 def measure_serving(config_path: str, num_rounds: int = 3) -> Iterator[Record]:
-    """``serving`` records of a random model, one for each way to size the cache; the ways take turns.
+    """Yield ``serving`` records of a random model, one for each way to size the cache. The ways alternate.
 
     Args:
-        config_path: JSON file of the model's configuration.
-        num_rounds: Servers started of each way.
+        config_path: JSON file with the model's config.
+        num_rounds: Number of servers to start for each way.
     """
     with tempfile.TemporaryDirectory(prefix="alibi-gpt-serving-") as folder:
         torch.manual_seed(0)
@@ -62,7 +62,7 @@ def measure_serving(config_path: str, num_rounds: int = 3) -> Iterator[Record]:
 
 
 def serving_costs(folder: str, options: tuple[str, ...]) -> dict[str, Any]:
-    """Start a server, ask for one completion twice and look at the peak of its resident memory."""
+    """Start a server, request the same completion twice, and read its peak resident memory."""
     started = time.perf_counter()
     with running_server(folder, options) as (server, address):
         ready_seconds = time.perf_counter() - started
@@ -83,7 +83,7 @@ def serving_costs(folder: str, options: tuple[str, ...]) -> dict[str, Any]:
 
 @contextmanager
 def running_server(folder: str, options: tuple[str, ...]) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A server of a checkpoint folder on a free port, which answers; and its address."""
+    """Start a server for a checkpoint folder on a free port, and yield it and its address once it is ready."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -107,7 +107,7 @@ def running_server(folder: str, options: tuple[str, ...]) -> Iterator[tuple[subp
 
 
 def ask(url: str, body: dict[str, Any] | None, timeout_seconds: float) -> dict[str, Any]:
-    """The JSON answer to a request; ``body`` None is a GET."""
+    """Send a request and return the JSON response; ``body`` None sends a GET."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -1,4 +1,4 @@
-"""Times that can be trusted on a noisy machine: candidates take turns, and what counts is the ratio within a turn."""
+"""Robust timing on a noisy machine: candidates alternate, and ratios are computed within each round."""
 
 import ctypes
 import gc
@@ -15,7 +15,7 @@ Candidate = Callable[[], Any]
 
 
 def time_interleaved(candidates: Mapping[str, Candidate], num_rounds: int) -> dict[str, list[float]]:
-    """Seconds of each candidate in each round; one round before, to warm up, is not counted."""
+    """Time each candidate in each round, in seconds, after one uncounted warm-up round."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for round_number in range(num_rounds + 1):
         for name, run in candidates.items():
@@ -29,11 +29,11 @@ def time_interleaved(candidates: Mapping[str, Candidate], num_rounds: int) -> di
 
 
 def summarize(seconds: Mapping[str, list[float]], reference: str) -> dict[str, dict[str, Any]]:
-    """For each candidate, its times and how many times those of the reference they are.
+    """Summarize the times of each candidate and their ratios to the reference.
 
     Returns:
-        ``seconds`` and ``times_reference``, medians; the latter of the ratios within each round, with
-        ``times_reference_quartiles``; ``reference`` and ``num_rounds``.
+        By candidate: ``seconds``, the median time; ``times_reference`` and ``times_reference_quartiles``, median and
+        quartiles of the ratios within each round; ``reference`` and ``num_rounds``.
     """
     summary = {}
     for name, values in seconds.items():
@@ -50,7 +50,7 @@ def summarize(seconds: Mapping[str, list[float]], reference: str) -> dict[str, d
 
 
 def extra_bytes(run: Candidate) -> int | None:
-    """The most memory a call takes beyond what was there before; None where the system does not tell."""
+    """Peak memory of a call in bytes beyond what was in use before; None if the system does not report it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -60,14 +60,14 @@ def extra_bytes(run: Candidate) -> int | None:
     if not Path("/proc/self/clear_refs").exists():
         return None
     _give_back_freed_memory()
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the peak to what is held now
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak to the current usage
     before = status_bytes("VmRSS")
     run()
     return status_bytes("VmHWM") - before
 
 
 def _give_back_freed_memory() -> None:
-    """What earlier calls freed is still held by the C library, and would be used again without being counted."""
+    """Return freed memory to the system. The C library would otherwise reuse it without it being counted."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
@@ -75,7 +75,7 @@ def _give_back_freed_memory() -> None:
 
 
 def status_bytes(field: str, process: int | str = "self") -> int:
-    """A figure of Linux's ``/proc/PID/status``; OSError where there is none."""
+    """Read a field in kB of Linux's ``/proc/PID/status`` as bytes; raises OSError if there is none."""
     for line in Path(f"/proc/{process}/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024

@@ -1,6 +1,6 @@
-"""AlibiGPT: public names and their registration with transformers' Auto classes, nothing else.
+"""Public API of AlibiGPT and its registration with the Auto classes of transformers.
 
-After ``import modeling_alibi_gpt``, ``AutoModelForCausalLM.from_pretrained(folder)`` and its siblings know the model.
+Import this package before calling ``AutoModelForCausalLM.from_pretrained(folder)`` or another Auto class.
 """
 
 from transformers import (
@@ -36,7 +36,7 @@ AutoModelForSequenceClassification.register(AlibiGPTConfig, AlibiGPTForSequenceC
 AutoModelForTokenClassification.register(AlibiGPTConfig, AlibiGPTForTokenClassification, exist_ok=True)
 AutoModelForQuestionAnswering.register(AlibiGPTConfig, AlibiGPTForQuestionAnswering, exist_ok=True)
 
-# Trainer (label smoothing: whether to shift the labels), pipelines and lm-eval look heads up by class name here.
+# Trainer (to decide whether label smoothing shifts labels), pipelines and lm-eval look up class names in these tables.
 modeling_auto.MODEL_MAPPING_NAMES["alibi_gpt"] = "AlibiGPTModel"
 modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["alibi_gpt"] = "AlibiGPTForCausalLM"
 modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["alibi_gpt"] = "AlibiGPTForSequenceClassification"

@@ -1,13 +1,13 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""ALiBi: slopes, biases and windows as pure functions of tensors. Travels to the Hub; imports torch only.
+"""ALiBi slopes, biases and windows as pure functions of tensors. Exported to the Hub; imports torch only.
 
-Attention with Linear Biases (Press, Smith and Lewis 2022, arXiv:2108.12409) adds to the score of query position i and
-key position j, in head h, a penalty that grows linearly with their distance, and uses no other position information:
+Attention with Linear Biases (Press, Smith and Lewis 2022, arXiv:2108.12409) lowers the score of a query at position i
+and a key at position j in proportion to their distance. It uses no other position information. In head h:
 
     score_h(i, j) = q_i . k_j / sqrt(d)  -  s_h * (i - j),        s_h = beta * m_h
 
-Shapes: H heads, Q queries, K keys. Queries are always the last Q of K positions, so prefill, chunked prefill and
-decoding share one formula.
+Shapes: H heads, Q queries, K keys. Queries are always the last Q of K positions, so one formula covers prefill,
+chunked prefill and decoding.
 """
 
 import math
@@ -28,19 +28,19 @@ def alibi_slopes(
     bias_max: float = 8.0,
     custom: Sequence[float] | None = None,
 ) -> Tensor:
-    """Slope ``s_h = beta * m_h`` of every head.
+    """Return the slope ``s_h = beta * m_h`` of each head.
 
-    ``geometric`` is the paper's (section 3 and its released code): for a power of two,
-    ``m_h = 2 ** (-bias_max * h / H)``, h = 1..H; otherwise the slopes for n heads, n the largest power of two below H,
-    then every second slope for 2n heads. ``uniform`` is one penalty for all heads, ``m_h = 1``. ``custom`` takes the
-    values of m_h as given.
+    ``geometric`` follows section 3 of the paper and its released code. If H is a power of two,
+    ``m_h = 2 ** (-bias_max * h / H)`` for h = 1..H. Otherwise, with n the largest power of two below H, the slopes are
+    those for n heads, followed by every second slope for 2n heads. ``uniform`` sets ``m_h = 1`` for all heads.
+    ``custom`` uses the given m_h.
 
     Args:
         num_heads: H, at least 1.
-        beta: Scalar factor of every slope; finite and above 0. 1 is the paper's.
+        beta: Scalar that multiplies every slope; finite and above 0. The paper uses 1.
         kind: ``geometric``, ``uniform`` or ``custom``.
-        bias_max: Range of the geometric exponents; 8 is the paper's. MPT calls it ``alibi_bias_max``.
-        custom: The H values of m_h, finite and above 0; required for ``custom`` and not allowed otherwise.
+        bias_max: Range of the geometric exponents. The paper uses 8; MPT calls it ``alibi_bias_max``.
+        custom: The H values of m_h, finite and above 0. Required for kind ``custom``, not allowed otherwise.
 
     Returns:
         ``(H,)`` float32, nats per token of distance.
@@ -61,15 +61,15 @@ def alibi_slopes(
 def check_slopes(
     num_heads: int, *, beta: float, kind: str, bias_max: float, custom: Sequence[float] | None = None
 ) -> None:
-    """Raise a ValueError unless :func:`alibi_slopes` accepts these arguments; computes no slope."""
+    """Validate the arguments of :func:`alibi_slopes` without computing slopes. Raises ValueError."""
     if num_heads < 1:
         raise ValueError(f"num_heads must be at least 1, got {num_heads}")
     _require_positive("beta", beta)
     _require_positive("bias_max", bias_max)
     if kind not in SLOPE_KINDS:
-        raise ValueError(f"kind of slopes must be one of {', '.join(SLOPE_KINDS)}, got {kind!r}")
+        raise ValueError(f"slope kind must be one of {', '.join(SLOPE_KINDS)}, got {kind!r}")
     if (custom is not None) != (kind == "custom"):
-        raise ValueError(f"custom slopes go with kind 'custom', got kind {kind!r} and custom {custom!r}")
+        raise ValueError(f"kind 'custom' and custom slopes require each other, got {kind!r} and {custom!r}")
     if custom is not None:
         if len(custom) != num_heads:
             raise ValueError(f"custom slopes: expected {num_heads} values, one per head, got {len(custom)}")
@@ -78,7 +78,7 @@ def check_slopes(
 
 
 def alibi_bias(slopes: Tensor, q_len: int, kv_len: int | None = None) -> Tensor:
-    """Bias ``-s_h * |i - j|`` for the last ``q_len`` of ``kv_len`` positions.
+    """Return the bias ``-s_h * |i - j|`` for the last ``q_len`` of ``kv_len`` positions.
 
     Args:
         slopes: ``(H,)``, nats per token.
@@ -86,7 +86,7 @@ def alibi_bias(slopes: Tensor, q_len: int, kv_len: int | None = None) -> Tensor:
         kv_len: K, tokens, at least ``q_len``; None means ``q_len``.
 
     Returns:
-        ``(H, Q, K)`` float32, every entry at most 0, and 0 for a query and its own key.
+        ``(H, Q, K)`` float32: 0 between a query and its own key, negative elsewhere.
 
     Raises:
         ValueError: ``kv_len`` is below ``q_len``.
@@ -96,9 +96,9 @@ def alibi_bias(slopes: Tensor, q_len: int, kv_len: int | None = None) -> Tensor:
 
 
 def alibi_causal_bias(slopes: Tensor, q_len: int, kv_len: int | None = None, mask_value: float = -1e9) -> Tensor:
-    """:func:`alibi_bias` with ``mask_value`` on the keys that come after the query.
+    """Return :func:`alibi_bias` with ``mask_value`` at keys after the query.
 
-    The mask value is finite, so that JSON can represent the matrix and no row becomes NaN.
+    The default mask value is finite, so JSON can represent the matrix and no row becomes NaN.
 
     Args:
         slopes: ``(H,)``, nats per token.
@@ -117,17 +117,17 @@ def alibi_causal_bias(slopes: Tensor, q_len: int, kv_len: int | None = None, mas
 
 
 def alibi_windows(slopes: Tensor, score_margin: float | Tensor, tolerance: float) -> Tensor:
-    """Number of nearest keys that a query of each head must read.
+    """Return how many of the nearest keys a query of each head must read.
 
-    If no key's content score exceeds that of the query's own key by more than ``score_margin``, then the weight of a
-    key at distance d is at most ``exp(score_margin - s*d)`` times that of the own key, hence at most that. The keys at
-    distance W and beyond have, all together, at most the geometric sum ``exp(margin - s*W) / (1 - exp(-s))``. The
-    window is the smallest W for which that sum is at most ``tolerance``: keys at distance 0..W-1 are read.
+    If no key's content score exceeds that of the query's own key by more than ``score_margin``, a key at distance d
+    has an attention weight of at most ``exp(score_margin - s*d)``. Keys at distance W and beyond have at most the
+    geometric sum ``exp(margin - s*W) / (1 - exp(-s))`` in total. The window is the smallest W for which that sum is at
+    most ``tolerance``. Keys at distances 0 to W-1 are read.
 
     Args:
         slopes: ``(H,)``, nats per token, above 0.
-        score_margin: Nats, a number or ``(H,)``.
-        tolerance: Largest total attention weight left out, above 0.
+        score_margin: Nats; a number or ``(H,)``.
+        tolerance: Largest total attention weight to leave out, above 0.
 
     Returns:
         ``(H,)`` int64, tokens, at least 0.
@@ -144,14 +144,14 @@ def alibi_windows(slopes: Tensor, score_margin: float | Tensor, tolerance: float
 
     log_tolerance = math.log(tolerance)
     windows = torch.ceil(log_left_out(torch.zeros_like(slopes)).sub(log_tolerance) / slopes).clamp(min=0)
-    # The quotient may round to either side of a whole number; the bound itself decides.
+    # The quotient may round to either side of an integer, so check the bound itself.
     windows = torch.where(log_left_out(windows) > log_tolerance, windows + 1, windows)
     one_less = (windows - 1).clamp(min=0)
     return torch.where(log_left_out(one_less) <= log_tolerance, one_less, windows).long()
 
 
 def scale_slopes(slopes: Tensor, kind: str, factor: float | Tensor) -> Tensor:
-    """Flatten slopes for text longer than the training length.
+    """Reduce slopes for texts longer than the training length.
 
     ``linear`` divides every slope by the factor (position interpolation, Al-Khateeb et al. 2023, arXiv:2310.13017).
     ``ntk`` keeps the steepest slope, divides the flattest by the factor and interpolates geometrically between them.
@@ -159,21 +159,21 @@ def scale_slopes(slopes: Tensor, kind: str, factor: float | Tensor) -> Tensor:
     Args:
         slopes: ``(..., H)``, nats per token.
         kind: ``linear`` or ``ntk``.
-        factor: At least 1; a number or a tensor that broadcasts against ``slopes``.
+        factor: At least 1; a number or a tensor that broadcasts with ``slopes``.
 
     Returns:
         Slopes of the broadcast shape.
 
     Raises:
-        ValueError: ``kind`` is neither of the two.
+        ValueError: ``kind`` is neither ``linear`` nor ``ntk``.
     """
     if kind == "linear":
         return slopes / factor
     if kind != "ntk":
-        raise ValueError(f"kind of scaling must be linear or ntk, got {kind!r}")
+        raise ValueError(f"scaling kind must be linear or ntk, got {kind!r}")
     log_slopes = slopes.log()
     steepest, flattest = log_slopes.amax(-1, keepdim=True), log_slopes.amin(-1, keepdim=True)
-    # Equal slopes have no steepest: then each is divided by the whole factor, as a single flattest head would be.
+    # If all slopes are equal, divide each by the whole factor, like a single flattest head.
     span = steepest - flattest
     share = torch.where(span > 0, (steepest - log_slopes) / span.clamp(min=torch.finfo(span.dtype).tiny), 1.0)
     return slopes / factor**share
@@ -187,7 +187,7 @@ def _geometric_multipliers(num_heads: int, bias_max: float) -> list[float]:
 
 
 def _distance(q_len: int, kv_len: int | None, device: torch.device) -> Tensor:
-    """``(Q, K)`` float32: query position minus key position, exact up to 2**24 tokens."""
+    """Query position minus key position, ``(Q, K)`` float32; exact up to 2**24 tokens."""
     kv_len = q_len if kv_len is None else kv_len
     if kv_len < q_len:
         raise ValueError(f"kv_len must be at least q_len ({q_len}), got {kv_len}")

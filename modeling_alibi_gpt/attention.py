@@ -1,10 +1,11 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""The table of attention back ends, and how each applies a position bias. Travels to the Hub.
+"""Registry of attention back ends and of how each applies a position bias. Exported to the Hub.
 
-Before the layers run, a back end's entry turns visibility and the position bias into what its attention function takes
-for a mask: one folded tensor, or an object that does a layer's attention itself and never materialises the bias.
+Before the layers run, the back end combines visibility and position bias into the mask argument of its attention
+function. That is either one additive tensor, or an object that computes attention itself without materializing the
+bias.
 
-Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys, d head size.
+Shapes: B batch (or 1 if all rows agree), H heads, Q queries, K keys, d head size.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,51 +31,50 @@ from .attention_folded import FoldedAttention, hide_far
 from .attention_strips import StripAttention
 
 
-# With fewer pairs of a query and a key, or fewer queries, the folded mask is quicker: it is made once for all layers.
-# Measured on two CPU cores.
+# Below these sizes the folded mask, which is built once for all layers, is faster. Measured on two CPU cores.
 MIN_LONG_PAIRS = 512 * 512
 MIN_LONG_QUERIES = 32
 
 
 class PositionBias(Protocol):
-    """What a layer adds to its scaled scores before the softmax."""
+    """Bias that a layer adds to its scaled scores before the softmax."""
 
     def dense(self, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
-        """``(B, H, Q, K)`` of a dtype, nats, between positions ``(B, Q)`` and ``(B, K)``."""
+        """Bias ``(B, H, Q, K)`` of ``dtype``, in nats, between positions ``(B, Q)`` and ``(B, K)``."""
 
     def slopes(self, query_positions: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """``(1 or B, 1 or Q, H)``, nats per token, where the bias is ``-slope * distance``; else None."""
+        """Slopes ``(1 or B, 1 or Q, H)``, nats per token, if the bias is ``-slope * distance``; else None."""
 
     def by_distance(self, num_distances: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """``(H, N)``, nats, of keys 0 to ``N - 1`` tokens behind their query; None where more than that decides."""
+        """Bias ``(H, N)``, nats, at distances 0 to ``N - 1``; None if it depends on more than the distance."""
 
     @property
     def tolerance(self) -> float:
-        """Largest weight that a query may lose."""
+        """Largest attention weight that may be left out per query."""
 
 
 class BiasedAttention(Protocol):
     """Visibility and bias of a layer, with the attention function that applies them."""
 
     def attend(self, query: Tensor, key: Any, value: Any, scaling: float, dropout: float) -> Tensor:
-        """Output ``(B, H, Q, d)`` of queries ``(B, H, Q, d)``, and keys and values ``(B, H, K, d)``."""
+        """Return ``(B, H, Q, d)`` for queries ``(B, H, Q, d)`` and for keys and values ``(B, H, K, d)``."""
 
 
 LayerMask = Tensor | BiasedAttention | None
 
 
 def folded_mask(context: AttentionContext, bias: PositionBias | None) -> Tensor | None:
-    """Mask and bias as one additive mask, which every dense attention function takes.
+    """Fold the position bias into the mask, for any dense attention function.
 
-    The bias is computed from relative distances in float32 (float64 in a float64 model) and only then cast: absolute
-    positions times slopes would collide in bfloat16.
+    The bias is computed from relative distances in float32 (float64 in a float64 model) and cast afterwards.
+    Products of slopes and absolute positions would collide in bfloat16.
 
     Args:
         context: Mask and positions.
-        bias: Of the layer; None for methods without.
+        bias: Bias of the layer, or None.
 
     Returns:
-        ``(B, H, Q, K)`` of the dtype attention computes in; the mask unchanged where there is nothing to add.
+        Additive mask ``(B, H, Q, K)`` of the attention dtype; the unchanged mask if there is no bias.
     """
     mask = context.mask()
     if bias is None:
@@ -90,13 +90,13 @@ def folded_mask(context: AttentionContext, bias: PositionBias | None) -> Tensor 
 
 
 def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
-    """The fastest of three exact variants: strips on a CPU, augmented keys elsewhere, a folded mask for short texts.
+    """Choose the fastest exact variant: strips on a CPU, augmented keys elsewhere, a folded mask for short texts.
 
-    Other biases of distance than ALiBi's go by strips too, where they do not learn. Slopes that learn, or differ by
-    query, go by augmented keys, and so does what torch compiles: there one graph serves all lengths. Exceptions keep
-    the folded mask: an exported graph, for every runtime knows it; and slopes that learn in bfloat16 or float16, whose
-    gradient by augmented keys would be a difference of large numbers. In float32, kernels of GPUs add in an order of
-    their own, in which augmented keys lose digits: strips and folded masks take their place.
+    Strips also serve other fixed biases of distance. Augmented keys serve learned or per-query slopes, and compiled
+    models, where one graph covers all lengths. The folded mask serves exported graphs, since every runtime supports
+    it, and slopes learned in bfloat16 or float16, whose gradient through augmented keys would be a difference of
+    large numbers. GPU kernels sum float32 products in an unspecified order, in which augmented keys lose precision;
+    there strips or folded masks replace them.
     """
     slopes = None
     if bias is not None and context.is_causal:
@@ -117,7 +117,7 @@ def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerM
     is_fixed = slopes.shape[:2] == (1, 1) and not slopes.requires_grad
     is_cpu, is_half = slopes.device.type == "cpu", context.dtype.itemsize < 4
     if is_fixed and (is_cpu or not is_half) and context.segments() is not None:
-        # To find out which keys count makes the host wait for a GPU.
+        # Pruning keys would synchronize with the GPU.
         return StripAttention(context, _tolerance(context) if is_cpu else 0.0, slopes[0, 0])
     return AugmentedAttention(context, slopes) if is_cpu or is_half else folded_mask(context, bias)
 
@@ -127,7 +127,7 @@ _reads_every_key: ContextVar[bool] = ContextVar("reads_every_key", default=False
 
 @contextmanager
 def reading_every_key() -> Iterator[None]:
-    """Context in which `sdpa` skips no key, however small its weight: for proofs, at the cost of time."""
+    """Context manager under which `sdpa` skips no key, however small its weight. Slower; for verification."""
     token = _reads_every_key.set(True)
     try:
         yield
@@ -136,7 +136,7 @@ def reading_every_key() -> Iterator[None]:
 
 
 def _folded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
-    """A folded mask, with a second one on a CPU where some keys are too far below the others to count."""
+    """Folded mask; on a CPU, also a second one that hides keys of negligible weight, if there are any."""
     mask = folded_mask(context, bias)
     if bias is None or context.q_len == 1 or context.is_paged or mask.device.type != "cpu" or is_tracing(mask):
         return mask
@@ -146,7 +146,7 @@ def _folded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
 
 
 def _tolerance(context: AttentionContext) -> float:
-    """Largest weight that a query may lose and be exact to rounding."""
+    """Largest weight that may be left out per query while the result stays exact to rounding."""
     return 0.0 if _reads_every_key.get() else exact_tolerance(context.dtype)
 
 
@@ -155,7 +155,7 @@ def _is_long(context: AttentionContext) -> bool:
 
 
 def _biases_by_distance(context: AttentionContext, bias: PositionBias | None) -> Tensor | None:
-    """``(H, K)`` for strips on a CPU; None without such a bias, or where another variant serves better."""
+    """Bias ``(H, K)`` for strips on a CPU; None if there is no such bias or another variant is faster."""
     positions = context.query_positions
     if bias is None or positions.device.type != "cpu" or is_tracing(positions):
         return None
@@ -166,7 +166,7 @@ def _biases_by_distance(context: AttentionContext, bias: PositionBias | None) ->
 
 
 def prepare_banded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
-    """Reads only the keys that can matter; uses a folded mask for single queries, which are cheap.
+    """Read only keys whose weight can exceed the tolerance. Single queries are cheap and use a folded mask.
 
     Raises:
         ValueError: The position method is not ALiBi, or visibility cannot be expressed as segments.
@@ -174,21 +174,21 @@ def prepare_banded(context: AttentionContext, bias: PositionBias | None) -> Laye
     slopes = None if bias is None else bias.slopes(context.query_positions, context.bias_dtype)
     if slopes is None or slopes.shape[:2] != (1, 1):
         raise ValueError(
-            "attention back end 'alibi_banded' needs ALiBi with one slope a head: position_method 'alibi' without "
-            "dynamic alibi_scaling; the others run on sdpa and eager"
+            "attention back end 'alibi_banded' needs ALiBi with one slope per head: use position_method 'alibi' "
+            "without dynamic alibi_scaling, or switch to sdpa or eager"
         )
     if context.q_len == 1 and not context.keeps_windows:
         return folded_mask(context, bias)
     if context.segments() is None:
         raise ValueError(
-            "attention back end 'alibi_banded' reads runs of tokens: padding between visible tokens, masks of four "
-            "dimensions, static caches and compiled packing run on sdpa and eager"
+            "attention back end 'alibi_banded' needs contiguous tokens: use sdpa or eager for padding between visible "
+            "tokens, 4D masks, static caches and compiled packing"
         )
     return BandedAttention(context, slopes[0, 0], bias.tolerance)
 
 
 def prepare_flex(context: AttentionContext, bias: PositionBias | None) -> FlexAttention:
-    """ALiBi by its slopes, which the kernel turns into biases; every other bias written down for it to read."""
+    """Pass ALiBi as slopes, from which the kernel computes the bias; pass any other bias as a dense tensor."""
     if bias is None:
         return FlexAttention(context)
     slopes = bias.slopes(context.query_positions, context.bias_dtype) if context.is_causal else None
@@ -198,12 +198,11 @@ def prepare_flex(context: AttentionContext, bias: PositionBias | None) -> FlexAt
 
 
 def prepare_flash(context: AttentionContext, bias: PositionBias | None) -> FlashAttention:
-    """ALiBi by FlashAttention's own slopes, or no bias; a ValueError for what it cannot compute."""
+    """Pass ALiBi as FlashAttention's ``alibi_slopes``, or no bias. Raises ValueError for any other bias."""
     slopes = None if bias is None else bias.slopes(context.query_positions, context.bias_dtype)
     if bias is not None and slopes is None:
         raise ValueError(
-            "attention back end 'flash_attention_2' takes ALiBi's slopes and no other position bias: use "
-            "flex_attention or sdpa"
+            "attention back end 'flash_attention_2' supports no position bias but ALiBi: use flex_attention or sdpa"
         )
     return FlashAttention(context, slopes)
 
@@ -218,7 +217,7 @@ def attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a layer as transformers calls it: keys and values ``(B, H_kv, K, d)``, or what a cache keeps."""
+    """Attention function for transformers. Keys and values are ``(B, H_kv, K, d)`` or ``WindowedStates``."""
     if attention_mask is None or isinstance(attention_mask, Tensor):
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
@@ -230,12 +229,12 @@ def attention_forward(
 
 
 class AttentionBackend(NamedTuple):
-    """An entry of the table.
+    """An entry of the registry.
 
     Attributes:
-        prepare: Turns visibility and a layer's bias into what the layer gets for a mask.
-        forward: The attention function; None for `eager` and `paged|eager`, which the model's file defines.
-        reads_windows: Whether it takes the keys of a cache that keeps a window a head.
+        prepare: Combines visibility and a layer's bias into the layer's mask argument.
+        forward: The attention function; None for `eager` and `paged|eager`, which the modeling file defines.
+        reads_windows: Whether it accepts the keys of a cache with one window per head.
     """
 
     prepare: Callable[[AttentionContext, PositionBias | None], LayerMask]
@@ -252,8 +251,8 @@ ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "paged|eager": AttentionBackend(folded_mask),
 }
 
-# Each computation of ALiBi that the entries above choose from, by name, for measurements and tests: from a context,
-# slopes (H,) in nats per token, and the largest weight that `banded` may leave out of a query.
+# The ALiBi implementations that the back ends choose from, by name, for benchmarks and tests. Arguments: context,
+# slopes (H,) in nats per token, and the largest weight that `banded` may leave out per query.
 ATTENTION_VARIANTS: dict[str, Callable[[AttentionContext, Tensor, float], BiasedAttention]] = {
     "strips": lambda context, slopes, _: StripAttention(context, exact_tolerance(context.dtype), slopes),
     "augmented": lambda context, slopes, _: AugmentedAttention(context, slopes[None, None]),
@@ -261,37 +260,35 @@ ATTENTION_VARIANTS: dict[str, Callable[[AttentionContext, Tensor, float], Biased
     "banded": BandedAttention,
 }
 
-# This model's own view of transformers' registry: an entry set here changes a back end for AlibiGPT only.
+# A local view of the registry of transformers: an entry set here affects AlibiGPT only.
 ALL_ATTENTION_FUNCTIONS = AttentionInterface()
 for _name, _backend in ATTENTION_BACKENDS.items():
     if _backend.forward is not None:
         ALL_ATTENTION_FUNCTIONS[_name] = _backend.forward
-# A name of our own must be known to transformers before a config may hold it.
+# transformers accepts a new name in a config only after it is registered.
 AttentionInterface.register("alibi_banded", attention_forward)
 AttentionMaskInterface.register("alibi_banded", sdpa_mask)
 
 
 def attention_backend(name: str, cache: Cache | None = None) -> AttentionBackend:
-    """Entry of the table.
+    """Look up a back end.
 
     Args:
-        name: Of the back end.
-        cache: That it has to read, or None.
+        name: Name of the back end.
+        cache: Cache that it must read, or None.
 
     Raises:
-        ValueError: The back end is none of the table's, and would run without the position bias; or it cannot read
-            the cache.
+        ValueError: The name is not in the registry, so attention would run without the position bias; or the back
+            end cannot read the cache.
     """
     if name not in ATTENTION_BACKENDS:
-        why = (
-            "of FlashAttention only version 2, from the package flash-attn, takes slopes; " if "flash" in name else ""
-        )
+        why = "only FlashAttention 2, from the package flash-attn, accepts ALiBi slopes; " if "flash" in name else ""
         raise ValueError(
-            f"attention back end {name!r} would drop the position bias silently; {why}AlibiGPT runs on: "
+            f"attention back end {name!r} would silently drop the position bias; {why}use one of "
             f"{', '.join(ATTENTION_BACKENDS)}"
         )
     backend = ATTENTION_BACKENDS[name]
     if getattr(cache, "keeps_windows", False) and not backend.reads_windows:
         readers = " or ".join(repr(reader) for reader, entry in ATTENTION_BACKENDS.items() if entry.reads_windows)
-        raise ValueError(f"AlibiWindowCache goes with attn_implementation={readers}, got {name!r}")
+        raise ValueError(f"AlibiWindowCache needs attn_implementation={readers}, got {name!r}")
     return backend

@@ -1,19 +1,19 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""ALiBi as a few more dimensions of queries and keys, for kernels that take no bias. Travels to the Hub.
+"""ALiBi as extra dimensions of queries and keys, for kernels that accept no bias. Exported to the Hub.
 
-A query sees the score of a key shifted by ``s * (j - i)``, and the softmax does not see a part that all its keys
-share. So ``s * (j - c)`` with any c is all that is needed, and that is a product of one number of the query and one
-of the key: a dimension more. It costs no memory beyond that, any kernel of plain causal attention will do, and
-gradients of the slopes come with those of the queries.
+ALiBi adds ``s * (j - i)`` to a score. Softmax ignores any term that all keys of a query share, so ``s * (j - c)`` with
+an arbitrary c is equivalent. That is the product of one number of the query and one of the key: one extra dimension.
+It takes no other memory, works with any causal attention kernel, and yields gradients of the slopes through those of
+the queries.
 
-What is exact on paper must stay so in the kernel's number format:
+The result must stay exact in the kernel's number format:
 
-* bfloat16 and float16 hold 8 and 11 bits. Slopes are split into three pieces of the format, distances into digits
-  from -256 to 255, two of them up to 131,072 tokens; every product of a piece and a digit is exact in the float32 in
-  which kernels add. Each chunk of queries has its own c, for a sum near 16,000 nats would round a score to 0.001.
-* float32 and float64 hold every position. There ``-s * (i - c)`` is added, and the new dimensions come first: in a
-  kernel that adds in order, the two large numbers have cancelled before ``q . k`` is added. Some kernels add in other
-  orders, those for a single query for one. Hence chunks, shorter ones: no number is larger than the slope times those.
+* bfloat16 and float16 have 8 and 11 significant bits. Slopes are split into three pieces of that format, and distances
+  into base-512 digits from -256 to 255; two digits reach 131,072 tokens. Every product of a piece and a digit is exact
+  in float32, in which kernels accumulate. Chunks of queries have their own c: sums near 16,000 nats round to 0.001.
+* float32 and float64 represent every position exactly. There ``-s * (i - c)`` is added too, and the extra dimensions
+  come first: a kernel that adds in order cancels the two large terms before it adds ``q . k``. Some kernels, such as
+  those for a single query, add in another order. Shorter chunks therefore bound each term by slope times chunk length.
 
 Shapes: B batch (or 1), H heads, Q queries, K keys, d head size.
 """
@@ -32,18 +32,18 @@ from .attention_context import AttentionContext
 
 _NUM_PIECES = 3
 _BASE = 512
-# What digits are multiplied by, 1, 512 and 512 squared, is shared out so that neither side leaves float16's range.
+# The place values 1, 512 and 512**2, factored so that both sides stay within the range of float16.
 _DIGIT_FACTORS = ((1, 1), (16, 32), (2048, 128))
-# Two digits reach so far, for 256 is the largest of the integers that bfloat16 holds without a gap.
+# Two digits reach this far: bfloat16 represents every integer up to 256.
 _TWO_DIGITS_TOKENS = _BASE * _BASE // 2
-# Kernels prefer head sizes of a multiple of eight.
+# Kernels prefer head sizes that are multiples of eight.
 _MULTIPLE = 8
 _HALF_CHUNK_TOKENS = 2048
 _CHUNK_TOKENS = 512
 
 
 class AugmentedAttention:
-    """ALiBi over all keys, by more dimensions of queries and keys.
+    """ALiBi over all keys through extra dimensions of queries and keys.
 
     Args:
         context: Visibility and positions.
@@ -53,7 +53,7 @@ class AugmentedAttention:
     def __init__(self, context: AttentionContext, slopes: Tensor) -> None:
         positions = context.query_positions, context.key_positions
         if not is_tracing(slopes) and context.segments() is not None:
-            # Within a segment, slots are as far apart as positions, which restart in every document.
+            # Positions restart in every document; within a segment, slots have the same distances.
             slots = torch.arange(context.kv_len, device=slopes.device)[None]
             positions = slots[:, context.kv_len - context.q_len :], slots
         self.tensors = slopes, *positions
@@ -66,19 +66,19 @@ class AugmentedAttention:
         if parts is None:
             tensors = (tensor.to(query.device) for tensor in self.tensors)
             parts = _make_parts(*tensors, query.dtype, scaling)
-            # Layers share what is made of slopes, unless these learn: a layer whose activations are checkpointed is
-            # run twice, and must save the same tensors both times.
+            # Layers share these tensors unless the slopes are trained: a layer under activation checkpointing runs
+            # twice and must save the same tensors both times.
             if not self.tensors[0].requires_grad:
                 self._parts[query.device] = parts
         return _attend_parts(query, key, value, parts, self.mask, scaling, dropout)
 
 
 class _Part(NamedTuple):
-    """Queries that share an origin, the keys they read, and what both get for more dimensions.
+    """Queries that share an origin c, the keys they read, and the extra dimensions of both.
 
     Attributes:
-        queries: Queries.
-        keys: Keys, from the first.
+        queries: Queries of the call.
+        keys: Keys, starting at the first.
         more_query: ``(B, H, Q, n)``.
         more_key: ``(B, 1, K, n)``.
     """
@@ -100,7 +100,7 @@ def augmented_attention(
     scaling: float,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention with ALiBi through stock kernels, differentiable in everything, slopes too.
+    """ALiBi attention through stock kernels, differentiable in all tensors including the slopes.
 
     Args:
         query: ``(B, H, Q, d)``.
@@ -108,10 +108,10 @@ def augmented_attention(
         value: ``(B, H, K, d)``.
         slopes: ``(1 or B, 1 or Q, H)``, nats per token.
         query_positions: ``(1 or B, Q)`` int64, tokens.
-        key_positions: ``(1 or B, K)`` int64, tokens; a query must see none after its own.
-        mask: Bool ``(1 or B, 1, Q, K)``, True where a query sees a key; None means plain causal attention, Q = K.
-        scaling: What multiplies ``q . k``.
-        dropout: Probability.
+        key_positions: ``(1 or B, K)`` int64, tokens. A query must not see a key after its own.
+        mask: Bool ``(1 or B, 1, Q, K)``, True where a query sees a key; None means plain causal attention with Q = K.
+        scaling: Factor of ``q . k``.
+        dropout: Dropout probability.
 
     Returns:
         ``(B, H, Q, d)``.
@@ -128,7 +128,7 @@ def _make_parts(
     chunk_tokens = _HALF_CHUNK_TOKENS if is_half else _CHUNK_TOKENS
     slopes = slopes / scaling
     q_len, kv_len = query_positions.shape[-1], key_positions.shape[-1]
-    # What torch compiles stays one call, so that one graph serves all lengths.
+    # Compiled code stays one call, so that one graph serves all lengths.
     if torch.compiler.is_compiling() or q_len <= chunk_tokens:
         return [_Part(slice(None), slice(None), *dimensions(slopes, query_positions, key_positions, dtype))]
     parts = []
@@ -167,13 +167,13 @@ def _attend(
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """Attention with the dimensions ``(B, H, Q, n)`` and ``(B, 1, K, n)`` put before those of queries and keys."""
+    """Attention with ``(B, H, Q, n)`` and ``(B, 1, K, n)`` prepended to the dimensions of queries and keys."""
     head_dim = query.shape[-1]
     padding = -(head_dim + more_query.shape[-1]) % _MULTIPLE
     output = F.scaled_dot_product_attention(
         _extend(more_query, query, padding),
         _extend(more_key, key, padding),
-        # The fast kernels want values as wide as keys.
+        # The fast kernels require values as wide as keys.
         F.pad(value, (0, more_query.shape[-1] + padding)),
         attn_mask=mask,
         dropout_p=dropout,
@@ -186,7 +186,7 @@ def _attend(
 def _distance_parts(
     slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """``(B, H, Q, n)`` and ``(B, 1, K, n)`` of float32 or float64, whose products add up to ``s * (j - i)``."""
+    """``(B, H, Q, n)`` and ``(B, 1, K, n)`` in float32 or float64 whose dot product is ``s * (j - i)``."""
     last = query_positions.amax(-1, keepdim=True)
     keys, queries = (key_positions - last).to(dtype), (query_positions - last)[:, None].to(dtype)
     from_query, from_key = [], []
@@ -199,11 +199,11 @@ def _distance_parts(
 def _distance_digits(
     slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """``(B, H, Q, n)`` and ``(B, 1, K, n)`` of a short format, whose products add up to ``s * (j - c)``.
+    """``(B, H, Q, n)`` and ``(B, 1, K, n)`` in a 16-bit format whose dot product is ``s * (j - c)``.
 
-    c is the last query's position.
+    c is the position of the last query.
     """
-    # No query sees a key further away, whatever positions masked keys have.
+    # No visible key is further away than this; masked keys may have any position.
     distance = (query_positions.amax(-1, keepdim=True) - key_positions).clamp(min=0, max=key_positions.shape[-1])
     # One graph serves all lengths.
     num_digits = 2 if not is_tracing(distance) and distance.shape[-1] <= _TWO_DIGITS_TOKENS else 3
@@ -217,10 +217,10 @@ def _distance_digits(
 
 
 def _pieces(slopes: Tensor, dtype: torch.dtype) -> list[Tensor]:
-    """Numbers that the short format holds, of which each is what the ones before it left of the slopes."""
+    """Split slopes into ``_NUM_PIECES`` numbers of a shorter format, each the leading bits of the remainder."""
     pieces, rest = [], slopes
     for _ in range(_NUM_PIECES):
-        # The rounding has no gradient of its own: all of it goes through the first piece.
+        # Rounding has no gradient; the whole gradient flows through the first piece.
         piece = _leading_bits(rest.detach(), dtype)
         pieces.append(piece if pieces else piece + (slopes - slopes.detach()))
         rest = rest - piece
@@ -228,10 +228,10 @@ def _pieces(slopes: Tensor, dtype: torch.dtype) -> list[Tensor]:
 
 
 def _leading_bits(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Values cut to as many bits as a shorter format holds.
+    """Truncate values to the bits of a shorter format.
 
-    Bit by bit, because a compiler may leave out a cast to a short format and back: Inductor does, and then the first
-    piece is all of a slope, whose product with a position float32 rounds.
+    It masks bits because a compiler may elide a cast to a shorter format and back. Inductor does: the first piece
+    would then be the whole slope, and float32 would round its product with a position.
     """
     num_cut = round(math.log2(torch.finfo(dtype).eps / torch.finfo(values.dtype).eps))
     integers = values.view(torch.int64 if values.dtype == torch.float64 else torch.int32)
@@ -239,7 +239,7 @@ def _leading_bits(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _digits(distance: Tensor, num_digits: int) -> list[Tensor]:
-    """Digits of base 512 from -256 to 255, the lowest first; two are exact to 131,072 tokens, three to 67 million."""
+    """Base-512 digits from -256 to 255, lowest first; two are exact to 131,072 tokens, three to 67 million."""
     digits, rest = [], distance
     for _ in range(num_digits - 1):
         digits.append((rest + _BASE // 2) % _BASE - _BASE // 2)
@@ -248,6 +248,6 @@ def _digits(distance: Tensor, num_digits: int) -> list[Tensor]:
 
 
 def _extend(more: Tensor, states: Tensor, padding: int) -> Tensor:
-    """``(B, H, T, n + d + padding)``: the new dimensions first, zeros last."""
+    """``(B, H, T, n + d + padding)``: the extra dimensions first, zeros last."""
     more = more.expand(*states.shape[:-1], -1)
     return torch.cat((more, F.pad(states, (0, padding))), dim=-1)

@@ -1,7 +1,7 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Banded ALiBi attention: keys that provably cannot matter are never read. Travels to the Hub.
+"""Banded ALiBi attention, which skips keys of provably negligible weight. Exported to the Hub.
 
-How much they may matter is the user's to say; :mod:`~modeling_alibi_gpt.attention_bounds` has the proof.
+``alibi_tolerance`` sets the limit; :mod:`~modeling_alibi_gpt.attention_bounds` contains the proof.
 
 Shapes: B batch, H heads, Q queries, K keys, d head size.
 """
@@ -22,21 +22,21 @@ from .attention_tiles import linear_biases
 from .attention_windows import WindowedStates, attend_windows
 
 
-# Flex attention reads all of a shorter text sooner than one finds out what to leave out.
+# For shorter texts, reading all keys with flex attention is faster than computing which to skip.
 MIN_BLOCKS_TOKENS = 1024
-# A margin beyond this means that every key must be read; it keeps infinite scores out of integer arithmetic.
+# A margin this large means that every key must be read. The cap keeps infinities out of integer arithmetic.
 _ENDLESS_NATS = 1e6
-# Heads go together while their widest window is at most this much wider than their narrowest.
+# Heads form one group while the widest window is at most this multiple of the narrowest.
 _WIDTH_RATIO = 1.25
 
 
 class BandedAttention:
-    """ALiBi over the keys that can matter, found anew from the queries and keys of every layer.
+    """ALiBi over the keys that can matter, which each layer determines from its queries and keys.
 
     Args:
         context: Visibility.
         slopes: ``(H,)``, nats per token.
-        tolerance: Largest weight that a query may lose.
+        tolerance: Largest attention weight that may be left out per query.
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor, tolerance: float) -> None:
@@ -44,10 +44,10 @@ class BandedAttention:
         self.segments = context.segments()
         self.strips: StripAttention | None = None
         if context.keeps_windows and not context.is_whole:
-            context.mask()  # made now, for a layer's update moves the cache on
+            context.mask()  # must be built before a layer's update changes the length of the cache
         has_windows = context.keeps_windows and context.q_len < context.kv_len
         if slopes.device.type == "cpu" and not has_windows:
-            # Made now, for what is made within a layer is made twice where activations are checkpointed.
+            # Built here because activation checkpointing would build it twice inside a layer.
             self.strips = StripAttention(context, tolerance, slopes)
 
     def attend(self, query: Tensor, key: Any, value: Any, scaling: float, dropout: float) -> Tensor:
@@ -60,7 +60,7 @@ class BandedAttention:
         return strips.attend(query, key, value, scaling, dropout)
 
     def _attend_blocks(self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, scaling: float) -> Tensor:
-        """By flex attention, whose kernels skip whole blocks of keys."""
+        """Use flex attention, whose kernels skip whole blocks of keys."""
         if self.context.kv_len < MIN_BLOCKS_TOKENS:
             blocks = visible_blocks(self.context, query.device)
         else:
@@ -70,7 +70,7 @@ class BandedAttention:
 
 
 def similar_heads(windows: Sequence[int]) -> list[slice]:
-    """Runs of neighbouring heads whose windows differ by at most a quarter, so that they can be read together."""
+    """Runs of adjacent heads whose widest window is at most a quarter wider than the narrowest."""
     edges = [0]
     for head in range(1, len(windows)):
         run = windows[edges[-1] : head + 1]
@@ -80,16 +80,16 @@ def similar_heads(windows: Sequence[int]) -> list[slice]:
 
 
 def score_margins(query: Tensor, key: Tensor, slopes: Tensor, scaling: float) -> Tensor:
-    """By how many nats a key's content can outdo what a query is known to divide by.
+    """Bound how much a content score can exceed the log of a query's softmax denominator.
 
     Args:
         query: ``(B, H, Q, d)``, the last Q of K tokens.
         key: ``(B, H, K, d)``.
         slopes: ``(H,)``, nats per token.
-        scaling: What multiplies ``q . k``.
+        scaling: Factor of ``q . k``.
 
     Returns:
-        ``(H,)`` float32, nats: the largest margin of all queries.
+        ``(H,)`` float32, nats: the largest margin over all queries.
     """
     bias = DistanceBias(linear_biases(slopes.detach(), key.shape[2], torch.float32), tolerance=1.0)
     return largest_margins(query, key, bias, scaling).clamp(max=_ENDLESS_NATS)

@@ -1,11 +1,11 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Blocks of keys that blocks of queries read, for torch's flex attention. Travels to the Hub.
+"""Block masks for torch's flex attention, built without a query-by-key matrix. Exported to the Hub.
 
-Counted from a few vectors: no matrix of queries by keys is made. For banded attention, the first block that can matter
-is found for every row, head and block of queries at once, without waiting for the device. The bound is that of
-:mod:`~modeling_alibi_gpt.attention_bounds`, with the longest key of a block standing for all its keys.
+For banded attention, the first block of keys that can matter is computed for all rows, heads and blocks of queries at
+once, without device synchronization. The bound is that of :mod:`~modeling_alibi_gpt.attention_bounds`, where each
+block of keys is represented by its longest key.
 
-Shapes: B batch (or 1, where all rows agree), H heads (or 1), Q queries, K keys, d head size, M and N blocks of queries
+Shapes: B batch (or 1 if all rows agree), H heads (or 1), Q queries, K keys, d head size, M and N blocks of queries
 and keys. Queries are the last Q of K tokens.
 """
 
@@ -20,18 +20,18 @@ from torch.nn.attention.flex_attention import BlockMask
 
 
 BLOCK_TOKENS = 128
-# Float32 sums of a few hundred products are good to this part of their largest possible value.
+# Error bound of a float32 sum of a few hundred products, relative to its largest possible value.
 _ROUNDING = 2**-14
 
 
 def run_blocks(q_len: int, kv_len: int, device: torch.device, first_keys: Tensor | None = None) -> BlockMask:
-    """The blocks of queries that see one run of keys each, which ends with their own.
+    """Block mask for queries that each see one contiguous run of keys, ending with their own.
 
     Args:
-        q_len: Q.
-        kv_len: K.
-        device: Of the attention.
-        first_keys: ``(B, Q)`` int64: the first key that a query sees; None for the first of all.
+        q_len: Q, tokens.
+        kv_len: K, tokens.
+        device: Device of the attention.
+        first_keys: ``(B, Q)`` int64, the first key that each query sees; None means key 0.
     """
     return _block_mask(_run_lists(q_len, kv_len, device, first_keys), q_len, kv_len, device, first_keys)
 
@@ -39,15 +39,15 @@ def run_blocks(q_len: int, kv_len: int, device: torch.device, first_keys: Tensor
 def band_blocks(
     query: Tensor, key: Tensor, slopes: Tensor, scaling: float, tolerance: float, first_keys: Tensor | None = None
 ) -> BlockMask:
-    """The same without the blocks of keys that cannot matter to a block of queries.
+    """:func:`run_blocks` without the blocks of keys that cannot matter to a block of queries.
 
     Args:
         query: ``(B, H, Q, d)``.
         key: ``(B, H, K, d)``.
         slopes: ``(H,)``, nats per token.
-        scaling: What multiplies ``q . k``.
-        tolerance: Largest weight that a query may lose.
-        first_keys: ``(1 or B, Q)`` int64: the first key that a query sees; None for the first of all.
+        scaling: Factor of ``q . k``.
+        tolerance: Largest attention weight that may be left out per query.
+        first_keys: ``(1 or B, Q)`` int64, the first key that each query sees; None means key 0.
     """
     lists = _band_lists if query.device.type == "cpu" or torch.compiler.is_compiling() else _compiled_band_lists()
     with torch.no_grad():
@@ -57,7 +57,7 @@ def band_blocks(
 
 @functools.cache
 def _compiled_band_lists() -> Callable[..., list[Tensor]]:
-    """Uncompiled, it would write several copies of all queries and keys, by some hundred kernels."""
+    """Compiled, because eager mode launches about a hundred kernels and copies all queries and keys several times."""
     return torch.compile(_band_lists, fullgraph=True)
 
 
@@ -83,7 +83,7 @@ def _block_mask(
 def _run_lists(
     q_len: int, kv_len: int, device: torch.device, first_keys: Tensor | None, first_blocks: Tensor | None = None
 ) -> list[Tensor]:
-    """Numbers and lists of partial and full blocks of keys ``(B, H, M)`` and ``(B, H, M, N)``, and of queries.
+    """Counts ``(B, H, M)`` and indices ``(B, H, M, N)`` of partial and full key blocks, then the same for queries.
 
     Blocks of keys before ``first_blocks`` ``(B, H, M)`` are left out.
     """
@@ -96,7 +96,7 @@ def _run_lists(
     is_read, is_full = (first <= last_own)[None, None], (last <= first_own)[None, None]  # (1, 1, M, N)
     missing = num_query_blocks * BLOCK_TOKENS - q_len
     if missing:
-        # A block that is cut short has no full blocks of keys, as if its missing queries saw nothing.
+        # A truncated block of queries has no full blocks of keys, as if its missing queries saw nothing.
         is_full = is_full & (torch.arange(num_query_blocks, device=device)[:, None] < num_query_blocks - 1)
     if first_keys is not None:
         by_block = F.pad(first_keys, (0, missing), value=kv_len).unflatten(-1, (num_query_blocks, BLOCK_TOKENS))
@@ -113,7 +113,7 @@ def _run_lists(
 def _run_mask_mod(
     offset: int, device: torch.device, first_keys: Tensor | None
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Whether a query sees a key, within the blocks that are read."""
+    """Mask function: whether a query sees a key, within the blocks that are read."""
     shift = tokens_before(offset, device)
     if first_keys is None:
         return lambda row, head, query, key: key <= query + shift
@@ -123,15 +123,15 @@ def _run_mask_mod(
 
 
 def tokens_before(offset: int, device: torch.device) -> Tensor | int:
-    """A number of tokens for a kernel to add: a tensor where it changes from call to call, lest each be compiled."""
+    """The offset for a kernel to add: 0, or a tensor, so that a changing value does not trigger recompilation."""
     return 0 if offset == 0 else torch.full((), offset, device=device, dtype=torch.int32)
 
 
 def _listed(is_member: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each line of ``(..., N)``: how many members it has ``(...)``, and their numbers first ``(..., N)``, int32."""
+    """For each row of ``(..., N)``: the number of members ``(...)`` and their indices first ``(..., N)``, int32."""
     num_columns = is_member.shape[-1]
     order = is_member.cumsum(-1, dtype=torch.int32)
-    # What is no member is written beyond the end.
+    # Non-members are written to one extra column, which is dropped.
     slots = torch.where(is_member, order - 1, num_columns).long()
     numbers = torch.arange(num_columns, device=is_member.device, dtype=torch.int32)
     indices = numbers.new_zeros(*is_member.shape[:-1], num_columns + 1)
@@ -142,27 +142,27 @@ def _listed(is_member: Tensor) -> tuple[Tensor, Tensor]:
 def first_blocks_that_matter(
     query: Tensor, key: Tensor, slopes: Tensor, scaling: float, tolerance: float, first_keys: Tensor | None = None
 ) -> Tensor:
-    """``(B, H, M)`` int64: all keys before this block have at most ``tolerance`` of the weight of any query.
+    """First block to read, ``(B, H, M)`` int64: all earlier keys get at most ``tolerance`` of a query's weight.
 
     Args:
         query: ``(B, H, Q, d)``.
         key: ``(B, H, K, d)``.
         slopes: ``(H,)`` float32, nats per token.
-        scaling: What multiplies ``q . k``.
-        tolerance: Largest weight that a query may lose.
-        first_keys: ``(1 or B, Q)`` int64: the first key that a query sees; None for the first of all.
+        scaling: Factor of ``q . k``.
+        tolerance: Largest attention weight that may be left out per query.
+        first_keys: ``(1 or B, Q)`` int64, the first key that each query sees; None means key 0.
     """
     longest_query, known, longest_key = _block_bounds(query, key, slopes, scaling, first_keys)
     offset = key.shape[2] - query.shape[2]
     first_query = offset + BLOCK_TOKENS * torch.arange(longest_query.shape[-1], device=query.device)[:, None]
     last_key = BLOCK_TOKENS * torch.arange(1, longest_key.shape[-1] + 1, device=query.device) - 1
     distance = first_query - last_key  # (M, N)
-    # The keys of a block add up to no more than as many of its nearest, nor than all that lie beyond it.
+    # A block has at most 128 times the weight of its nearest key, and at most the geometric sum from there on.
     most_keys = (-torch.log(-torch.expm1(-slopes))).clamp(max=math.log(BLOCK_TOKENS))[:, None, None]
     log_weight = longest_query[..., None] * longest_key[:, :, None] - slopes[:, None, None] * distance
     log_weight = log_weight - known[..., None] + most_keys
     left_out = log_weight.masked_fill(distance <= 0, torch.inf).exp().cumsum(-1)
-    # The sum only grows, so that the blocks which may be left out are those before the first that may not.
+    # The sum is monotone, so this counts the leading blocks that may be left out.
     rounding = left_out.shape[-1] * torch.finfo(left_out.dtype).eps
     return (left_out <= tolerance * (1 - rounding)).sum(-1)
 
@@ -170,8 +170,8 @@ def first_blocks_that_matter(
 def _block_bounds(
     query: Tensor, key: Tensor, slopes: Tensor, scaling: float, first_keys: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest ``a |q|`` ``(B, H, M)``, the least that a query divides by, as a log ``(B, H, M)``, and largest ``|k'|``
-    ``(B, H, N)``, of each block."""
+    """Per block: largest ``a |q|`` ``(B, H, M)``, lower bound of the log of the softmax denominator ``(B, H, M)``, and
+    largest ``|k'|`` ``(B, H, N)``."""
     q_len, offset = query.shape[2], key.shape[2] - query.shape[2]
     key = key.float()
     centre = key.mean(2, keepdim=True)
@@ -192,10 +192,10 @@ def _block_bounds(
 
 
 def _means_before(key: Tensor, slopes: Tensor, q_len: int, first_keys: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Means ``(B, H, M, d)`` of the keys in some whole blocks before each block of queries, all of which these see;
-    the distances to them ``(B, H, M, 128)``, in the mean; and their number ``(B, H, M)``, 0 where there is none.
+    """Mean ``(B, H, M, d)`` of the keys in some whole blocks that precede a block of queries and that all its queries
+    see, the mean distance to them ``(B, H, M, 128)``, and their number ``(B, H, M)``, which may be 0.
 
-    ``log n - s n / 2`` is largest at n = 2 / s, which decides how many blocks are taken.
+    The number of blocks follows from ``log n - s n / 2``, which is largest at n = 2 / s.
     """
     offset, device = key.shape[2] - q_len, key.device
     sums = F.pad(_blocks(key).sum(3).double().cumsum(2), (0, 0, 1, 0))  # (B, H, N + 1, d): of all keys before a block
@@ -216,7 +216,7 @@ def _means_before(key: Tensor, slopes: Tensor, q_len: int, first_keys: Tensor | 
 
 
 def _blocks(states: Tensor) -> Tensor:
-    """Cut the tokens of ``(B, H, T, n)`` into ``(B, H, M, 128, n)``, filled up with zeros."""
+    """Split the tokens of ``(B, H, T, n)`` into blocks ``(B, H, M, 128, n)``, padded with zeros."""
     num_blocks = _num_blocks(states.shape[2])
     missing = BLOCK_TOKENS * num_blocks - states.shape[2]
     return F.pad(states, (0, 0, 0, missing)).unflatten(2, (num_blocks, BLOCK_TOKENS))

@@ -1,37 +1,37 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Which keys can matter to which queries, under a bias of distance: a proof, in numbers. Travels to the Hub.
+"""Provable bounds on which keys can matter to which queries under a bias of distance. Exported to the Hub.
 
-With ALiBi of slope s, a key at distance d loses ``s * d`` nats. What it can win back by its content is bounded by the
-lengths of the query and the key, and so is the weight of all keys before some point. That point follows from the
-queries and keys of the call itself, for every head and block of queries:
+ALiBi with slope s lowers the score of a key at distance d by ``s * d`` nats. The norms of query and key bound what the
+content can add to the score. Together these bound the total weight of all keys before a given point. That point is
+computed from the queries and keys of the call, for every head and block of queries.
 
 Let a be the scale of ``q . k``, b(d) the bias at distance d, c any vector, and ``k' = k - c``. Shifting every key by c
-changes all scores of a query alike, hence no weight. For query i, the keys before some point p add up to
+shifts all scores of a query equally, so it changes no weight. For query i, the keys before point p satisfy
 
     sum over j < p of exp(score(i, j))  <=  sum over j < p of exp(a |q_i| |k'_j| + b(i - j)).
 
-The sum over all keys, by which weights are divided, is at least the exponential of
+The softmax denominator is at least the exponential of
 
 * the score of the query's own key, ``a q_i . k'_i + b(0)``;
-* for any n of the keys it sees, ``log n + mean of their scores`` (arithmetic above geometric mean), which takes no
-  more than the mean of the n keys and the mean of their biases.
+* for any n visible keys, ``log n + mean of their scores`` (by the inequality of arithmetic and geometric means), which
+  needs only the mean of the n keys and the mean of their biases.
 
-The quotient bounds the weight that is left out. It is taken twice, with half the tolerance each:
+The quotient bounds the weight that is left out. It is used twice, with half the tolerance each time:
 
-* Block by block, the longest query and the smallest divisor of a block of queries against the longest key of a block
-  of keys, and the nearest its keys can be. Blocks are left out from the first one on while their sum is small enough.
-* Of what is read, the longest key stands for all. Keys at this distance or beyond, the block's *reach*, have less than
-  the tolerance together, and are masked.
+* Per block: the longest query and the smallest denominator of a block of queries, against the longest key of a block
+  of keys at the nearest possible distance. Blocks are skipped from the first one on while their sum is small enough.
+* Per distance: among the blocks that are read, the longest key represents all keys. Keys at or beyond the *reach* of a
+  block of queries have less than half the tolerance in total and are masked.
 
-What is left out moves the output of a query by at most twice the tolerance times the largest ``|v|``.
+Leaving keys out changes the output of a query by at most twice the tolerance times the largest ``|v|``.
 
-**Exact to rounding.** A query that divides by S adds float32 numbers to a running sum of that size, which holds no
-part of S below 2**-25: what is smaller, S does not change by it. Keys that weigh 2**-30 of S together are a 32nd of
-that, and an output that misses them differs by at most 2**-29 of the largest ``|v|``, where float32 itself rounds to
-2**-24. :func:`exact_tolerance` is this bound for the format in which attention adds.
+**Exact to rounding.** A softmax denominator S is accumulated in float32. A running sum of size S is not changed by
+terms below 2**-25 S. Keys whose weights total 2**-30 S are a 32nd of that. An output without them differs by at most
+2**-29 of the largest ``|v|``, while float32 itself rounds to 2**-24. :func:`exact_tolerance` gives this bound for the
+accumulation format.
 
 Shapes: B batch, H heads, Q queries, K keys, d head size, M and N blocks of queries and keys. Queries are the last Q of
-K tokens. Blocks of keys end where blocks of queries end, so that the first may be shorter.
+K tokens. Blocks of keys end where blocks of queries end, so the first may be shorter.
 """
 
 import math
@@ -43,37 +43,37 @@ from torch import Tensor
 
 
 BLOCK_TOKENS = 64
-# A head is not asked about where even a content of nothing would let it see more than this part of its keys.
+# A head is not pruned if it would read more than this fraction of its keys even with equal content scores.
 _WORTH_ASKING = 0.7
-# Float32 sums of a few hundred products are good to this part of their largest possible value.
+# Error bound of a float32 sum of a few hundred products, relative to its largest possible value.
 _ROUNDING = 2**-14
-# Exponentials below this are nothing beside any tolerance, and some processors are slow to find that out.
+# Exponentials below this are negligible at any tolerance, and subnormal results are slow on some processors.
 _LEAST_NATS = -80.0
 
 
 def exact_tolerance(dtype: torch.dtype) -> float:
-    """The weight below which keys do not change what attention adds up: 2**-30 in float32 and what adds in it."""
+    """Total weight too small to affect the result: 2**-30 for float32 and 16-bit formats, which accumulate in it."""
     return torch.finfo(torch.promote_types(dtype, torch.float32)).eps / 2**7
 
 
 class DistanceBias:
-    """A bias of distance, and the sums of it that bounds need; made once, for all layers.
+    """A bias of distance and its partial sums, computed once for all layers.
 
     Args:
-        values: ``(H, K)``, nats, at distances from 0 to ``K - 1``.
-        tolerance: Largest weight that a query may lose, above 0.
+        values: ``(H, K)``, nats, at distances 0 to ``K - 1``.
+        tolerance: Largest attention weight that may be left out per query, above 0.
 
     Attributes:
-        masses: ``(H, n)`` float32: log of the summed exponentials over distances from 64 n - 63 to 64 n, n from 1,
-            where what is nearer counts as no worse than what is further.
-        mean_blocks: How many blocks of keys have the largest ``log n + mean bias``, for each head; 0 where its own
-            key alone has more.
+        masses: ``(H, n)`` float32: log of the summed exponentials over distances 64 n - 63 to 64 n, n from 1. Each
+            distance counts with the largest bias at that distance or beyond.
+        mean_blocks: For each head, the number of blocks of keys that maximizes ``log n + mean bias``; 0 if the
+            query's own key alone gives more.
     """
 
     def __init__(self, values: Tensor, tolerance: float) -> None:
         self.values, self.tolerance = values.detach(), tolerance
         exact = self.values.double()
-        # Over a distance and all beyond it.
+        # Log of the sum over each distance and all larger ones.
         self._tails = exact.flip(-1).logcumsumexp(-1).flip(-1)
         self._sums = F.pad(exact.cumsum(-1), (1, 0))
         nearest = exact.flip(-1).cummax(-1).values.flip(-1)
@@ -89,17 +89,17 @@ class DistanceBias:
         return torch.where(best > self._sums[:, 1], index + 1, 0).tolist()
 
     def worth_asking(self, num_keys: int) -> list[bool]:
-        """For each head, whether a good part of so many keys could be left out, if all had the same content."""
+        """Whether each head could skip a large part of ``num_keys`` keys if all had the same content score."""
         tails = self._tails[:, min(int(_WORTH_ASKING * num_keys), self._tails.shape[1] - 1)]
         return (tails - self.values[:, 0] <= math.log(self.tolerance / 2)).tolist()
 
     def reaches(self, heads: slice, margins: Tensor) -> Tensor:
-        """The distance from which on keys have less than half the tolerance: ``(H, M)`` int64 of nats ``(H, M)``."""
+        """Distances ``(H, M)`` int64 from which on keys total at most half the tolerance; margins ``(H, M)``, nats."""
         limits = math.log(self.tolerance / 2) - margins.double()
         return torch.searchsorted(-self._tails[heads], -limits)
 
     def mean(self, heads: slice, nearest: Tensor, num_keys: Tensor) -> Tensor:
-        """``(H, M, n)`` float32: over so many keys ``(H, M)``, the nearest of them at distances ``(n,)``."""
+        """Mean bias ``(H, M, n)`` float32 of ``num_keys`` ``(H, M)`` keys starting at distances ``(n,)``."""
         last = (nearest + num_keys[..., None]).clamp(max=self.values.shape[1])  # (H, M, n)
         sums = self._sums[heads]
         total = sums.gather(1, last.flatten(1)).view(last.shape) - sums[:, None, nearest.clamp(max=sums.shape[1] - 1)]
@@ -107,11 +107,11 @@ class DistanceBias:
 
 
 class KeysThatMatter(NamedTuple):
-    """What each block of queries must read, ``(H, M)`` int64 each.
+    """The keys that each block of queries must read; both tensors are ``(H, M)`` int64.
 
     Attributes:
-        first_blocks: The first block of keys.
-        reaches: Keys at this distance or beyond need not be looked at.
+        first_blocks: The first block of keys to read.
+        reaches: Keys at this distance or beyond may be masked.
     """
 
     first_blocks: Tensor
@@ -119,14 +119,14 @@ class KeysThatMatter(NamedTuple):
 
 
 def keys_that_matter(query: Tensor, key: Tensor, bias: DistanceBias, heads: slice, scaling: float) -> KeysThatMatter:
-    """Find them for some heads.
+    """Determine the keys that can matter for some heads.
 
     Args:
         query: ``(B, H, Q, d)`` of these heads, the last Q of K tokens.
         key: ``(B, H, K, d)`` of these heads.
-        bias: Of all heads.
-        heads: Which.
-        scaling: What multiplies ``q . k``.
+        bias: Bias of all heads.
+        heads: The heads that ``query`` and ``key`` contain.
+        scaling: Factor of ``q . k``.
     """
     query_norm, key_norm, known = _bounds(query, key, bias, heads, scaling)
     q_len, kv_len = query.shape[2], key.shape[2]
@@ -141,7 +141,7 @@ def keys_that_matter(query: Tensor, key: Tensor, bias: DistanceBias, heads: slic
     masses = bias.masses[heads][:, (blocks_apart - 1).clamp(min=0, max=bias.masses.shape[1] - 1)]
     log_weight = longest_query[..., None] * longest_key[:, None] + masses - least_known[..., None]
     left_out = log_weight.masked_fill(blocks_apart <= 0, torch.inf).clamp(min=_LEAST_NATS).exp().cumsum(-1)
-    # The sum only grows, so that the blocks which may be left out are those before the first that may not.
+    # The sum is monotone, so this counts the leading blocks that may be left out.
     rounding = left_out.shape[-1] * torch.finfo(left_out.dtype).eps + _ROUNDING
     first_blocks = (left_out <= bias.tolerance / 2 * (1 - rounding)).sum(-1)
 
@@ -154,14 +154,14 @@ def keys_that_matter(query: Tensor, key: Tensor, bias: DistanceBias, heads: slic
 def largest_margins(
     query: Tensor, key: Tensor, bias: DistanceBias, scaling: float, is_one_text: bool = True
 ) -> Tensor:
-    """By how many nats a key's content can outdo what a query is known to divide by: ``(H,)``, the largest of all.
+    """Bound how much a content score can exceed the log of any query's softmax denominator: ``(H,)``, nats.
 
     Args:
         query: ``(B, H, Q, d)``, the last Q of K tokens.
         key: ``(B, H, K, d)``.
-        bias: Of these heads.
-        scaling: What multiplies ``q . k``.
-        is_one_text: Whether a query is sure to see all keys before it.
+        bias: Bias of these heads.
+        scaling: Factor of ``q . k``.
+        is_one_text: Whether every query sees all keys before its own.
     """
     query_norm, key_norm, known = _bounds(query, key, bias, slice(None), scaling, is_one_text)
     longest = key_norm.cummax(-1).values[..., key.shape[2] - query.shape[2] :]
@@ -171,7 +171,7 @@ def largest_margins(
 def _bounds(
     query: Tensor, key: Tensor, bias: DistanceBias, heads: slice, scaling: float, is_one_text: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """``a |q|`` ``(B, H, Q)``, ``|k'|`` ``(B, H, K)``, and the log of what each query at least divides by."""
+    """``a |q|`` and a lower bound of the log of the softmax denominator, ``(B, H, Q)``; ``|k'|`` ``(B, H, K)``."""
     query, key = query.detach().float(), key.detach().float()
     offset = key.shape[2] - query.shape[2]
     start = offset % BLOCK_TOKENS
@@ -193,18 +193,18 @@ def _bounds(
 def _log_sum_before(
     query: Tensor, sums: Tensor, bias: DistanceBias, heads: slice, first_block: int, scaling: float
 ) -> Tensor:
-    """``(B, H, Q)``: log of n plus the mean score of n keys, those of some whole blocks before the query's own.
+    """``log n`` plus the mean score of the n keys in some whole blocks before each query's own block.
 
     Args:
         query: ``(B, H, Q, d)``.
-        sums: ``(B, H, N, d)`` float64, of the keys up to the end of each whole block.
-        bias: Of all heads.
-        heads: Which.
-        first_block: Whole blocks before the first query.
-        scaling: What multiplies ``q . k``.
+        sums: ``(B, H, N, d)`` float64, cumulative sums of the keys to the end of each whole block.
+        bias: Bias of all heads.
+        heads: The heads that ``query`` contains.
+        first_block: Number of whole blocks before the first query.
+        scaling: Factor of ``q . k``.
 
     Returns:
-        -inf without such blocks.
+        ``(B, H, Q)``, nats; -inf if there are no such blocks.
     """
     sums = F.pad(sums, (0, 0, 1, 0))
     queries = _blocks(query, 0.0, dim=2)  # (B, H, M, 64, d)
@@ -220,12 +220,12 @@ def _log_sum_before(
 
 
 def _from_block_start(norms: Tensor, num_before: int) -> Tensor:
-    """``(H, K)`` with zeros in front, so that after the keys before the first query a block ends."""
+    """Prepend zeros to ``(H, K)``, so that a block ends just before the first query."""
     return F.pad(norms, (-num_before % BLOCK_TOKENS, 0))
 
 
 def _blocks(states: Tensor, fill: float, dim: int = -1) -> Tensor:
-    """Cut dimension ``dim`` of T tokens into ``(M, 64)``, filled up."""
+    """Split dimension ``dim`` into ``(M, 64)``, padded with ``fill``."""
     missing = -states.shape[dim] % BLOCK_TOKENS
     if missing:
         shape = list(states.shape)

@@ -1,7 +1,7 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Positions and visibility for one forward pass, found once for all layers. Travels to the Hub.
+"""Positions and visibility for one forward pass, computed once for all layers. Exported to the Hub.
 
-Shapes: B batch (or 1, where all rows agree), Q queries, K keys, D hidden size.
+Shapes: B batch (or 1 if all rows agree), Q queries, K keys, D hidden size.
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,15 +21,15 @@ from .cache_argument import CACHE_NAME
 
 
 class ForwardInputs(NamedTuple):
-    """What the model was called with, as far as it decides positions and visibility.
+    """The arguments of a forward call that determine positions and visibility.
 
     Attributes:
-        config: Of the model.
+        config: Config of the model.
         inputs_embeds: ``(B, Q, D)``.
         attention_mask: ``(B, K)``, 1 where a token is visible; or ``(B, 1 or H, Q, K)``; or None.
         position_ids: ``(B, Q)``, tokens, or None.
-        cache: Before this call, or None; under continuous batching the pages of all requests.
-        may_skip_mask: Whether plain causal attention may go without a mask.
+        cache: The cache before this call, or None; under continuous batching, the pages of all requests.
+        may_skip_mask: Whether plain causal attention may omit the mask.
     """
 
     config: PreTrainedConfig
@@ -47,14 +47,14 @@ class AttentionContext:
     Attributes:
         query_positions: ``(B, Q)`` int64, tokens.
         key_positions: ``(B, K)`` int64, tokens.
-        dtype: What attention computes in.
-        num_rows: B of the call.
-        slots: The visibility that ``mask()`` has, as vectors; None where the caller gave a mask of four dimensions.
-        is_causal: Whether no query sees a key after its own, as far as can be told beforehand.
-        is_aligned: Whether the keys are all slots up to the last query's.
-        keeps_windows: Whether keys before this call are in a cache that keeps a window a head.
-        is_paged: Whether keys are in pages, which no attention functions but those of transformers read.
-        inputs: What the mask is made of; None makes it of the slots.
+        dtype: Dtype in which attention computes.
+        num_rows: Batch size of the call.
+        slots: The visibility of ``mask()`` as vectors; None if the caller passed a 4D mask.
+        is_causal: Whether it is known in advance that no query sees a key after its own.
+        is_aligned: Whether the keys are exactly the slots up to the last query's.
+        keeps_windows: Whether earlier keys are in a cache with one window per head.
+        is_paged: Whether keys are paged, which only attention functions of transformers support.
+        inputs: Inputs from which to build the mask; None builds it from the slots.
     """
 
     query_positions: Tensor
@@ -67,12 +67,12 @@ class AttentionContext:
     keeps_windows: bool = False
     is_paged: bool = False
     inputs: ForwardInputs | None = None
-    # Not functools.cached_property: on Python 3.11 it takes a lock, which torch.compile cannot trace.
+    # Not functools.cached_property, which takes a lock on Python 3.11 that torch.compile cannot trace.
     _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def from_padding(cls, inputs: ForwardInputs) -> "AttentionContext":
-        """Under a mask ``(B, K)``: positions count the visible tokens of a row, wherever its padding is."""
+        """With a mask ``(B, K)``: positions count the visible tokens of a row, wherever its padding is."""
         queries, keys, is_aligned = _slots(inputs)
         visible = inputs.attention_mask.to(device=keys.device, dtype=torch.long)
         # A static cache has slots beyond the mask, which no query sees yet.
@@ -83,7 +83,7 @@ class AttentionContext:
 
     @classmethod
     def from_documents(cls, inputs: ForwardInputs) -> "AttentionContext":
-        """At positions of the caller's, without a cache: packed documents restart at 0 and do not see each other."""
+        """With explicit positions and no cache: packed documents restart at 0 and do not see each other."""
         queries, keys, is_aligned = _slots(inputs)
         position_ids, slots = inputs.position_ids, None
         if inputs.attention_mask is None:
@@ -93,11 +93,11 @@ class AttentionContext:
 
     @classmethod
     def from_paged(cls, inputs: ForwardInputs, cu_seq_lens_k: Any) -> "AttentionContext":
-        """Under continuous batching, where the keys of all requests are concatenated.
+        """With continuous batching, where the keys of all requests are concatenated.
 
         Args:
-            inputs: With positions ``(1, Q)`` and a mask of four dimensions.
-            cu_seq_lens_k: ``(requests + 1,)``, where each request's keys start; or a dict of it by type of layer.
+            inputs: Inputs with positions ``(1, Q)`` and a 4D mask.
+            cu_seq_lens_k: ``(requests + 1,)``, start of each request's keys; or a dict of it by layer type.
         """
         starts = cu_seq_lens_k["full_attention"] if isinstance(cu_seq_lens_k, dict) else cu_seq_lens_k
         keys = torch.arange(inputs.attention_mask.shape[-1], device=inputs.position_ids.device)
@@ -107,7 +107,7 @@ class AttentionContext:
 
     @classmethod
     def from_slots(cls, inputs: ForwardInputs) -> "AttentionContext":
-        """Without padding or positions of the caller's: positions are the slots of the cache, or of the call."""
+        """Without padding or explicit positions: positions are the slots of the cache, or of the call."""
         queries, keys, is_aligned = _slots(inputs)
         slots = Slots(queries, keys, None, None) if inputs.attention_mask is None else None
         return cls._from(inputs, queries[None], keys[None], slots, is_aligned)
@@ -116,7 +116,7 @@ class AttentionContext:
     def from_lengths(
         cls, q_len: int, kv_len: int, dtype: torch.dtype, device: torch.device | None = None
     ) -> "AttentionContext":
-        """Plain causal attention of the last ``q_len`` of ``kv_len`` tokens, for one row and without a model."""
+        """Plain causal attention of the last ``q_len`` of ``kv_len`` tokens, for one row, without a model."""
         keys = torch.arange(kv_len, device=device)
         queries = keys[kv_len - q_len :]
         slots = Slots(queries, keys, None, None)
@@ -153,7 +153,7 @@ class AttentionContext:
 
     @property
     def bias_dtype(self) -> torch.dtype:
-        """What biases and slopes are computed in: float32, or float64 in a float64 model."""
+        """Dtype of biases and slopes: float32, or float64 in a float64 model."""
         return torch.promote_types(self.dtype, torch.float32)
 
     @property
@@ -162,17 +162,17 @@ class AttentionContext:
         return self.is_causal and self.is_aligned and self.slots.visible is None and self.slots.documents is None
 
     def mask(self) -> Tensor | None:
-        """``(B, 1 or H, Q, K)``, made when it is first asked for.
+        """Mask ``(B, 1 or H, Q, K)``, built on first use.
 
-        Bool, True where a query sees a key, or additive, the dtype's minimum or -inf where it does not; None
-        means plain causal attention.
+        Either bool, True where a query sees a key, or additive, with the dtype's minimum or -inf where it does not.
+        None means plain causal attention.
         """
         if "mask" not in self._made:
             self._made["mask"] = self._make_mask()
         return self._made["mask"]
 
     def segments(self) -> list[Segment] | None:
-        """Visibility as segments; None where it cannot be expressed so. Queries in no segment are padding."""
+        """Visibility as segments, or None if segments cannot express it. Queries in no segment are padding."""
         if "segments" not in self._made:
             self._made["segments"] = self._make_segments()
         return self._made["segments"]
@@ -202,7 +202,7 @@ class AttentionContext:
         return segments_of_documents(self.slots.documents)
 
     def first_keys(self) -> Tensor | None:
-        """``(1 or B, Q)`` int64: the first key that a query sees, from segments; None where all see the first key.
+        """First key that each query sees, ``(1 or B, Q)`` int64, from segments; None if all see key 0.
 
         Queries in no segment see their own key.
         """
@@ -230,14 +230,14 @@ class AttentionContext:
 
 
 def attention_context(inputs: ForwardInputs, kwargs: dict[str, Any]) -> AttentionContext:
-    """Positions and visibility from what the model was called with.
+    """Determine positions and visibility from the arguments of a forward call.
 
-    Positions count the visible tokens where there is a padding mask, are the caller's where nothing is cached (packed
-    documents restart at 0), and else are cache slots.
+    With a padding mask, positions count the visible tokens. Otherwise, with an empty cache, they are the caller's
+    ``position_ids`` if given (packed documents restart at 0). In all other cases they are cache slots.
 
     Args:
-        inputs: As the model got them.
-        kwargs: What else the model was called with, such as the lengths of requests under continuous batching.
+        inputs: The arguments as the model received them.
+        kwargs: Other keyword arguments of the model, in which continuous batching passes its metadata.
     """
     if isinstance(inputs.cache, PagedAttentionCache):
         return AttentionContext.from_paged(inputs, kwargs["cu_seq_lens_k"])
@@ -253,29 +253,29 @@ def attention_context(inputs: ForwardInputs, kwargs: dict[str, Any]) -> Attentio
 
 
 def _masks_nothing(attention_mask: Tensor | None) -> bool:
-    """Whether a padding mask is all ones; transformers looks for packed documents only where there is no mask."""
+    """Whether a padding mask is all ones. transformers detects packed documents only without a mask."""
     if attention_mask is None or attention_mask.ndim != 2 or is_tracing(attention_mask):
         return False
     return bool(attention_mask.all())
 
 
 def _is_empty(cache: Cache | None, q_len: int) -> bool:
-    """Whether a growing cache holds nothing yet; transformers looks for packed documents only without a cache."""
+    """Whether a growing cache is still empty. transformers detects packed documents only without a cache."""
     return cache is not None and not cache.is_compileable and cache.get_mask_sizes(q_len, 0) == (q_len, 0)
 
 
 def _slots(inputs: ForwardInputs) -> tuple[Tensor, Tensor, bool]:
-    """Slots ``(Q,)`` and ``(K,)`` in the cache, and whether the keys are all slots up to the last query's."""
+    """Cache slots ``(Q,)`` and ``(K,)``, and whether the keys are exactly the slots up to the last query's."""
     q_len, device = inputs.inputs_embeds.shape[1], inputs.inputs_embeds.device
     q_offset, kv_offset = 0, 0
     kv_len = q_len if inputs.attention_mask is None else inputs.attention_mask.shape[-1]
     if inputs.cache is not None:
         q_offset = inputs.cache.get_query_offset()
         kv_len, kv_offset = inputs.cache.get_mask_sizes(q_len, 0)
-    # A static cache counts in a tensor that it changes in place; adding makes a new one.
+    # A static cache updates its counter tensor in place; the addition makes a copy.
     query_slots = torch.arange(q_len, device=device) + q_offset
     key_slots = torch.arange(kv_len, device=device) + kv_offset
-    # A cache of fixed size, or one that dropped its first tokens, keeps its keys elsewhere than at the end.
+    # In a fixed-size cache, or one that dropped its first tokens, the keys do not end with the last query's.
     is_aligned = isinstance(q_offset, int) and (kv_offset, kv_len) == (0, q_offset + q_len)
     return query_slots, key_slots, is_aligned
 
@@ -283,7 +283,7 @@ def _slots(inputs: ForwardInputs) -> tuple[Tensor, Tensor, bool]:
 def _let_fully_masked_queries_attend_to_self(
     mask: Tensor | None, query_slots: Tensor, key_slots: Tensor
 ) -> Tensor | None:
-    """Give padding queries, which see no key, their own: a softmax over nothing has wrong gradients or NaN."""
+    """Let padding queries, which see no key, see their own: an empty softmax yields NaN or wrong gradients."""
     if not isinstance(mask, Tensor):
         return mask
     is_own = query_slots[:, None] == key_slots[None, :]
@@ -294,7 +294,7 @@ def _let_fully_masked_queries_attend_to_self(
 
 
 def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:
-    """What attention computes in: autocast's dtype where it is on, so that no layer casts the mask again."""
+    """Dtype in which attention computes: under autocast its dtype, so that no layer casts the mask again."""
     device_type = inputs_embeds.device.type
     is_cast = torch.is_autocast_enabled(device_type)
     return torch.get_autocast_dtype(device_type) if is_cast else inputs_embeds.dtype

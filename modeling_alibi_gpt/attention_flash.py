@@ -1,10 +1,10 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""FlashAttention 2 with ALiBi by its own ``alibi_slopes``. Travels to the Hub.
+"""FlashAttention 2 with ALiBi through its ``alibi_slopes`` argument. Exported to the Hub.
 
-Its kernels add ``-slope * |i + K - Q - j|`` to the score of query i and key j and align causal attention to the last
-key, which is ALiBi for the last Q of K tokens. They have no gradient of the slopes.
+Its kernels add ``-slope * |i + K - Q - j|`` to the score of query i and key j and align the causal mask to the last
+key, which is ALiBi for the last Q of K tokens. They compute no gradient of the slopes.
 
-Shapes: B batch, H heads, H_kv heads of keys, Q queries, K keys, d head size, N sequences.
+Shapes: B batch, H heads, H_kv key/value heads, Q queries, K keys, d head size, N sequences.
 """
 
 import importlib
@@ -20,20 +20,20 @@ from .attention_segments import Segment
 from .attention_tiles import attend_to_self
 
 
-# What its kernels compute in.
+# The dtypes that its kernels support.
 DTYPES = (torch.float16, torch.bfloat16)
 
 
 class FlashAttention:
-    """Causal attention by the functions of ``flash_attn``, with ALiBi or without a bias.
+    """Causal attention through ``flash_attn``, with ALiBi or without a bias.
 
     Args:
         context: Visibility.
         slopes: ``(1 or B, 1, H)``, nats per token; None for no bias.
 
     Raises:
-        ValueError: The dtype is neither float16 nor bfloat16, the slopes learn or differ by query, the visibility
-            cannot be expressed as sequences, or ``flash_attn`` cannot be imported.
+        ValueError: The dtype is neither float16 nor bfloat16, the slopes are trained or differ by query, the
+            visibility cannot be expressed as sequences, or ``flash_attn`` cannot be imported.
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor | None = None) -> None:
@@ -46,7 +46,7 @@ class FlashAttention:
             self.sequences = Sequences.from_segments(context)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        """Output ``(B, H, Q, d)`` of queries ``(B, H, Q, d)``, and keys and values ``(B, H_kv, K, d)``."""
+        """Return ``(B, H, Q, d)`` for queries ``(B, H, Q, d)`` and for keys and values ``(B, H_kv, K, d)``."""
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
         options = {"softmax_scale": scaling, "causal": True}
         if self.sequences is not None:
@@ -57,7 +57,7 @@ class FlashAttention:
                 query, key, value, dropout_p=dropout, alibi_slopes=slopes, **options
             )
         else:
-            # Slots of a static cache beyond the last query's are empty.
+            # The slots of a static cache after the last query's are empty.
             num_keys = (self.context.slots.queries[-1:] + 1).int().expand(query.shape[0])
             output = self.functions.flash_attn_with_kvcache(
                 query, key, value, cache_seqlens=num_keys.contiguous(), alibi_slopes=self.slopes, **options
@@ -84,16 +84,16 @@ class FlashAttention:
 
 
 class Sequences(NamedTuple):
-    """Segments packed one after the other, as ``flash_attn_varlen_func`` takes them.
+    """Segments concatenated in the layout of ``flash_attn_varlen_func``.
 
     Attributes:
-        queries: ``(queries in all,)`` int64, places in the flattened batch of queries ``(B * Q,)``.
-        keys: ``(keys in all,)`` int64, places in the flattened batch of keys ``(B * K,)``.
-        cu_seqlens_q: ``(N + 1,)`` int32, where each sequence's queries start.
-        cu_seqlens_k: ``(N + 1,)`` int32, where its keys start.
-        max_seqlen_q: Queries of the longest sequence.
-        max_seqlen_k: Keys of the longest sequence.
-        rows: ``(N,)`` int64, row of the batch.
+        queries: ``(total queries,)`` int64, indices into the flattened queries ``(B * Q,)``.
+        keys: ``(total keys,)`` int64, indices into the flattened keys ``(B * K,)``.
+        cu_seqlens_q: ``(N + 1,)`` int32, start of each sequence's queries.
+        cu_seqlens_k: ``(N + 1,)`` int32, start of each sequence's keys.
+        max_seqlen_q: Number of queries of the longest sequence.
+        max_seqlen_k: Number of keys of the longest sequence.
+        rows: ``(N,)`` int64, batch row of each sequence.
     """
 
     queries: Tensor
@@ -130,26 +130,26 @@ def _last_key(segment: Segment, context: AttentionContext) -> int:
 def _check(context: AttentionContext, slopes: Tensor | None) -> None:
     if context.dtype not in DTYPES:
         raise ValueError(
-            f"attention back end 'flash_attention_2' computes in float16 or bfloat16, got {context.dtype}: load the "
+            f"attention back end 'flash_attention_2' supports float16 and bfloat16, got {context.dtype}: load the "
             "model with dtype=torch.bfloat16, or use sdpa"
         )
     if slopes is not None and slopes.requires_grad:
         raise ValueError(
-            "attention back end 'flash_attention_2' has no gradient of ALiBi's slopes, which alibi_trainable asks "
-            "for: train on flex_attention or sdpa"
+            "attention back end 'flash_attention_2' computes no gradient of the slopes, which alibi_trainable "
+            "requires: train with flex_attention or sdpa"
         )
     if slopes is not None and slopes.shape[1] != 1:
         raise ValueError(
-            "attention back end 'flash_attention_2' takes one slope a head and row, and this alibi_scaling makes them "
-            "differ by query: use flex_attention or sdpa"
+            "attention back end 'flash_attention_2' supports one slope per head and row, but this alibi_scaling "
+            "varies slopes by query: use flex_attention or sdpa"
         )
     has_empty_slots = context.is_causal and not context.is_aligned
     if has_empty_slots and context.slots.visible is None and context.slots.documents is None:
         return
     if has_empty_slots or context.segments() is None:
         raise ValueError(
-            "attention back end 'flash_attention_2' reads runs of tokens: padding between visible tokens, padding "
-            "with a static cache, masks of four dimensions and compiled padding or packing run on sdpa and eager"
+            "attention back end 'flash_attention_2' needs contiguous tokens: use sdpa or eager for padding between "
+            "visible tokens, padding with a static cache, 4D masks and compiled padding or packing"
         )
 
 

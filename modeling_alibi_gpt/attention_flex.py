@@ -1,10 +1,10 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Torch's flex attention: biases computed in the kernel, blocks of keys that are skipped. Travels to the Hub.
+"""Torch's flex attention, with biases computed in the kernel and skipped key blocks. Exported to the Hub.
 
-On CUDA the kernels are compiled, never hold a matrix of queries by keys, and have gradients, those of slopes too. On
-a CPU torch runs the definition itself, a matrix for every head and without gradients: good to check, not to work.
+On CUDA the kernels are compiled, never materialize a query-by-key matrix, and compute gradients, including those of
+the slopes. On a CPU torch runs the reference implementation: one matrix per head, no gradients. Use it for tests only.
 
-Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys, d head size, N blocks of queries.
+Shapes: B batch (or 1 if all rows agree), H heads, Q queries, K keys, d head size, N blocks of queries.
 """
 
 import functools
@@ -21,8 +21,8 @@ from .attention_blocks import run_blocks, tokens_before
 from .attention_context import AttentionContext
 
 
-# Graphs of flex attention that one process may need: for training, prefill and single queries, each with one row and
-# with several, with padding and without, in two dtypes. Torch's own limit of eight is soon met.
+# One process may need many flex attention graphs: training, prefill and single queries, each with one row or several,
+# with or without padding, in two dtypes. Torch's default limit of eight is soon reached.
 _MAX_GRAPHS = 64
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -30,23 +30,20 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class FlexAttention:
-    """Attention over the keys that the context lets each query see, with the bias of the layer or none.
+    """Attention over the keys that each query sees, with the layer's bias or none.
 
     Args:
         context: Visibility and positions.
-        slopes: ``(1 or B, 1 or Q, H)``, nats per token, where the bias is ``-slope * distance``.
-        bias: ``(1 or B, H, Q, K)``, nats, where it is anything else.
+        slopes: ``(1 or B, 1 or Q, H)``, nats per token, if the bias is ``-slope * distance``.
+        bias: ``(1 or B, H, Q, K)``, nats, for any other bias.
 
     Raises:
-        ValueError: The caller gave a mask of four dimensions.
+        ValueError: The caller passed a 4D mask.
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor | None = None, bias: Tensor | None = None) -> None:
         if context.slots is None and context.segments() is None:
-            raise ValueError(
-                "attention back end 'flex_attention' reads masks of two dimensions, got one of four, which sdpa and "
-                "eager take"
-            )
+            raise ValueError("attention back end 'flex_attention' supports 2D masks, got a 4D mask: use sdpa or eager")
         self.context, self.slopes, self.bias = context, slopes, bias
         self._blocks: dict[torch.device, BlockMask] = {}
 
@@ -88,26 +85,26 @@ def flex(
     scaling: float,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Torch's flex attention, compiled wherever there is a kernel to compile.
+    """Torch's flex attention, compiled except on a CPU.
 
     Args:
         query: ``(B, H, Q, d)``.
         key: ``(B, H, K, d)``, like ``value``.
         value: ``(B, H, K, d)``.
-        score_mod: From a scaled score, and its row, head, query and key, to what the softmax gets.
+        score_mod: Maps a scaled score and its row, head, query and key to the biased score.
         block_mask: Visibility.
-        scaling: What multiplies ``q . k``.
+        scaling: Factor of ``q . k``.
         dropout: Must be 0.
 
     Returns:
         ``(B, H, Q, d)``.
 
     Raises:
-        ValueError: Dropout, which flex attention has not, or gradients on a CPU.
+        ValueError: Dropout is above 0, or a gradient is required on a CPU.
     """
     if dropout > 0.0:
         raise ValueError(
-            f"flex attention has no dropout, got attention_dropout={dropout}: set it to 0 or train on sdpa or eager"
+            f"flex attention has no dropout, got attention_dropout={dropout}: set it to 0 or use sdpa or eager"
         )
     if query.device.type != "cpu":
         run = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
@@ -117,7 +114,7 @@ def flex(
 
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Tensor]:
-    """Whole graphs only: what torch could not compile it would compute by definition, a matrix for every head."""
+    """Compile whole graphs only, since a graph break would fall back to materializing one matrix per head."""
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         return torch.compile(flex_attention, fullgraph=True, recompile_limit=_MAX_GRAPHS)
     compiled = torch.compile(flex_attention, fullgraph=True)
@@ -129,37 +126,37 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
     return run
 
 
-@torch.compiler.disable(reason="flex attention does not compile on a CPU: sdpa and eager do")
+@torch.compiler.disable(reason="flex attention does not compile on a CPU: use sdpa or eager")
 def _flex_on_cpu(
     query: Tensor, key: Tensor, value: Tensor, score_mod: ScoreMod | None, block_mask: BlockMask, scaling: float
 ) -> Tensor:
-    """By definition; left out of what torch compiles, which ends in an error on most shapes."""
+    """Run the uncompiled reference implementation; compiling it fails for most shapes."""
     if query.requires_grad or key.requires_grad or value.requires_grad:
         raise ValueError(
-            "flex attention has no gradients on a CPU: train on sdpa, eager or alibi_banded there, and put inference "
-            "under torch.no_grad()"
+            "flex attention has no gradients on a CPU: train with sdpa, eager or alibi_banded, or wrap inference in "
+            "torch.no_grad()"
         )
     return flex_attention(query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling)
 
 
 def distance_score_mod(slopes: Tensor, offset: int) -> ScoreMod:
-    """ALiBi where distances of tokens equal distances of slots, whose numbers the kernel has at hand.
+    """ALiBi where distances between tokens equal distances between the kernel's own indices.
 
     Args:
         slopes: ``(H,)``, nats per token.
-        offset: Keys before the first query: K - Q.
+        offset: Number of keys before the first query, K - Q.
     """
     shift = tokens_before(offset, slopes.device)
 
     def score_mod(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        # Made floats before a block's queries meet its keys: conversions are slow, and few then.
+        # Conversions are slow; done before broadcasting, there are few of them.
         return score + slopes[head] * (key.float() - (query + shift).float())
 
     return score_mod
 
 
 def slope_score_mod(slopes: Tensor, query_positions: Tensor, key_positions: Tensor) -> ScoreMod:
-    """ALiBi by distance; a difference of positions is exact where positions times slopes would not be.
+    """ALiBi from positions. Subtracting positions before multiplying by the slope keeps the distance exact.
 
     Args:
         slopes: ``(H,)``, nats per token.
@@ -175,7 +172,7 @@ def slope_score_mod(slopes: Tensor, query_positions: Tensor, key_positions: Tens
 
 
 def visible_blocks(context: AttentionContext, device: torch.device) -> BlockMask:
-    """Visibility as blocks, and as pairs within them: equal to the dense mask."""
+    """Visibility as a block mask, equivalent to the dense mask."""
     if context.segments() is not None:
         return run_blocks(context.q_len, context.kv_len, device, context.first_keys())
     make = create_block_mask
@@ -188,17 +185,17 @@ def visible_blocks(context: AttentionContext, device: torch.device) -> BlockMask
 
 @functools.cache
 def _compiled_create_block_mask() -> Callable[..., BlockMask]:
-    """Uncompiled, it would write the matrix of queries by keys down."""
+    """Compiled, because eager mode materializes the query-by-key matrix."""
     return torch.compile(create_block_mask)
 
 
 def _mask_mod(context: AttentionContext, device: torch.device) -> MaskMod:
-    """Whether a query sees a key, as a function of their numbers within the call."""
+    """Mask function: whether a query sees a key, given their indices within the call."""
     queries, keys, visible, documents = (None if tensor is None else tensor.to(device) for tensor in context.slots)
     is_causal = context.is_causal
     is_fully_masked = None
     if visible is not None:
-        # A static cache has slots beyond the mask, which no query sees yet.
+        # A static cache has slots beyond the mask that no query sees yet.
         visible = F.pad(visible.bool(), (0, max(0, keys.shape[0] - visible.shape[-1])))
         counts = visible.cumsum(-1)
         is_fully_masked = (counts[:, queries] if is_causal else counts[:, -1:].expand(-1, queries.shape[0])) == 0

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Two compact forms of visibility: segments of consecutive tokens, and slots. Travels to the Hub.
+"""Two compact representations of visibility: segments of consecutive tokens, and slots. Exported to the Hub.
 
 Shapes: B batch, Q queries, K keys.
 """
@@ -14,12 +14,12 @@ from torch import Tensor
 
 
 class Segment(NamedTuple):
-    """Consecutive tokens that see each other and no other token, each one position after the one before it.
+    """Consecutive tokens at consecutive positions that see only each other.
 
     Attributes:
         rows: Rows of the batch.
-        queries: Queries, counted within the call.
-        first_key: The earliest key they see. Query q of the call sees the keys up to ``K - Q + q``.
+        queries: Queries, indexed within the call.
+        first_key: The first key that they see. Query q of the call sees keys up to ``K - Q + q``.
     """
 
     rows: slice
@@ -28,18 +28,18 @@ class Segment(NamedTuple):
 
     @property
     def num_queries(self) -> int:
-        """In all its rows."""
+        """Number of queries, summed over the rows."""
         return (self.rows.stop - self.rows.start) * (self.queries.stop - self.queries.start)
 
 
 class Slots(NamedTuple):
-    """Visibility as a few vectors; a causal query sees no slot after its own.
+    """Visibility as a few vectors. A causal query sees no slot after its own.
 
     Attributes:
-        queries: ``(Q,)`` int64, slots of the cache, or of the call.
-        keys: ``(K,)`` int64.
-        visible: ``(B, slots)``, 0 or False for padding; None without.
-        documents: ``(B, Q)`` int64, from 0 in every row; tokens see their own document. None without.
+        queries: ``(Q,)`` int64, slots in the cache, or in the call.
+        keys: ``(K,)`` int64, slots likewise.
+        visible: ``(B, slots)``, 0 or False for padding; None without padding.
+        documents: ``(B, Q)`` int64, document indices within the row; tokens see only their own. None if not packed.
     """
 
     queries: Tensor
@@ -49,12 +49,12 @@ class Slots(NamedTuple):
 
 
 def document_numbers(position_ids: Tensor) -> Tensor:
-    """``(B, Q)`` int64, from 0 in every row; a document ends where the next position is not one higher."""
+    """Document index of each token, ``(B, Q)`` int64. A document ends where the next position is not one higher."""
     return F.pad(torch.diff(position_ids, dim=-1) != 1, (1, 0)).cumsum(-1)
 
 
 def segments_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Segment] | None:
-    """One segment a row, from its first visible token to its last; None if a row has padding in between."""
+    """One segment per row, from its first to its last visible token; None if a row has padding in between."""
     visible = attention_mask.bool()
     first = visible.int().argmax(-1)
     num_keys = visible.shape[-1]
@@ -71,7 +71,7 @@ def segments_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Segment
 
 
 def segments_of_documents(documents: Tensor) -> list[Segment]:
-    """One segment for each document of each row."""
+    """One segment per document and row."""
     segments = []
     for row in documents:
         edges = itertools.accumulate(row.bincount().tolist(), initial=0)
@@ -80,7 +80,7 @@ def segments_of_documents(documents: Tensor) -> list[Segment]:
 
 
 def _join_equal_rows(segments_by_row: list[list[Segment]]) -> Iterator[Segment]:
-    """The segments of all rows; adjacent equal rows share theirs."""
+    """The segments of all rows; adjacent rows with equal segments share them."""
     row = 0
     for segments, equal_rows in itertools.groupby(segments_by_row):
         stop = row + len(list(equal_rows))

@@ -1,8 +1,8 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Attention with a bias of distance on a CPU: which tiles read which keys. Travels to the Hub.
+"""Attention with a bias of distance on a CPU: planning which tiles read which keys. Exported to the Hub.
 
-Keys that cannot matter are not read, or masked where a tile has to read them for another query: their exponentials
-would be nothing, or subnormal numbers, which some processors compute a hundred times slower than others.
+Keys that cannot matter are skipped, or masked if the tile reads them for another query. Their exponentials would be
+zero or subnormal numbers, which some processors compute a hundred times slower.
 
 Shapes: B batch, H heads, Q queries, K keys, d head size. Queries are the last Q of K tokens.
 """
@@ -19,29 +19,29 @@ from .attention_segments import Segment
 from .attention_tiles import Tile, ToeplitzBias, attend_tiles, attend_to_self, linear_biases
 
 
-# Below so many keys, or numbers in the keys of a head, one bound for all of a head's queries does: to find more takes
-# longer than to read them. This and what follows was measured on two cores of an AMD EPYC (Zen 5, AVX-512).
+# Below these numbers of keys, or of elements in a head's keys, use one bound for all queries of a head: finer bounds
+# cost more than they save. These constants were measured on two cores of an AMD EPYC (Zen 5, AVX-512).
 MIN_BANDED_TOKENS = 512
 MIN_BANDED_NUMBERS = 768 * 64
-# Where a head reads every key: up to so many keys, so many queries to a tile. Larger chunks waste the half of a tile
-# that is in the future, smaller ones do not fill the blocks of the kernel.
+# For heads that read every key: (largest number of keys, queries per tile). Larger chunks waste the half of a tile
+# that is in the future; smaller ones do not fill the kernel's blocks.
 _WHOLE_CHUNKS = ((2048, 256), (math.inf, 768))
-# Where it does not: below so many blocks read, so many blocks of queries to a chunk.
+# For the other heads: (upper limit of key blocks read, query blocks per chunk).
 _BAND_CHUNKS = ((8, 1), (16, 2), (math.inf, 4))
-# Chunks go into one call of the kernel where that adds no more pairs of a query and a key than a call is worth,
+# Chunks share one kernel call if that adds fewer query-key pairs than the call overhead is worth,
 _CALL_PAIRS = 2**14
-# and while their gradients, of which neighbours share keys, are no longer than this.
+# and if their key gradients, which overlap between neighbours, total no more than this many tokens.
 _MAX_TILE_KEYS = 2**15
 
 
 class StripAttention:
-    """A bias of distance over the keys that can matter, in the segments of tokens that see each other.
+    """Attention with a bias of distance over the keys that can matter, segment by segment.
 
     Args:
         context: Visibility.
-        tolerance: Largest weight that a query may lose; 0 reads every key.
+        tolerance: Largest attention weight that may be left out per query; 0 reads every key.
         slopes: ``(H,)``, nats per token; or
-        biases: ``(H, K)``, nats: those of keys 0, 1, 2 ... tokens behind their query.
+        biases: ``(H, K)``, nats, at distances 0 to ``K - 1``.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class StripAttention:
             self.whole = None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        """Output ``(B, H, Q, d)`` of queries ``(B, H, Q, d)``, and keys and values ``(B, H, K, d)``."""
+        """Return ``(B, H, Q, d)`` for queries ``(B, H, Q, d)`` and for keys and values ``(B, H, K, d)``."""
         tiles, toeplitz = self.whole or (None, None)
         if self.whole is None:
             tiles = banded_tiles(query, key, self.bias, self.segments, scaling)
@@ -75,13 +75,13 @@ class StripAttention:
 def whole_tiles(
     segments: Sequence[Segment], num_heads: int, offset: int, chunk_tokens: int | None = None
 ) -> list[Tile]:
-    """Tiles that read every key which a query sees.
+    """Tiles that read every key that a query sees.
 
     Args:
         segments: Visibility.
         num_heads: H.
-        offset: Keys before the first query: K - Q.
-        chunk_tokens: Queries in a tile, at most; None leaves it to the length of the text.
+        offset: Number of keys before the first query, K - Q.
+        chunk_tokens: Maximum number of queries per tile; None chooses it by the number of keys.
     """
     return [tile for segment in segments for tile in _whole_tiles(segment, slice(0, num_heads), offset, chunk_tokens)]
 
@@ -89,14 +89,14 @@ def whole_tiles(
 def banded_tiles(
     query: Tensor, key: Tensor, bias: DistanceBias, segments: Sequence[Segment], scaling: float
 ) -> list[Tile]:
-    """Tiles that read, for every head and chunk of queries, the keys that can matter.
+    """Tiles that read only the keys that can matter, for every head and chunk of queries.
 
     Args:
         query: ``(B, H, Q, d)``, the last Q of K tokens.
         key: ``(B, H, K, d)``.
-        bias: Of the heads, with the largest weight that a query may lose.
+        bias: Bias of the heads and the tolerance.
         segments: Visibility.
-        scaling: What multiplies ``q . k``.
+        scaling: Factor of ``q . k``.
     """
     offset = key.shape[2] - query.shape[2]
     tiles: list[Tile] = []
@@ -131,13 +131,13 @@ def _whole_tiles(segment: Segment, heads: slice, offset: int, chunk_tokens: int 
 def _segment_tiles(
     query: Tensor, key: Tensor, bias: DistanceBias, segment: Segment, is_asked: list[bool], scaling: float
 ) -> list[Tile]:
-    """Of one segment: bands for the heads that are asked and save something by them, else all keys."""
+    """Tiles of one segment: bands for the heads in ``is_asked`` that save work by them, all keys for the others."""
     num_heads, offset = query.shape[1], key.shape[2] - query.shape[2]
     bands: list[Tile] = []
-    # Heads that read every key, and from which distance on they mask it.
+    # Heads that read every key, with the distance from which on they mask keys.
     whole = dict.fromkeys((head for head in range(num_heads) if not is_asked[head]), _num_keys(segment, offset))
     if any(is_asked):
-        # One call for all between the first and the last of them, for calls are what a short text has to pay for.
+        # One call for all heads from the first to the last that is asked: call overhead dominates for short texts.
         heads = slice(is_asked.index(True), num_heads - is_asked[::-1].index(True))
         keys = slice(segment.first_key, segment.queries.stop + offset)
         needed = keys_that_matter(
@@ -160,12 +160,12 @@ def _segment_tiles(
 
 
 def _num_pairs(tile: Tile) -> int:
-    """Of queries and keys of each head, future ones too, for the kernel computes them."""
+    """Query-key pairs per head, including future keys, which the kernel computes too."""
     return tile.num_chunks * tile.num_queries * tile.num_keys
 
 
 def _runs(heads: Sequence[int]) -> Iterator[slice]:
-    """Neighbouring heads."""
+    """Runs of adjacent heads."""
     for _, group in itertools.groupby(enumerate(heads), lambda pair: pair[1] - pair[0]):
         numbers = [head for _, head in group]
         yield slice(numbers[0], numbers[-1] + 1)
@@ -174,15 +174,15 @@ def _runs(heads: Sequence[int]) -> Iterator[slice]:
 def _tiles_of_head(
     segment: Segment, head: int, first_blocks: list[int], reaches: list[int], offset: int
 ) -> Iterator[Tile]:
-    """Chunks of queries with the keys they must read; neighbours in one tile where they read about as many."""
+    """Chunks of queries with the keys they must read. Adjacent chunks with similar key counts share a tile."""
     num_before = segment.queries.start + offset - segment.first_key
-    # The first block of keys may be short, so that blocks end where the queries begin.
+    # The first block of keys may be shorter, so that a block ends where the queries begin.
     block_start = segment.first_key - (-num_before % BLOCK_TOKENS)
     own_block = -(-num_before // BLOCK_TOKENS)
     widths = sorted(own_block + block + 1 - first for block, first in enumerate(first_blocks))
     num_blocks = next(blocks for limit, blocks in _BAND_CHUNKS if widths[len(widths) // 2] < limit)
     chunk = BLOCK_TOKENS * num_blocks
-    first, num_chunks, num_keys, reach = segment.queries.start, 0, 0, 0  # of the tile so far
+    first, num_chunks, num_keys, reach = segment.queries.start, 0, 0, 0  # of the current tile
     for block in range(0, len(first_blocks), num_blocks):
         start = segment.queries.start + BLOCK_TOKENS * block
         stop = min(start + chunk, segment.queries.stop)
@@ -211,7 +211,7 @@ def _tile(
 
 
 def _join_heads(tiles: Sequence[Tile]) -> Iterator[Tile]:
-    """Chunks of neighbouring heads that are the same, as one tile."""
+    """Merge tiles of adjacent heads that cover the same queries and keys."""
     alone: dict[tuple[int, int, int], Tile] = {}
     for tile in tiles:
         if tile.num_chunks > 1:

@@ -1,12 +1,12 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Attention in tiles: chunks of queries, each with one run of keys, and no matrix of biases. Travels to the Hub.
+"""Attention in tiles: chunks of queries, each with one run of keys, and no bias matrix. Exported to the Hub.
 
-A bias of distance is a Toeplitz matrix, which one vector a head holds. With its queries in reverse order, query i and
-key j of a tile are ``constant - (i + j)`` tokens apart: the matrix of a tile is a strip of that vector, read with
-strides ``(1, 1)``. It takes no memory of its own, and the kernel finds it in its nearest cache. Stock kernels of
-``scaled_dot_product_attention`` do the work.
+A bias of distance is a Toeplitz matrix, defined by one vector per head. If the queries of a tile are reversed, query i
+and key j are ``constant - (i + j)`` tokens apart, so the bias of the tile is a view of that vector with strides
+``(1, 1)``. It needs no memory of its own and fits in the fastest CPU cache. The computation uses the stock kernels of
+``scaled_dot_product_attention``.
 
-Shapes: B batch, H heads, Q queries, K keys, d head size, N chunks of a tile, of C queries and L keys each. Queries are
+Shapes: B batch, H heads, Q queries, K keys, d head size, N chunks per tile of C queries and L keys each. Queries are
 the last Q of K tokens.
 """
 
@@ -24,16 +24,16 @@ _flash_on_cpu_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_
 
 
 class Tile(NamedTuple):
-    """Queries and the run of keys they read; the last key is that of the last query.
+    """Queries and the run of keys that they read, which ends with the key of the last query.
 
-    A tile of one head may be several chunks, which the kernel takes side by side: each has its queries, and its keys,
-    as many tokens behind those of the chunk before it as a chunk has queries.
+    A tile of one head may consist of several chunks, which the kernel processes as a batch. The queries and keys of
+    each chunk start C tokens after those of the previous chunk.
 
     Attributes:
         rows: Rows of the batch.
         heads: Heads.
         queries: Queries of the first chunk.
-        keys: Keys of the first chunk; a multiple of the queries where there are more chunks.
+        keys: Keys of the first chunk. Their number is a multiple of C if there are several chunks.
         num_chunks: N.
         reaches: For each head, the distance from which on keys are masked; None masks none.
     """
@@ -56,21 +56,21 @@ class Tile(NamedTuple):
         return self.keys.stop - self.keys.start
 
     def queries_of(self, states: Tensor) -> Tensor:
-        """A view of what is ``(B, H, Q, ...)``: ``(B, H, C, ...)``, or ``(B, N, C, ...)`` of several chunks."""
+        """View of states ``(B, H, Q, ...)``: ``(B, H, C, ...)``, or ``(B, N, C, ...)`` for several chunks."""
         if self.num_chunks == 1:
             return states[self.rows, self.heads, self.queries]
         tokens = slice(self.queries.start, self.queries.start + self.num_chunks * self.num_queries)
         return states[self.rows, self.heads.start, tokens].unflatten(1, (self.num_chunks, self.num_queries))
 
     def keys_of(self, states: Tensor) -> Tensor:
-        """A view of what is ``(B, H, K, d)``: ``(B, H, L, d)``, or ``(B, N, L, d)`` whose chunks share memory."""
+        """View of states ``(B, H, K, d)``: ``(B, H, L, d)``, or ``(B, N, L, d)`` whose chunks overlap in memory."""
         if self.num_chunks == 1:
             return states[self.rows, self.heads, self.keys]
         tokens = slice(self.keys.start, self.keys.stop + (self.num_chunks - 1) * self.num_queries)
         return states[self.rows, self.heads.start, tokens].unfold(1, self.num_keys, self.num_queries).mT
 
     def add_to_keys(self, total: Tensor, part: Tensor) -> None:
-        """Add what belongs to ``keys_of(total)``, whose chunks share keys."""
+        """Add ``part`` to ``keys_of(total)``, whose chunks overlap."""
         if self.num_chunks == 1:
             total[self.rows, self.heads, self.keys] += part
             return
@@ -90,16 +90,16 @@ def strip_attention(
     scaling: float,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention with ALiBi over the keys that the tiles read.
+    """ALiBi attention over the keys that the tiles read.
 
     Args:
         query: ``(B, H, Q, d)``.
         key: ``(B, H, K, d)``, like ``value``.
         value: ``(B, H, K, d)``.
         slopes: ``(H,)``, nats per token.
-        tiles: Which queries read which keys; every query in at most one tile a head.
-        scaling: What multiplies ``q . k``.
-        dropout: Probability.
+        tiles: Which queries read which keys. Each query is in at most one tile per head.
+        scaling: Factor of ``q . k``.
+        dropout: Dropout probability.
 
     Returns:
         ``(B, H, Q, d)``; 0 for queries in no tile.
@@ -117,7 +117,7 @@ def attend_tiles(
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """:func:`strip_attention` with biases that were made before."""
+    """:func:`strip_attention` with precomputed biases."""
     has_flash = query.device.type == "cpu" and dropout == 0.0 and not toeplitz.values.requires_grad
     if has_flash and not torch.compiler.is_compiling():
         return _FlashTiles.apply(query, key, value, toeplitz, tiles, scaling)
@@ -127,7 +127,7 @@ def attend_tiles(
             tile.queries_of(query).flip(2),
             tile.keys_of(key),
             tile.keys_of(value),
-            # Kernels of other devices want the bias aligned, and of the dtype of the queries.
+            # Kernels of other devices require an aligned bias of the query dtype.
             attn_mask=toeplitz.bias(tile).to(query.dtype).contiguous(),
             dropout_p=dropout,
             scale=scaling,
@@ -137,25 +137,25 @@ def attend_tiles(
 
 
 def attend_to_self(output: Tensor, value: Tensor, fully_masked_queries: Tensor | None) -> Tensor:
-    """``(B, H, Q, d)`` where queries that see no key, which are padding, have the value of their own, as elsewhere."""
+    """Set the output ``(B, H, Q, d)`` of padding queries, which see no key, to their own value, as elsewhere."""
     if fully_masked_queries is None:
         return output
     return torch.where(fully_masked_queries, value[:, :, -output.shape[2] :], output)
 
 
 def linear_biases(slopes: Tensor, num_distances: int, dtype: torch.dtype) -> Tensor:
-    """ALiBi's ``(H, N)`` of slopes ``(H,)``, at least float32, at distances from 0 to ``N - 1`` tokens."""
+    """ALiBi bias ``(H, N)`` at distances 0 to ``N - 1`` for slopes ``(H,)``, in at least float32."""
     dtype = torch.promote_types(dtype, torch.float32)
     distance = torch.arange(num_distances, device=slopes.device, dtype=dtype)
     return -slopes[:, None].to(dtype) * distance
 
 
 class ToeplitzBias:
-    """Bias by distance as the vector ``(H, n)`` of a Toeplitz matrix: from far to near, and -inf for keys to come.
+    """Vector ``(H, n)`` of a Toeplitz bias matrix, from far to near, then -inf for future keys.
 
     Args:
-        biases: ``(H, n)``, nats, at distances from 0 to ``n - 1``, at least as far as a tile reaches.
-        tiles: For the longest of which it is made.
+        biases: ``(H, n)``, nats, at distances 0 to ``n - 1``, which must cover the longest tile.
+        tiles: Tiles that will read the bias.
     """
 
     def __init__(self, biases: Tensor, tiles: Sequence[Tile]) -> None:
@@ -165,9 +165,9 @@ class ToeplitzBias:
         self.values = F.pad(past, (0, longest_chunk - 1), value=-torch.inf)
 
     def bias(self, tile: Tile) -> Tensor:
-        """``(1, H, C, L)`` of one chunk with its queries in reverse; a view, all of whose diagonals share memory.
+        """Bias ``(1, H, C, L)`` of one chunk with reversed queries, as a view whose antidiagonals share memory.
 
-        Several chunks have the bias of one.
+        All chunks of a tile have the same bias.
         """
         num_queries, num_keys = tile.num_queries, tile.num_keys
         values = self.values[tile.heads, self.longest_run - num_keys : self.longest_run + num_queries - 1]
@@ -180,9 +180,9 @@ class ToeplitzBias:
 
 
 class _FlashTiles(torch.autograd.Function):
-    """The tiles on a CPU, each key's gradient added in place; autograd would make a tensor of all keys for each tile.
+    """Tiled attention on a CPU that accumulates key gradients in place; autograd would allocate all keys per tile.
 
-    Calls the two kernels that ``scaled_dot_product_attention`` itself calls on a CPU.
+    It calls the two kernels that ``scaled_dot_product_attention`` itself calls on a CPU.
     """
 
     @staticmethod
@@ -240,6 +240,6 @@ class _FlashTiles(torch.autograd.Function):
 
 
 def _zeros_by_token(states: Tensor) -> Tensor:
-    """Zeros ``(B, H, Q, d)``, stored as ``(B, Q, H, d)``: the order of the kernel and of the next layer."""
+    """Zeros ``(B, H, Q, d)`` with the memory layout ``(B, Q, H, d)`` of the kernel and the output projection."""
     num_rows, num_heads, q_len, head_dim = states.shape
     return states.new_zeros(num_rows, q_len, num_heads, head_dim).transpose(1, 2)

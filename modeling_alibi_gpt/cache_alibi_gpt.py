@@ -1,11 +1,11 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""A cache of bounded size: every head keeps only the keys and values that it can still need. Travels to the Hub.
+"""A bounded cache in which each head keeps only the keys and values it can still need. Exported to the Hub.
 
-Steep heads look at a few dozen tokens, flat ones at thousands. With a bound on how far apart scores can be
-(:func:`~modeling_alibi_gpt.alibi.alibi_windows` says how far a head then looks), older keys can be dropped for good,
-and generation runs in constant memory however long the text becomes.
+Heads with steep slopes attend to a few dozen tokens, heads with flat slopes to thousands. Given a bound on score
+differences, :func:`~modeling_alibi_gpt.alibi.alibi_windows` computes the window of each head. Older keys are dropped,
+so generation runs in constant memory at any text length.
 
-Shapes: B batch, G key/value heads of a group, K keys kept, d head size.
+Shapes: B batch, G key/value heads per group, K cached keys, d head size.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,9 +21,9 @@ from .attention_banded import score_margins, similar_heads
 from .attention_windows import WindowedStates
 
 
-# A norm's output is rounded once more in half precision; both sides of a product by 2**-9 of their size in bfloat16.
+# Half precision rounds a norm's output once more: in bfloat16, by up to 2**-9 relative for each factor of a product.
 _ROUNDING = 1 + 2**-7
-# A buffer that is full is copied once it has taken this part of its size in new tokens, or this many.
+# Spare capacity of a buffer for new tokens: its size divided by _SPARE_PART, but at least _MIN_SPARE_TOKENS.
 _SPARE_PART = 8
 _MIN_SPARE_TOKENS = 64
 
@@ -32,7 +32,7 @@ class AlibiWindowLayer(CacheLayerMixin):
     """Keys and values of one layer.
 
     Args:
-        windows: For each key/value head, the number of last tokens that a query must see, at least 1.
+        windows: For each key/value head, the number of most recent tokens that a query must see, at least 1.
     """
 
     def __init__(self, windows: Sequence[int]) -> None:
@@ -52,7 +52,7 @@ class AlibiWindowLayer(CacheLayerMixin):
         """Add the keys and values ``(B, H_kv, Q, d)`` of new tokens.
 
         Returns:
-            What their queries need: the new ones themselves if they are the first, else those of every group.
+            Keys and values for the new queries: the arguments on the first call, ``WindowedStates`` afterwards.
         """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -96,13 +96,13 @@ class AlibiWindowLayer(CacheLayerMixin):
         self._map(lambda states: states.to(self.device, non_blocking=True))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refused: what was dropped to make room for these tokens is gone."""
+        """Unsupported, because the tokens dropped since then cannot be restored. Raises ValueError."""
         if tokens_to_remove != 0:
-            raise ValueError("AlibiWindowCache cannot take tokens back; use a DynamicCache for assisted generation")
+            raise ValueError("AlibiWindowCache cannot remove tokens; use a DynamicCache for assisted generation")
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all buffers."""
+        """Size of all buffers in bytes."""
         return sum(group.storage.nbytes for group in self.groups if group.storage is not None)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -112,7 +112,7 @@ class AlibiWindowLayer(CacheLayerMixin):
 
 
 class _Group:
-    """Heads with similar windows: a buffer ``(2, B, G, capacity, d)`` of keys and values that moves on when full."""
+    """Heads with similar windows. Their buffer ``(2, B, G, capacity, d)`` of keys and values is replaced when full."""
 
     def __init__(self, window: int, heads: slice) -> None:
         self.window, self.heads = window, heads
@@ -123,11 +123,11 @@ class _Group:
         self.stop = 0
 
     def append(self, keys: Tensor, values: Tensor) -> None:
-        """Add new tokens, and drop what neither they nor later ones can need."""
+        """Add new tokens and drop those that neither they nor later tokens can need."""
         num_new = keys.shape[2]
         num_old = min(self.stop, self.window - 1)
         if self.storage is None:
-            # A long prompt is attended as it came; what follows needs a window of it.
+            # The prompt attends to itself in full; later tokens need only its last window.
             num_new = min(num_new, self.window)
             keys, values = keys[:, :, -num_new:], values[:, :, -num_new:]
         if self.storage is None or self.stop + num_new > self.storage.shape[3]:
@@ -142,16 +142,16 @@ class _Group:
         self.stop = new.stop
 
     def last(self, num_queries: int) -> Tensor:
-        """``(2, B, G, K, d)``: what that many queries, the last tokens, can need."""
+        """Keys and values ``(2, B, G, K, d)`` that the last ``num_queries`` tokens can need."""
         start = max(0, self.stop - (self.window - 1 + num_queries))
         return self.storage[:, :, :, start : self.stop]
 
 
 class AlibiWindowCache(Cache):
-    """For ``generate(past_key_values=...)`` with ``attn_implementation="alibi_banded"``.
+    """Bounded cache for ``generate(past_key_values=...)`` with ``attn_implementation="alibi_banded"``.
 
     Args:
-        windows: For each layer and key/value head, the number of last tokens that a query must see.
+        windows: For each layer and key/value head, the number of most recent tokens that a query must see.
     """
 
     keeps_windows = True
@@ -161,14 +161,14 @@ class AlibiWindowCache(Cache):
 
     @classmethod
     def from_margins(cls, model: PreTrainedModel, margins: Tensor) -> "AlibiWindowCache":
-        """Windows for scores where no key's score exceeds that of the query's own key by more than ``margins``.
+        """Windows that are valid while no key's score exceeds that of the query's own key by more than ``margins``.
 
         Args:
             model: An AlibiGPT with ALiBi and one slope per head.
             margins: ``(layers, H)``, nats.
 
         Raises:
-            ValueError: The model has no such slopes.
+            ValueError: The model does not use ALiBi with one slope per head.
         """
         config = model.config
         layer_slopes = slopes_of_layers(model)
@@ -180,20 +180,19 @@ class AlibiWindowCache(Cache):
 
     @classmethod
     def from_qk_norm(cls, model: PreTrainedModel) -> "AlibiWindowCache":
-        """Windows proved for any text: the norms of queries and keys bound every score.
+        """Windows that are valid for any text, from the bound that ``qk_norm`` puts on scores.
 
-        The norm of an RMSNorm's output is at most ``sqrt(d)`` times its largest weight, so two scores of a query are
-        at most
-        ``2 * scaling * d * max |w_q| * max |w_k|`` apart.
+        The norm of an RMSNorm's output is at most ``sqrt(d)`` times its largest weight, so two scores of a query
+        differ by at most ``2 * scaling * d * max |w_q| * max |w_k|``.
 
         Raises:
-            ValueError: The model has no ``qk_norm``, or no ALiBi with one slope a head.
+            ValueError: The model has no ``qk_norm``, or does not use ALiBi with one slope per head.
         """
         config = model.config
         if not config.qk_norm:
             raise ValueError(
-                "only a model with qk_norm bounds its scores for any text; measure them on a text of yours with "
-                "AlibiWindowCache.from_text"
+                "AlibiWindowCache.from_qk_norm needs a model with qk_norm: use AlibiWindowCache.from_text to measure "
+                "scores on your text"
             )
         margins = [
             2 * config.scaling * config.head_dim * _ROUNDING * _largest(layer.q_norm) * _largest(layer.k_norm)
@@ -203,15 +202,15 @@ class AlibiWindowCache(Cache):
 
     @classmethod
     def from_text(cls, model: PreTrainedModel, input_ids: Tensor, safety_factor: float = 1.5) -> "AlibiWindowCache":
-        """Windows from the scores of a text: a measured bound, which another text may violate.
+        """Windows from scores measured on a text. Another text may exceed the measured bound.
 
         Args:
             model: An AlibiGPT with ALiBi and one slope per head.
-            input_ids: ``(B, T)``; should resemble the later text and be as long as possible.
-            safety_factor: Factor of the largest margins that were measured, at least 1.
+            input_ids: ``(B, T)``; should resemble later texts and be as long as possible.
+            safety_factor: Factor of the largest measured margins, at least 1.
 
         Raises:
-            ValueError: The factor is below 1, or the model has no ALiBi with one slope a head.
+            ValueError: The factor is below 1, or the model does not use ALiBi with one slope per head.
         """
         if not safety_factor >= 1:
             raise ValueError(f"safety_factor must be at least 1, got {safety_factor}")
@@ -219,13 +218,13 @@ class AlibiWindowCache(Cache):
 
     @property
     def num_bytes(self) -> int:
-        """Memory of all buffers."""
+        """Size of all buffers in bytes."""
         return sum(layer.num_bytes for layer in self.layers)
 
 
 @torch.no_grad()
 def measured_margins(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """The largest margin of each head on a text (``score_margins``).
+    """Measure the largest margin of each head on a text; see ``score_margins``.
 
     Args:
         model: An AlibiGPT with ALiBi and one slope per head.
@@ -235,7 +234,7 @@ def measured_margins(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
         ``(layers, H)`` float32, nats.
 
     Raises:
-        ValueError: The model has no such slopes.
+        ValueError: The model does not use ALiBi with one slope per head.
     """
     slopes, layers, margins = slopes_of_layers(model), _attention_layers(model), []
 
@@ -259,17 +258,17 @@ def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:
 
 @torch.no_grad()
 def slopes_of_layers(model: PreTrainedModel) -> list[Tensor]:
-    """``(H,)`` of each layer, nats per token.
+    """Slopes ``(H,)`` of each layer, nats per token.
 
     Raises:
-        ValueError: The model's positions are not ALiBi with one slope a head.
+        ValueError: The model does not use ALiBi with one slope per head.
     """
     method, position = model.base_model.position_method, torch.zeros(1, 1, dtype=torch.long, device=model.device)
     slopes = [method(idx, position, None, torch.float32) for idx in range(model.config.num_hidden_layers)]
     scaling = model.config.alibi_scaling or {"type": "none"}
     if any(layer is None for layer in slopes) or scaling["type"].startswith("dynamic"):
         raise ValueError(
-            "AlibiWindowCache needs ALiBi with one slope a head: position_method 'alibi' without dynamic "
+            "AlibiWindowCache needs ALiBi with one slope per head: position_method 'alibi' without dynamic "
             f"alibi_scaling, got {model.config.position_method!r} and {model.config.alibi_scaling}"
         )
     return [layer[0, 0] for layer in slopes]

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""The name that transformers gives a cache, as an argument and in outputs. Travels to the Hub.
+"""The name that transformers gives a cache, as an argument and in outputs. Exported to the Hub.
 
 transformers 5.24 renamed ``past_key_values`` to ``cache``. Its ``generate`` passes ``cache`` alone: a model that does
 not read it generates without its past, and no error says so. AlibiGPT takes both names with either release.

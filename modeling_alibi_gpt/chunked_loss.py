@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""The loss of a language model in chunks, so that the logits of a batch never exist at once. Travels to the Hub.
+"""Language modeling loss in chunks, without materializing the logits of a whole batch. Exported to the Hub.
 
 Shapes: B batch, T tokens, D hidden size, V vocabulary.
 """
@@ -19,16 +19,16 @@ def chunked_causal_lm_loss(
     chunk_tokens: int,
     num_items_in_batch: Tensor | int | None = None,
 ) -> Tensor:
-    """Cross entropy of the next token, as ``ForCausalLMLoss`` of transformers gives it, in nats per token.
+    """Next-token cross entropy in nats per token, equal to ``ForCausalLMLoss`` of transformers.
 
-    Logits exist for ``chunk_tokens`` tokens at a time. The backward pass recomputes them, which adds a third to the
-    work of the head. ``torch.nn.functional.linear_cross_entropy`` saves that, but returns the loss of a bfloat16 model
-    in bfloat16, and computes in float32 under autocast.
+    Logits are materialized for ``chunk_tokens`` tokens at a time. The backward pass recomputes them, which adds a
+    third to the work of the head. ``torch.nn.functional.linear_cross_entropy`` avoids that, but returns the loss of a
+    bfloat16 model in bfloat16, and computes in float32 under autocast.
 
     Args:
-        hidden_states: ``(B, T, D)``, what the head reads.
-        head: From ``(N, D)`` to logits ``(N, V)``.
-        labels: ``(B, T)``, the token ids, not shifted; -100 is not predicted.
+        hidden_states: ``(B, T, D)``, input of the head.
+        head: Maps ``(N, D)`` to logits ``(N, V)``.
+        labels: ``(B, T)``, unshifted token ids; -100 is ignored.
         chunk_tokens: Number of tokens whose logits exist at once, at least 1.
         num_items_in_batch: Number of tokens to divide by; None means the number of predicted tokens.
 

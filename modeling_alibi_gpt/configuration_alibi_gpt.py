@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""The configuration of AlibiGPT: typed fields, derived values and their checks. Travels to the Hub."""
+"""Configuration of AlibiGPT: typed fields, derived values and validation. Exported to the Hub."""
 
 import dataclasses
 import difflib
@@ -25,10 +25,10 @@ class AlibiGPTConfig(PreTrainedConfig):
     Configuration of a GPT-style decoder whose position information is ALiBi (Press et al. 2022, arXiv:2108.12409).
 
     There is no `max_position_embeddings`: ALiBi has no maximum length, and libraries would treat the field as one.
-    An unknown keyword is an error, so a misspelt field is never ignored.
+    An unknown keyword raises an error, so a misspelled field is never ignored.
 
     Args:
-        vocab_size (`int`): Number of rows of the embedding.
+        vocab_size (`int`): Vocabulary size V, in tokens.
         hidden_size (`int`): Width of the residual stream.
         num_hidden_layers (`int`): Number of decoder layers.
         num_attention_heads (`int`): Number H of query heads.
@@ -43,25 +43,24 @@ class AlibiGPTConfig(PreTrainedConfig):
         qk_norm (`bool`): Apply an RMSNorm over `head_dim` to queries and keys.
         clip_qkv (`float`, *optional*): Clip projected queries, keys and values to this magnitude, as in MPT.
         attention_scale (`float`, *optional*): Factor of `q . k`. Defaults to `head_dim ** -0.5`.
-        tie_word_embeddings (`bool`): The output layer shares the embedding.
-        initializer_range (`float`): Standard deviation of initial weights. For layers that write into the residual
-            stream it is divided by `sqrt(2 * num_hidden_layers)`, as in GPT-2.
+        tie_word_embeddings (`bool`): Share the weight of the embedding with the output layer.
+        initializer_range (`float`): Standard deviation of initial weights. It is divided by
+            `sqrt(2 * num_hidden_layers)` for layers that write to the residual stream, as in GPT-2.
         embd_pdrop, resid_pdrop, attention_dropout (`float`): Dropout probabilities.
         classifier_dropout (`float`): Dropout of the token classification head.
-        train_context_length (`int`): Longest length seen in training, in tokens. It limits only the `learned` table;
-            `shared_offset`, `fire`, `rope_extension` and dynamic `alibi_scaling` also read it.
-        position_method (`str`): The position method: `alibi`, one of the baselines, or a method registered with
-            `register_position_method`, which may add its own fields.
-        position_plugin (`str`, *optional*): The module that registers `position_method`, if it is not built in. The
-            config sets it; loading a file that names a module does not import the module.
+        train_context_length (`int`): Longest sequence seen in training, in tokens. Only `learned` positions are
+            limited to it; `shared_offset`, `fire`, `rope_extension` and dynamic `alibi_scaling` also use it.
+        position_method (`str`): `alibi`, a baseline, or a method registered with `register_position_method`, which
+            may add fields of its own.
+        position_plugin (`str`, *optional*): Module that registers `position_method`, if it is not built in. The
+            config sets this field. Loading a config never imports the module.
         sinusoidal_amplitude (`float`, *optional*): Amplitude of `sinusoidal`. Defaults to `initializer_range`.
         rope_theta (`float`): Base of the frequencies of `rope`.
         rope_extension (`dict`, *optional*): Extends `rope` beyond the training length: `{"type": "linear" | "ntk" |
             "yarn", "factor": f}`, or `{"type": "dynamic_ntk"}` with an optional factor of 1. YaRN also takes
-            `beta_fast` (32), `beta_slow` (1) and `attention_factor` (`0.1 ln(f) + 1`). It is not called
-            `rope_scaling`, because transformers 5 would interpret that field in its own way when it opens a saved
-            config.
-        t5_num_buckets (`int`): Number of distance buckets of `t5`; the first half are one token wide.
+            `beta_fast` (32), `beta_slow` (1) and `attention_factor` (`0.1 ln(f) + 1`). The name is not
+            `rope_scaling` because transformers 5 would convert that field when it loads a saved config.
+        t5_num_buckets (`int`): Number of distance buckets of `t5`; buckets in the first half are one token wide.
         t5_max_distance (`int`): Distance in tokens beyond which all keys share the last bucket of `t5`.
         kerple_variant (`str`): Kernel of `kerple`: `log` or `power`.
         fire_hidden_size (`int`): Hidden units of the MLP of `fire`.
@@ -69,18 +68,17 @@ class AlibiGPTConfig(PreTrainedConfig):
             to `train_context_length / 4`, the paper's 512 for 2048.
         fire_shared_by_layers (`bool`): Share one function among all layers of `fire`, as in the paper's FIRE-S.
         sandwich_dim (`int`): Dimension of the sinusoidal embeddings that define `sandwich`.
-        alibi_beta (`float`): The scalar beta that multiplies every slope; 1 is the paper.
-        alibi_slope_kind (`str`): `geometric`, `uniform` (one penalty for all heads) or `custom`.
+        alibi_beta (`float`): Scalar beta that multiplies every slope. The paper uses 1.
+        alibi_slope_kind (`str`): `geometric`, `uniform` (the same slope for all heads) or `custom`.
         alibi_slopes (`list[float]`, *optional*): The H values of m_h for `custom`.
-        alibi_bias_max (`float`): Range of the geometric exponents; 8 is the paper.
+        alibi_bias_max (`float`): Range of the geometric exponents. The paper uses 8.
         alibi_bias_inside_scaling (`bool`): Multiply the bias by the attention scale together with the scores,
-            `(q . k - s (i - j)) / sqrt(d)`. The paper, BLOOM and MPT add it outside; Falcon inside.
-        alibi_trainable (`str`): Learned parameters: `none`, `beta` (one per layer) or `slopes` (one per layer and
-            head).
-        alibi_scaling (`dict`, *optional*): Flatter slopes beyond the training length: `{"type": "linear" | "ntk",
-            "factor": f}`, or `{"type": "dynamic_linear" | "dynamic_ntk"}`, whose factor for each query is the number
+            `(q . k - s (i - j)) / sqrt(d)`, as Falcon does. The paper, BLOOM and MPT add the bias after scaling.
+        alibi_trainable (`str`): What is trained: `none`, `beta` (one per layer) or `slopes` (one per layer and head).
+        alibi_scaling (`dict`, *optional*): Reduces slopes beyond the training length: `{"type": "linear" | "ntk",
+            "factor": f}` or `{"type": "dynamic_linear" | "dynamic_ntk"}`. The dynamic factor of a query is the number
             of tokens up to and including it divided by `train_context_length`, at least 1.
-        alibi_tolerance (`float`): Largest total attention weight that the banded back end may leave out of a query.
+        alibi_tolerance (`float`): Largest total attention weight that the banded back end may leave out per query.
         use_cache (`bool`): Return keys and values for decoding.
 
     Example:
@@ -163,14 +161,14 @@ class AlibiGPTConfig(PreTrainedConfig):
         refuse_unknown_keys(kwargs, [*self.__dataclass_fields__, *own_fields])
         super().__post_init__(**{**own_fields, **kwargs})
         if getattr(self, "auto_map", None) is None:
-            self.auto_map = {}  # TRL and transformers read it of every config, or look for a name in it
+            self.auto_map = {}  # TRL and transformers expect it in every config
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
             if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
                 raise ValueError(
                     f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
-                    f"({self.num_attention_heads}), or head_dim be given"
+                    f"({self.num_attention_heads}) unless head_dim is set"
                 )
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.intermediate_size is None:
@@ -185,7 +183,7 @@ class AlibiGPTConfig(PreTrainedConfig):
         """Slopes ``(H,)`` float32 of this config, before training and before ``alibi_scaling``.
 
         Raises:
-            ValueError: A field of ALiBi is out of range.
+            ValueError: An ``alibi_*`` field is out of range.
         """
         return alibi_slopes(
             self.num_attention_heads,
@@ -196,7 +194,7 @@ class AlibiGPTConfig(PreTrainedConfig):
         )
 
     def validate_sizes(self):
-        """Every size is positive, heads divide evenly, probabilities are probabilities."""
+        """Check that sizes are positive, heads divide evenly and dropout probabilities are in range."""
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
                      "head_dim", "intermediate_size", "train_context_length"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -208,10 +206,10 @@ class AlibiGPTConfig(PreTrainedConfig):
             )
         for name in ("embd_pdrop", "resid_pdrop", "attention_dropout", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
 
     def validate_numbers(self):
-        """Every other number is finite and in range, and the activation exists."""
+        """Check that all other numbers are finite and in range and that the activation exists."""
         for name in ("clip_qkv", "attention_scale"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be a finite number above 0 or null, got {getattr(self, name)}")
@@ -226,7 +224,7 @@ class AlibiGPTConfig(PreTrainedConfig):
             raise ValueError(f"hidden_act {self.hidden_act!r} is unknown to transformers; {hint}")
 
     def validate_position_method(self):
-        """The method exists and can work with these sizes."""
+        """Check that the position method exists and supports this config."""
         if self.position_method not in POSITION_METHODS:
             raise ValueError(
                 f"position_method must be one of {', '.join(POSITION_METHODS)}, got {self.position_method!r}"
@@ -234,25 +232,25 @@ class AlibiGPTConfig(PreTrainedConfig):
         POSITION_METHODS[self.position_method].check_config(self)
 
     def validate_unread_fields(self):
-        """A position method that reads no fields of ALiBi leaves them at their defaults."""
+        """Check that ``alibi_*`` fields have their defaults if the position method does not use them."""
         if unread := self._unread_alibi_fields(vars(self), self.position_method):
             raise ValueError(
-                f"{', '.join(unread)} would change nothing: position_method {self.position_method!r} does not read "
-                f"the fields of ALiBi; leave them out, or set position_method to 'alibi'"
+                f"{', '.join(unread)} would have no effect with position_method {self.position_method!r}: "
+                f"remove the setting, or set position_method to 'alibi'"
             )
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Save as usual, but never with an ``auto_map`` whose code files would be missing from the folder.
+        """Save the config, without an ``auto_map`` unless the code files are saved too.
 
-        Code files are copied only for classes loaded as remote code. The installed package saves weights and config;
-        ``export_to_hub`` writes a folder that carries its code.
+        transformers copies code files only for classes loaded as remote code. The installed package saves weights and
+        config; ``export_to_hub`` writes a folder that includes the code.
         """
         if self._auto_class is None:
             self.auto_map = {}
         super().save_pretrained(save_directory, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as usual, with an ``auto_map`` only if it is not empty."""
+        """Return the fields, without an empty ``auto_map``."""
         fields = super().to_dict()
         if not fields.get("auto_map"):
             fields.pop("auto_map", None)
@@ -260,27 +258,26 @@ class AlibiGPTConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """Read a saved config; keys that other programs left in it are kept and reported.
+        """Load a saved config. Unknown keys of other programs are kept, with a warning.
 
-        Keys that would mean something to a reader, such as `alibi_betta` or `n_head`, are refused here too. Fields of
-        ALiBi that a saved config holds next to another position method, or that it keeps when `kwargs` choose another
-        one, are reported and left out.
+        Unknown keys that look like AlibiGPT fields, such as `alibi_betta` or `n_head`, raise ValueError. ALiBi fields
+        that the position method (of the file, or set by `kwargs`) does not use are dropped, with a warning.
         """
         method = kwargs.get("position_method", config_dict.get("position_method", cls.position_method))
         own_fields = plugin_fields(method, config_dict.get("position_plugin"), cls)
         foreign = foreign_keys(config_dict, [*cls.__dataclass_fields__, *own_fields])
         known = {key: value for key, value in config_dict.items() if key not in foreign}
         for key in cls._unread_alibi_fields(known, method):
-            logger.warning_once(f"the config holds '{key}', which position_method '{method}' does not read")
+            logger.warning_once(f"ignoring '{key}' in the config: position_method '{method}' does not use it")
             del known[key]
-        known["position_method"] = method  # the other fields are checked against it
+        known["position_method"] = method  # the other fields are validated against it
         config, unused = super().from_dict(known, **{**kwargs, "return_unused_kwargs": True})
         for key, value in foreign.items():
-            logger.warning_once(f"the config holds '{key}', which AlibiGPT does not read")
+            logger.warning_once(f"the config contains '{key}', which AlibiGPT does not use")
             setattr(config, key, value)
         was_trained = known.get("alibi_trainable", "none") == config.alibi_trainable
         config._learns_from_here = config.alibi_trainable != "none" and not was_trained
-        config.validate()  # what kwargs hold is set field by field, which checks types only
+        config.validate()  # kwargs are assigned field by field, which checks only types
         return (config, unused) if kwargs.get("return_unused_kwargs", False) else config
 
     def _remove_keys_not_serialized(self, d: dict[str, Any]) -> None:
@@ -289,7 +286,7 @@ class AlibiGPTConfig(PreTrainedConfig):
 
     @classmethod
     def _unread_alibi_fields(cls, values: dict[str, Any], position_method: str) -> list[str]:
-        """The fields of ALiBi that ``values`` take from their defaults although the position method reads none."""
+        """ALiBi fields with a non-default value although the position method does not use them."""
         method = POSITION_METHODS.get(position_method)
         if method is None or method.reads_alibi_fields:
             return []

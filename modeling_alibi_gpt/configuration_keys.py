@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Keys that a config may contain in addition to its fields, and hints for unknown keys. Travels to the Hub."""
+"""Extra keys that a config may contain, and suggestions for unknown keys. Exported to the Hub."""
 
 import difflib
 from collections.abc import Collection
@@ -8,7 +8,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 
-# What transformers itself, or its quantizers and loaders, hand to a config besides the fields it declares.
+# Keys that transformers, its quantizers and its loaders pass to a config in addition to declared fields.
 _ALLOWED_EXTRA_KEYS = {
     "attn_implementation",
     "auto_map",
@@ -23,7 +23,7 @@ _ALLOWED_EXTRA_KEYS = {
     "quantization_config",
     "torch_dtype",
 }
-# Other libraries' words for our fields, which users type first.
+# Names of other libraries for these fields, which users are likely to try first.
 _FOREIGN_NAMES = {
     "max_position_embeddings": "train_context_length",
     "n_positions": "train_context_length",
@@ -45,16 +45,16 @@ _FOREIGN_NAMES = {
 
 
 def refuse_unknown_keys(values: dict[str, Any], fields: Collection[str]) -> None:
-    """Raise a ValueError for a key that is no field and unknown to transformers, with the field it may stand for."""
+    """Raise ValueError for a key that neither AlibiGPT nor transformers knows, and suggest a field."""
     for key in values:
         if _is_unknown(key, fields):
             close = _FOREIGN_NAMES.get(key) or next(iter(difflib.get_close_matches(key, fields, n=1)), None)
-            hint = f"did you mean '{close}'?" if close else "see AlibiGPTConfig for the fields"
-            raise ValueError(f"unknown field '{key}' in the config of AlibiGPT; {hint}")
+            hint = f"did you mean '{close}'?" if close else "see its docstring for all fields"
+            raise ValueError(f"unknown field '{key}' in AlibiGPTConfig; {hint}")
 
 
 def foreign_keys(values: dict[str, Any], fields: Collection[str]) -> dict[str, Any]:
-    """What other programs left in a saved config; without keys that a reader would take for ours."""
+    """Keys that other programs left in a saved config, except those that look like AlibiGPT fields."""
     return {
         key: value
         for key, value in values.items()

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""AlibiGPT: a pre-LayerNorm GPT-style decoder whose positions come from a method of choice. Travels to the Hub.
+"""AlibiGPT: a pre-LayerNorm GPT-style decoder with a configurable position method. Exported to the Hub.
 
 Shapes: B batch, H query heads, Q queries, K keys, D hidden size, d head size, V vocabulary.
 """
@@ -49,7 +49,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Attention as it is defined; in float64 it is what every other back end is held to.
+    """Reference attention. In float64 it is the standard against which the other back ends are tested.
 
     Args:
         module: The attention layer.
@@ -57,9 +57,9 @@ def eager_attention_forward(
         key: ``(B, H_kv, K, d)``, like ``value``.
         value: ``(B, H_kv, K, d)``.
         attention_mask: Additive ``(B, H or 1, Q, K)``, or bool, True where a query sees a key.
-        scaling: What multiplies ``q . k``.
-        dropout: Probability.
-        **kwargs: What other back ends take.
+        scaling: Factor of ``q . k``.
+        dropout: Dropout probability.
+        **kwargs: Ignored arguments of other back ends.
 
     Returns:
         Output ``(B, Q, H, d)`` and weights ``(B, H, Q, K)``.
@@ -77,12 +77,12 @@ def eager_attention_forward(
     return output, weights
 
 
-# That of transformers 5.23 would add the keys to the paged cache again, which the layer does here.
+# transformers 5.23's own function would add the keys to the paged cache again; the layer already does.
 ALL_ATTENTION_FUNCTIONS["paged|eager"] = eager_attention_forward
 
 
 class AlibiGPTHeadRMSNorm(nn.RMSNorm):
-    """RMSNorm over ``head_dim`` with one weight for all heads, those of other tensor-parallel ranks too."""
+    """RMSNorm over ``head_dim`` with one weight for all heads, shared by all tensor-parallel ranks."""
 
     head_mesh: Any | None = None
 
@@ -92,7 +92,7 @@ class AlibiGPTHeadRMSNorm(nn.RMSNorm):
 
 
 class AlibiGPTAttention(nn.Module):
-    """Causal multi-head attention, with grouped keys and values where the config asks for them."""
+    """Causal multi-head attention, or grouped-query attention if ``num_key_value_heads`` is below H."""
 
     def __init__(self, config: AlibiGPTConfig, layer_idx: int) -> None:
         super().__init__()
@@ -114,7 +114,7 @@ class AlibiGPTAttention(nn.Module):
             self.k_norm = AlibiGPTHeadRMSNorm(config.head_dim, eps=config.layer_norm_epsilon)
 
     def project(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries ``(B, H, Q, d)``, keys and values ``(B, H_kv, Q, d)``, clipped and normalised, before rotation."""
+        """Queries ``(B, H, Q, d)``, keys and values ``(B, H_kv, Q, d)``, clipped and normalized, before rotation."""
         query, key, value = self.q_proj(hidden_states), self.k_proj(hidden_states), self.v_proj(hidden_states)
         if (limit := self.config.clip_qkv) is not None:
             query, key, value = (states.clamp(min=-limit, max=limit) for states in (query, key, value))
@@ -203,7 +203,7 @@ class AlibiGPTDecoderLayer(GradientCheckpointingLayer):
 
 
 @auto_docstring(
-    custom_intro="What every AlibiGPT model shares: weights, their start, and the flags transformers reads."
+    custom_intro="Base class of all AlibiGPT models: weight initialization and the flags that transformers reads."
 )
 class AlibiGPTPreTrainedModel(PreTrainedModel):
     config: AlibiGPTConfig
@@ -213,7 +213,7 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["AlibiGPTDecoderLayer"]
     _skip_keys_device_placement = ["cache", "past_key_values", "position_method"]
     _supports_sdpa = True
-    # The table of back ends has FlashAttention 2; the others, which know no slopes, it refuses by name.
+    # Of the FlashAttention versions, only 2 supports slopes; `attention_backend` rejects the others.
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_context_parallel = False
@@ -233,13 +233,13 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
             module.init_weights()
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
-        """Slopes that start to learn here start from the config and are not missing: no report asks to train them."""
+        """Slopes that become trainable on loading start from the config, so do not report them as missing keys."""
         super()._adjust_missing_and_unexpected_keys(loading_info)
         if getattr(self.config, "_learns_from_here", False):
             loading_info.missing_keys = {name for name in loading_info.missing_keys if ".bias_log_" not in name}
 
 
-@auto_docstring(custom_intro="The decoder without a head: tokens to hidden states.")
+@auto_docstring(custom_intro="The decoder without a head, which returns hidden states.")
 class AlibiGPTModel(AlibiGPTPreTrainedModel):
     def __init__(self, config: AlibiGPTConfig) -> None:
         super().__init__(config)
@@ -269,7 +269,7 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
     ) -> BaseModelOutputWithPast:
         cache = one_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
+            raise ValueError("pass exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
 
@@ -312,7 +312,7 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
 
 _LOSS_CHUNK_DOCS = r"""
     loss_chunk_tokens (`int`, *optional*):
-        With `labels`: compute the loss this many tokens at a time and return no logits.
+        With `labels`, compute the loss this many tokens at a time and return no logits.
 """
 
 
@@ -339,7 +339,7 @@ class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin
         attention_mask: Tensor | None,
         **kwargs: Any,
     ) -> Tensor | None:
-        """Keep the 2D mask, from which positions are counted, at the fixed length of a static cache."""
+        """Keep the 2D mask, from which positions are counted, and pad it to the length of a static cache."""
         if attention_mask is None or attention_mask.ndim != 2:
             return attention_mask
         num_missing = kwargs[CACHE_NAME].get_max_length() - attention_mask.shape[-1]
@@ -387,10 +387,10 @@ class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin
         )
 
 
-# The generic heads of transformers build their decoder through AutoModel, which would ask a user of remote code for
-# trust a second time; so each is built here and keeps the generic forward. That takes **kwargs but does not pass the
-# number of items on to the loss, which Trainer must know to divide by its accumulation steps. Where a row has one
-# label this is right; where it has many, the loss is computed here.
+# The generic heads of transformers build their decoder through AutoModel, which would ask users of remote code for
+# trust a second time. The heads below build it directly and inherit the generic forward. That forward accepts **kwargs
+# but does not pass `num_items_in_batch` to the loss; `accepts_loss_kwargs = False` makes Trainer divide by its
+# accumulation steps instead. That is correct for one label per row. With many, the head computes the loss itself.
 
 
 @auto_docstring(custom_intro="AlibiGPT with a linear head on the last token of a sequence.")
@@ -440,7 +440,7 @@ class AlibiGPTForTokenClassification(GenericForTokenClassification, AlibiGPTPreT
         )
 
 
-@auto_docstring(custom_intro="AlibiGPT with a head that marks the span of an answer.")
+@auto_docstring(custom_intro="AlibiGPT with a span head for extractive question answering.")
 class AlibiGPTForQuestionAnswering(GenericForQuestionAnswering, AlibiGPTPreTrainedModel):
     accepts_loss_kwargs = False
 

@@ -1,7 +1,7 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""ALiBi as a position method: its slopes, fixed or trained, and the checks of its fields. Travels to the Hub.
+"""ALiBi as a position method: fixed or trained slopes, and validation of its fields. Exported to the Hub.
 
-Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys.
+Shapes: B batch (or 1 if all rows agree), H heads, Q queries, K keys.
 """
 
 import math
@@ -21,11 +21,11 @@ ALIBI_SCALING_TYPES = ("linear", "ntk", "dynamic_linear", "dynamic_ntk")
 
 
 class AlibiPositions(Float32Positions):
-    """ALiBi: a penalty on distance, one slope a head (Press et al. 2022, arXiv:2108.12409, section 3).
+    """ALiBi: a distance penalty with one slope per head (Press et al. 2022, arXiv:2108.12409, section 3).
 
-    Slopes stay float32 whatever the model's dtype: they are not powers of two for most head counts, and bfloat16 would
-    round them by up to 0.4 %. What trains is their logarithm, so that a slope stays positive. The names of these
-    parameters hold the word ``bias``, by which Trainer spares them from weight decay, a pull towards beta = 1.
+    Slopes stay float32 in a model of any dtype. For most head counts they are not powers of two, and bfloat16 would
+    round them by up to 0.4 %. Training updates their logarithms, so slopes stay positive. The parameter names contain
+    ``bias``, which Trainer excludes from weight decay; decay would pull beta towards 1.
     """
 
     reads_alibi_fields = True
@@ -49,7 +49,7 @@ class AlibiPositions(Float32Positions):
                 f"alibi_trainable must be one of {', '.join(ALIBI_TRAINABLE)}, got {config.alibi_trainable!r}"
             )
         if not 0 < config.alibi_tolerance < 1:
-            raise ValueError(f"alibi_tolerance must lie between 0 and 1, got {config.alibi_tolerance}")
+            raise ValueError(f"alibi_tolerance must be between 0 and 1, got {config.alibi_tolerance}")
         if config.alibi_scaling is not None:
             _check_scaling(config)
 
@@ -79,7 +79,7 @@ class AlibiPositions(Float32Positions):
             init.copy_(self.bias_log_slopes, slopes.log().expand_as(self.bias_log_slopes))
 
     def layer_slopes(self, layer_idx: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Slopes ``(H,)`` of one layer before ``alibi_scaling``, nats per token; differentiable if they train."""
+        """Slopes ``(H,)`` of one layer before ``alibi_scaling``, nats per token; differentiable if trained."""
         if self.trainable == "beta":
             return self.slopes.to(dtype) * self.bias_log_beta[layer_idx].to(dtype).exp()
         if self.trainable == "slopes":
@@ -87,12 +87,12 @@ class AlibiPositions(Float32Positions):
         return self.slopes.to(dtype)
 
     def query_slopes(self, layer_idx: int, query_positions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Slopes as the scores of each query see them, nats per token: ``(1, 1, H)``, or ``(B, Q, H)`` if dynamic.
+        """Effective slopes per query, nats per token: ``(1, 1, H)``, or ``(B, Q, H)`` with dynamic scaling.
 
-        A dynamic factor belongs to the query, not to the call: the tokens up to and including the query over the
-        training length. So a token's result does not depend on how the text was cut into chunks or cached.
+        The dynamic factor of a query is the number of tokens up to and including it divided by the training length.
+        It does not depend on the call, so chunking and caching do not change results.
 
-        Under tensor parallelism H are the heads of this rank.
+        Under tensor parallelism, H counts the heads of this rank.
         """
         slopes = self.layer_slopes(layer_idx, dtype)[None, None, :]
         if (scaling := self.config.alibi_scaling) is not None:
@@ -107,7 +107,7 @@ class AlibiPositions(Float32Positions):
 
     def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
         slopes = self.query_slopes(layer_idx, query_positions, dtype).transpose(1, 2)[..., None]  # (B, H, Q or 1, 1)
-        # The distance is taken before anything is rounded; positions themselves are exact up to 2**24 in float32.
+        # Subtract before rounding; float32 represents positions exactly up to 2**24.
         distance = (query_positions[:, :, None].to(dtype) - key_positions[:, None, :].to(dtype)).abs()
         return -slopes * distance[:, None]
 
@@ -117,7 +117,7 @@ def _check_slope_fields(config: Any) -> None:
     if kind not in SLOPE_KINDS:
         raise ValueError(f"alibi_slope_kind must be one of {', '.join(SLOPE_KINDS)}, got {kind!r}")
     if (custom is not None) != (kind == "custom"):
-        raise ValueError(f"alibi_slopes go with alibi_slope_kind custom, got {custom} and {kind!r}")
+        raise ValueError(f"alibi_slopes and alibi_slope_kind 'custom' require each other, got {custom} and {kind!r}")
     numbers = {"beta": config.alibi_beta, "bias_max": config.alibi_bias_max}
     try:
         check_slopes(config.num_attention_heads, kind=kind, custom=custom, **numbers)
@@ -126,7 +126,7 @@ def _check_slope_fields(config: Any) -> None:
 
 
 def _check_scaling(config: Any) -> None:
-    """``alibi_scaling`` is one of the four types with just its keys."""
+    """Check the type of ``alibi_scaling`` and its keys."""
     kind = config.alibi_scaling.get("type")
     if kind not in ALIBI_SCALING_TYPES:
         raise ValueError(f"alibi_scaling type must be one of {', '.join(ALIBI_SCALING_TYPES)}, got {kind!r}")
@@ -137,7 +137,7 @@ def _check_scaling(config: Any) -> None:
     if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < math.inf:
         raise ValueError(f"alibi_scaling factor must be a finite number of at least 1, got {factor!r}")
     if kind.endswith("ntk") and not _has_different_slopes(config):
-        raise ValueError("alibi_scaling of an ntk type needs at least two different slopes; use a linear type")
+        raise ValueError("alibi_scaling of an ntk type needs at least two different slopes: use a linear type")
 
 
 def _has_different_slopes(config: Any) -> bool:

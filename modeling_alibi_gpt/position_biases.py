@@ -1,11 +1,10 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Biases on the attention scores other than ALiBi: T5, shared offset, KERPLE, FIRE and Sandwich. Travels to the Hub.
+"""Attention score biases other than ALiBi: T5, shared offset, KERPLE, FIRE and Sandwich. Exported to the Hub.
 
-What they learn stays float32 whatever the model's dtype, and a bias is computed in float32 under autocast too. Names
-of parameters hold the word ``bias`` where weight decay has no meaning; Trainer spares those.
+Parameters stay float32 in a model of any dtype, and biases are computed in float32 even under autocast. Parameters
+whose name contains ``bias`` are excluded from weight decay by Trainer, where decay would be meaningless.
 
-Shapes: B batch (or 1, where all rows agree), H heads (of this rank under tensor parallelism), Q queries, K keys,
-L layers.
+Shapes: B batch (or 1 if all rows agree), H heads (of this rank under tensor parallelism), Q queries, K keys, L layers.
 """
 
 import math
@@ -23,16 +22,16 @@ from .tensor_parallel import heads_of_rank, shared_by_ranks
 
 KERPLE_VARIANTS = ("log", "power")
 FIRE_QUERIES_AT_ONCE = 32
-T5_LONGEST_DISTANCE = 2**20  # every distance up to it has an entry in a table
+T5_LONGEST_DISTANCE = 2**20  # the lookup table has one entry per distance
 SANDWICH_LARGEST_DIM = 2**16
 
 
 class T5Positions(Float32Positions):
-    """T5: one learned bias a head and bucket of distance (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
+    """T5: one learned bias per head and distance bucket (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
 
-    The first half of the buckets hold one distance each, the others grow logarithmically up to ``t5_max_distance``,
-    beyond which all keys share the last one. One table serves all layers, as in the paper. It starts normal with
-    standard deviation ``hidden_size ** -0.5``, as in T5 of transformers.
+    The first half of the buckets cover one distance each. The others widen logarithmically up to ``t5_max_distance``,
+    beyond which all keys share the last bucket. All layers share one table, as in the paper. Its initial values are
+    normal with standard deviation ``hidden_size ** -0.5``, as in T5 of transformers.
     """
 
     has_bias = True
@@ -71,12 +70,12 @@ class T5Positions(Float32Positions):
 
 
 class SharedOffsetPositions(Float32Positions):
-    """One learned bias a head and offset, shared by all layers: T5's without buckets.
+    """One learned bias per head and offset, shared by all layers: T5 biases without buckets.
 
-    A scalar for each clipped offset (Shaw et al. 2018, arXiv:1803.02155, section 3.2, who learn vectors; scalars as in
-    Raffel et al. 2020, arXiv:1910.10683, section 2.1). There is one for each of the ``train_context_length`` offsets
-    that training can show; all keys further away share the last, which training has seen once a text. So a longer text
-    can be read, but nothing beyond the training length can be told apart. Starts normal with ``initializer_range``.
+    Clipped offsets follow Shaw et al. 2018 (arXiv:1803.02155, section 3.2), who learn vectors; scalars follow Raffel
+    et al. 2020 (arXiv:1910.10683, section 2.1). The table covers the ``train_context_length`` offsets that occur in
+    training. Keys further away share the last entry, which occurs once per training text. Longer texts work, but
+    distances beyond the training length are indistinguishable. Initial values are normal with ``initializer_range``.
     """
 
     has_bias = True
@@ -102,9 +101,9 @@ class KerplePositions(Float32Positions):
     """KERPLE: a learned kernel of distance (Chi et al. 2022, arXiv:2205.09921, section 4).
 
     ``log``: ``-r1 * log(1 + r2 * distance)``; ``power``: ``-r1 * distance ** r2`` with r2 below 2. Each head has its
-    r1 and r2, shared by all layers (figure 1 of the paper, and its code). They start uniform as in that code, r1 in
-    (0, 2) and r2 in (0, 1) for ``log``, the other way round for ``power``, none below 0.01. What trains is the
-    logarithm, or for the exponent the logit of its half, where that code clips in every step.
+    own r1 and r2, shared by all layers (figure 1 of the paper, and its code). As in that code, initial values are
+    uniform, r1 in (0, 2) and r2 in (0, 1) for ``log``, the reverse for ``power``, and at least 0.01. Training updates
+    their logarithms, or for the exponent the logit of r2 / 2, where that code clips at every step.
     """
 
     has_bias = True
@@ -154,12 +153,12 @@ class KerplePositions(Float32Positions):
 class FirePositions(Float32Positions):
     """FIRE: a learned function of distance relative to the query's position (Li et al. 2024, arXiv:2310.04418, 3.2).
 
-    ``f(psi(i - j) / psi(max(i, L)))`` with ``psi(x) = log(1 + c * x)``, f an MLP from 1 to H with one hidden layer and
-    ReLU, and positions i, j from 0 on. The query's own position is in the formula, not the length of the text, so that
-    neither chunks nor a cache change a token. A layer has its own f, c and L, or all share one (FIRE-S,
-    ``fire_shared_by_layers``). As in the listing of the paper's appendix, the MLP starts like ``nn.Linear``, c at 0.1
-    and L at ``fire_threshold``; c and L train as logarithms, where that listing takes absolute values. The output has
-    no bias, a constant that the softmax does not see.
+    The bias is ``f(psi(i - j) / psi(max(i, L)))`` with ``psi(x) = log(1 + c * x)``, positions i and j from 0, and f an
+    MLP from 1 to H with one hidden layer and ReLU. It depends on the query's position, not on the text length, so
+    chunking and caching do not change results. Each layer has its own f, c and L, or all share them (FIRE-S,
+    ``fire_shared_by_layers``). As in the listing of the paper's appendix, the MLP is initialized like ``nn.Linear``, c
+    to 0.1 and L to ``fire_threshold``. c and L are trained as logarithms, where that listing takes absolute values.
+    The output layer has no bias, because softmax ignores constants.
     """
 
     has_bias = True
@@ -208,8 +207,7 @@ class FirePositions(Float32Positions):
         c, threshold = log_c.exp(), log_threshold.exp()
         reach = torch.maximum(query_positions.to(dtype), threshold)[..., None]
         distance = torch.log1p(c * past_distance(query_positions, key_positions)) / torch.log1p(c * reach)
-        # The hidden units are the largest tensor of the model, (B, Q, K, hidden). Where nothing learns they need not
-        # all be there at once.
+        # The hidden units (B, Q, K, hidden) are the model's largest tensor; without gradients, compute them in parts.
         learns = torch.is_grad_enabled() and output_weight.requires_grad
         num_queries = distance.shape[1] if learns or is_tracing(distance) else FIRE_QUERIES_AT_ONCE
         parts = []
@@ -223,9 +221,9 @@ class FirePositions(Float32Positions):
 class SandwichPositions(PositionMethod):
     """Sandwich: the product of two sinusoidal embeddings, without parameters (Chi et al. 2023, arXiv:2212.10356, 5).
 
-    ``sum_k cos((i - j) / 10000 ** (2k / dim)) / ratio`` over k from 0 to ``dim / 2 - 1``, where head h of H, from 1,
-    has the compression ratio ``8h / H``. Here every head is shifted to be 0 at distance 0: the softmax does not see a
-    constant, and small numbers survive a bfloat16 mask.
+    The bias is ``sum_k cos((i - j) / 10000 ** (2k / dim)) / ratio`` over k from 0 to ``dim / 2 - 1``, with compression
+    ratio ``8h / H`` for head h = 1..H. It is shifted to 0 at distance 0: softmax ignores the constant, and small
+    values survive a bfloat16 mask.
     """
 
     has_bias = True
@@ -240,7 +238,7 @@ class SandwichPositions(PositionMethod):
 
     def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
         device, num_heads = query_positions.device, self.config.num_attention_heads
-        # Angles of far positions lose digits in float32; float64 is also what autocast leaves alone.
+        # float32 loses precision for large angles, and autocast does not touch float64.
         wave_dtype = dtype if device.type == "mps" else torch.float64
         queries, keys = (self._waves(positions, wave_dtype) for positions in (query_positions, key_positions))
         with torch.autocast(device.type, enabled=False):
@@ -254,7 +252,7 @@ class SandwichPositions(PositionMethod):
 
 
 def t5_bucket(distance: int, num_buckets: int, max_distance: int) -> int:
-    """Bucket of a distance of at least 0 tokens behind the query, from 0 to ``num_buckets - 1``."""
+    """Bucket, from 0 to ``num_buckets - 1``, of a distance of at least 0 tokens from query back to key."""
     num_exact = num_buckets // 2
     if distance < num_exact:
         return distance
@@ -263,5 +261,5 @@ def t5_bucket(distance: int, num_buckets: int, max_distance: int) -> int:
 
 
 def _bias_by_distance(table: Tensor, distance: Tensor) -> Tensor:
-    """``(B, H, Q, K)`` from ``(N, H)``, a row for each distance from 0; further keys have the last."""
+    """Look up ``(B, H, Q, K)`` in a table ``(N, H)`` with one row per distance; larger distances use the last row."""
     return F.embedding(distance.clamp(max=table.shape[0] - 1), table).permute(0, 3, 1, 2)

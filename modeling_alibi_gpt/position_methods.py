@@ -1,11 +1,11 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Where a decoder's positions come from: one class a method, ALiBi first, one table last. Travels to the Hub.
+"""Position methods by name, and registration of further ones. Exported to the Hub.
 
-A method answers through three hooks, each with a neutral default: ``embed`` changes the embeddings once, ``rotate``
-changes queries and keys in every layer, ``bias`` is added to the scores. Adding a method here is one class, one line
-in ``POSITION_METHODS`` and one row in its test; from another package, :func:`register_position_method`.
+A method implements up to three hooks, each with a neutral default: ``embed`` changes the embeddings once, ``rotate``
+changes queries and keys in every layer, and ``bias`` is added to the scores. To add a method here, write one class, a
+line in ``POSITION_METHODS`` and a row in its test. Other packages call :func:`register_position_method`.
 
-Shapes: B batch (or 1, where all rows agree), H heads, Q queries, K keys, D hidden size, d head size.
+Shapes: B batch (or 1 if all rows agree), H heads, Q queries, K keys, D hidden size, d head size.
 """
 
 import copy
@@ -31,8 +31,8 @@ class SinusoidalPositions(PositionMethod):
     """Fixed sines and cosines added to the embeddings (Vaswani et al. 2017, arXiv:1706.03762, section 3.5).
 
     The paper adds waves of amplitude 1 to embeddings of standard deviation 1 (it multiplies them by ``sqrt(D)``). Here
-    embeddings start with ``initializer_range``, so that is the default of ``sinusoidal_amplitude``, and the ratio is
-    the paper's.
+    embeddings have standard deviation ``initializer_range``, so ``sinusoidal_amplitude`` defaults to it, which keeps
+    the ratio of the paper.
     """
 
     @classmethod
@@ -52,7 +52,7 @@ class SinusoidalPositions(PositionMethod):
 
 
 class LearnedPositions(PositionMethod):
-    """A trained vector for each position up to ``train_context_length`` (as in GPT-2). It cannot go further."""
+    """A learned vector for each position up to ``train_context_length``, the maximum text length (as in GPT-2)."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
@@ -66,8 +66,8 @@ class LearnedPositions(PositionMethod):
         num_positions = self.embedding.num_embeddings
         if not torch.compiler.is_compiling() and (longest := int(position_ids.max()) + 1) > num_positions:
             raise ValueError(
-                f"learned positions end at train_context_length = {num_positions} tokens, got a text of {longest}; "
-                "cut the text, or use a position_method that extrapolates, such as alibi"
+                f"learned positions end at train_context_length = {num_positions} tokens, got a text of {longest}: "
+                "truncate it, or use a position_method that extrapolates, such as alibi"
             )
         return inputs_embeds + self.embedding(position_ids).to(inputs_embeds.dtype)
 
@@ -88,30 +88,30 @@ _BUILT_IN = frozenset(POSITION_METHODS)
 
 
 def register_position_method(name: str, method: type[PositionMethod]) -> None:
-    """Make ``AlibiGPTConfig(position_method=name)`` build a class of yours.
+    """Register a class for ``AlibiGPTConfig(position_method=name)``.
 
-    Its ``config_fields`` become fields of such configs, saved and loaded with them; its ``check_config`` checks them.
-    A saved config names the module of the class, which must have been imported before the config is loaded.
+    Its ``config_fields`` become fields of such configs and are saved with them. Its ``check_config`` validates them.
+    A saved config names the module of the class, which must be imported before the config is loaded.
 
     Args:
-        name: A name that is not taken, or that of the same class, which a notebook may define again.
+        name: An unused name, or the name of the same class, so that a notebook cell can be rerun.
         method: The class.
 
     Raises:
-        ValueError: The name is taken, the class is no :class:`PositionMethod`, or the name of a field is private.
+        ValueError: The name is taken, the class is no :class:`PositionMethod`, or a field name is not public.
     """
     if not (isinstance(method, type) and issubclass(method, PositionMethod)):
         raise ValueError(f"a position method must be a subclass of PositionMethod, got {method!r}")
     known = POSITION_METHODS.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (method.__module__, method.__qualname__):
-        raise ValueError(f"position_method {name!r} is taken by {known.__module__}.{known.__qualname__}")
+        raise ValueError(f"position_method {name!r} is already registered by {known.__module__}.{known.__qualname__}")
     if private := [field for field in method.config_fields if not field.isidentifier() or field.startswith("_")]:
         raise ValueError(f"config_fields must be public names, got {', '.join(map(repr, private))}")
     POSITION_METHODS[name] = method
 
 
 def plugin_of(name: str) -> str | None:
-    """Module of a registered position method; None for those of this file, and for unknown ones."""
+    """Module of a registered position method; None for built-in and unknown methods."""
     return None if name in _BUILT_IN or name not in POSITION_METHODS else POSITION_METHODS[name].__module__
 
 
@@ -119,17 +119,17 @@ def plugin_fields(name: str, plugin: str | None, config_class: type) -> dict[str
     """Fields that a position method adds to its configs, with their defaults.
 
     Args:
-        name: Of the method.
-        plugin: The module that registers it, as far as a config says so; it is never imported from here.
-        config_class: Whose attributes the fields must not hide.
+        name: Name of the method.
+        plugin: Module that registers it according to the config, or None. It is never imported here.
+        config_class: Class whose attributes the fields must not hide.
 
     Raises:
         ValueError: The method is unknown and has a plugin, or a field hides an attribute.
     """
     if name not in POSITION_METHODS and plugin is not None:
         raise ValueError(
-            f"position_method {name!r} is registered by the module {plugin!r}: import it before this config is "
-            "loaded, or name it under 'plugins' in the settings of a command; a checkpoint makes nothing import it"
+            f"position_method {name!r} is registered by the module {plugin!r}: import it before loading this config, "
+            "or list it under 'plugins' in the settings of a command; loading a checkpoint never imports it"
         )
     fields = POSITION_METHODS.get(name, PositionMethod).config_fields
     if hidden := [field for field in fields if hasattr(config_class, field)]:

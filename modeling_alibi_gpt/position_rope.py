@@ -1,7 +1,7 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""RoPE and its extensions beyond the training length. Travels to the Hub.
+"""RoPE and its extensions beyond the training length. Exported to the Hub.
 
-Shapes: B batch (or 1, where all rows agree), H heads, Q queries, d head size.
+Shapes: B batch (or 1 if all rows agree), H heads, Q queries, d head size.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 from .position_base import PositionMethod, bias_dtype
 
 
-# Type of rope_extension -> the keys it needs, and those it may have.
+# Type of rope_extension -> its required keys and its optional keys.
 ROPE_EXTENSION_KEYS: dict[str, tuple[set[str], set[str]]] = {
     "linear": ({"type", "factor"}, set()),
     "ntk": ({"type", "factor"}, set()),
@@ -25,15 +25,14 @@ ROPE_EXTENSION_KEYS: dict[str, tuple[set[str], set[str]]] = {
 class RotaryPositions(PositionMethod):
     """RoPE: rotates queries and keys by angles that grow with position (Su et al. 2021, arXiv:2104.09864, 3.2).
 
-    Pairs dimension k with k + d/2, as Llama's checkpoints do. ``rope_extension`` slows the rotation, so that a text
-    longer than ``train_context_length`` stays within the angles of training; see ``rope_frequencies``.
+    Dimension k is paired with k + d/2, as in Llama checkpoints. ``rope_extension`` slows the rotation, so that texts
+    longer than ``train_context_length`` stay within the angles seen in training; see ``rope_frequencies``.
 
-    A score depends on the distance alone, except with ``dynamic_ntk``. The published base of that method follows from
-    the length of the whole text, so keys cached at a shorter length would have to be rotated again. Here the base
-    belongs to the token: each token is rotated as if the text ended with it. transformers computes the same when it
-    decodes token by token. Neither caching, chunks nor later tokens therefore change a token. Beyond the training
-    length, however, two tokens have different bases, and their score no longer depends on the distance alone. ``ntk``
-    is the version with one base.
+    Scores depend only on the distance, except with ``dynamic_ntk``. As published, the base of that method depends on
+    the length of the whole text, so cached keys would have to be rotated again as the text grows. Here each token is
+    rotated as if the text ended with it, which is what transformers computes when it decodes token by token. Caching,
+    chunking and later tokens therefore do not change results. Beyond the training length, however, tokens have
+    different bases, so scores no longer depend only on the distance. ``ntk`` uses a single base.
     """
 
     @classmethod
@@ -53,26 +52,26 @@ class RotaryPositions(PositionMethod):
 
 
 def rope_frequencies(config: Any, position_ids: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:
-    """Rotation frequency of each pair of dimensions, and the factor of the rotated queries and keys.
+    """Return the rotation frequency of each dimension pair and the scale of the rotated queries and keys.
 
     With base b, factor f and training length L, the frequency of pair k is ``b ** (-2k / d)``, and
 
-    - ``linear``: divided by f (position interpolation, Chen et al. 2023, arXiv:2306.15595, section 2);
-    - ``ntk``: of base ``b * f ** (d / (d - 2))``, so that only the slowest pair is slowed by f (NTK-aware
+    - ``linear`` divides it by f (position interpolation, Chen et al. 2023, arXiv:2306.15595, section 2);
+    - ``ntk`` uses the base ``b * f ** (d / (d - 2))``, which slows only the slowest pair by the full f (NTK-aware
       interpolation, named in Peng et al. 2024, arXiv:2309.00071, section 3.1);
-    - ``dynamic_ntk``: the same with ``f * s - (f - 1)`` for f, where s is tokens up to and including this one over L,
-      at least 1 (arXiv:2309.00071, section 3.3; f as in transformers);
-    - ``yarn``: divided by f where a pair turns fewer than ``beta_slow`` times in L tokens, untouched where more than
-      ``beta_fast`` times, with a ramp between; queries and keys grow by ``0.1 ln(f) + 1`` each (arXiv:2309.00071,
-      sections 3.2 and 3.4).
+    - ``dynamic_ntk`` replaces f by ``f * s - (f - 1)``, where s is the number of tokens up to and including this one
+      divided by L, at least 1 (arXiv:2309.00071, section 3.3; f as in transformers);
+    - ``yarn`` divides it by f for pairs that turn fewer than ``beta_slow`` times in L tokens, keeps it for pairs that
+      turn more than ``beta_fast`` times, and interpolates in between; queries and keys are each multiplied by
+      ``0.1 ln(f) + 1`` (arXiv:2309.00071, sections 3.2 and 3.4).
 
     Args:
-        config: A configuration whose ``rope_extension`` has been checked.
+        config: A validated config.
         position_ids: ``(B, Q)``, tokens.
         dtype: float32 or float64.
 
     Returns:
-        ``(d / 2,)``, or ``(B, Q, d / 2)`` for ``dynamic_ntk``, radians per token; and the multiplier.
+        Frequencies in radians per token, ``(d / 2,)`` or ``(B, Q, d / 2)`` for ``dynamic_ntk``; and the scale.
     """
     dim, base, extension = config.head_dim, config.rope_theta, config.rope_extension or {}
     exponents = torch.arange(0, dim, 2, device=position_ids.device, dtype=dtype) / dim
@@ -93,7 +92,7 @@ def rope_frequencies(config: Any, position_ids: Tensor, dtype: torch.dtype) -> t
 
 
 def _yarn_ramp(config: Any, exponents: Tensor) -> Tensor:
-    """How much of a pair is interpolated: 0 for the fast ones, 1 for the slow ones, ends rounded outwards."""
+    """Interpolated share of each pair, from 0 for fast pairs to 1 for slow ones; the ramp's ends round outwards."""
 
     def pair_of(num_turns: float) -> float:
         turned = config.train_context_length / (num_turns * 2 * math.pi)
@@ -116,7 +115,7 @@ def _check_extension(extension: dict[str, Any], head_dim: int) -> None:
         raise ValueError(f"rope_extension type must be one of {', '.join(ROPE_EXTENSION_KEYS)}, got {kind!r}")
     needed, optional = ROPE_EXTENSION_KEYS[kind]
     if not needed <= set(extension) <= needed | optional:
-        also = f" and may have {sorted(optional)}" if optional else ""
+        also = f" and optionally {sorted(optional)}" if optional else ""
         raise ValueError(f"rope_extension of type {kind} takes the keys {sorted(needed)}{also}, got {extension}")
     for key in set(extension) - {"type"}:
         low, number = (1 if key == "factor" else 0), extension[key]

@@ -1,8 +1,8 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Tensor parallelism of what is not a linear layer: slopes and per-head norms. Travels to the Hub.
+"""Tensor parallelism of slopes and per-head norms, which are not linear layers. Exported to the Hub.
 
-Every rank attends with its own heads, an equal share in their order. Slopes and norms are small, so each rank holds
-all of them; the style in the plan only gives their modules the mesh, and these ask here for what is theirs.
+Each rank attends with an equal, contiguous share of the heads. Slopes and norms are small, so every rank keeps all of
+them. The parallel style passes the mesh to their modules, which select their share with the functions below.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ if torch.distributed.is_available():
 
 
 class HeadParallel(TensorParallelLayer):
-    """Style that sets ``head_mesh``, over whose ranks heads are split, in every part of a module that has it as None.
+    """Parallel style that sets ``head_mesh``, over whose ranks heads are split, on each submodule that declares it.
 
     Raises:
         ValueError: The heads cannot be split evenly.
@@ -34,7 +34,7 @@ class HeadParallel(TensorParallelLayer):
 
 
 def heads_of_rank(states: Tensor, head_mesh: Any | None) -> Tensor:
-    """What ``(..., H)`` holds for the heads of this rank; the gradients of all ranks meet again in the whole."""
+    """Select this rank's heads from ``(..., H)``. The backward pass gathers the gradients of all ranks."""
     if head_mesh is None:
         return states
     whole = DTensor.from_local(states, head_mesh, [Replicate()], run_check=False)
@@ -42,10 +42,10 @@ def heads_of_rank(states: Tensor, head_mesh: Any | None) -> Tensor:
 
 
 def shared_by_ranks(weight: Tensor, head_mesh: Any | None) -> Tensor:
-    """A weight that each rank uses on its own heads only: its gradient is the sum over the ranks.
+    """Return a weight that each rank applies to its own heads only; its gradient is summed over the ranks.
 
-    The style ``replicated_with_grad_allreduce`` of transformers 5.23 sums what has accumulated, and so adds earlier
-    micro-batches once for every rank.
+    The style ``replicated_with_grad_allreduce`` of transformers 5.23 reduces the accumulated gradient, so it counts
+    earlier micro-batches once per rank.
     """
     if head_mesh is None:
         return weight

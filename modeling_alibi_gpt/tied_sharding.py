@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""FSDP2 with tied embeddings, which transformers 5.23 trains wrongly by its own order of steps. Travels to the Hub."""
+"""FSDP2 with tied embeddings, which transformers 5.23 trains incorrectly by default. Exported to the Hub."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,18 +8,18 @@ from torch import nn
 
 
 class TiedSharding:
-    """Base of a model with tied embeddings, before ``PreTrainedModel``: ties them before FSDP2 divides the weights.
+    """Mixin, placed before ``PreTrainedModel``, that ties embeddings before FSDP2 shards the weights.
 
-    Tied after that, as transformers does, the output layer keeps a copy that no step updates.
+    transformers ties them afterwards, which leaves the output layer a copy that no optimizer step updates.
     """
 
     def share_outermost_unit(self) -> None:
-        """Leave embeddings and output layer to one unit of FSDP2, the outermost; called after ``post_init``."""
+        """Keep embeddings and output layer in the root FSDP2 unit. Call it after ``post_init``."""
         self._fsdp_plan.pop("lm_head")
 
     @classmethod
     def maybe_distribute_model(cls, model: nn.Module, distributed_config: Any, mesh_manager: Any) -> nn.Module:
-        """Tensor parallelism, which looks for both weights by name; then the tie; then FSDP2."""
+        """Apply tensor parallelism, which looks up both weights by name; then tie them; then apply FSDP2."""
         distribute = super().maybe_distribute_model
         if mesh_manager is None or distributed_config.dp_size == 1:
             return distribute(model, distributed_config, mesh_manager)

@@ -1,4 +1,4 @@
-"""``alibi-gpt benchmark`` under the name that it has in a checkout."""
+"""``alibi-gpt benchmark`` as a script of the repository."""
 
 import sys
 from functools import partial

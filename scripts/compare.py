@@ -1,4 +1,4 @@
-"""``alibi-gpt compare`` under the name that it has in a checkout."""
+"""``alibi-gpt compare`` as a script of the repository."""
 
 import sys
 from functools import partial

@@ -1,4 +1,4 @@
-"""``alibi-gpt convert`` under the name that it has in a checkout."""
+"""``alibi-gpt convert`` as a script of the repository."""
 
 import sys
 from functools import partial

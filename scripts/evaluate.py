@@ -1,4 +1,4 @@
-"""``alibi-gpt evaluate`` under the name that it has in a checkout."""
+"""``alibi-gpt evaluate`` as a script of the repository."""
 
 import sys
 from functools import partial

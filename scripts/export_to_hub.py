@@ -1,4 +1,4 @@
-"""``alibi-gpt export`` under the name that it has in a checkout."""
+"""``alibi-gpt export`` as a script of the repository."""
 
 import sys
 from functools import partial

@@ -1,4 +1,4 @@
-"""``alibi-gpt generate`` under the name that it has in a checkout."""
+"""``alibi-gpt generate`` as a script of the repository."""
 
 import sys
 from functools import partial

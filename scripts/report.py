@@ -1,4 +1,4 @@
-"""``alibi-gpt report`` under the name that it has in a checkout."""
+"""``alibi-gpt report`` as a script of the repository."""
 
 import sys
 from functools import partial

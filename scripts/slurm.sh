@@ -1,7 +1,7 @@
 #!/bin/bash
 # Trains on several nodes: sbatch --nodes 4 scripts/slurm.sh configs/accelerate/fsdp2.yaml EXPERIMENT.yaml [--set a.b=c ...]
-# The checkpoints must lie on a file system that all nodes share. A job that is preempted or fails is queued again and
-# goes on from its last whole checkpoint.
+# Checkpoints must be on a file system shared by all nodes. A job that is preempted or fails is requeued and resumes
+# from its last complete checkpoint.
 #SBATCH --job-name=alibi-gpt
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -18,11 +18,11 @@ if (($# < 2)); then
 fi
 PROCESSES_PER_NODE=${PROCESSES_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}
 MAIN_NODE=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-# Below 32768, where Linux begins to give out ports to whoever connects.
+# Below 32768, where the range of ephemeral ports begins on Linux.
 MAIN_PORT=${MAIN_PORT:-$((10000 + SLURM_JOB_ID % 20000))}
 export MAIN_NODE MAIN_PORT NUM_PROCESSES=$((SLURM_JOB_NUM_NODES * PROCESSES_PER_NODE))
 
-# One launcher a node; each must know its own number, which only srun can tell it.
+# One launcher per node; each gets its rank from srun.
 srun --kill-on-bad-exit=1 bash -c '
     config=$1 experiment=$2
     shift 2

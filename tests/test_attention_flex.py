@@ -191,10 +191,10 @@ def test_generated_tokens_are_those_of_sdpa(case: str, cache: str | None) -> Non
 
 def test_refusals_say_what_to_do() -> None:
     model, batch = make_model("alibi", "flex_attention"), BATCHES["whole"]
-    with pytest.raises(ValueError, match="no gradients on a CPU: train on sdpa, eager or alibi_banded"):
+    with pytest.raises(ValueError, match="no gradients on a CPU: train with sdpa, eager or alibi_banded"):
         model(batch.token_ids)
     length = batch.token_ids.shape[1]
-    with torch.no_grad(), pytest.raises(ValueError, match="got one of four, which sdpa and eager take"):
+    with torch.no_grad(), pytest.raises(ValueError, match="got a 4D mask: use sdpa or eager"):
         model(batch.token_ids, attention_mask=torch.ones(1, 1, length, length, dtype=torch.bool).tril())
     with torch.no_grad(), pytest.raises(torch._dynamo.exc.Unsupported, match="does not compile on a CPU"):
         torch.compile(model, fullgraph=True)(batch.token_ids, use_cache=False)

@@ -27,23 +27,23 @@ def test_derived_values() -> None:
         ({"alibi_betta": 2.0}, "did you mean 'alibi_beta'"),
         ({"n_head": 4}, "did you mean 'num_attention_heads'"),
         ({"max_position_embeddings": 2048}, "did you mean 'train_context_length'"),
-        ({"frobnicate": 1}, "see AlibiGPTConfig for the fields"),
+        ({"frobnicate": 1}, "unknown field 'frobnicate' in AlibiGPTConfig; see its docstring"),
         ({"alibi_beta": 0.0}, "alibi_beta must be a finite number above 0, got 0.0"),
         ({"alibi_beta": -0.5}, "alibi_beta must be a finite number above 0"),
         ({"alibi_beta": float("nan")}, "alibi_beta must be a finite number above 0"),
         ({"alibi_beta": float("inf")}, "alibi_beta must be a finite number above 0"),
         ({"alibi_bias_max": 0}, "alibi_bias_max must be a finite number above 0"),
-        ({"alibi_slopes": [1.0] * 12}, "alibi_slopes go with alibi_slope_kind custom, got .* and 'geometric'"),
-        ({"alibi_slope_kind": "custom"}, "alibi_slopes go with alibi_slope_kind custom, got None"),
+        ({"alibi_slopes": [1.0] * 12}, "alibi_slope_kind 'custom' require each other, got .* and 'geometric'"),
+        ({"alibi_slope_kind": "custom"}, "alibi_slope_kind 'custom' require each other, got None"),
         ({"alibi_slope_kind": "custom", "alibi_slopes": [0.0] * 12}, "alibi_slopes: every custom slope must be"),
         ({"alibi_beta": [1.0, 2.0]}, "alibi_beta"),
         ({"alibi_slope_kind": "custom", "alibi_slopes": [1.0] * 3}, "expected 12 values, one per head, got 3"),
         ({"alibi_slope_kind": "linear"}, "alibi_slope_kind must be one of geometric, uniform, custom, got 'linear'"),
-        ({"position_method": "rope", "alibi_beta": 2}, "alibi_beta would change nothing: position_method 'rope'"),
-        ({"position_method": "none", "alibi_trainable": "beta"}, "alibi_trainable would change nothing"),
-        ({"position_method": "t5", "alibi_scaling": {"type": "dynamic_ntk"}}, "alibi_scaling would change nothing"),
+        ({"position_method": "rope", "alibi_beta": 2}, "alibi_beta would have no effect with position_method 'rope'"),
+        ({"position_method": "none", "alibi_trainable": "beta"}, "alibi_trainable would have no effect"),
+        ({"position_method": "t5", "alibi_scaling": {"type": "dynamic_ntk"}}, "alibi_scaling would have no effect"),
         ({"alibi_trainable": "all"}, "alibi_trainable must be one of none, beta, slopes"),
-        ({"alibi_tolerance": 0.0}, "alibi_tolerance must lie between 0 and 1"),
+        ({"alibi_tolerance": 0.0}, "alibi_tolerance must be between 0 and 1"),
         ({"alibi_scaling": {"type": "yarn"}}, "alibi_scaling type must be one of"),
         ({"alibi_scaling": {"type": "linear"}}, "takes the keys"),
         ({"alibi_scaling": {"type": "dynamic_ntk", "factor": 2.0}}, "takes the keys"),
@@ -88,7 +88,7 @@ def test_derived_values() -> None:
         ({"position_method": "sandwich", "sandwich_dim": 3}, "sandwich_dim must be even and at least 2, got 3"),
         ({"rope_parameters": {}}, "did you mean 'rope_extension'"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "did you mean 'rope_extension'"),
-        ({"attention_dropout": 1.0}, "attention_dropout must lie in"),
+        ({"attention_dropout": 1.0}, "attention_dropout must be in"),
         ({"clip_qkv": 0.0}, "clip_qkv must be a finite number above 0"),
         ({"attention_scale": math.inf}, "attention_scale must be a finite number above 0 or null, got inf"),
         ({"initializer_range": math.nan}, "initializer_range must be a finite number of at least 0, got nan"),
@@ -173,9 +173,9 @@ def test_a_saved_field_that_the_method_does_not_read_is_reported_and_left_out(tm
     loaded = AlibiGPTConfig.from_pretrained(tmp_path)
     logging.get_logger("transformers").removeHandler(caplog.handler)
     assert (loaded.position_method, loaded.alibi_beta) == ("rope", 1.0)
-    assert "holds 'alibi_beta', which position_method 'rope' does not read" in caplog.text
+    assert "ignoring 'alibi_beta' in the config: position_method 'rope' does not use it" in caplog.text
     assert AlibiGPTConfig.from_pretrained(tmp_path, position_method="alibi").alibi_beta == 2.0
-    with pytest.raises((ValueError, StrictDataclassError), match="alibi_beta would change nothing"):
+    with pytest.raises((ValueError, StrictDataclassError), match="alibi_beta would have no effect"):
         AlibiGPTConfig.from_pretrained(tmp_path, alibi_beta=4.0)
 
 

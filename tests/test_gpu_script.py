@@ -34,5 +34,5 @@ def test_a_part_that_outlasts_its_time_leaves_the_others_theirs(tmp_path: Path) 
 
 def test_unknown_parts_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu.main(["--parts", "attention,speed", "--output-dir", str(tmp_path / "new")]) == 2
-    assert "no such part: speed" in capsys.readouterr().err
+    assert "unknown part speed" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

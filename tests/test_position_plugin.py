@@ -133,7 +133,7 @@ def test_what_cannot_be_registered() -> None:
         config_fields = {"hidden_size": 1}
 
     for name in ("alibi", "mine"):
-        with pytest.raises(ValueError, match=f"position_method '{name}' is taken by "):
+        with pytest.raises(ValueError, match=f"position_method '{name}' is already registered by "):
             register_position_method(name, Other)
     with pytest.raises(ValueError, match="must be a subclass of PositionMethod, got <class 'int'>"):
         register_position_method("number", int)
@@ -187,7 +187,7 @@ def test_an_experiment_imports_its_plugins_and_a_checkpoint_none(tmp_path: Path)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "error: plugins: there is no module 'my_positions', installed or in "),
+        (None, "error: plugins: no module 'my_positions' is installed or in "),
         ("import no_such_package", "error: plugins: 'my_positions' needs the module 'no_such_package', which is not"),
         ("1 / 0", "error: plugins: 'my_positions' cannot be imported: ZeroDivisionError: division by zero"),
     ],

@@ -1,4 +1,4 @@
-"""The bias of a model as records: ALiBi's as a matrix, any method's by head and distance, and slopes that learned."""
+"""Records of a model's position bias: matrices of ALiBi, curves by head and distance, and learned slopes."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ POINTS_PER_OCTAVE = 4
 
 
 def bias_matrix_records(model: PreTrainedModel, name: str) -> list[dict[str, Any]]:
-    """One ``bias_matrix`` record, of the first layer; none for a model whose positions are no bias with slopes.
+    """Return one ``bias_matrix`` record for the first layer; none for a model without ALiBi slopes.
 
     Args:
         model: A causal language model.
@@ -33,7 +33,7 @@ def bias_matrix_records(model: PreTrainedModel, name: str) -> list[dict[str, Any
 
 
 def learned_slopes(model: PreTrainedModel) -> dict[str, Any]:
-    """What a model with learned slopes ended with: ``slopes_by_layer``, and ``beta_by_layer`` where only beta learns.
+    """Return the trained ``slopes_by_layer``, and ``beta_by_layer`` if only beta was trained.
 
     Args:
         model: A causal AlibiGPT whose ``alibi_trainable`` is ``beta`` or ``slopes``.
@@ -47,10 +47,10 @@ def learned_slopes(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def bias_by_distance(model: PreTrainedModel) -> list[list[list[float]]] | None:
-    """The bias of every layer and head, nats, at each of ``drawn_distances``; None for a model without one.
+    """Return the bias of each layer and head, in nats, at each of ``drawn_distances``; None for a model without bias.
 
-    Seen by the last query of a text of ``DRAWN_TIMES_TRAINED`` training lengths. A method that is shared by the layers
-    has one layer here.
+    The query is the last one of a text of ``DRAWN_TIMES_TRAINED`` training lengths. A bias that all layers share is
+    returned as one layer.
 
     Args:
         model: A causal language model.
@@ -69,12 +69,12 @@ def bias_by_distance(model: PreTrainedModel) -> list[list[list[float]]] | None:
 def bias_by_distance_records(
     model: PreTrainedModel, name: str, before: list[list[list[float]]] | None
 ) -> list[dict[str, Any]]:
-    """One ``bias_by_distance`` record; none for a model without a bias.
+    """Return one ``bias_by_distance`` record; none for a model without a bias.
 
     Args:
-        model: A causal language model after its training.
+        model: A trained causal language model.
         name: Name in the record.
-        before: What ``bias_by_distance`` gave before the training.
+        before: Result of ``bias_by_distance`` before training.
     """
     after = bias_by_distance(model)
     if after is None:
@@ -93,7 +93,7 @@ def bias_by_distance_records(
 
 
 def drawn_distances(train_context_length: int) -> list[int]:
-    """Distances in tokens from 0 to beyond the training length, as dense on a logarithmic scale as is drawn."""
+    """Distances in tokens from 0 to ``DRAWN_TIMES_TRAINED`` training lengths, evenly spaced on a log scale."""
     longest = DRAWN_TIMES_TRAINED * train_context_length
     num_points = int(POINTS_PER_OCTAVE * math.log2(longest)) + 1
     return sorted({0, longest, *(round(2 ** (point / POINTS_PER_OCTAVE)) for point in range(num_points))})

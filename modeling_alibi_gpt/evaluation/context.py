@@ -1,7 +1,6 @@
-"""Tests whether a model uses distant text: scores the same tokens with their whole context, without its far part, and
-with a replaced far part.
+"""Tests whether a model uses distant text, by scoring the same tokens with and without the far part of their context.
 
-Needs no training, only a checkpoint and a text of several documents.
+The far part is replaced by another document or cut off. The test needs a checkpoint and a text of several documents.
 """
 
 import hashlib
@@ -78,20 +77,20 @@ class ContextConfig(MeasurementConfig, GridConfig):
         super().__post_init__()
         for name in ("max_tokens", "stride_tokens"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name} is not used here: num_windows says how much is read; leave it out")
+                raise ValueError(f"{name} is not used here: remove it and set num_windows")
         if self.kept_tokens is not None:
             check_each_once("kept_tokens", self.kept_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContextWindows:
-    """W windows of L tokens of context each, whose last S predictions are scored.
+    """W windows of L context tokens, of which the last S predictions are scored.
 
     Attributes:
         whole: ``(W, L + 1)`` token ids.
-        others: ``(W, L)``: the text of another document, to replace the first tokens of a window.
+        others: ``(W, L)`` token ids of another document, which replace the first tokens of a window.
         scored_tokens: S.
-        bin_edges: Where bins of distances begin and end, in tokens.
+        bin_edges: Edges of the distance bins, in tokens.
     """
 
     whole: np.ndarray
@@ -100,7 +99,7 @@ class ContextWindows:
     bin_edges: Sequence[int]
 
     def read(self, reading: str, kept_tokens: int | None) -> np.ndarray:
-        """The sequences that a model is given for a reading."""
+        """Input sequences for a reading."""
         if kept_tokens is None:
             return self.whole
         num_far = self.whole.shape[1] - self.scored_tokens - kept_tokens
@@ -109,7 +108,7 @@ class ContextWindows:
 
     @cached_property
     def last_occurrence(self) -> np.ndarray:
-        """``(W, S)``: how many tokens ago each scored token occurred last; 0 where it is nowhere in the window."""
+        """Distance ``(W, S)``, tokens, back to the last occurrence of each scored token; 0 if there is none."""
         distances = np.zeros((len(self.whole), self.scored_tokens), dtype=np.int64)
         first_scored = self.whole.shape[1] - self.scored_tokens
         for row, window in enumerate(self.whole.tolist()):
@@ -122,18 +121,18 @@ class ContextWindows:
 
 
 def run_context(config: ContextConfig, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
-    """Measure the grid and return its ``context`` records, models first, then readings, then kept tokens.
+    """Measure the grid and return its ``context`` records, ordered by model, reading and kept tokens.
 
-    The readings: ``whole`` windows; ``replaced``, where everything further back than ``kept_tokens`` is the text of
-    another document; ``cut``, where it is not there.
+    The readings are ``whole`` windows; ``replaced``, where tokens further back than ``kept_tokens`` come from another
+    document; and ``cut``, where they are removed.
 
     Args:
         config: The grid.
-        on_row: Called in the main process with each record, measured or found, as soon as it is available.
+        on_row: Called in the main process with each record, new or already in the file, as soon as it is available.
 
     Raises:
-        ValueError: A model, the text or a setting cannot be used. A model that fails is no such case: its record says
-            why in ``error``.
+        ValueError: A model, the text or a setting cannot be used. If a model fails while it is measured, its record
+            gives the reason in ``error`` instead.
     """
     configs = [load_model_config(model_dir, config.overrides) for model_dir in config.models]
     context, kept, edges = _sizes(config, configs)
@@ -168,23 +167,23 @@ def run_context(config: ContextConfig, on_row: Callable[[Row], None] = lambda ro
 
 
 def format_context(rows: Sequence[Row]) -> str:
-    """Format records as a text table: a row for each model and reading, a column for each amount of context."""
+    """Format records as a text table with one row per model and reading, and one column per amount of context."""
     return table_text(context_table(rows))
 
 
 def _sizes(config: ContextConfig, configs: Sequence[Any]) -> tuple[int, list[int], list[int]]:
-    """Tokens of context, kept tokens, and the edges of the bins of distances."""
+    """Context tokens, kept tokens, and the edges of the distance bins."""
     lengths = [1, *default_lengths(configs)] if any(map(train_context_length, configs)) else [1]
     context = config.context_tokens or (lengths[-1] if len(lengths) > 1 else None)
     if context is None:
-        raise ValueError("no model says its training length, set context_tokens")
+        raise ValueError("no model config contains a training length: set context_tokens")
     trained = lengths[1] if len(lengths) > 1 else context // DEFAULT_MULTIPLES[-1]
     kept = config.kept_tokens
     if kept is None:
         kept = [k for power in range(-2, 16) if 1 <= (k := int(trained * 2.0**power)) <= context // 2]
     if not kept or max(kept) + config.scored_tokens > context:
         raise ValueError(
-            f"kept_tokens and scored_tokens must fit into context_tokens ({context}) together, got {kept} and "
+            f"kept_tokens plus scored_tokens must be at most context_tokens ({context}), got {kept} and "
             f"{config.scored_tokens}"
         )
     edges = {1, trained // 16, trained // 4, *lengths, context + 1}
@@ -192,7 +191,7 @@ def _sizes(config: ContextConfig, configs: Sequence[Any]) -> tuple[int, list[int
 
 
 def _document_tokens(documents: Any, tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
-    """``input_ids`` of each document, ended by eos."""
+    """``input_ids`` of each document, ending with eos."""
     parts_of: list[list[np.ndarray]] = []
     for ids, is_first in token_rows(document_rows(documents), tokenizer):
         if is_first:
@@ -212,8 +211,8 @@ def _windows(
     long = [ids for ids in tokenized if len(ids) > context]
     if len(long) < 2:
         raise ValueError(
-            f"what is distant is replaced by the text of another document: expected at least 2 documents of more than "
-            f"{context} tokens, got {len(long)} of {len(tokenized)}; give more text or lower context_tokens"
+            f"expected at least 2 documents of more than {context} tokens, got {len(long)} of {len(tokenized)}: one "
+            "replaces distant text of the other; provide more text or lower context_tokens"
         )
     places = [
         (document, start)
@@ -221,7 +220,7 @@ def _windows(
         for start in range(0, len(ids) - context, config.scored_tokens)
     ]
     if len(places) < config.num_windows:
-        raise ValueError(f"the text holds {len(places)} windows of {context} tokens, lower num_windows to that")
+        raise ValueError(f"the text has {len(places)} windows of {context} tokens: lower num_windows to at most that")
     chosen = [places[i] for i in np.linspace(0, len(places) - 1, config.num_windows).round().astype(int)]
     whole, others = [], []
     for document, start in chosen:
@@ -236,7 +235,7 @@ def _windows(
 
 @dataclass
 class _Scores:
-    """Losses of one model; those of the whole windows are kept, for every other reading is a difference from them."""
+    """Losses of one model. Those of the whole windows are cached, because all readings are compared with them."""
 
     windows: ContextWindows
     batch_tokens: int
@@ -253,7 +252,7 @@ class _Scores:
             device=process_state().device,
         )
         if not np.isfinite(nats).all():
-            raise ValueError("the loss is no finite number")
+            raise ValueError("the loss is not a finite number")
         if kept_tokens is None:
             self.whole = nats
         return nats
@@ -272,9 +271,9 @@ def _measure(scores: _Scores, model: PreTrainedModel, row: Row) -> Row:
 
 
 def _by_last_occurrence(windows: ContextWindows, nats: np.ndarray) -> dict[str, Any]:
-    """Mean loss by how long ago a token occurred last in the whole window, whatever the model has read of it."""
+    """Mean loss by distance to a token's last occurrence in the whole window, even if the model did not read it."""
     edges = windows.bin_edges
-    bins = np.digitize(windows.last_occurrence, edges)  # 0 for tokens that did not occur
+    bins = np.digitize(windows.last_occurrence, edges)  # 0 for tokens that did not occur before
     num_tokens = np.bincount(bins.ravel(), minlength=len(edges))
     sums = np.bincount(bins.ravel(), weights=nats.ravel(), minlength=len(edges))
     means = [float(total / count) if count else None for total, count in zip(sums, num_tokens, strict=True)]

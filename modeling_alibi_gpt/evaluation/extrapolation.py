@@ -1,4 +1,4 @@
-"""Length extrapolation: perplexity over a grid of models, window lengths and protocols, resumable row by row."""
+"""Length extrapolation: perplexity over a grid of models, window lengths and protocols. Resumable row by row."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -70,15 +70,15 @@ class Subject:
 def run_extrapolation(
     config: ExtrapolationConfig, on_row: Callable[[dict[str, Any]], None] = lambda row: None
 ) -> list[dict[str, Any]]:
-    """Measure the grid and return its ``extrapolation`` records, models first, then protocols, then lengths.
+    """Measure the grid and return its ``extrapolation`` records, ordered by model, protocol and length.
 
     Args:
         config: The grid.
-        on_row: Called in the main process with each record, measured or found, as soon as it is available.
+        on_row: Called in the main process with each record, new or already in the file, as soon as it is available.
 
     Raises:
-        ValueError: A model, the text or a setting cannot be used. A model that fails at a length raises nothing; its
-            record gives the reason in ``error``.
+        ValueError: A model, the text or a setting cannot be used. If a model fails at a length, its record gives the
+            reason in ``error`` instead.
     """
     subjects = _load_subjects(config)
     lengths = _grid_lengths(config, subjects)
@@ -95,9 +95,9 @@ def run_extrapolation(
 
 
 def position_bins(scores: WindowScores) -> dict[str, list[Any]]:
-    """Mean loss by position in the window, in bins whose edges are 0, 1, 2, 4, 8 ... L tokens.
+    """Return the mean loss by position in the window, in bins with edges 0, 1, 2, 4, 8 ... L tokens.
 
-    Bin b holds the positions from edge b to before edge b + 1; position p predicts from the p + 1 tokens before.
+    Bin b covers positions from edge b up to but excluding edge b + 1. Position p predicts from p + 1 tokens.
     """
     length = scores.length_tokens
     edges = [0, *(2**power for power in range(length.bit_length()) if 2**power < length), length]
@@ -111,16 +111,14 @@ def position_bins(scores: WindowScores) -> dict[str, list[Any]]:
 
 
 def format_grid(rows: Sequence[dict[str, Any]]) -> str:
-    """Format records as a text table: a row for each model and protocol, a column for each length, and the errors of
-    missing figures.
-    """
+    """Format records as a text table: one row per model and protocol, one column per length, and the errors."""
     return table_text(extrapolation_table(rows))
 
 
 def _load_subjects(config: ExtrapolationConfig) -> list[Subject]:
     subjects = []
     for name, model_dir in config.named_models:
-        model_config = load_model_config(model_dir, config.overrides)  # refused before any text is read
+        model_config = load_model_config(model_dir, config.overrides)  # fail before any text is read
         text = load_text(config, load_model_tokenizer(model_dir))
         provenance = measurement_provenance(config, text, checkpoint_fingerprint(model_dir))
         subjects.append(
@@ -136,7 +134,7 @@ def _load_subjects(config: ExtrapolationConfig) -> list[Subject]:
 
 
 def _grid_lengths(config: ExtrapolationConfig, subjects: Sequence[Subject]) -> list[int]:
-    """The lengths, checked against strides and texts before anything is measured."""
+    """The lengths, validated against strides and texts before anything is measured."""
     lengths = config.lengths_tokens or default_lengths([subject.model_config for subject in subjects])
     for length in lengths:
         for protocol in config.protocols:
@@ -147,7 +145,7 @@ def _grid_lengths(config: ExtrapolationConfig, subjects: Sequence[Subject]) -> l
 
 
 def _blank_rows(config: ExtrapolationConfig, subject: Subject, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows of a model with everything but what is measured."""
+    """The rows of a model without the measured fields."""
     return [
         {
             "kind": "extrapolation",

@@ -1,4 +1,4 @@
-"""Text from a checkpoint, through transformers' own pipeline."""
+"""Generates text from a checkpoint with the pipeline of transformers."""
 
 from typing import Annotated, Any, Literal
 
@@ -23,11 +23,11 @@ class GenerateConfig:
     do_sample: bool = True
     """Whether to sample; false takes the most likely token each time."""
     temperature: Positive = 0.8
-    """Of sampling."""
+    """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
-    """Of sampling."""
+    """Nucleus sampling: share of the probability from which tokens are drawn."""
     seed: int = 0
-    """Of sampling."""
+    """Seed of sampling."""
     dtype: Literal[*DTYPES] = "float32"
     """``float32`` or ``bfloat16``."""
     attn_implementation: str | None = None
@@ -42,10 +42,10 @@ class GenerateConfig:
 
 
 def generate_text(config: GenerateConfig) -> dict[str, Any]:
-    """Continue the prompt and return ``prompt`` and ``text``, the whole of it.
+    """Continue the prompt. Returns ``prompt`` and ``text``, which includes the prompt.
 
     Raises:
-        ValueError: The model or a setting cannot be used, or the text outgrows the model's table of positions.
+        ValueError: The model or a setting cannot be used, or the text exceeds the model's position table.
     """
     tokenizer = load_model_tokenizer(config.model)
     model = load_causal_lm(config.model, dtype=config.dtype, attn_implementation=config.attn_implementation)
@@ -65,7 +65,7 @@ def generate_text(config: GenerateConfig) -> dict[str, Any]:
         if (longest := train_context_length(model.config)) is None:
             raise
         raise ValueError(
-            f"{config.model}: the text cannot grow by max_new_tokens = {config.max_new_tokens}, its table of "
-            f"positions ends at {longest}; ask for a smaller max_new_tokens"
+            f"{config.model}: the prompt plus max_new_tokens = {config.max_new_tokens} exceeds the model's position "
+            f"table of {longest} tokens: lower max_new_tokens"
         ) from error
     return {"prompt": config.prompt, "text": text}

@@ -1,4 +1,4 @@
-"""Measurements of several checkpoints over a grid: each row is written when it is done and never computed again."""
+"""Measures several checkpoints over a grid. Each row is saved when it is done and never computed again."""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -18,14 +18,14 @@ from modeling_alibi_gpt.runtime.records import append_record, read_records
 
 
 Row = dict[str, Any]
-# The grid of lengths, in training lengths, when none is given.
+# Default lengths, as multiples of the training length.
 DEFAULT_MULTIPLES = (1, 2, 4, 8, 16)
 _KEY_PROVENANCE = ("model_fingerprint", "stream_fingerprint", "dtype", "attn_implementation")
 
 
 @config_dataclass
 class GridConfig(ReadingConfig):
-    """Which checkpoints a grid is of, and where its rows go."""
+    """The checkpoints to measure and the file for the results."""
 
     models: list[str]
     """Checkpoint folders; each model uses its own tokenizer."""
@@ -44,9 +44,7 @@ class GridConfig(ReadingConfig):
         super().__post_init__()
         check_each_once("models", self.models)
         if self.names is not None and len(set(self.names)) != len(self.models):
-            raise ValueError(
-                f"names must be one of its own for each of the {len(self.models)} models, got {self.names}"
-            )
+            raise ValueError(f"names must be unique, one for each of the {len(self.models)} models, got {self.names}")
 
     @property
     def named_models(self) -> list[tuple[str, str]]:
@@ -59,10 +57,10 @@ class ModelRows:
     """The rows of one model before its weights are loaded.
 
     Attributes:
-        model_dir: Its folder.
-        model_config: Its config, with the overrides laid over it.
-        blanks: The rows with everything but what is measured.
-        measure: From the model and one of these to the measured fields. A ``ValueError`` becomes the row's ``error``.
+        model_dir: Folder of the model.
+        model_config: Its config, with the overrides applied.
+        blanks: The rows without the measured fields.
+        measure: Maps the model and one of these rows to the measured fields. A ``ValueError`` becomes its ``error``.
     """
 
     model_dir: str
@@ -78,13 +76,13 @@ def run_grid(
     key_fields: Sequence[str],
     on_row: Callable[[Row], None] = lambda row: None,
 ) -> list[Row]:
-    """Measure the rows that the output file does not hold yet, and return all of them in order.
+    """Measure the rows that are missing from the output file, and return all rows in order.
 
     Args:
-        config: Where the rows go, and how a model is loaded.
-        grid: What is measured.
-        key_fields: Fields that tell a row of this kind from all others, beside its provenance and its overrides.
-        on_row: Called in the main process with each record, measured or found, as soon as it is available.
+        config: The output file, and how models are loaded.
+        grid: The rows to measure.
+        key_fields: Fields that identify a row of this kind, in addition to its provenance and overrides.
+        on_row: Called in the main process with each record, new or already in the file, as soon as it is available.
     """
     finished = _finished_rows(config.output, grid[0].blanks[0]["kind"], key_fields)
     is_main = process_state().is_main_process
@@ -108,25 +106,25 @@ def run_grid(
 
 
 def check_each_once(name: str, values: Sequence[Any]) -> None:
-    """Raise a ValueError unless a list of settings holds something, and nothing twice."""
+    """Raise ValueError if a list of settings is empty or contains duplicates."""
     if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name} must be one or more, each once, got {values}")
+        raise ValueError(f"{name} must be a list of one or more different values, got {values}")
 
 
 def default_lengths(configs: Iterable[PreTrainedConfig]) -> list[int]:
-    """``DEFAULT_MULTIPLES`` of the shortest training length of some models.
+    """Return ``DEFAULT_MULTIPLES`` of the shortest training length of the models.
 
     Raises:
-        ValueError: None of them says its training length.
+        ValueError: No config contains a training length.
     """
     known = [length for config in configs if (length := train_context_length(config))]
     if not known:
-        raise ValueError("no model says its training length, set lengths_tokens")
+        raise ValueError("no model config contains a training length: set lengths_tokens")
     return [multiple * min(known) for multiple in DEFAULT_MULTIPLES]
 
 
 def distinct_names(model_dirs: Sequence[str]) -> list[str]:
-    """The last parts of each path, as many as tell the folders apart."""
+    """Shortest path suffixes, all of the same depth, that distinguish the folders."""
     parts = [Path(model_dir).resolve().parts for model_dir in model_dirs]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -152,7 +150,7 @@ def _measured(of_model: ModelRows, model: PreTrainedModel, blank: Row) -> Row:
 
 
 def _finished_rows(output: str, kind: str, key_fields: Sequence[str]) -> dict[tuple[Any, ...], Row]:
-    """The rows of a kind that a file holds by their key, as the main process sees it."""
+    """Rows of a kind in the output file by key, as the main process reads it."""
     finished = [None]
     if process_state().is_main_process and Path(output).exists():
         finished = [read_records(output)]

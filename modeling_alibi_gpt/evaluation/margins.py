@@ -1,4 +1,4 @@
-"""How far each head of a trained model can look: the margins of its scores on a text, and the resulting windows."""
+"""Measures the score margins of each head of a trained model on a text, and the resulting attention windows."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from modeling_alibi_gpt.runtime.records import Record, append_record, check_reco
 
 @config_dataclass
 class MarginsConfig(MeasurementConfig):
-    """What is measured."""
+    """Settings of ``alibi-gpt margins``."""
 
     model: str
     """Checkpoint folder; its own tokenizer is used."""
     length_tokens: Count = 4096
-    """Tokens of the text to read, as one window."""
+    """Number of tokens to read as one window."""
     output: str | None = None
     """JSON Lines file to which the record is appended."""
 
@@ -28,7 +28,7 @@ def measure_margins(config: MarginsConfig) -> Record:
     """Measure one checkpoint and return its ``margins`` record, appended to ``config.output``.
 
     Raises:
-        ValueError: The model has no ALiBi with one slope a head, or the text is too short.
+        ValueError: The model does not use ALiBi with one slope per head, or the text is too short.
     """
     text = load_text(config, load_model_tokenizer(config.model))
     text.check_length(config.length_tokens)

@@ -1,4 +1,4 @@
-"""Shared code of measurements of a checkpoint on a text: settings, text, figures and their provenance."""
+"""Shared code for measuring a checkpoint on a text: settings, text, metrics and provenance."""
 
 import hashlib
 import math
@@ -22,13 +22,13 @@ from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import provenance
 
 
-# Enough for a standard error, and each long enough that its neighbours say little of it.
+# Enough blocks for a standard error, each long enough to be nearly independent of its neighbours.
 NUM_BLOCKS = 16
 
 
 @config_dataclass
 class ReadingConfig:
-    """How a checkpoint is loaded and called, whatever is measured."""
+    """Settings for loading and calling a checkpoint, common to all measurements."""
 
     batch_tokens: Count = 16384
     """Largest number of tokens in one call of the model."""
@@ -47,7 +47,7 @@ class ReadingConfig:
 
 @config_dataclass
 class MeasurementConfig(ReadingConfig):
-    """Settings that a measurement has on whatever text."""
+    """Settings of a measurement on a text."""
 
     source: str = "stdlib"
     """``stdlib``; ``text:GLOB`` (plain or .gz), ``jsonl:GLOB`` or ``parquet:GLOB``, commas between several globs; or
@@ -80,27 +80,27 @@ class MeasurementConfig(ReadingConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationText:
-    """A text as one tokenizer reads it, with the fingerprint of the documents and that of their tokens."""
+    """A text encoded by one tokenizer, with fingerprints of the documents and of the tokens."""
 
     stream: TokenStream
     data_fingerprint: str
     stream_fingerprint: str
 
     def check_length(self, length_tokens: int) -> None:
-        """Raise a ValueError unless at least one whole window fits: a shorter one would pass for a longer."""
+        """Raise ValueError unless one full window fits; a shorter one would be reported under a wrong length."""
         num_tokens = len(self.stream.input_ids)
         if num_tokens <= length_tokens:
             raise ValueError(
                 f"the text has {num_tokens} tokens, a window of {length_tokens} needs {length_tokens + 1}: "
-                "give more text, raise max_tokens or lower the length"
+                "provide more text, raise max_tokens or lower the length"
             )
 
 
 def load_text(config: MeasurementConfig, tokenizer: PreTrainedTokenizerBase) -> EvaluationText:
-    """The text of a measurement, read by the main process first so that the others find it in the cache.
+    """Load and encode the text of a measurement. The main process goes first, so that the others use its cache.
 
     Raises:
-        ValueError: The source or split does not exist or holds no text.
+        ValueError: The source or split does not exist or contains no text.
     """
     documents = load_text_documents(config)
     with process_state().main_process_first():
@@ -114,10 +114,10 @@ def load_text(config: MeasurementConfig, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 def load_text_documents(config: MeasurementConfig) -> Dataset:
-    """The documents of a measurement, read by the main process first so that the others find them in the cache.
+    """Load the documents of a measurement. The main process goes first, so that the others use its cache.
 
     Raises:
-        ValueError: The source or split does not exist or holds no text.
+        ValueError: The source or split does not exist or contains no text.
     """
     with process_state().main_process_first():
         return load_documents(
@@ -129,11 +129,11 @@ def load_text_documents(config: MeasurementConfig) -> Dataset:
 
 
 def perplexity_figures(scores: WindowScores, num_bytes: Tensor | np.ndarray) -> dict[str, float | int]:
-    """Perplexity, nats per token and bits per byte of a scored stream, and the counts behind them.
+    """Return perplexity, nats per token and bits per byte of a scored stream, with token and byte counts.
 
     Args:
-        scores: Of the stream.
-        num_bytes: ``(N,)`` UTF-8 bytes that each token of the stream stands for.
+        scores: Scores of the stream.
+        num_bytes: ``(N,)`` UTF-8 bytes that each token of the stream represents.
 
     Raises:
         ValueError: The loss is not a number.
@@ -149,22 +149,22 @@ def perplexity_figures(scores: WindowScores, num_bytes: Tensor | np.ndarray) -> 
 def perplexity_of_nats(
     nats: Sequence[float], num_tokens: Sequence[int], num_bytes: Sequence[int]
 ) -> dict[str, float | int]:
-    """Perplexity, nats per token and bits per byte of sequences whose nats, tokens and bytes are already summed.
+    """Return perplexity, nats per token and bits per byte from the totals of each sequence.
 
     Args:
-        nats: Negative log likelihood of the scored tokens of each sequence.
-        num_tokens: Scored tokens of each.
-        num_bytes: UTF-8 bytes of the same tokens. Bits per byte compare models that have different tokenizers.
+        nats: Negative log-likelihood of the scored tokens of each sequence.
+        num_tokens: Number of scored tokens of each sequence.
+        num_bytes: UTF-8 bytes of the same tokens. Bits per byte are comparable across tokenizers.
 
     Raises:
         ValueError: No token or no byte was scored, or the loss is not a number.
     """
     total_nats, total_tokens, total_bytes = math.fsum(nats), int(sum(num_tokens)), int(sum(num_bytes))
     if total_tokens < 1 or total_bytes < 1:
-        raise ValueError(f"perplexity needs scored text, got {total_tokens} tokens that stand for {total_bytes} bytes")
+        raise ValueError(f"perplexity needs scored text, got {total_tokens} tokens of {total_bytes} bytes")
     nats_per_token = total_nats / total_tokens
     if not nats_per_token < math.log(sys.float_info.max):
-        raise ValueError(f"the loss is {nats_per_token} nats per token, from which no perplexity follows")
+        raise ValueError(f"the loss is {nats_per_token} nats per token, which gives no finite perplexity")
     return {
         "nats_per_token": nats_per_token,
         "perplexity": math.exp(nats_per_token),
@@ -175,30 +175,30 @@ def perplexity_of_nats(
 
 
 def block_nats(scores: WindowScores) -> list[float]:
-    """Nats per token of each of ``NUM_BLOCKS`` equal blocks of the text, in its order; fewer where it is shorter.
+    """Return nats per token of each of ``NUM_BLOCKS`` equal, consecutive blocks of the text; fewer for tiny texts.
 
-    Blocks depend on the text alone. Two readings of one text therefore pair block by block, whatever their windows,
-    and the spread of the pairs says how much a difference depends on the text that was read.
+    Blocks depend only on the text, so two measurements of one text can be paired block by block even if their windows
+    differ. The spread of the paired differences shows how much a difference depends on the text.
     """
     num_blocks = min(NUM_BLOCKS, len(scores.token_nats))
     return [float(block.mean()) for block in np.array_split(scores.token_nats, num_blocks)]
 
 
 def measurement_provenance(config: MeasurementConfig, text: EvaluationText, model_fingerprint: str) -> dict[str, Any]:
-    """Where a figure comes from: machine and versions, and everything that it depends on beside its own record."""
+    """Return the provenance of a result: machine, versions, and all inputs that the record itself does not contain."""
     return text_provenance(config, text.data_fingerprint, text.stream_fingerprint, model_fingerprint)
 
 
 def text_provenance(
     config: MeasurementConfig, data_fingerprint: str, stream_fingerprint: str, model_fingerprint: str
 ) -> dict[str, Any]:
-    """As ``measurement_provenance``, for tokens that are no stream.
+    """Return the same as ``measurement_provenance``, for tokens that do not form a stream.
 
     Args:
-        config: How they were read.
-        data_fingerprint: Of the documents.
-        stream_fingerprint: Of the tokens.
-        model_fingerprint: Of the checkpoint.
+        config: Settings of the measurement.
+        data_fingerprint: Fingerprint of the documents.
+        stream_fingerprint: Fingerprint of the tokens.
+        model_fingerprint: Fingerprint of the checkpoint.
     """
     return {
         **provenance(data_fingerprint=data_fingerprint),

@@ -1,4 +1,4 @@
-"""The passkey in English, for any model with its own tokenizer: a number in a long text, asked for at the end."""
+"""Passkey prompts in English for any model and tokenizer: a number in a long text is asked for at the end."""
 
 from itertools import accumulate, cycle
 
@@ -23,26 +23,26 @@ NUM_DIGITS = 5
 def passkey_prompts(
     tokenizer: PreTrainedTokenizerBase, num_prompts: int, length_tokens: int, depth: float, seed: int
 ) -> tuple[np.ndarray, int, float]:
-    """Prompts of one length, which end in their answers.
+    """Make prompts of one length that end with their answers.
 
-    Each is an instruction, filler, a sentence with a number of five digits, more filler, the question and the number.
-    Sentences are encoded one by one, so that each gives the same tokens at every position, and the filler behind the
-    number is whole sentences; that before it begins within one, to fill the length. Only numbers with the most common
-    count of tokens are asked for, so that all answers are of one length.
+    Each consists of an instruction, filler, a sentence with a five-digit number, more filler, the question and the
+    number. Sentences are encoded separately, so that each yields the same tokens at every position. The filler after
+    the number consists of whole sentences; the filler before it may start mid-sentence to fill the length. Only
+    numbers with the most common token count are used, so that all answers have the same length.
 
     Args:
-        tokenizer: Of the model.
+        tokenizer: Tokenizer of the model.
         num_prompts: N.
-        length_tokens: L, the answer included.
-        depth: Where the number lies within the filler, from 0, its start, to 1, its end, to the nearest sentence.
-        seed: Of the numbers, which are the same at every length and depth.
+        length_tokens: L, including the answer.
+        depth: Position of the number in the filler, from 0 (start) to 1 (end), rounded to a whole sentence.
+        seed: Seed of the numbers, which are the same at every length and depth.
 
     Returns:
-        The prompts ``(N, L)``, how many tokens at the end of each are the answer, and how far before the answer the
-        number stands that it repeats, the mean in tokens.
+        The prompts ``(N, L)``, the number of answer tokens at the end of each, and the distance in tokens from the
+        answer back to the number.
 
     Raises:
-        ValueError: The prompt is longer than ``length_tokens`` without any filler.
+        ValueError: The prompt is longer than ``length_tokens`` even without filler.
     """
     numbers = np.random.default_rng(seed).integers(10 ** (NUM_DIGITS - 1), 10**NUM_DIGITS, size=4 * num_prompts + 16)
     encoded = [(_encode(tokenizer, PASSKEY.format(number=n)), _encode(tokenizer, f" {n}")) for n in numbers]
@@ -66,7 +66,7 @@ def passkey_prompts(
 
 
 def _filler(tokenizer: PreTrainedTokenizerBase, num_tokens: int, depth: float) -> tuple[list[int], list[int]]:
-    """Filler before and behind the passkey, ``num_tokens`` together."""
+    """Filler before and after the passkey, ``num_tokens`` in total."""
     sentences = [_encode(tokenizer, sentence) for sentence in FILLER]
     whole: list[list[int]] = []
     for sentence in cycle(sentences):
@@ -85,6 +85,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _start(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token that this tokenizer begins a text with, where it does."""
+    """The token with which this tokenizer starts a text, if any."""
     around = tokenizer("").input_ids
     return around[:1] if around and around[0] == tokenizer.bos_token_id else []

@@ -1,4 +1,4 @@
-"""Perplexity of one checkpoint on one text, as one record."""
+"""Measures the perplexity of one checkpoint on one text."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -57,7 +57,7 @@ def evaluate_perplexity(config: PerplexityConfig) -> dict[str, Any]:
     model_config = load_model_config(config.model)
     length_tokens = train_context_length(model_config) if config.length_tokens is None else config.length_tokens
     if length_tokens is None:
-        raise ValueError(f"{config.model}: its config names no training length, set length_tokens")
+        raise ValueError(f"{config.model}: its config contains no training length: set length_tokens")
     stride_tokens = resolve_stride(length_tokens, config.protocol, config.stride_tokens)
     text = load_text(config, load_model_tokenizer(config.model))
     text.check_length(length_tokens)

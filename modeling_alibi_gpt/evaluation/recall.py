@@ -1,4 +1,4 @@
-"""Recall: the accuracy of a model's answers by length of the sequence and depth of the item."""
+"""Recall: accuracy of a model's answers by sequence length and depth of the requested item."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ class RecallConfig(GridConfig):
 
     @property
     def task(self) -> Task | None:
-        """The task that is asked for; None for a prompt."""
+        """The requested task; None for a prompt."""
         if self.source == PROMPT_PASSKEY:
             return None
         return dataclasses.replace(parse_task(self.source), seed=self.seed)
@@ -82,12 +82,12 @@ class RecallConfig(GridConfig):
 
 @dataclass(frozen=True)
 class Questions:
-    """Sequences that end in an answer.
+    """Sequences that end with an answer.
 
     Attributes:
         input_ids: ``(N, L)``.
-        num_answer_tokens: How many at the end of each are its answer.
-        distance_tokens: From the answer back to what is asked for, the mean.
+        num_answer_tokens: Number of answer tokens at the end of each sequence.
+        distance_tokens: Mean distance from the answer back to the requested item.
     """
 
     input_ids: np.ndarray
@@ -96,20 +96,20 @@ class Questions:
 
 
 def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
-    """Measure the grid and return its ``recall`` records, models first, then lengths, then depths.
+    """Measure the grid and return its ``recall`` records, ordered by model, length and depth.
 
-    Answers are teacher-forced: an example counts as right where every token of its answer is the likeliest one, which
-    is when greedy generation writes that answer.
+    Answers are teacher-forced. An example is correct if every answer token is the most likely one, that is, if greedy
+    generation would produce the answer.
 
     Args:
         config: The grid.
-        on_row: Called in the main process with each record, measured or found, as soon as it is available.
+        on_row: Called in the main process with each record, new or already in the file, as soon as it is available.
 
     Raises:
-        ValueError: A model or a setting cannot be used, or a sequence does not fit into a length. A model that fails
-            at a length raises nothing; its record gives the reason in ``error``.
+        ValueError: A model or a setting cannot be used, or a sequence does not fit into a length. If a model fails
+            at a length, its record gives the reason in ``error`` instead.
     """
-    # Refused before anything is measured.
+    # Fail before anything is measured.
     configs = {model_dir: load_model_config(model_dir, config.overrides) for model_dir in config.models}
     lengths = sorted(config.lengths_tokens or default_lengths(configs.values()))
     task = config.task
@@ -118,7 +118,7 @@ def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row:
     for name, model_dir in config.named_models:
         tokenizer = load_model_tokenizer(model_dir)
         if task and tokenizer.get_vocab() != task_tokenizer().get_vocab():
-            raise ValueError(f"{model_dir} was not trained on a task; {PROMPT_PASSKEY} asks any model")
+            raise ValueError(f"{model_dir} was not trained on a task; use {PROMPT_PASSKEY}, which suits any model")
         for length in lengths:
             for depth in depths:
                 _questions(config, tokenizer, length, depth, num_examples=1)
@@ -133,9 +133,7 @@ def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row:
 
 
 def format_recall(rows: Sequence[Row]) -> str:
-    """Format records as a text table: a row for each model and depth, a column for each length, and the errors of
-    missing figures.
-    """
+    """Format records as a text table: one row per model and depth, one column per length, and the errors."""
     return table_text(recall_table(rows))
 
 
@@ -163,7 +161,7 @@ def _blank_rows(
     lengths: Sequence[int],
     depths: Sequence[float | None],
 ) -> list[Row]:
-    """The rows of a model with everything but what is measured."""
+    """The rows of a model without the measured fields."""
     where = provenance() | {
         "model_fingerprint": checkpoint_fingerprint(model_dir),
         "dtype": config.dtype,
@@ -201,7 +199,7 @@ def _measure(config: RecallConfig, tokenizer: PreTrainedTokenizerBase, model: Pr
         device=process_state().device,
     )
     if not np.isfinite(nats).all():
-        raise ValueError("the loss is no finite number, from which no answer follows")
+        raise ValueError("the loss is not a finite number, so there is no answer")
     return {
         "accuracy": float(is_right.all(axis=1).mean()),
         "token_accuracy": float(is_right.mean()),

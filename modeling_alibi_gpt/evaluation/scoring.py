@@ -1,4 +1,4 @@
-"""The loss of a causal language model on every token of a stream, in bounded memory and on any number of processes."""
+"""Loss of a causal language model on every token of a stream, with bounded memory, on any number of processes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,17 +18,17 @@ from modeling_alibi_gpt.evaluation.windows import Window, plan_windows
 from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state, raise_on_all_ranks
 
 
-# One float32 tensor of logits, or of attention scores or mask over all heads, stays below this.
+# Size limit of one float32 tensor of logits, or of attention scores or mask over all heads.
 MAX_TENSOR_BYTES = 256 * 2**20
-# What a model raises when it cannot work at a length: a table that ends, a shape that does not fit, memory.
+# Errors of a model that cannot handle a length: a table that ends, a shape mismatch, out of memory.
 _MODEL_FAILURES = (ValueError, IndexError, RuntimeError, MemoryError)
-# Rotary scalings that take their frequencies from the length of the call, so that a window cannot come in chunks.
+# RoPE scalings whose frequencies depend on the length of the call, so windows cannot be split into chunks.
 _LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowScores:
-    """The loss of every prediction of a stream, and where in its window each was made.
+    """The loss of every prediction of a stream, and the windows in which they were made.
 
     Attributes:
         length_tokens: Window length L.
@@ -42,22 +42,22 @@ class WindowScores:
 
     @property
     def window_nats(self) -> np.ndarray:
-        """``(W,)`` float64, summed over the scored tokens of each window."""
+        """Loss ``(W,)`` float64, summed over the scored tokens of each window."""
         return np.array([self.token_nats[window.scored].sum() for window in self.windows])
 
     @property
     def window_num_tokens(self) -> np.ndarray:
-        """``(W,)`` int64, scored tokens of each window."""
+        """Number of scored tokens of each window, ``(W,)`` int64."""
         return np.array([window.num_scored for window in self.windows])
 
     @property
     def position_nats(self) -> np.ndarray:
-        """``(L,)`` float64, summed over the windows that score a position; position p has p + 1 tokens to read."""
+        """Loss ``(L,)`` float64 by position, summed over windows. Position p predicts from p + 1 tokens."""
         return np.bincount(self._positions(), weights=self.token_nats, minlength=self.length_tokens)
 
     @property
     def position_num_tokens(self) -> np.ndarray:
-        """``(L,)`` int64, windows that score a position."""
+        """Number of windows that score each position, ``(L,)`` int64."""
         return np.bincount(self._positions(), minlength=self.length_tokens)
 
     def _positions(self) -> np.ndarray:
@@ -74,23 +74,23 @@ def score_stream(
     batch_tokens: int = 16384,
     device: torch.device | str | None = None,
 ) -> WindowScores:
-    """Score every token of a stream but the first exactly once.
+    """Score every token of a stream except the first exactly once.
 
-    Batches of windows are shared out over the processes of ``accelerate launch``; every process returns the same
-    scores, and they do not depend on how many there are.
+    Batches of windows are distributed over the processes of ``accelerate launch``. Every process returns the same
+    scores, which do not depend on the number of processes.
 
     Args:
-        model: A causal language model; its own context is the window, nothing else.
+        model: A causal language model; it sees only the current window.
         stream_ids: ``(N,)`` token ids.
-        length_tokens: Window length L; every length is scored over the same tokens.
+        length_tokens: Window length L. All lengths score the same tokens.
         protocol: ``nonoverlapping`` or ``sliding`` (see ``plan_windows``).
         stride_tokens: Stride of ``sliding``, L // 4 by default.
-        batch_tokens: Most tokens in one call of the model; fewer where logits or attention would be too large.
-        device: Where the model is moved first; None leaves it where it is.
+        batch_tokens: Maximum tokens per call of the model; reduced if logits or attention would be too large.
+        device: Device to move the model to; None leaves it in place.
 
     Raises:
-        ValueError: The protocol, the stride or the stream is impossible, or the model fails at this length; then it is
-            raised in every process, with what the first one that failed said.
+        ValueError: The protocol, the stride or the stream is invalid, or the model fails at this length. A failure in
+            one process is raised in all, with the message of the first.
     """
     if batch_tokens < 1:
         raise ValueError(f"batch_tokens must be at least 1, got {batch_tokens}")
@@ -103,7 +103,7 @@ def score_stream(
         _score_batch(model, ids, batch, chunk_tokens, token_nats)
 
     _share(model, _make_batches(windows, batch_size), score, f"{protocol} {length_tokens}", device)
-    # Every token is nonzero in one process only, so that the sum is exact.
+    # Each token is nonzero in only one process, so the sum is exact.
     token_nats = reduce(token_nats.to(process_state().device), "sum").cpu()
     return WindowScores(length_tokens=length_tokens, windows=windows, token_nats=token_nats.double().numpy())
 
@@ -116,17 +116,17 @@ def score_tails(
     batch_tokens: int = 16384,
     device: torch.device | str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The last tokens of each sequence, predicted from all before them; shared out as by ``score_stream``.
+    """Score the last tokens of each sequence, given all tokens before them. Distributed like ``score_stream``.
 
     Args:
         model: A causal language model.
         sequences: ``(N, L)`` token ids.
-        num_scored: S, below L.
-        batch_tokens: Most tokens in one call of the model; fewer where logits or attention would be too large.
-        device: Where the model is moved first; None leaves it where it is.
+        num_scored: Number S of scored tokens, below L.
+        batch_tokens: Maximum tokens per call of the model; reduced if logits or attention would be too large.
+        device: Device to move the model to; None leaves it in place.
 
     Returns:
-        The loss ``(N, S)`` float64 in nats, and whether the token was the likeliest ``(N, S)`` bool.
+        The loss ``(N, S)`` float64 in nats, and whether each token was the most likely one ``(N, S)`` bool.
 
     Raises:
         ValueError: The model fails at this length.
@@ -152,7 +152,7 @@ def score_tails(
 
 
 def plan_calls(config: PreTrainedConfig, length_tokens: int, batch_tokens: int) -> tuple[int, int]:
-    """Windows per batch and tokens per call, so that neither logits nor attention exceed ``MAX_TENSOR_BYTES``."""
+    """Windows per batch and tokens per call that keep logits and attention within ``MAX_TENSOR_BYTES``."""
     config = config.get_text_config()
     floats_per_token = max(config.vocab_size, config.num_attention_heads * length_tokens)
     call_tokens = max(1, min(batch_tokens, MAX_TENSOR_BYTES // (4 * floats_per_token)))
@@ -163,7 +163,7 @@ def plan_calls(config: PreTrainedConfig, length_tokens: int, batch_tokens: int) 
 
 
 def _make_batches(windows: Sequence[Window], batch_size: int) -> list[list[Window]]:
-    """Windows of one length together; the last, shorter one forms its own batch, so that nothing is padded."""
+    """Batch windows of equal length. The last, shorter one forms its own batch, so nothing is padded."""
     groups = (list(group) for _, group in groupby(windows, key=lambda window: window.num_inputs))
     return [group[i : i + batch_size] for group in groups for i in range(0, len(group), batch_size)]
 
@@ -171,7 +171,7 @@ def _make_batches(windows: Sequence[Window], batch_size: int) -> list[list[Windo
 def _score_batch(
     model: PreTrainedModel, ids: Tensor, windows: Sequence[Window], chunk_tokens: int, token_nats: Tensor
 ) -> None:
-    """Write the nats of the scored tokens of ``windows`` into ``token_nats``."""
+    """Write the loss of the scored tokens of ``windows`` to ``token_nats``."""
     inputs = torch.stack([ids[window.start : window.stop] for window in windows]).to(model.device)
     targets = torch.stack([ids[window.start + 1 : window.stop + 1] for window in windows]).to(model.device)
     first_scored = min(window.first_scored for window in windows)
@@ -183,9 +183,9 @@ def _score_batch(
 def _window_nats(
     model: PreTrainedModel, inputs: Tensor, targets: Tensor, first_scored: int, chunk_tokens: int
 ) -> Tensor:
-    """Loss ``(B, L)`` float32 by position, the windows fed in chunks whose keys and values are kept.
+    """Loss ``(B, L)`` float32 by position. Windows are processed in chunks with a key-value cache.
 
-    Chunks that end before ``first_scored`` count in no window and need no logits; their losses stay 0.
+    Chunks that end before ``first_scored`` need no logits; their losses stay 0.
     """
     nats = torch.zeros(inputs.shape, device=inputs.device)
     for chunk, logits in _chunk_logits(model, inputs, first_scored, chunk_tokens):
@@ -222,7 +222,7 @@ def _share(
     """Score the batches of this process.
 
     Raises:
-        ValueError: The model fails; in every process, with what the first one that failed said.
+        ValueError: The model fails in some process; raised in all, with the message of the first.
     """
     state = process_state()
     mine = batches[state.process_index :: state.num_processes]
@@ -233,7 +233,7 @@ def _share(
             for batch in tqdm(mine, desc=label, leave=False, disable=hides_progress()):
                 score(batch)
     except _MODEL_FAILURES as error:
-        # An error of the accelerator itself leaves the process unable to go on; running out of memory does not.
+        # The process cannot continue after an error of the accelerator, unlike after running out of memory.
         if isinstance(error, torch.AcceleratorError):
             raise
         failure = error
@@ -242,14 +242,14 @@ def _share(
 
 @contextmanager
 def _scoring(model: PreTrainedModel) -> Iterator[None]:
-    """No gradients, no dropout, and an IndexError for an index beyond a table, which on CUDA would end the process."""
+    """Disable gradients and dropout. Raise IndexError for out-of-range indices, which would crash a CUDA process."""
 
     def check_indices(table: nn.Embedding, arguments: tuple[Tensor, ...]) -> None:
         for indices in arguments[:1]:
             if indices.max() >= table.num_embeddings:
                 raise IndexError(f"index {indices.max()} is beyond the model's table of {table.num_embeddings} rows")
 
-    # A subclass may take something else than indices.
+    # A subclass may take inputs other than indices.
     tables = [module for module in model.modules() if type(module) is nn.Embedding]
     handles = [table.register_forward_pre_hook(check_indices) for table in tables]
     was_training = model.training

@@ -1,7 +1,7 @@
-"""Perplexity of summed nats as a local ``evaluate.Metric``, which needs no network: for users of that library.
+"""Perplexity of summed nats as a local ``evaluate.Metric`` that needs no network, for users of that library.
 
-Nothing here imports this file, so that ``python scripts/evaluate.py``, whose own folder Python searches first, cannot
-hide the library from a command.
+No other file imports this one: ``python scripts/evaluate.py`` puts its own folder first on the search path, so that
+script would shadow the library.
 """
 
 from collections.abc import Sequence
@@ -13,10 +13,10 @@ from modeling_alibi_gpt.evaluation.measurement import perplexity_of_nats
 
 
 class TokenPerplexity(evaluate.Metric):
-    """Perplexity and bits per byte of sequences whose nats, tokens and bytes are already summed.
+    """Perplexity and bits per byte from the totals of each sequence.
 
-    Inputs, one entry a sequence: ``nats`` (negative log likelihood of its scored tokens), ``num_tokens`` and
-    ``num_bytes`` (UTF-8, of the same tokens). Bits per byte compare models that have different tokenizers.
+    Inputs, one entry per sequence: ``nats`` (negative log-likelihood of its scored tokens), ``num_tokens`` and
+    ``num_bytes`` (UTF-8, of the same tokens). Bits per byte are comparable across tokenizers.
 
     Example:
 
@@ -34,7 +34,7 @@ class TokenPerplexity(evaluate.Metric):
         return evaluate.MetricInfo(
             description="Token-exact perplexity and bits per byte from summed nats.",
             citation="",
-            inputs_description="nats, num_tokens, num_bytes: one number a sequence.",
+            inputs_description="nats, num_tokens, num_bytes: one number per sequence.",
             features=datasets.Features(features),
         )
 

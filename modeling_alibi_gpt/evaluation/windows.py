@@ -1,4 +1,4 @@
-"""Which tokens of a stream are scored in which window: the two protocols of token-exact perplexity."""
+"""The two protocols of token-exact perplexity: which window scores which tokens of a stream."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ PROTOCOLS = ("nonoverlapping", "sliding")
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """The model reads tokens ``start .. stop-1`` of the stream; only its last ``num_scored`` predictions count.
+    """A window over tokens ``start .. stop-1`` of the stream, of which the last ``num_scored`` predictions count.
 
-    Prediction ``i`` is that of token ``i + 1`` by a model that has read token ``i`` last.
+    Prediction ``i`` is that of token ``i + 1`` after the model has read token ``i``.
     """
 
     start: int
@@ -19,7 +19,7 @@ class Window:
 
     @property
     def num_inputs(self) -> int:
-        """Tokens that the model reads."""
+        """Number of tokens that the model reads."""
         return self.stop - self.start
 
     @property
@@ -34,13 +34,13 @@ class Window:
 
 
 def resolve_stride(length_tokens: int, protocol: str, stride_tokens: int | None = None) -> int | None:
-    """The stride that a protocol uses at a length: None when windows do not overlap, by default ``length // 4``.
+    """Return the stride of a protocol at a length: None for ``nonoverlapping``, ``length // 4`` by default.
 
-    A quarter gives every token but the first ones a context of at least three quarters of the length, at four times
-    the cost of windows that do not overlap, whatever the length.
+    With a quarter, every token after the first window has a context of at least three quarters of the length, at four
+    times the cost of nonoverlapping windows.
 
     Raises:
-        ValueError: The protocol is unknown, or length or stride are out of range.
+        ValueError: The protocol is unknown, or the length or stride is out of range.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
@@ -53,21 +53,21 @@ def resolve_stride(length_tokens: int, protocol: str, stride_tokens: int | None 
     if stride_tokens is None:
         return max(1, length_tokens // 4)
     if not 1 <= stride_tokens <= length_tokens:
-        raise ValueError(f"stride_tokens must lie in 1..{length_tokens} (the window length), got {stride_tokens}")
+        raise ValueError(f"stride_tokens must be in 1..{length_tokens} (the window length), got {stride_tokens}")
     return stride_tokens
 
 
 def plan_windows(
     num_tokens: int, *, length_tokens: int, protocol: str, stride_tokens: int | None = None
 ) -> list[Window]:
-    """Windows that predict every token of a stream but the first exactly once, in order.
+    """Plan windows that predict every token of a stream except the first exactly once, in order.
 
     ``nonoverlapping``: window k reads tokens ``kL .. kL+L-1`` and all its predictions count; the last may be shorter.
-    ``sliding`` with stride S: the first window counts whole; each next one ends S tokens further, reads L tokens and
-    counts its last S predictions; the last one counts what remains.
+    ``sliding`` with stride S: all predictions of the first window count. Each further window reads L tokens, ends S
+    tokens later and counts its last S predictions. The last window counts the remainder.
 
     Raises:
-        ValueError: The stream has nothing to predict, or the protocol, length or stride is impossible.
+        ValueError: The stream has nothing to predict, or the protocol, length or stride is invalid.
     """
     stride_tokens = resolve_stride(length_tokens, protocol, stride_tokens)
     num_predictions = num_tokens - 1

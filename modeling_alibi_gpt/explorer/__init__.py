@@ -1,1 +1,1 @@
-"""Pages that show what ALiBi does: one that needs no model and no network, and one that looks into checkpoints."""
+"""Interactive pages about ALiBi: a static one that needs no model or network, and one that inspects checkpoints."""

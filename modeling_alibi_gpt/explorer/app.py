@@ -1,4 +1,4 @@
-"""The Gradio page: the static page in a frame and, where there are checkpoints, what they do with a text."""
+"""The Gradio page: the static page in a frame and, given checkpoints, how they process a text."""
 
 import html
 from collections.abc import Callable, Sequence
@@ -21,11 +21,11 @@ from modeling_alibi_gpt.report.svg import dark_css
 
 
 MAX_MODELS = 2
-MAX_TOKENS = 4096  # of a pasted text; what comes before is left out, and the page says so
+MAX_TOKENS = 4096  # of a pasted text; earlier tokens are dropped, as the page says
 TITLE = "ALiBi explorer"
 # Gradio's own themes fetch fonts from the network.
 THEME = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-# Gradio marks the body in dark mode; on narrow screens a figure shrinks with the page.
+# Gradio sets the class "dark" on the body; figures shrink on narrow screens.
 CSS = ".dark { " + dark_css() + " } .figure svg { max-width: 40rem; width: 100%; height: auto; }"
 EXAMPLE = (
     "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, "
@@ -35,22 +35,22 @@ EXAMPLE = (
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A checkpoint that the page looks into."""
+    """A checkpoint that the page inspects."""
 
     name: str
     model: AlibiGPTForCausalLM
     tokenizer: PreTrainedTokenizerBase
 
     def encode(self, text: str) -> Tensor:
-        """The last tokens of a text ``(1, T)``, at most ``MAX_TOKENS``."""
+        """Token ids ``(1, T)`` of a text, at most its last ``MAX_TOKENS``."""
         return probes.encode_text(self.tokenizer, text)[:, -MAX_TOKENS:]
 
 
 def load_subjects(model_dirs: Sequence[str]) -> list[Subject]:
-    """Load checkpoints, at most two.
+    """Load at most two checkpoints.
 
     Raises:
-        ValueError: There are more, a folder cannot be used, or it holds no AlibiGPT.
+        ValueError: There are more than two, or a folder does not contain a usable AlibiGPT.
     """
     if len(model_dirs) > MAX_MODELS:
         raise ValueError(f"expected at most {MAX_MODELS} models, got {len(model_dirs)}")
@@ -67,7 +67,7 @@ def load_subjects(model_dirs: Sequence[str]) -> list[Subject]:
 
 
 def build_app(subjects: Sequence[Subject] = ()) -> gr.Blocks:
-    """The page as Gradio's blocks, ready for ``launch(theme=THEME, css=CSS)`` or a Space."""
+    """Build the page, ready for ``launch(theme=THEME, css=CSS)`` or a Space."""
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True) as app:
         if not subjects:
             gr.HTML(bias_frame())
@@ -93,7 +93,7 @@ def build_app(subjects: Sequence[Subject] = ()) -> gr.Blocks:
 
 
 def bias_frame(subject: Subject | None = None) -> str:
-    """The static page in a frame, started from the config of a model where that decides its slopes."""
+    """The static page in a frame, initialized from a model's config if that determines the slopes."""
     state, note = None, ""
     if subject is not None:
         try:
@@ -107,7 +107,7 @@ def bias_frame(subject: Subject | None = None) -> str:
 
 
 def describe_attention(subject: Subject, text: str, layer: int, head: int) -> tuple[Figure, str]:
-    """Heat maps of a head, counted from 1, and a sentence on how far it looks."""
+    """Attention heat maps and mean attention distance of a head; layer and head count from 1."""
     input_ids = subject.encode(text)
     attention = probes.head_attention(subject.model, input_ids, layer - 1, head - 1)
     both = attention.with_bias, attention.without_bias
@@ -115,12 +115,12 @@ def describe_attention(subject: Subject, text: str, layer: int, head: int) -> tu
     figure = figures.attention_figure(*map(probes.pool_attention, both), input_ids.shape[1])
     return figure, (
         f"Over {input_ids.shape[1]:,} tokens, head {head} of layer {layer} looks back {far[0]:,.1f} tokens on average "
-        f"with its bias, and {far[1]:,.1f} without. The bias of this layer alone is left out."
+        f"with its bias, and {far[1]:,.1f} without. Only the bias of this layer is left out."
     )
 
 
 def compare_losses(subjects: Sequence[Subject], text: str) -> tuple[Figure, str]:
-    """Loss by position of every model, and a sentence for each."""
+    """Loss by position of every model, and a summary of each."""
     curves, lengths, sentences = {}, {}, []
     for subject in subjects:
         input_ids = subject.encode(text)
@@ -135,18 +135,18 @@ def compare_losses(subjects: Sequence[Subject], text: str) -> tuple[Figure, str]
         )
     if len(subjects) > 1:
         sentences.append(
-            "Nats per token compare only between models with the same tokenizer; bits per byte always do."
+            "Nats per token are comparable only between models with the same tokenizer; bits per byte always are."
         )
     return figures.loss_figure(curves, lengths), "\n\n".join(sentences)
 
 
 def describe_next_tokens(subject: Subject, text: str, beta: float) -> tuple[Figure, str]:
-    """Probabilities of the next token with another beta, and a sentence on the likeliest."""
+    """Next-token probabilities with another beta, and a summary of the most likely token."""
     input_ids = subject.encode(text)
     tokens = probes.next_tokens(subject.model, subject.tokenizer, input_ids, beta)
     own, best = subject.model.config.alibi_beta, tokens[0]
     sentence = (
-        f"After {input_ids.shape[1]:,} tokens, {best.text!r} is the likeliest with β = {beta:.4g}: "
+        f"After {input_ids.shape[1]:,} tokens, {best.text!r} is the most likely next token with β = {beta:.4g}: "
         f"probability {best.changed_probability:.3f}, against {best.probability:.3f} with the model's β = {own:.4g}."
     )
     return figures.next_token_figure(tokens, own, beta), sentence
@@ -177,9 +177,9 @@ def _next_token_tab(subjects: Sequence[Subject], text: gr.Textbox, model: gr.Dro
 
 
 def _show(triggers: Sequence[Any], answer: Callable[..., tuple[Figure, str]], inputs: Sequence[Any]) -> None:
-    """A sentence and a figure, made anew on every trigger."""
+    """A figure and its summary, updated on every trigger."""
     sentence, figure = gr.Markdown(), gr.HTML(elem_classes="figure")
-    # One at a time, for another beta is given to the model itself.
+    # One at a time, because trying another beta modifies the model.
     one_at_a_time: Any = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
     gr.on(
         triggers,
@@ -192,7 +192,7 @@ def _show(triggers: Sequence[Any], answer: Callable[..., tuple[Figure, str]], in
 
 
 def _as_html(answer: Callable[..., tuple[Figure, str]]) -> Callable[..., tuple[str, str]]:
-    """The figure as inline SVG, which follows the colour scheme, and errors as people read them."""
+    """Return the figure as inline SVG, which follows the colour scheme, and show errors as messages."""
 
     @wraps(answer)
     def run(*args: Any) -> tuple[str, str]:

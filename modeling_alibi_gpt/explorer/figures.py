@@ -1,4 +1,4 @@
-"""Figures of the explorer, as matplotlib draws them in the style of the report."""
+"""Matplotlib figures of the explorer, in the style of the report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -15,7 +15,7 @@ from modeling_alibi_gpt.report.drawing import ALIBI_COLOUR, GREY, SECOND_COLOUR,
 
 
 LEAST_WEIGHT = 1e-6
-WEIGHT_COLOURS = "viridis"  # large weights are seen on a white page and on a dark one
+WEIGHT_COLOURS = "viridis"  # large weights are visible on light and dark backgrounds
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -49,7 +49,7 @@ def attention_figure(with_bias: Tensor, without_bias: Tensor, num_tokens: int) -
 
 @_styled
 def loss_figure(curves: Mapping[str, Sequence[tuple[int, int, float]]], train_lengths: Mapping[str, int]) -> Figure:
-    """Loss of models in bins of positions, with a vertical line where the training of each ended."""
+    """Loss of models by position, with a vertical line at each training length."""
     figure = Figure(figsize=(WIDTH_INCHES, 3.4))
     axes = figure.subplots()
     for (name, bins), colour, style in zip(curves.items(), (ALIBI_COLOUR, SECOND_COLOUR), ("-", "--"), strict=False):
@@ -66,7 +66,7 @@ def loss_figure(curves: Mapping[str, Sequence[tuple[int, int, float]]], train_le
 
 @_styled
 def next_token_figure(tokens: Sequence[NextToken], own_beta: float, beta: float) -> Figure:
-    """Probabilities of next tokens with the model's own beta and with another, as bars."""
+    """Bar chart of next-token probabilities with the model's own beta and with another."""
     figure = Figure(figsize=(WIDTH_INCHES, 0.36 * len(tokens) + 1.2))
     axes = figure.subplots()
     places = np.arange(len(tokens))

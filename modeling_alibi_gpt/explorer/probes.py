@@ -1,4 +1,4 @@
-"""What one model does with one text: attention of a head, loss by position, the next token. Nothing here draws.
+"""Probes of a model on a text: attention of a head, loss by position, next-token probabilities.
 
 Shapes: T tokens of the text, V vocabulary.
 """
@@ -18,11 +18,11 @@ from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 
 @dataclass(frozen=True, kw_only=True)
 class HeadAttention:
-    """Attention weights of one head, ``(T, T)`` float32 each; rows are queries and add up to 1.
+    """Attention weights of one head, both ``(T, T)`` float32. Rows are queries and sum to 1.
 
     Attributes:
-        with_bias: As the model computes them.
-        without_bias: From the same queries and keys, with the bias of this layer left out.
+        with_bias: Weights as the model computes them.
+        without_bias: Weights from the same queries and keys without the bias of this layer.
     """
 
     with_bias: Tensor
@@ -31,7 +31,7 @@ class HeadAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class NextToken:
-    """A token that may come next, and its probability with two values of beta."""
+    """A candidate next token and its probability with two values of beta."""
 
     text: str
     probability: float
@@ -40,10 +40,10 @@ class NextToken:
 
 @contextmanager
 def trying_beta(model: AlibiGPTForCausalLM, beta: float) -> Iterator[None]:
-    """Give a model another beta post hoc: its weights stay, and its own beta comes back at the end.
+    """Set another beta on a model without changing its weights, and restore its own beta at the end.
 
     Raises:
-        ValueError: The model has no ALiBi, its slopes were trained, so that beta does not decide them, or ``beta`` is
+        ValueError: The model does not use ALiBi, its slopes were trained and so do not depend on beta, or ``beta`` is
             not a finite number above 0.
     """
     config, positions = model.config, model.model.position_method
@@ -63,12 +63,12 @@ def trying_beta(model: AlibiGPTForCausalLM, beta: float) -> Iterator[None]:
 
 
 def has_fixed_alibi(model: AlibiGPTForCausalLM) -> bool:
-    """Whether ``config.alibi_beta`` decides the slopes of a model."""
+    """Whether ``config.alibi_beta`` determines the slopes of a model."""
     return model.model.position_method.reads_alibi_fields and model.config.alibi_trainable == "none"
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
-    """``(1, T)`` int64.
+    """Encode a text as ``(1, T)`` int64.
 
     Raises:
         ValueError: The text has fewer than two tokens.
@@ -81,10 +81,10 @@ def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
 
 @torch.inference_mode()
 def head_attention(model: AlibiGPTForCausalLM, input_ids: Tensor, layer: int, head: int) -> HeadAttention:
-    """Attention of one head over a text ``(1, T)``, with and without the bias; layer and head count from 0.
+    """Compute the attention of one head over a text ``(1, T)``, with and without bias; layer and head count from 0.
 
     Raises:
-        ValueError: The model has no such layer or head.
+        ValueError: The layer or head does not exist.
     """
     config = model.config
     for name, index, count in (
@@ -112,13 +112,13 @@ def head_attention(model: AlibiGPTForCausalLM, input_ids: Tensor, layer: int, he
 
 @torch.inference_mode()
 def position_nats(model: AlibiGPTForCausalLM, input_ids: Tensor) -> Tensor:
-    """Loss ``(T - 1,)`` float32 in nats; entry p is of token ``p + 1``, read from the ``p + 1`` tokens before it."""
+    """Loss ``(T - 1,)`` float32, nats. Entry p is the loss of token ``p + 1`` given the ``p + 1`` tokens before it."""
     logits = model(input_ids=input_ids, use_cache=False).logits[0, :-1].float()
     return F.cross_entropy(logits, input_ids[0, 1:], reduction="none")
 
 
 def bin_positions(nats: Tensor) -> list[tuple[int, int, float]]:
-    """Mean loss in bins that double: first position, end, nats per token; the edges are 0, 1, 2, 4 ... T - 1."""
+    """Mean loss as (first position, end, nats per token) in bins with edges 0, 1, 2, 4 ... T - 1."""
     length = len(nats)
     edges = [0, *(2**power for power in range(length.bit_length()) if 2**power < length), length]
     return [(start, stop, nats[start:stop].mean().item()) for start, stop in itertools.pairwise(edges)]
@@ -132,10 +132,10 @@ def next_tokens(
     beta: float,
     num_tokens: int = 10,
 ) -> list[NextToken]:
-    """The likeliest tokens after a text under another beta, the likeliest first, and how likely they were before.
+    """Return the most likely next tokens under another beta, most likely first, with their original probabilities.
 
     Raises:
-        ValueError: As :func:`trying_beta`.
+        ValueError: As in :func:`trying_beta`.
     """
     own = _next_probabilities(model, input_ids)
     with trying_beta(model, beta):
@@ -150,7 +150,7 @@ def next_tokens(
 
 
 def pool_attention(weights: Tensor, max_cells: int = 128) -> Tensor:
-    """Weights ``(T, T)`` as at most ``max_cells`` rows and columns: the mean over queries of sums over keys."""
+    """Pool weights ``(T, T)`` to at most ``max_cells`` rows and columns: sum over keys, mean over queries."""
     length = weights.shape[0]
     size = -(-length // max_cells)
     cells = -(-length // size)
@@ -159,19 +159,19 @@ def pool_attention(weights: Tensor, max_cells: int = 128) -> Tensor:
 
 
 def mean_distance(weights: Tensor) -> float:
-    """How many tokens back the mean query looks: the mean over queries of weight times distance."""
+    """Mean attention distance in tokens: weight times distance, averaged over queries."""
     positions = torch.arange(weights.shape[0], dtype=torch.float32)
     return (positions - weights @ positions).mean().item()
 
 
 def bits_per_byte(nats: Tensor, tokenizer: PreTrainedTokenizerBase, input_ids: Tensor) -> float:
-    """Bits per UTF-8 byte of the scored tokens, which models with different tokenizers share as a unit."""
+    """Bits per UTF-8 byte of the scored tokens, comparable across tokenizers."""
     num_bytes = len(tokenizer.decode(input_ids[0, 1:].tolist()).encode("utf-8"))
     return nats.sum().item() / max(1, num_bytes) / torch.log(torch.tensor(2.0)).item()
 
 
 def _head_bias(model: AlibiGPTForCausalLM, layer: int, head: int, positions: Tensor) -> Tensor | float:
-    """``(T, T)`` float32 of one head, or 0 where the model has no bias."""
+    """Bias ``(T, T)`` float32 of one head, or 0 if the model has no bias."""
     method = model.model.position_method
     if not method.has_bias:
         return 0.0

@@ -1,4 +1,4 @@
-"""The page of slopes, biases and windows: one HTML file with its own styles and scripts, computed in the browser."""
+"""Static page about slopes, biases and windows: one self-contained HTML file, computed in the browser."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Any
 from modeling_alibi_gpt.runtime.atomic import to_json
 
 
-MAX_HEADS = 256  # alibi.js refuses more
+MAX_HEADS = 256  # limit of alibi.js
 _TEMPLATES = Path(__file__).with_name("templates")
 _SCRIPTS = ("alibi.js", "charts.js", "app.js")
 _NAMES_IN_PAGE = {"old_beta": "oldBeta", "bias_max": "biasMax"}
@@ -17,23 +17,23 @@ _NAMES_IN_PAGE = {"old_beta": "oldBeta", "bias_max": "biasMax"}
 
 @dataclass(frozen=True, kw_only=True)
 class PageState:
-    """What the controls of the page start with.
+    """Initial values of the controls of the page.
 
     Attributes:
-        heads: Attention heads.
-        kind: Of slopes: ``geometric``, ``uniform`` or ``custom``.
+        heads: Number of attention heads.
+        kind: Slope kind: ``geometric``, ``uniform`` or ``custom``.
         beta: The new beta.
-        old_beta: The beta that it is compared with.
+        old_beta: The beta to compare with.
         bias_max: Range of the geometric exponents.
-        custom: Multipliers of ``custom``, one a head.
+        custom: Multipliers of ``custom``, one per head.
         inside: Whether the bias is multiplied by the attention scaling.
-        scaling: What multiplies ``q . k``.
-        length: Tokens.
-        tolerance: Largest total attention weight that a window leaves out.
-        margin: Nats by which a key's content may outscore that of the query's own key.
-        head: The chosen head, from 1.
-        distance: Tokens at which the table gives the bias.
-        linear: Whether the axis of distances is linear.
+        scaling: Factor of ``q . k``.
+        length: Text length in tokens.
+        tolerance: Largest total attention weight that a window may leave out.
+        margin: Nats by which a key's content score may exceed that of the query's own key.
+        head: The selected head, from 1.
+        distance: Distance in tokens for which the table shows the bias.
+        linear: Whether the distance axis is linear.
     """
 
     heads: int = 8
@@ -53,16 +53,16 @@ class PageState:
 
 
 def state_of_config(config: Any) -> PageState:
-    """The controls as the config of an AlibiGPT sets them; both betas are its own.
+    """Return the controls that match an AlibiGPT config. Both betas are set to its beta.
 
     Raises:
-        ValueError: The model has no ALiBi, its slopes were trained or are scaled, or it has too many heads.
+        ValueError: The model does not use ALiBi, its slopes are trained or scaled, or it has too many heads.
     """
     if getattr(config, "position_method", None) != "alibi":
         raise ValueError(f"expected position_method 'alibi', got {getattr(config, 'position_method', None)!r}")
     if config.alibi_trainable != "none" or config.alibi_scaling is not None:
         raise ValueError(
-            "expected slopes that the config alone decides, got "
+            "expected slopes that only the config determines, got "
             f"alibi_trainable {config.alibi_trainable!r} and alibi_scaling {config.alibi_scaling}"
         )
     if config.num_attention_heads > MAX_HEADS:
@@ -84,9 +84,9 @@ def state_of_config(config: Any) -> PageState:
 
 
 def render_static_page(state: PageState | None = None) -> str:
-    """The page as HTML; it reads nothing from the network."""
+    """Return the page as HTML that needs no network."""
     values = dataclasses.asdict(state or PageState())
-    # Within a script element, "<" could end it.
+    # "<" could close the script element.
     encoded = to_json({_NAMES_IN_PAGE.get(name, name): value for name, value in values.items()}).replace(
         "<", "\\u003c"
     )

@@ -1,4 +1,4 @@
-"""Atomic files and folders, which appear completely or not at all, and one error for a full disk."""
+"""Atomic writes of files and folders, and a single error for a full disk."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ _PROBE_BYTES = 2**16
 
 
 def write_json(path: str | Path, obj: Any) -> None:
-    """Replace a JSON file atomically, with indentation. Raises ``ValueError`` on NaN or infinity."""
+    """Replace a JSON file atomically, with indentation. Raises ``ValueError`` for NaN or infinity."""
     write_text(path, to_json(obj, indent=2) + "\n")
 
 
@@ -31,27 +31,28 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Replace a file atomically: write a temporary file in the same folder, then rename it. A failure leaves only the
-    old file.
+    """Replace a file atomically: write a temporary file in the same folder, then rename it.
+
+    A failure leaves the old file unchanged.
     """
     write_together({Path(path): data})
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write every file beside its place, wait until all are on the disk, then rename them in the order given.
+    """Write all files to temporary paths, sync them to disk, then rename them in the given order.
 
-    What can fail for want of room fails before the first of them is renamed, and then leaves nothing behind: neither
-    a part of a file nor a folder that was not there. Put last what links to the others.
+    A full disk raises before the first rename and leaves no partial files or new folders behind. Put files that refer
+    to others last.
 
     Raises:
-        OSError: The disk is full, a folder cannot be written, or a folder is in the place of a file.
+        OSError: The disk is full, a folder is not writable, or a path is a folder.
     """
     made: list[Path] = []
     staged: list[tuple[Path, Path]] = []
     try:
         for path, data in files.items():
             if path.is_dir():
-                raise IsADirectoryError(f"{path} is a folder; expected a file there, or nothing")
+                raise IsADirectoryError(f"{path} is a folder; expected a file or a new path")
             made += _make_folder(path.parent)
             tmp_path = _tmp_path(path)
             staged.append((tmp_path, path))
@@ -72,9 +73,9 @@ def write_together(files: Mapping[Path, bytes]) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to, for libraries that write files themselves.
+    """Yield a temporary path in the folder of ``path``, for libraries that write files themselves.
 
-    The file takes the place of ``path`` at the end, or vanishes; a missing parent folder is made.
+    The temporary file replaces ``path`` on success and is removed on failure. Missing parent folders are created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp_path = _tmp_path(path)
@@ -86,7 +87,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def to_json(obj: Any, indent: int | None = None) -> str:
-    """JSON of finite numbers alone. Raises ``ValueError``, which names the kind of a record, on anything else."""
+    """Serialize to JSON. Raises ``ValueError`` for NaN, infinity and other types; it names the kind of a record."""
     try:
         return json.dumps(obj, allow_nan=False, indent=indent)
     except (TypeError, ValueError) as error:
@@ -99,30 +100,30 @@ def _tmp_path(path: Path) -> Path:
 
 
 def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder and those above it; the ones that were not there, outermost first."""
+    """Create a folder and its parents, and return those that were missing, outermost first."""
     missing = [each for each in (*reversed(folder.parents), folder) if not each.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 
 
 def require_empty(target: Path) -> None:
-    """Raise a ``ValueError`` unless ``target`` is free: missing, or an empty folder."""
+    """Raise ``ValueError`` unless ``target`` is missing or an empty folder."""
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is not empty; choose another output_dir")
 
 
 @contextmanager
 def atomic_directory(target: Path, *, replaces: bool = False) -> Iterator[Path]:
-    """A folder beside ``target``, ``.NAME.partial``, which takes its place at the end or vanishes.
+    """Yield the folder ``.NAME.partial``, which is renamed to ``target`` on success and removed on failure.
 
-    What a killed process left there is removed first.
+    Leftovers of a killed process are removed first.
 
     Args:
-        target: The folder to make.
-        replaces: Whether it takes the place of a folder with files in it.
+        target: The folder to create.
+        replaces: Whether to replace an existing folder with files in it.
 
     Raises:
-        ValueError: ``target`` is taken, or another process is writing it.
+        ValueError: ``target`` is not empty, or another process is writing it.
     """
     if not replaces:
         require_empty(target)
@@ -132,7 +133,7 @@ def atomic_directory(target: Path, *, replaces: bool = False) -> Iterator[Path]:
     try:
         lock = FileLock(partial / _LOCK_FILE).acquire(blocking=False)
     except Timeout as error:
-        raise ValueError(f"another process is writing {target}; wait for it or end it") from error
+        raise ValueError(f"another process is writing {target}; wait until it ends, or stop it") from error
     try:
         with lock:
             _empty(partial)
@@ -159,10 +160,10 @@ def _empty(partial: Path) -> None:
 
 @contextmanager
 def full_disk_as_os_error(folder: Path) -> Iterator[None]:
-    """Give a full disk one name, whichever library met it.
+    """Convert every library's error for a full disk to one ``OSError``.
 
     Raises:
-        OSError: With errno ENOSPC, where safetensors or torch met a full disk.
+        OSError: With errno ENOSPC, if safetensors or torch failed because the disk is full.
     """
     try:
         yield
@@ -173,7 +174,7 @@ def full_disk_as_os_error(folder: Path) -> Iterator[None]:
 
 
 def _errno(error: Exception) -> int | None:
-    """The system's number of an error; safetensors has it in its words only, and may have made room again by then."""
+    """System error number. safetensors gives it only in its message, and may have freed the space again by then."""
     if isinstance(error, OSError):
         return error.errno
     spelt_out = re.search(r"\(os error (\d+)\)", str(error))
@@ -181,7 +182,7 @@ def _errno(error: Exception) -> int | None:
 
 
 def _is_disk_full(folder: Path) -> bool:
-    """Ask the disk itself: safetensors and torch report a failed write in words of their own."""
+    """Probe the disk with a write, because safetensors and torch report a full disk as other errors."""
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(_PROBE_BYTES))

@@ -1,4 +1,4 @@
-"""The schemas of records of benchmarks: speed, precision, and agreement with other programs."""
+"""Schemas of benchmark records: speed, precision, and agreement with other programs."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from modeling_alibi_gpt.runtime.record_types import ByLayer, Count, Number, Posi
 
 
 class Timed(RecordType):
-    """Seconds, and those of a reference timed alternately."""
+    """Seconds of a computation, and their ratio to a reference timed alternately."""
 
     name: str
     dtype: str
@@ -88,7 +88,7 @@ class Conformance(RecordType):
 
 
 class Precision(RecordType):
-    """Errors of attention in half precision; each way adds fields of its own, ``banded_max_error`` and so on."""
+    """Errors of attention in half precision. Each variant adds its own fields, such as ``banded_max_error``."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, float]
@@ -109,7 +109,7 @@ class Precision(RecordType):
 
 
 class LossMemory(RecordType):
-    """Memory of the loss of so many tokens, forward and backward; ``chunk_tokens`` null is all of them at once."""
+    """Memory of the loss over ``num_tokens``, forward and backward; ``chunk_tokens`` null means unchunked."""
 
     kind: Literal["loss_memory"]
     num_tokens: Positive
@@ -148,7 +148,7 @@ class Gguf(RecordType):
 
 
 class Engine(RecordType):
-    """A model in an engine, its predictions beside those of PyTorch in float32."""
+    """A model in an inference engine, with its predictions compared to those of PyTorch in float32."""
 
     kind: Literal["engine"]
     name: str
@@ -162,7 +162,7 @@ class Engine(RecordType):
     perplexity: PositiveNumber
     kl_nats_per_token: float
     max_log_prob_difference_nats: float
-    likeliest_equal: float  # share of the tokens
+    likeliest_equal: float  # share of tokens whose most likely prediction agrees
 
 
 class ConversionDifference(RecordType):
@@ -196,7 +196,7 @@ class DataSpeed(RecordType):
 
 
 class Serving(RecordType):
-    """A server under continuous batching; times and memory of each start."""
+    """A server with continuous batching: times and memory of each start."""
 
     kind: Literal["serving"]
     contestant: str
@@ -210,7 +210,7 @@ class Serving(RecordType):
 
 
 class ClaimTime(RecordType):
-    """What a worker of a shared study does between two objectives, where the study has so many finished trials."""
+    """Time that a worker of a shared study needs between two objectives, with ``num_finished`` finished trials."""
 
     kind: Literal["claim_time"]
     sampling: str

@@ -1,4 +1,4 @@
-"""The schemas of records of biases: matrices of one length, and curves over the distance."""
+"""Schemas of bias records: matrices for one length, and curves over distance."""
 
 from typing import Literal, Self
 

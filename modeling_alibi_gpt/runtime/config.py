@@ -1,4 +1,4 @@
-"""Configuration files: YAML (or JSON) to frozen dataclasses that pydantic checks, where an unknown key is an error."""
+"""Loads YAML or JSON settings into frozen dataclasses validated by pydantic. Unknown keys are errors."""
 
 import dataclasses
 import difflib
@@ -16,7 +16,7 @@ from modeling_alibi_gpt.runtime.plugins import import_plugins
 
 
 Config = TypeVar("Config")
-# Types of many fields.
+# Common field types.
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -24,7 +24,7 @@ _MAX_INT = 2**63 - 1
 _TYPES = ConfigDict(strict=True, allow_inf_nan=False)
 _UNKNOWN = "unexpected_keyword_argument"
 _MISSING = "missing"
-# pydantic's words on the left; longer ones come first.
+# Replacements for phrases of pydantic; longer phrases come first.
 _WORDS = {
     "Input should be ": "",
     "an object": "a mapping",
@@ -39,14 +39,14 @@ _WORDS = {
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
 def config_dataclass(cls: type[Config]) -> type[Config]:
-    """Make a class a frozen, keyword-only dataclass whose fields are checked: each of its type and no other.
+    """Make a class a frozen, keyword-only dataclass with strict type validation.
 
-    The text below a field is its description, in the help of commands and in the schemas of editors. What is wrong
-    is a ``ValueError`` of one line, as for ``build_config``.
+    The string below a field is its description in ``--help`` and in JSON schemas. Invalid values raise a one-line
+    ``ValueError``, as in ``build_config``.
     """
     checks = ConfigDict(**_TYPES, extra="forbid", use_attribute_docstrings=True)
     cls = dataclass(frozen=True, kw_only=True, config=checks)(cls)
-    for field in dataclasses.fields(cls):  # pydantic reads the text of a class, and of its bases the metadata alone
+    for field in dataclasses.fields(cls):  # of base classes, pydantic reads descriptions only from the metadata
         described = cls.__pydantic_fields__[field.name].description  # type: ignore[attr-defined]
         field.metadata = MappingProxyType({"description": described})
     validate = cls.__init__
@@ -62,15 +62,15 @@ def config_dataclass(cls: type[Config]) -> type[Config]:
 
 
 def load_config(config_class: type[Config], path: str | None, overrides: Sequence[str] = (), **named: Any) -> Config:
-    """Read a YAML or JSON file into ``config_class``; named values and ``a.b=value`` overrides take precedence.
+    """Read a YAML or JSON file into ``config_class``. Named values and ``a.b=value`` overrides take precedence.
 
-    The modules that it names under ``plugins`` are imported: nothing but a user's own settings comes through here.
+    Modules listed under ``plugins`` are imported, so pass only the user's own settings, never a file of a checkpoint.
 
     Args:
-        config_class: A ``config_dataclass``, possibly of others.
+        config_class: A ``config_dataclass``, possibly nested.
         path: The file; None starts from the defaults.
-        overrides: Assignments whose value is read as YAML, e.g. ``training.max_steps=100``.
-        **named: Values of top-level keys, such as those that a script has an option for; None leaves the file's.
+        overrides: Assignments whose values are parsed as YAML, e.g. ``training.max_steps=100``.
+        **named: Values of top-level keys, such as those with their own command-line option; None keeps the file's.
 
     Raises:
         ValueError: The file is missing or not a mapping, a key is unknown, a value has the wrong type, or a plugin
@@ -86,24 +86,24 @@ def load_config(config_class: type[Config], path: str | None, overrides: Sequenc
 
 
 def build_config(config_class: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
-    """Build a (nested) ``config_dataclass`` from plain values, those of a file.
+    """Build a (nested) ``config_dataclass`` from the plain values of a file.
 
     Raises:
-        ValueError: A key is unknown or missing, or a value has the wrong type; says which, at ``where``.
+        ValueError: A key is unknown or missing, or a value has the wrong type. The message prefixes it with ``where``.
     """
     _check_ints(values, where)
     try:
-        # In JSON, strict pydantic takes a mapping for a section; among Python's objects it wants the section itself.
+        # Strict pydantic accepts a mapping for a section in JSON, but requires an instance among Python objects.
         return TypeAdapter(config_class).validate_json(json.dumps(values, ensure_ascii=False).encode())
     except ValidationError as error:
         raise ValueError(_described(error, config_class, values, where)) from None
 
 
 def convert_value(value: Any, hint: Any, where: str) -> Any:
-    """A plain value as the type that a field is annotated with.
+    """Validate a plain value against a type annotation.
 
     Raises:
-        ValueError: The value has another type; says which was expected at ``where``.
+        ValueError: The value has another type. The message names the expected type and ``where``.
     """
     _check_ints(value, where)
     try:
@@ -113,7 +113,7 @@ def convert_value(value: Any, hint: Any, where: str) -> Any:
 
 
 def with_defaults(config_class: type[Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain values that an earlier version wrote, and the default of every field that it did not have yet."""
+    """Complete plain values of an earlier version with the defaults of fields that it lacked."""
     complete = dict(values)
     hints = typing.get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
@@ -128,7 +128,7 @@ def with_defaults(config_class: type[Any], values: Mapping[str, Any]) -> dict[st
 
 
 def refuse_unknown_key(key: str, known: Iterable[str], where: str = "") -> None:
-    """Raise a ValueError that suggests the nearest known key, unless ``key`` is one of them."""
+    """Raise ValueError with the closest known key as a suggestion, unless ``key`` is known."""
     known = list(known)
     if key not in known:
         raise ValueError(_unknown_key(key, known, where))
@@ -143,25 +143,25 @@ def _unknown_key(key: str, known: Sequence[str], where: str) -> str:
 def _assign(values: dict[str, Any], assignment: str) -> None:
     name, separator, text = assignment.partition("=")
     if not separator:
-        raise ValueError(f"--set takes KEY=VALUE, got {assignment!r}")
+        raise ValueError(f"--set expects KEY=VALUE, got {assignment!r}")
     *parents, leaf = name.split(".")
     if len(parents) > MAX_DEPTH:
-        raise ValueError(f"--set {name[:40]}... goes {len(parents)} deep, expected at most {MAX_DEPTH}")
+        raise ValueError(f"--set {name[:40]}... is nested {len(parents)} deep, expected at most {MAX_DEPTH}")
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ValueError(f"--set {assignment}: '{parent}' holds a value, not a mapping")
+            raise ValueError(f"--set {assignment}: '{parent}' is a value, expected a mapping")
     try:
         values[leaf] = parse_yaml(text)
     except ValueError as error:
         shown = assignment if len(assignment) <= 80 else f"{assignment[:80]}..."
-        raise ValueError(f"--set {shown}: the value is not valid YAML, quote it: {error}") from error
+        raise ValueError(f"--set {shown}: the value is not valid YAML, try quoting it: {error}") from error
 
 
 def _check_ints(value: Any, where: str) -> None:
-    """Raise a ValueError for a whole number that torch and most files cannot hold, at any depth."""
+    """Raise ValueError for an integer, at any depth, that does not fit in 64 bits."""
     if isinstance(value, int) and abs(value) > _MAX_INT:
-        raise ValueError(f"'{where}' must be a whole number of at most 64 bits, got one of {value.bit_length()}")
+        raise ValueError(f"'{where}' must be an integer of at most 64 bits, got one of {value.bit_length()} bits")
     prefix = f"{where}." if where and not where.endswith(".") else where
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -172,19 +172,19 @@ def _check_ints(value: Any, where: str) -> None:
 
 
 def _described(error: ValidationError, config_class: type[Any] | None, values: Any, where: str = "") -> str:
-    """One line on what is wrong: of unknown keys first, then of values, then of keys that are missing.
+    """Describe the first problem in one line: unknown keys first, then invalid values, then missing keys.
 
     Args:
-        error: What pydantic found.
-        config_class: What ``values`` should be; None for a single value, whose name is ``where``.
-        values: What was validated.
+        error: The error of pydantic.
+        config_class: Class that ``values`` should match; None for a single value named ``where``.
+        values: The validated values.
         where: Prefix of keys.
     """
     ranks = {_UNKNOWN: 0, _MISSING: 2}
     found_errors = [found for found in error.errors() if not _is_of_other_type(found, error.errors(), values)]
     first = min(found_errors, key=lambda found: ranks.get(found["type"], 1))
     parts, kind = tuple(part for part in first["loc"] if "[" not in str(part)), first["type"]
-    if kind == "value_error":  # of a __post_init__, which names the key itself
+    if kind == "value_error":  # raised by __post_init__, whose message names the key
         return str(first["ctx"]["error"])
     if kind == _UNKNOWN:
         section = _section_at(config_class, parts[:-1])
@@ -193,16 +193,16 @@ def _described(error: ValidationError, config_class: type[Any] | None, values: A
     if kind == _MISSING:
         return f"key '{where}{_place(parts)}' is missing"
     parts, value = _reached(parts, values)
-    # Each alternative of a union complains on its own.
+    # Each alternative of a union reports its own error.
     wanted = [_wanted(found) for found in error.errors() if _reached(found["loc"], values)[0] == parts]
     words = " or ".join(dict.fromkeys(wanted))
     return f"'{where}{_place(parts)}' must be {words}, got {value!r}"
 
 
 def _is_of_other_type(found: Any, errors: Sequence[Any], values: Any) -> bool:
-    """Whether an error is of an alternative of a union, such as ``str``, where another alternative was meant.
+    """Whether an error concerns a union alternative, such as ``str``, that was not meant.
 
-    That is one, such as ``list[Part]``, of which something deeper is wrong.
+    The alternative that was meant, such as ``list[Part]``, has an error at a deeper location.
     """
     place = _reached(found["loc"], values)[0]
     return len(found["loc"]) > len(place) and any(
@@ -211,7 +211,7 @@ def _is_of_other_type(found: Any, errors: Sequence[Any], values: Any) -> bool:
 
 
 def _wanted(found: Mapping[str, Any]) -> str:
-    """What a value must be, of one complaint of pydantic's."""
+    """What a value must be, according to one error of pydantic."""
     if found["type"] == "too_short":
         return f"a list of at least {found['ctx']['min_length']}"
     words = found["msg"]
@@ -221,7 +221,7 @@ def _wanted(found: Mapping[str, Any]) -> str:
 
 
 def _reached(parts: tuple[int | str, ...], values: Any) -> tuple[tuple[int | str, ...], Any]:
-    """How far a location leads into values, and the value there; what follows names an alternative of a union."""
+    """The part of a location that exists in ``values``, and its value. The rest names a union alternative."""
     for depth, part in enumerate(parts):
         if isinstance(values, list | tuple):
             is_inside = isinstance(part, int)
@@ -244,7 +244,7 @@ def _section_at(config_class: Any, parts: Iterable[int | str]) -> Any:
 
 
 def _section(hint: Any) -> Any:
-    """The dataclass that an annotation holds, alone, in a union or as the items of a list; None without."""
+    """The dataclass in an annotation: itself, in a union, or as list items; None if there is none."""
     if dataclasses.is_dataclass(hint):
         return hint
     return next((found for argument in typing.get_args(hint) if (found := _section(argument)) is not None), None)

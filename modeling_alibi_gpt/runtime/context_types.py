@@ -1,4 +1,4 @@
-"""Schemas of records about the use of distant text; their rules are those of ``record_types``."""
+"""Schemas of records about the use of distant text. They follow the rules of ``record_types``."""
 
 from typing import Any, Literal, Self
 
@@ -18,7 +18,7 @@ from modeling_alibi_gpt.runtime.record_types import (
 
 
 class Recall(OfComparison):
-    """Answers of a model at one length and depth: ``error`` says why there are none."""
+    """Accuracy of a model's answers at one length and depth, or the ``error`` that prevented them."""
 
     kind: Literal["recall"]
     name: str
@@ -28,15 +28,15 @@ class Recall(OfComparison):
     train_context_length: Positive | None
     source: str
     length_tokens: Positive
-    depth: Number  # from 0, the start, to 1, the end; null where every answer is as far from its original
+    depth: Number  # from 0 (start) to 1 (end); null if all answers have the same distance to their source
     num_examples: Positive
     examples_seed: int
     reading: str = AS_TRAINED
-    accuracy: Number  # share of the examples whose whole answer is right
+    accuracy: Number  # share of examples with an entirely correct answer
     token_accuracy: Number
     nats_per_token: Number
     num_answer_tokens: Positive | None
-    distance_tokens: Number  # from the answer back to what is asked for
+    distance_tokens: Number  # from the answer back to the requested item
     error: Text
 
     @model_validator(mode="after")
@@ -47,7 +47,7 @@ class Recall(OfComparison):
 
 
 class NatsByLastOccurrence(Part):
-    """Bin b holds the tokens whose last occurrence is from edge b to before edge b + 1 tokens back."""
+    """Bin b contains tokens whose last occurrence is at least edge b and less than edge b + 1 tokens back."""
 
     edges_tokens: list[int]
     nats_per_token: list[Number]
@@ -57,7 +57,7 @@ class NatsByLastOccurrence(Part):
 
 
 class Context(RecordType):
-    """The last tokens of some windows, read with their whole context or with a part of it."""
+    """Loss on the last tokens of some windows, given all or part of their context."""
 
     kind: Literal["context"]
     name: str
@@ -66,12 +66,12 @@ class Context(RecordType):
     overrides: dict[str, Any]
     train_context_length: Positive | None
     reading: Literal["whole", "replaced", "cut"]
-    kept_tokens: Positive | None  # of the context of the first scored token; null for the whole
+    kept_tokens: Positive | None  # context of the first scored token; null for all of it
     context_tokens: Positive
     scored_tokens: Positive  # of each window
     num_windows: Positive
     nats_per_token: Number
-    difference_nats: Number  # above the whole context; null for it
+    difference_nats: Number  # relative to the whole context; null for the whole context itself
     nats_per_token_by_block: list[float] | None
     nats_by_last_occurrence: NatsByLastOccurrence | None
     error: Text

@@ -1,4 +1,4 @@
-"""Processes that share work: their ranks, and how an error in one ends all."""
+"""Distributed processes: their state, and propagation of an error in one to all."""
 
 import os
 from collections.abc import Iterator
@@ -9,28 +9,28 @@ from accelerate import PartialState
 from accelerate.utils import gather_object, parse_flag_from_env
 
 
-# What launchers export to each of several processes, as accelerate reads it.
+# Environment variables that launchers set for several processes, as accelerate reads them.
 WORLD_SIZE_NAMES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def process_state() -> PartialState:
-    """The state of ``accelerate``, which on a machine without accelerator must be told so before its first use.
+    """Return the state of ``accelerate``, set to the CPU on a machine without an accelerator.
 
-    Otherwise processes started together would each take itself for the only one.
+    Without that setting, processes started together would each assume to be the only one.
 
     Raises:
-        ValueError: Several processes were asked for and one was started.
+        ValueError: Several processes were requested but only one was started.
     """
     if _is_lone_launch():
         raise ValueError(
-            "accelerate launch was asked for several processes and started one: give it --multi_gpu and no --cpu "
-            "(right without GPU too), or use torchrun --nproc_per_node"
+            "accelerate launch was asked for several processes but started one: pass --multi_gpu without --cpu "
+            "(also on machines without a GPU), or use torchrun --nproc_per_node"
         )
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def raise_on_all_ranks(failure: Exception | None) -> None:
-    """Raise a ValueError in every process when one has failed: the others would wait for it forever."""
+    """Raise ValueError in every process if one has failed, so that the others do not wait forever."""
     messages = _gather_failures(failure)
     if messages:
         raise ValueError(messages[0]) from failure
@@ -38,10 +38,10 @@ def raise_on_all_ranks(failure: Exception | None) -> None:
 
 @contextmanager
 def sync_errors() -> Iterator[None]:
-    """Wait at the end of a block for all processes; what a user caused in one of them is raised in each.
+    """Wait for all processes at the end of a block, and raise a user error of one process in each.
 
     Raises:
-        ValueError: Another process failed; with what it said.
+        ValueError: Another process failed; the message is that of its error.
     """
     failure = None
     try:
@@ -56,14 +56,14 @@ def sync_errors() -> Iterator[None]:
 
 
 def hides_progress() -> bool | None:
-    """What tqdm takes as ``disable``: True in all processes but one; None there, which is silent off a terminal."""
+    """Value for tqdm's ``disable``: None in the main process (disabled unless on a terminal), True in the others."""
     return None if process_state().is_main_process else True
 
 
 def _is_lone_launch() -> bool:
-    """Whether ``accelerate launch`` was asked for several processes and started one.
+    """Whether ``accelerate launch`` was asked for several processes but started one.
 
-    It does so, without a word, where it finds no several accelerators; all it leaves is the address to meet at.
+    It does so silently if it does not find several accelerators. The only trace is the rendezvous address.
     """
     is_asked_for_several = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
     return is_asked_for_several and not any(name in os.environ for name in WORLD_SIZE_NAMES)

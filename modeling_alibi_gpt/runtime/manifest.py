@@ -1,4 +1,4 @@
-"""The manifest of a folder: names, sizes and checksums of its files, written last, so that damage is detected."""
+"""Manifest of a folder: names, sizes and checksums of its files. It is written last and reveals damage."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ MANIFEST_FILE = "manifest.json"
 
 
 def write_manifest(folder: Path, paths: Iterable[Path] | None = None) -> None:
-    """Record the current files of a folder; the manifest appears completely or not at all.
+    """Write the manifest of a folder atomically.
 
     Args:
         folder: The folder.
-        paths: Files in it; None is all of them, those of its subfolders too.
+        paths: Files to list; None means all files, including those in subfolders.
     """
     chosen = [path for path in folder.rglob("*") if path.is_file()] if paths is None else list(paths)
     files = {
@@ -28,9 +28,9 @@ def write_manifest(folder: Path, paths: Iterable[Path] | None = None) -> None:
 
 
 def manifest_difference(folder: Path) -> str | None:
-    """The first difference between a folder and its manifest, in words; None if there is none.
+    """Describe the first difference between a folder and its manifest; None if there is none.
 
-    Every byte of the files is read. The folder may contain files that the manifest does not name.
+    All listed files are read in full. The folder may contain files that the manifest does not list.
     """
     if not (folder / MANIFEST_FILE).is_file():
         return f"{MANIFEST_FILE} is missing"
@@ -38,14 +38,14 @@ def manifest_difference(folder: Path) -> str | None:
         files = _read_files(folder / MANIFEST_FILE)
     except ValueError as error:
         return f"{MANIFEST_FILE} is damaged: {error}"
-    for name, (size_bytes, _) in files.items():  # sizes first: they cost nothing
+    for name, (size_bytes, _) in files.items():  # sizes first, because they are cheap to check
         if not (folder / name).is_file():
             return f"{name} is missing"
         if (found := (folder / name).stat().st_size) != size_bytes:
             return f"{name} has {found:,} bytes, expected {size_bytes:,}"
     for name, (_, checksum) in files.items():
         if _sha256(folder / name) != checksum:
-            return f"{name} holds other bytes than were written"
+            return f"{name} has changed since it was written"
     return None
 
 
@@ -55,7 +55,7 @@ def _read_files(path: Path) -> dict[str, tuple[int, str]]:
         raise ValueError(f"expected a mapping of files, got {files!r}")
     for name, entry in files.items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise ValueError(f"{name!r} is no file of the folder")
+            raise ValueError(f"{name!r} is not a path inside the folder")
         if not isinstance(entry, dict) or entry.keys() != {"size_bytes", "sha256"}:
             raise ValueError(f"expected size_bytes and sha256 of {name}, got {entry!r}")
     return {name: (entry["size_bytes"], entry["sha256"]) for name, entry in sorted(files.items())}

@@ -1,4 +1,4 @@
-"""Reads untrusted YAML and JSON: bounded in size, depth and aliases, plain values only."""
+"""Reads untrusted YAML and JSON with limits on size, depth and aliases; plain values only."""
 
 import json
 import re
@@ -9,15 +9,15 @@ from typing import Any
 import yaml
 
 
-# Far above what any settings need, and read within a second.
+# Far more than any settings need, yet parsed within a second.
 MAX_YAML_BYTES = 2**16
 MAX_JSON_BYTES = 2**24
 MAX_DEPTH = 32
 MAX_YAML_NODES = 2**16
 
 _TAG = "tag:yaml.org,2002:"
-# What a plain word of YAML may be beside a string. YAML 1.1 also reads ``no`` as false, ``1:30`` as 90, ``010`` as 8
-# and ``2026-01-01`` as a date, and does not read ``3e-4`` as a number.
+# The types of unquoted YAML scalars other than strings. YAML 1.1 would also read ``no`` as false, ``1:30`` as 90,
+# ``010`` as 8 and ``2026-01-01`` as a date, and would not read ``3e-4`` as a number.
 _SCALARS = {
     "null": (r"~|null|Null|NULL|", "~nN"),
     "bool": (r"(?i:true|false)", "tTfF"),
@@ -32,10 +32,10 @@ _SCALARS = {
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that means what everybody means, of plain values, strings as keys, and no more than a file's worth.
+    """SafeLoader restricted to plain values, string keys and a bounded number of nodes.
 
-    An alias counts as all that it stands for: a few lines of aliases of aliases would otherwise fill any memory as
-    soon as somebody copies or prints them.
+    An alias counts as all nodes that it expands to. Otherwise a few lines of nested aliases would exhaust memory when
+    the result is copied or printed.
     """
 
     yaml_implicit_resolvers: dict[str | None, list[tuple[str, re.Pattern[str]]]] = {}
@@ -49,7 +49,7 @@ class _Loader(yaml.SafeLoader):
         event, first = self.peek_event(), self._num_nodes
         mark = event.start_mark
         if getattr(event, "tag", None) not in (None, "!", f"{_TAG}str"):
-            raise _error(f"the tag {event.tag} asks for another type than the plain ones", mark)
+            raise _error(f"the tag {event.tag} is not allowed; expected plain values without tags", mark)
         is_alias = self.check_event(yaml.AliasEvent)
         self._depth += 1
         if self._depth > MAX_DEPTH:
@@ -58,13 +58,13 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if is_alias:
             if id(node) not in self._nodes_of_anchor:
-                raise _error("an alias stands inside of what it stands for", mark)
+                raise _error("an alias refers to a value that contains it", mark)
             self._num_nodes += self._nodes_of_anchor[id(node)]
         else:
             self._num_nodes += 1
             self._nodes_of_anchor[id(node)] = self._num_nodes - first
         if self._num_nodes > MAX_YAML_NODES:
-            raise _error(f"more than {MAX_YAML_NODES:,} values, with those that aliases stand for", mark)
+            raise _error(f"more than {MAX_YAML_NODES:,} values, counting expanded aliases", mark)
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -74,9 +74,9 @@ class _Loader(yaml.SafeLoader):
                 continue
             if key.tag != f"{_TAG}str":
                 text = key.value or "null" if isinstance(key, yaml.ScalarNode) else f"of type {key.id}"
-                raise _error(f"key {text} is not a string; put it in quotes if it is meant", key.start_mark)
+                raise _error(f"key {text} is not a string; quote it", key.start_mark)
             if key.value in keys:
-                raise _error(f"key '{key.value}' stands twice", key.start_mark)
+                raise _error(f"key '{key.value}' occurs twice", key.start_mark)
             keys.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -91,11 +91,11 @@ def _error(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML document: null, bool, int, float, str, and lists and mappings of these.
+    """Parse a YAML document into None, bool, int, float, str, and lists and dicts of these.
 
     Raises:
-        ValueError: The text does not parse, is too long, nested too deep or holds too many values, a key is not a
-            string or occurs twice, or a tag asks for another type.
+        ValueError: The text does not parse, is too long, is nested too deeply or contains too many values, a key is
+            not a string or occurs twice, or a tag requests another type.
     """
     if len(text) > MAX_YAML_BYTES:
         raise ValueError(f"{len(text):,} characters of YAML, expected at most {MAX_YAML_BYTES:,}")
@@ -110,10 +110,10 @@ def parse_yaml(text: str) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON document.
+    """Parse a JSON document.
 
     Raises:
-        ValueError: The text does not parse, or is too long or nested too deep.
+        ValueError: The text does not parse, is too long or is nested too deeply.
     """
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(f"{len(text):,} bytes of JSON, expected at most {MAX_JSON_BYTES:,}")
@@ -130,10 +130,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:
-    """Read a YAML or JSON file that holds one mapping.
+    """Read a YAML or JSON file that contains one mapping.
 
     Raises:
-        ValueError: The file is missing, does not parse, or holds something else.
+        ValueError: The file is missing, does not parse, or contains something else.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""User modules named in settings, such as one that registers a position method."""
+"""Imports user modules named in settings, such as one that registers a position method."""
 
 import importlib
 import os
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 
 def import_plugins(names: Sequence[str]) -> None:
-    """Import modules by name, from what is installed or from the working directory.
+    """Import modules by name, either installed ones or from the working directory.
 
-    Only a user's own settings may name them: a checkpoint that does so makes nothing run.
+    Only the user's own settings may name modules. Modules named in a checkpoint are never imported.
 
     Raises:
-        ValueError: There is no such module, or it fails.
+        ValueError: A module does not exist, or importing it fails.
     """
     here = os.getcwd()
-    sys.path.append(here)  # the entry of an installed command is not searched from the working directory
+    sys.path.append(here)  # installed commands do not search the working directory
     try:
         for name in names:
             _import(name)
@@ -29,6 +29,6 @@ def _import(name: str) -> None:
     except ModuleNotFoundError as error:
         if error.name != name:
             raise ValueError(f"plugins: {name!r} needs the module {error.name!r}, which is not installed") from error
-        raise ValueError(f"plugins: there is no module {name!r}, installed or in {os.getcwd()}") from error
-    except Exception as error:  # it is a user's code, which may fail in any way
+        raise ValueError(f"plugins: no module {name!r} is installed or in {os.getcwd()}") from error
+    except Exception as error:  # user code may raise anything
         raise ValueError(f"plugins: {name!r} cannot be imported: {type(error).__name__}: {error}") from error

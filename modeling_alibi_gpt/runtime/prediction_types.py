@@ -1,4 +1,4 @@
-"""Schemas of records of predictions."""
+"""Schema of prediction records."""
 
 from typing import Annotated, Literal
 
@@ -11,7 +11,7 @@ Ends = Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)]
 
 
 class Prediction(RecordType):
-    """What the smaller budgets of a series of comparisons say of a budget that was not read yet."""
+    """Prediction for an unread budget from the smaller budgets of a series of comparisons."""
 
     kind: Literal["prediction"]
     comparison: str  # the series

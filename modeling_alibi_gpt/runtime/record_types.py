@@ -1,7 +1,7 @@
-"""One schema for each kind of record: which fields it has, of which type, and what must agree among them.
+"""Schemas of records, one per kind: fields, types and consistency rules.
 
-A record is checked by the same schema when it is written and when it is read. Fields with a default are those that
-older records lack, or that only the records of a comparison have.
+The same schema validates a record when it is written and when it is read. Fields with a default are missing in older
+records, or occur only in the records of a comparison.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -20,18 +20,18 @@ AS_TRAINED = "as trained"
 
 
 class Part(BaseModel):
-    """An object with the fields of its class and no others, each of its type and no other."""
+    """Base of all schemas: strict types, no extra fields, no NaN or infinity."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class LossPoint(Part):
     step: int
-    nats_per_token: float  # mean since the point before
+    nats_per_token: float  # mean since the previous point
 
 
 class NatsByPosition(Part):
-    edges_tokens: list[int]  # one more than there are figures
+    edges_tokens: list[int]  # one more than there are values
     nats_per_token: list[Number]
     num_tokens: list[int]
 
@@ -44,7 +44,7 @@ class Hardware(Part):
 
 
 class Provenance(Part):
-    """Where a number comes from; a measurement adds its own settings."""
+    """Where a number comes from. A measurement adds its own settings."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -64,13 +64,13 @@ class RecordType(Part):
 
 
 class OfComparison(RecordType):
-    """Where a record belongs that is part of a comparison."""
+    """Fields that assign a record to a comparison."""
 
     comparison: str = ""
     variant: str = ""
     fields: dict[str, Any] = {}
     seed: int = 0
-    series: Text = None  # of comparisons that differ in their budget
+    series: Text = None  # comparisons that differ only in their budget
     budget_tokens: Count = None
 
 
@@ -98,7 +98,7 @@ class Training(OfComparison):
 
 
 class Windows(RecordType):
-    """Text read in windows: ``error`` says why there is no perplexity."""
+    """Perplexity of a text read in windows, or the ``error`` that prevented it."""
 
     name: str
     position_method: str
@@ -111,7 +111,7 @@ class Windows(RecordType):
     @model_validator(mode="after")
     def _figures_or_an_error(self) -> Self:
         if self.error is not None and self.perplexity is not None:
-            raise ValueError("'error' must be null where there is a perplexity")
+            raise ValueError("'error' must be null if there is a perplexity")
         if self.error is None:
             require(self, "perplexity", "nats_per_token", *self._due)
         return self
@@ -254,13 +254,13 @@ class TrainedBeta(OfComparison):
 
 
 def require(record: RecordType, *fields: str) -> None:
-    """Raise a ValueError unless none of these fields is null."""
+    """Raise ValueError if one of these fields is null."""
     for field in fields:
         if getattr(record, field, 0) is None:
-            raise ValueError(f"'{field}' must be a figure, got null, where nothing failed")
+            raise ValueError(f"'{field}' must not be null in a record without an error")
 
 
 def require_length(field: str, values: list[Any], expected: int) -> None:
-    """Raise a ValueError unless a list holds as many values as what belongs to it, and any at all."""
+    """Raise ValueError unless a list has the expected number of values and at least one."""
     if len(values) != expected or not values:
-        raise ValueError(f"'{field}' must hold {max(expected, 1)} values, got {len(values)}")
+        raise ValueError(f"'{field}' must have {max(expected, 1)} values, got {len(values)}")

@@ -1,4 +1,4 @@
-"""Records of measurements: their schemas, JSON Lines files that survive a kill, and the provenance of each number."""
+"""Measurement records: validation, crash-safe JSON Lines files, and provenance."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from modeling_alibi_gpt.runtime.record_types import RecordType
 
 
 Record = dict[str, Any]
-# The schema of each kind.
+# Schemas by kind.
 RECORD_TYPES: dict[str, type[RecordType]] = {
     get_args(schema.model_fields["kind"].annotation)[0]: schema
     for module in (record_types, bias_types, prediction_types, benchmark_types, context_types)
@@ -32,7 +32,7 @@ COMMIT_VARIABLE = "ALIBI_GPT_COMMIT"
 
 
 def check_record(record: Record) -> None:
-    """Raise a ``ValueError`` that names the field unless ``record`` is of a known kind and as its schema says."""
+    """Raise ``ValueError``, which names the field, unless ``record`` matches the schema of its kind."""
     kind = record.get("kind")
     if not isinstance(kind, str) or kind not in RECORD_TYPES:
         raise ValueError(f"got a record of kind {kind!r}; expected one of {', '.join(RECORD_TYPES)}")
@@ -43,18 +43,18 @@ def check_record(record: Record) -> None:
 
 
 def _complaint(record: Record, error: ValidationError) -> str:
-    """One line on the first thing that is wrong, or on all that is missing."""
+    """Describe the first problem, or all missing fields, in one line."""
     errors = error.errors(include_url=False)
     missing = [str(each["loc"][0]) for each in errors if each["type"] == "missing" and len(each["loc"]) == 1]
     if missing:
-        return f"a {record['kind']} record lacks {', '.join(missing)}; got only {', '.join(record)}"
+        return f"a {record['kind']} record needs {', '.join(missing)}; got only {', '.join(record)}"
     first = errors[0]
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     field, *within = first["loc"]
     if first["type"] == "extra_forbidden" and not within:
         known = ", ".join(RECORD_TYPES[record["kind"]].model_fields)
-        return f"'{field}' is no field of a {record['kind']} record; it has {known}"
+        return f"'{field}' is not a field of a {record['kind']} record; expected {known}"
     expected = {
         "missing": f"an object with {first['loc'][-1]}",
         "extra_forbidden": f"an object without {first['loc'][-1]}",
@@ -65,13 +65,13 @@ def _complaint(record: Record, error: ValidationError) -> str:
 
 
 def append_record(path: str | Path, record: Record) -> None:
-    """Add one line to a JSON Lines file and wait until it is on the disk.
+    """Append one line to a JSON Lines file and sync it to disk.
 
-    What a killed append left at the end of the file is cut off first, so that it never glues to this record. One
-    process writes a file at a time; several workers write a file each.
+    A partial last line, left by a killed process, is removed first. Only one process may write to a file; several
+    workers use one file each.
 
     Raises:
-        ValueError: the record is not as the schema of its kind says; the file is left as it was.
+        ValueError: The record does not match the schema of its kind. The file is unchanged.
     """
     line = _to_line(record)
     path = Path(path)
@@ -84,11 +84,11 @@ def append_record(path: str | Path, record: Record) -> None:
 
 
 def read_records(path: str | Path) -> list[Record]:
-    """The records of a JSON Lines file, in its order, without the torn last line that a killed append leaves.
+    """Read a JSON Lines file in order, without the partial last line that a killed process may leave.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is not a JSON object; names the file and the line.
+        FileNotFoundError: The file does not exist.
+        ValueError: A line is not a JSON object. The message names the file and the line.
     """
     path = Path(path)
     if not path.exists():
@@ -99,11 +99,11 @@ def read_records(path: str | Path) -> list[Record]:
 
 
 def read_checked_records(path: str | Path) -> list[Record]:
-    """The records of a JSON Lines file, each of a known kind and complete.
+    """Read a JSON Lines file and validate every record.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: a line is no record; names the file, the line and the field.
+        FileNotFoundError: The file does not exist.
+        ValueError: A line is not a valid record. The message names the file, the line and the field.
     """
     records = read_records(path)
     for number, record in enumerate(records, start=1):
@@ -115,16 +115,17 @@ def read_checked_records(path: str | Path) -> list[Record]:
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> None:
-    """Replace a JSON Lines file atomically: readers see the old records or the new ones, never a part."""
+    """Replace a JSON Lines file atomically: readers see either the old or the new records."""
     write_bytes(path, b"".join(map(_to_line, records)))
 
 
 def provenance(*, seed: int | None = None, data_fingerprint: str | None = None) -> Record:
-    """Provenance of a number: source commit, time, versions, hardware, seed and data.
+    """Return the provenance of a number: source commit, time, versions, hardware, seed and data.
 
     Returns:
-        ``git_commit`` and ``git_dirty`` (tracked files changed; both null outside a checkout), ``time_utc``,
-        ``versions`` (null for a package that is not installed), ``hardware``, ``seed``, ``data_fingerprint``.
+        ``git_commit`` and ``git_dirty`` (whether tracked files are modified), both None outside a checkout;
+        ``time_utc``; ``versions``, None for packages that are not installed; ``hardware``, ``seed`` and
+        ``data_fingerprint``.
     """
     commit = _git_commit()
     return {
@@ -156,20 +157,20 @@ def _parse_line(line: bytes, path: Path, number: int) -> Record:
     try:
         record = json.loads(line, parse_constant=refuse)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} line {number} is not valid JSON ({error}); mend or remove that line") from error
+        raise ValueError(f"{path} line {number} is not valid JSON ({error}); fix or remove that line") from error
     if not isinstance(record, dict):
-        raise ValueError(f"{path} line {number} holds {type(record).__name__}; expected a JSON object")
+        raise ValueError(f"{path} line {number} contains {type(record).__name__}; expected a JSON object")
     return record
 
 
 def _split_tail(data: bytes) -> tuple[bytes, bytes]:
-    """The lines that end in a newline, and what follows the last one."""
+    """The data up to the last newline, and the rest."""
     end = data.rfind(b"\n") + 1
     return data[:end], data[end:]
 
 
 def _is_record(tail: bytes) -> bool:
-    """Whether a line without its newline is whole all the same: no prefix of a JSON object is JSON itself."""
+    """Whether a line without a newline is complete; no proper prefix of a JSON object is valid JSON."""
     try:
         return isinstance(json.loads(tail), dict)
     except (ValueError, RecursionError):
@@ -186,9 +187,9 @@ def _repair_tail(file: BinaryIO) -> None:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that tracks this very file: an installed copy inside another project has none.
+    """Commit of the checkout that tracks this file; None for a copy installed inside another project.
 
-    Where the sources of a commit were copied to a machine without it, a variable says which they are.
+    ``ALIBI_GPT_COMMIT`` names the commit if the sources were copied to a machine without the repository.
     """
     if COMMIT_VARIABLE in os.environ:
         return os.environ[COMMIT_VARIABLE]

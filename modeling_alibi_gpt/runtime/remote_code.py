@@ -1,5 +1,6 @@
-"""Whether Python files in a checkpoint may run: never, unless the user allows it on the command line. A settings file
-cannot allow it, because it may come from the same source as the checkpoint.
+"""Decides whether Python code in a checkpoint may run: never, unless the user allows it on the command line.
+
+A settings file cannot allow it, because it may come from the same source as the checkpoint.
 """
 
 from collections.abc import Iterator
@@ -8,14 +9,14 @@ from contextvars import ContextVar
 
 
 FLAG = "--trust-remote-code"
-# What transformers says in every refusal to run code, whether of a config, a model or a tokenizer.
+# This phrase is in every refusal of transformers to run code, of a config, a model or a tokenizer.
 _ASKED_FOR = "trust_remote_code=True"
 _is_trusted: ContextVar[bool] = ContextVar("trust_remote_code", default=False)
 
 
 @contextmanager
 def trusting_remote_code(is_trusted: bool) -> Iterator[None]:
-    """Let the checkpoints that are loaded within run their own code, or not."""
+    """Allow or forbid checkpoints loaded in this context to run their own code."""
     token = _is_trusted.set(is_trusted)
     try:
         yield
@@ -24,24 +25,24 @@ def trusting_remote_code(is_trusted: bool) -> Iterator[None]:
 
 
 def is_remote_code_trusted() -> bool:
-    """What every load passes on as ``trust_remote_code``: False unless within ``trusting_remote_code(True)``."""
+    """Value of ``trust_remote_code`` for every load: False outside ``trusting_remote_code(True)``."""
     return _is_trusted.get()
 
 
 def refuse_hub_kernel(attn_implementation: str | None) -> None:
-    """Raise a ValueError for an attention of the form OWNER/NAME, which transformers downloads and runs."""
+    """Raise ValueError for an attention back end OWNER/NAME, which transformers would download and run."""
     if attn_implementation is not None and "/" in attn_implementation:
         raise ValueError(
-            f"attn_implementation {attn_implementation!r} names code on the Hub, which no settings can run; "
-            "expected a back end that is installed, such as sdpa or eager"
+            f"attn_implementation {attn_implementation!r} names code on the Hub, which settings must not run; "
+            "expected an installed back end, such as sdpa or eager"
         )
 
 
 def load_failure(error: Exception) -> str:
-    """Why a load failed: the words of ``error``, or the flag where transformers refused to run code."""
+    """Describe why a load failed: the message of ``error``, or the flag to pass if code was refused."""
     if _ASKED_FOR not in str(error):
         return str(error)
     return (
-        "it needs Python code of its own, which is not run; read that code, and if you trust it, add "
+        "it contains Python code, which is not run by default; read that code, and if you trust it, add "
         f"{FLAG} to train, evaluate, extrapolate or generate"
     )

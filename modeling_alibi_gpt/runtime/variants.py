@@ -1,10 +1,10 @@
-"""The differences between the variants of a comparison: stored in its records, and derived for older records."""
+"""Classifies how the variants of a comparison differ from the paper's ALiBi."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
 
-# The fields of a sweep of beta at their defaults: a variant that leaves them there is the paper's ALiBi.
+# Defaults of the fields that a beta sweep sets; a variant with these values is the paper's ALiBi.
 BETA_DEFAULTS: dict[str, Any] = {"alibi_beta": 1.0, "alibi_slope_kind": "geometric", "alibi_trainable": "none"}
 BETA_SCHEDULE = "alibi_beta_schedule"
 POSITION_RATE = "position_learning_rate"
@@ -12,15 +12,14 @@ TRAINING_PREFIX = "training."
 
 
 def is_setting(key: str) -> bool:
-    """Whether a key of a variant is its experiment's, and no field of its model."""
+    """Whether a key of a variant is an experiment setting rather than a model field."""
     return key in (POSITION_RATE, BETA_SCHEDULE) or key.startswith(TRAINING_PREFIX)
 
 
 def what_varies(position_method: str, fields: Mapping[str, Any]) -> Literal["nothing", "beta", "method"]:
-    """In what a variant differs from the paper's ALiBi: in nothing, only in what a sweep of beta sets, or in more.
+    """Classify how a variant differs from the paper's ALiBi: not at all, only in beta sweep fields, or in more.
 
-    Settings of its training do not count, for each variant may have those that are best for it; a schedule of beta
-    does.
+    Training settings do not count, because each variant may use those that suit it best. A beta schedule counts.
     """
     set_fields = {
         field: value
@@ -33,5 +32,5 @@ def what_varies(position_method: str, fields: Mapping[str, Any]) -> Literal["not
 
 
 def corpus_of(comparison: str) -> str:
-    """The text of a comparison of old, whose records name it only as ``what on corpus``."""
+    """Corpus of an old comparison, whose records give it only in the name ``what on corpus``."""
     return comparison.split(" on ")[-1]

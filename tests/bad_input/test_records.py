@@ -21,8 +21,8 @@ RECORDS = {record["kind"]: record for record in reversed([*methods(), *demo_reco
 LINES: dict[str, tuple[str, str]] = {
     "cut": ('{"kind": "training"\n', " is not valid JSON"),
     "nested deep": ("[" * 10**5 + "\n", " is not valid JSON"),
-    "a list": ("[1]\n", " holds "),
-    "a number": ("5\n", " holds "),
+    "a list": ("[1]\n", " contains list"),
+    "a number": ("5\n", " contains int"),
     "NaN": ('{"kind": NaN}\n', " is not valid JSON (NaN is not a number)"),
     "empty": ("\n", " is not valid JSON"),
     "no kind": ("{}\n", ": got a record of kind None"),
@@ -56,10 +56,10 @@ def _field_cases() -> list[Case]:
         for field in [name for name, schema in fields.items() if schema.is_required() and name != "kind"]:
             without = {key: value for key, value in record.items() if key != field}
             arguments = partial(_records, [RECORDS["training"], without])
-            message = f"records.jsonl line 2: a {kind} record lacks {field}"
+            message = f"records.jsonl line 2: a {kind} record needs {field}"
             cases.append(Case(f"{kind} without {field}", "report", arguments, message))
         arguments = partial(_records, [RECORDS["training"], {**record, "colour": "red"}])
-        message = f"records.jsonl line 2: 'colour' is no field of a {kind} record"
+        message = f"records.jsonl line 2: 'colour' is not a field of a {kind} record"
         cases.append(Case(f"{kind} with a field of its own", "report", arguments, message))
     return cases
 

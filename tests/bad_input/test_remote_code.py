@@ -27,7 +27,8 @@ from tests.bad_input.refusals import SCRIPTS, Inputs, config_file, edit_json, ex
 
 ROOT = SCRIPTS.parent
 REFUSAL = (
-    "it needs Python code of its own, which is not run; read that code, and if you trust it, add --trust-remote-code"
+    "it contains Python code, which is not run by default; read that code, and if you trust it, add "
+    "--trust-remote-code"
 )
 TRUSTING = ("train", "evaluate", "extrapolate", "generate")
 # Whatever can run code that it loads, by the keyword that says whether it may.

@@ -117,9 +117,9 @@ def test_no_window_crosses_from_one_document_to_the_next(config: ContextConfig, 
     [
         ({"max_tokens": 100}, "max_tokens is not used here"),
         ({"kept_tokens": [0]}, "'kept_tokens\\[0\\]' must be at least 1, got 0"),
-        ({"kept_tokens": [61]}, r"must fit into context_tokens \(64\) together, got \[61\] and 4"),
+        ({"kept_tokens": [61]}, r"must be at most context_tokens \(64\), got \[61\] and 4"),
         ({"num_windows": 0}, "'num_windows' must be at least 1, got 0"),
-        ({"num_windows": 10**6}, "lower num_windows to that"),
+        ({"num_windows": 10**6}, "lower num_windows to at most that"),
         ({"context_tokens": 10**5}, "expected at least 2 documents of more than 100000 tokens, got 0 of 3"),
     ],
 )

@@ -133,7 +133,7 @@ def test_a_loss_that_is_no_number_is_a_row_too(config: ExtrapolationConfig, make
     weights["model.norm.weight"].fill_(math.nan)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     rows = run_extrapolation(ExtrapolationConfig(models=[str(folder)], source=config.source, output=config.output))
-    assert {row["error"] for row in rows} == {"the loss is nan nats per token, from which no perplexity follows"}
+    assert {row["error"] for row in rows} == {"the loss is nan nats per token, which gives no finite perplexity"}
 
 
 def test_finished_rows_are_not_computed_again(config: ExtrapolationConfig, request):
@@ -221,10 +221,10 @@ def test_names_are_as_long_as_they_must_be():
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"models": []}, "models must be one or more, each once"),
-        ({"protocols": ["sliding", "sliding"]}, "protocols must be one or more, each once"),
+        ({"models": []}, "models must be a list of one or more different values"),
+        ({"protocols": ["sliding", "sliding"]}, "protocols must be a list of one or more different values"),
         ({"protocols": ["slide"]}, "protocol must be one of nonoverlapping, sliding"),
-        ({"names": ["a", "a", "b"]}, "names must be one of its own for each of the 3 models"),
+        ({"names": ["a", "a", "b"]}, "names must be unique, one for each of the 3 models"),
         ({"lengths_tokens": [8, 0]}, "length_tokens must be at least 1, got 0"),
         ({"lengths_tokens": [8, 32], "stride_tokens": 9}, "in 1..8"),
         ({"lengths_tokens": [8, 10**6]}, "a window of 1000000 needs 1000001"),

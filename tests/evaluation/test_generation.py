@@ -19,5 +19,5 @@ def test_beyond_a_table_of_positions_is_an_error_in_words(tmp_path: Path) -> Non
     config = GPT2Config(vocab_size=300, n_embd=48, n_layer=1, n_head=3, n_positions=16, eos_token_id=299)
     GPT2LMHeadModel(config).save_pretrained(folder)
     assert generate_text(GenerateConfig(model=str(folder), prompt="one", max_new_tokens=4))["text"].startswith("one")
-    with pytest.raises(ValueError, match="positions ends at 16; ask for a smaller max_new_tokens"):
+    with pytest.raises(ValueError, match="position table of 16 tokens: lower max_new_tokens"):
         generate_text(GenerateConfig(model=str(folder), prompt="one", max_new_tokens=64, do_sample=False))

@@ -50,5 +50,5 @@ def test_the_record_names_windows_of_every_head(
 
 def test_positions_without_slopes_are_refused() -> None:
     model = make_model("rope")
-    with pytest.raises(ValueError, match="one slope a head"):
+    with pytest.raises(ValueError, match="one slope per head"):
         measured_margins(model, torch.zeros(1, 4, dtype=torch.long))

@@ -136,7 +136,7 @@ def test_prompts_need_their_own_words(tokenizer) -> None:
         ({"source": "stdlib"}, "source must be task:NAME or prompt:passkey, got 'stdlib'"),
         ({"source": "task:sort"}, "unknown task"),
         ({"depths": [0.5, 1.5]}, "depths must be from 0 to 1"),
-        ({"depths": []}, "depths must be one or more, each once"),
+        ({"depths": []}, "depths must be a list of one or more different values"),
         ({"num_examples": 0}, "'num_examples' must be at least 1, got 0"),
         ({"lengths_tokens": [32, 8]}, "task:recall needs at least 10 tokens a sequence, got 8"),
         ({"models": ["/nowhere"]}, "/nowhere: no model here"),
@@ -152,7 +152,7 @@ def test_impossible_grids_are_refused_before_anything_is_written(
 
 
 def test_a_model_that_learned_no_task_is_told_what_asks_it(make_folder, config: RecallConfig) -> None:
-    with pytest.raises(ValueError, match="was not trained on a task; prompt:passkey asks any model"):
+    with pytest.raises(ValueError, match="was not trained on a task; use prompt:passkey"):
         run_recall(dataclasses.replace(config, models=[make_folder("alibi")]))
 
 

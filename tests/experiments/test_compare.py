@@ -59,7 +59,7 @@ def test_variants_of_other_methods_leave_the_fields_of_alibi_behind(settings: di
     assert runs["alibi"].experiment.model.overrides == {"alibi_beta": 2.0}
     assert runs["table"].experiment.model.overrides == {"position_method": "learned"}
     settings["variants"]["table"]["alibi_beta"] = 2.0
-    with pytest.raises(ValueError, match="alibi_beta would change nothing"):
+    with pytest.raises(ValueError, match="alibi_beta would have no effect"):
         _runs(ComparisonConfig(**settings))
 
 

@@ -52,7 +52,8 @@ def test_the_answers_say_what_the_probes_measure(subjects: list[app.Subject]) ->
     assert f"head 3 of layer 2 looks back {far[0]:.1f} tokens on average with its bias, and {far[1]:.1f}" in sentence
     _, sentence = app.describe_next_tokens(subject, TEXT, 0.25)
     (best,) = probes.next_tokens(subject.model, subject.tokenizer, input_ids, 0.25, num_tokens=1)
-    assert f"{best.text!r} is the likeliest with β = 0.25: probability {best.changed_probability:.3f}" in sentence
+    probability = f"probability {best.changed_probability:.3f}"
+    assert f"{best.text!r} is the most likely next token with β = 0.25: {probability}" in sentence
 
 
 def test_two_models_are_compared_on_one_text(subjects: list[app.Subject]) -> None:

@@ -153,7 +153,7 @@ def test_accelerate_launch_that_started_one_process_of_several_is_refused(
     }.items():
         monkeypatch.setenv(name, value)
     config = make_experiment()
-    with pytest.raises(ValueError, match="several processes and started one: give it --multi_gpu"):
+    with pytest.raises(ValueError, match="several processes but started one: pass --multi_gpu"):
         train(config)
     assert not Path(config.training["output_dir"]).exists()
     with pytest.raises(ValueError, match="started one"):
@@ -185,7 +185,7 @@ def test_one_process_started_for_two_is_refused(experiment_file: Path, flags: li
     done = launch(experiment_file, ["accelerate.commands.launch", *flags, "--num_processes", "2"])
     assert done.returncode != 0 and done.stdout == ""
     [error] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert "several processes and started one: give it --multi_gpu" in error and "torchrun" in error
+    assert "several processes but started one: pass --multi_gpu" in error and "torchrun" in error
     assert not (experiment_file.parent / "run").exists()
 
 

@@ -109,9 +109,9 @@ def test_integers_pass_for_floats(path: str) -> None:
         ("training.output_dir=", "training.output_dir is missing"),
         ("model.checkpoint=x", "either 'config' .a new model. or 'checkpoint' .fine-tuning., not both or none"),
         ("model.config=null", "not both or none"),
-        ("training.seed", "--set takes KEY=VALUE, got 'training.seed'"),
-        ("name.first=x", "--set name.first=x: 'name' holds a value, not a mapping"),
-        ("data.source=*.txt", r"--set data.source=\*.txt: the value is not valid YAML, quote it"),
+        ("training.seed", "--set expects KEY=VALUE, got 'training.seed'"),
+        ("name.first=x", "--set name.first=x: 'name' is a value, expected a mapping"),
+        ("data.source=*.txt", r"--set data.source=\*.txt: the value is not valid YAML, try quoting it"),
     ],
 )
 def test_what_was_not_meant_is_refused(path: str, setting: str, message: str) -> None:
@@ -138,7 +138,7 @@ def test_a_missing_key_is_named(key: str) -> None:
         ("a.yaml", b"\xff\xfe", "is not valid YAML"),
         ("a.yaml", b"", "expected a mapping of keys to values, got NoneType"),
         ("a.yaml", b"- 1", "expected a mapping of keys to values, got list"),
-        ("a.yaml", b"a: 1\nb: {c: 1, c: 2}", "key 'c' stands twice"),
+        ("a.yaml", b"a: 1\nb: {c: 1, c: 2}", "key 'c' occurs twice"),
         ("a.json", b'{"a": 1', "is not valid JSON"),
         ("a.json", b"3", "expected a mapping of keys to values, got int"),
     ],

@@ -110,7 +110,7 @@ def test_other_architectures_are_fine_tuned_too(
     [
         (["data.train_length_tokens=33"], "cannot read data.train_length_tokens = 33: learned positions end at"),
         (["model.overrides.position_method=alibi", "model.overrides.alibi_beta=0"], "alibi_beta must be a finite"),
-        (["model.overrides.alibi_beta=2"], "alibi_beta would change nothing: position_method 'learned'"),
+        (["model.overrides.alibi_beta=2"], "alibi_beta would have no effect with position_method 'learned'"),
         (["model.overrides.alibi_beat=1"], "unknown key 'model.overrides.alibi_beat'; did you mean .*alibi_beta'?"),
         (
             ["model.overrides.num_hidden_layers=3"],
@@ -161,7 +161,7 @@ def test_variants_that_choose_another_method_do_not_inherit_the_fields_of_alibi(
     assert model_config(base).alibi_beta == 4.0
     other = model_config(dataclasses.replace(base, overrides={"position_method": "rope"}))
     assert (other.position_method, other.alibi_beta) == ("rope", 1.0)
-    with pytest.raises(ValueError, match="alibi_beta would change nothing"):
+    with pytest.raises(ValueError, match="alibi_beta would have no effect"):
         model_config(dataclasses.replace(base, overrides={"position_method": "rope", "alibi_beta": 2.0}))
     assert laid_over({"alibi_beta": 4.0, "use_bias": True}, {"position_method": "none"}) == {
         "use_bias": True,
@@ -240,7 +240,7 @@ def test_a_missing_checkpoint_is_refused(make_experiment: MakeExperiment, tmp_pa
     [
         (
             ["model.config.hiden_size=16"],
-            "unknown field 'hiden_size' in the config of AlibiGPT; did you mean 'hidden_",
+            "unknown field 'hiden_size' in AlibiGPTConfig; did you mean 'hidden_",
         ),
         (["model.config.hidden_size=wide"], "model.config: .*'hidden_size'"),
         (

@@ -309,7 +309,7 @@ def test_a_manifest_names_the_first_difference(tmp_path: Path) -> None:
     (tmp_path / "beside").touch()
     assert manifest_difference(tmp_path) is None
     (tmp_path / "a").write_text("xx")
-    assert manifest_difference(tmp_path) == "a holds other bytes than were written"
+    assert manifest_difference(tmp_path) == "a has changed since it was written"
     (tmp_path / "inner" / "b").write_text("b")
     assert manifest_difference(tmp_path) == "inner/b has 1 bytes, expected 2"
     (tmp_path / "a").unlink()

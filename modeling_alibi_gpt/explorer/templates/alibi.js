@@ -1,5 +1,5 @@
 "use strict";
-// The formulas of modeling_alibi_gpt/alibi.py. Slopes and biases are rounded to float32 where Python holds float32.
+// The formulas of modeling_alibi_gpt/alibi.py. Slopes and biases are rounded to float32 wherever Python uses float32.
 
 const SLOPE_KINDS = ["geometric", "uniform", "custom"];
 
@@ -17,7 +17,7 @@ function headMultipliers(state) {
   return geometricMultipliers(state.heads, state.biasMax);
 }
 
-// Slopes as the scores see them, nats per token.
+// Effective slopes, nats per token.
 function headSlopes(state, beta) {
   const slopes = headMultipliers(state).map((multiplier) => Math.fround(beta * multiplier));
   return state.inside ? slopes.map((slope) => Math.fround(slope * Math.fround(state.scaling))) : slopes;
@@ -41,7 +41,7 @@ function windowsOf(slopes, state) {
   return slopes.map((slope) => headWindow(slope, state.margin, state.tolerance));
 }
 
-// The field that is out of range and what is wrong with it, or null.
+// The first invalid field and a message, or null.
 function findProblem(state) {
   const isPositive = (value) => Number.isFinite(value) && value > 0;
   const isCount = (value, least, most) => Number.isInteger(value) && value >= least && value <= most;

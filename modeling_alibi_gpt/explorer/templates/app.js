@@ -1,4 +1,4 @@
-// State of the page: read from its controls and from the part of its address after #, drawn after every change.
+// Page state, read from the controls and the URL fragment. Every change redraws the page.
 
 const INITIAL = JSON.parse(document.getElementById("initial-state").textContent);
 const FIELDS = [...document.querySelectorAll("[name]")].filter((element) => element.closest("form"));
@@ -87,7 +87,7 @@ function update() {
   }
   fillHeads(state.heads);
   const headSelect = document.getElementById("head");
-  if (headSelect.value === "") headSelect.value = "1"; // an address may name a head that the model lacks
+  if (headSelect.value === "") headSelect.value = "1"; // a URL may name a head that does not exist
   state.head = Number(headSelect.value);
   const problem = findProblem(state);
   for (const element of FIELDS) element.setAttribute("aria-invalid", problem !== null && element.name === problem[0]);

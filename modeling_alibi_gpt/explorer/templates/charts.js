@@ -1,4 +1,4 @@
-// Charts as SVG, the heat map on a canvas. Colours run from the first head to the last.
+// Charts as SVG, and the heat map on a canvas. Colours run from the first head to the last.
 
 const HEIGHT = 320, LEFT = 64, RIGHT = 14, TOP = 8, BOTTOM = 40;
 
@@ -14,7 +14,7 @@ function formatNumber(value) {
   return value < 0 ? `−${text}` : text;
 }
 
-// For an axis; powers of two below 1, which slopes are, as fractions.
+// Axis labels. Powers of two below 1, such as slopes, are written as fractions.
 function tickLabel(value) {
   const size = Math.abs(value), sign = value < 0 ? "−" : "";
   if (size < 1 && size > 1e-6 && Number.isInteger(Math.log2(size))) return `${sign}1/${1 / size}`;
@@ -32,7 +32,7 @@ function linearScale(low, high, from, to) {
   return scale;
 }
 
-// From power to power of the base, so that one value alone has room around it.
+// The range ends at powers of the base, so that a single value has room around it.
 function logScale(values, base, from, to) {
   const low = Math.floor(Math.log(Math.min(...values)) / Math.log(base) + 1e-9);
   const high = Math.max(low + 1, Math.ceil(Math.log(Math.max(...values)) / Math.log(base) - 1e-9));
@@ -63,7 +63,7 @@ function chartWidth(id) {
   return Math.max(240, document.getElementById(id).clientWidth);
 }
 
-// How negative a bias is drawn: a little below the point where weights reach the tolerance.
+// Lower end of the bias axis, slightly below the point where weights reach the tolerance.
 function biasFloor(state) {
   return 1.25 * (Math.max(0, state.margin) - Math.log(state.tolerance));
 }
@@ -99,7 +99,7 @@ function drawBias(state, slopes, oldSlopes, windows) {
   frame("bias-chart", x, y, "distance to the key, tokens", "bias, nats", label, marks);
 }
 
-// A value of each head, old and new, on a logarithmic axis.
+// Old and new values of each head on a logarithmic axis.
 function drawHeads(id, state, values, oldValues, base, yLabel, label) {
   const count = values.length, right = chartWidth(id) - RIGHT;
   const x = linearScale(0.5, count + 0.5, LEFT, right);
