@@ -48,7 +48,7 @@ def test_the_record_is_of_the_answers(make_task: Callable[..., ExperimentConfig]
     ("setting", "message"),
     [
         ("data.source=task:sort", "unknown task 'task:sort'"),
-        ("data.train_length_tokens=6", "task:passkey needs at least 7 tokens a sequence, got 6"),
+        ("data.train_length_tokens=6", "task:passkey needs at least 7 tokens per sequence, got 6"),
         ("data.tokenizer=train", "data.tokenizer is for texts"),
         ("data.validation_source=stdlib", "data.validation_source is for texts"),
         ("data.max_train_tokens=100", "data.max_train_tokens is for texts"),
