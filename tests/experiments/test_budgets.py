@@ -197,7 +197,7 @@ def test_a_budget_is_predicted_once_before_it_is_read(tmp_path: Path) -> None:
     assert prediction["provenance"]["git_commit"] and prediction["provenance"]["time_utc"]
     assert known_predictions(tmp_path, cells(4), 64 * 4**3) == [prediction], "what was said stays"
     assert read_records(tmp_path / "predictions.jsonl") == [prediction]
-    with pytest.raises(ValueError, match="1,024 tokens cannot be predicted: one of 4,096 was read"):
+    with pytest.raises(ValueError, match="1,024 tokens cannot be predicted: one of 4,096 was already evaluated"):
         known_predictions(tmp_path, cells(4), 1024)
 
 
