@@ -170,7 +170,7 @@ def test_two_processes_that_are_killed_stream_what_one_does(experiment_file: Pat
 def test_a_stream_lists_no_documents(make_experiment: Callable[..., ExperimentConfig], streamed: list[str]) -> None:
     data = make_experiment(*streamed).data
     assert compare._corpus_records("comparison", data) == []
-    with pytest.raises(ValueError, match="a stream is not read to list its documents"):
+    with pytest.raises(ValueError, match="the documents of a stream cannot be listed"):
         training_documents(data)
 
 

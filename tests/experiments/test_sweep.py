@@ -303,7 +303,7 @@ def test_an_objective_is_its_text_wherever_it_lies(copied: SweepConfig, tmp_path
     assert trainings == [], "the same text at another place, as on another machine"
     with (tmp_path / "words.txt").open("a", encoding="utf-8") as file:
         file.write(" another")
-    with pytest.raises(ValueError, match="is of another objective"):
+    with pytest.raises(ValueError, match="belongs to another objective"):
         run_sweep(dataclasses.replace(copied, experiment=moved))
 
 
@@ -315,7 +315,7 @@ def test_a_model_is_its_file_when_the_sweep_begins(finished: SweepConfig, copied
     best = json.loads(Path(config.output_dir, "best.json").read_text())
     assert best["model"]["config"] == finished.experiment["model"]["config"], "complete without that file"
     path.write_text(json.dumps(finished.experiment["model"]["config"] | {"hidden_size": 8}), encoding="utf-8")
-    with pytest.raises(ValueError, match="is of another objective"):
+    with pytest.raises(ValueError, match="belongs to another objective"):
         run_sweep(config)
 
 
@@ -351,7 +351,7 @@ def test_fine_tuning_is_swept_from_one_checkpoint(finished: SweepConfig, tmp_pat
     tuned = AutoModelForCausalLM.from_pretrained(result["best_model"]).config
     assert (tuned.alibi_beta, tuned.alibi_trainable) == (result["best_beta"], "none")
     shutil.copy(f"{finished.output_dir}/trials/beta-0.5-seed-1/model.safetensors", checkpoint)
-    with pytest.raises(ValueError, match="is of another objective"):
+    with pytest.raises(ValueError, match="belongs to another objective"):
         run_sweep(config)
     learned = {"checkpoint": f"{finished.output_dir}/trained/beta-seed-0"}
     with pytest.raises(ValueError, match="alibi_beta changes nothing"):
