@@ -128,7 +128,7 @@ def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_no
     assert result["nats_per_token"] == pytest.approx(5.61)
     assert load_config(ExperimentConfig, result["best_config"]).model.overrides["alibi_beta"] == 2.0
     assert json.loads(Path(result["best_model"], "config.json").read_text()) == {"alibi_beta": 2.0}
-    assert "at \u03b2 8. Not told apart" in result["choice"] and "Of these 2 is taken" in result["choice"]
+    assert "at \u03b2 8. Not told apart" in result["choice"] and "Of these, 2 is chosen" in result["choice"]
 
 
 def test_a_finished_sweep_only_writes_its_results_again(copied: SweepConfig, trainings: list[str]):
@@ -292,7 +292,7 @@ def test_script_prints_the_trials_and_ends_with_the_result(finished: SweepConfig
     assert "optuna" not in captured.err.lower()
     *_, best, last = captured.out.splitlines()
     result = json.loads(last)
-    assert best == result["choice"] and f"{result['best_beta']:g} is taken" in best
+    assert best == result["choice"] and f"{result['best_beta']:g} is chosen" in best
     assert sum("complete" in line for line in captured.out.splitlines()) == 2
     assert result == run_sweep(finished)
 
