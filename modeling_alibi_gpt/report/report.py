@@ -53,7 +53,7 @@ MODES = ("retrain", "posthoc")
 
 @config_dataclass
 class ReportConfig:
-    """Configuration of ``scripts/report.py``."""
+    """Settings of ``alibi-gpt report``."""
 
     records: list[str]
     """JSON Lines files with the records of other scripts."""

@@ -1,4 +1,4 @@
-"""Length warm-up: begin training with short sequences, since a model with ALiBi can be trained longer later."""
+"""Length warm-up: begin training with short sequences, beyond which a model with ALiBi can extrapolate."""
 
 import torch
 import torch.nn.functional as F
