@@ -229,8 +229,8 @@ def test_a_budget_that_was_read_is_not_predicted(
         ({"experiment_overrides": ["training.warmup_steps=0.1"]}, "warmup_steps must be an integer of at most 4"),
         ({"experiment_overrides": ["training.warmup_steps=5"]}, "warmup_steps must be an integer of at most 4"),
         ({"experiment_overrides": ["precision=auto"]}, "precision auto cannot be used with budgets_steps"),
-        ({"experiment_overrides": ["alibi_beta_schedule={start: 2, end: 1}"]}, "alibi_beta_schedule cannot go"),
-        ({"experiment_overrides": ["milestones={steps: [1], lengths_tokens: [8]}"]}, "milestones cannot go"),
+        ({"experiment_overrides": ["alibi_beta_schedule={start: 2, end: 1}"]}, "alibi_beta_schedule cannot be used"),
+        ({"experiment_overrides": ["milestones={steps: [1], lengths_tokens: [8]}"]}, "milestones cannot be used"),
         ({"experiment_overrides": ["training.save_strategy=no"]}, "need training.save_strategy"),
         (
             {"variants": {"beta 1": {"training.max_steps": 3}}},

@@ -354,5 +354,5 @@ def test_fine_tuning_is_swept_from_one_checkpoint(finished: SweepConfig, tmp_pat
     with pytest.raises(ValueError, match="belongs to another objective"):
         run_sweep(config)
     learned = {"checkpoint": f"{finished.output_dir}/trained/beta-seed-0"}
-    with pytest.raises(ValueError, match="alibi_beta changes nothing"):
+    with pytest.raises(ValueError, match="alibi_beta has no effect"):
         run_sweep(dataclasses.replace(config, experiment=experiment | {"model": learned}))
