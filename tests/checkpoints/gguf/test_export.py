@@ -166,7 +166,7 @@ def test_a_tokenizer_of_another_kind_is_refused(
         single=f"{other.eos_token} $A", special_tokens=[(other.eos_token, other.eos_token_id)]
     )
     other.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="normalizer = .*add_prefix_space = True.* puts 1 special tokens around"):
+    with pytest.raises(ValueError, match="normalizer = .*add_prefix_space = True.* adds 1 special tokens around"):
         export(tmp_path)
 
 
