@@ -77,7 +77,7 @@ def edit_weights(folder: Path, **changes: Tensor | None) -> None:
         ("transformer__h__9__mlp__extra", torch.ones(3), r"no equivalent of the weights h\.9\.mlp\.extra"),
         ("score__weight", torch.ones(2, 96), r"no equivalent of the weights score\.weight"),
         ("transformer__ln_f__bias", None, r"lack model\.norm\.bias, which the target model needs"),
-        ("transformer__ln_f__bias", torch.ones(7), r"ln_f\.bias would give model\.norm\.bias the shape \(7,\), .* \(96,\)"),
+        ("transformer__ln_f__bias", torch.ones(7), r"would give model\.norm\.bias the shape \(7,\), .* \(96,\)"),
         (
             "transformer__h__0__self_attention__query_key_value__weight",
             torch.ones(7, 96),
