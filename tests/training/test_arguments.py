@@ -60,7 +60,7 @@ def test_a_launcher_cannot_change_the_precision(
         (["global_batch_size=0"], r"global_batch_size \(0\)"),
         (["training.save_steps=5"], r"training.save_steps \(5\) must be a multiple of training.logging_steps \(2\)"),
         (["training.save_steps=0.5"], "must be whole numbers of steps"),
-        (["training.save_strategy=epoch"], r"training.save_strategy \(epoch\) must be .* \(steps\)"),
+        (["training.save_strategy=epoch"], r"training.save_strategy \(epoch\) must equal .* \(steps\)"),
         (
             ["training.save_strategy=best", "training.eval_strategy=steps", "training.eval_steps=3"],
             r"training.eval_steps \(3\) must be a multiple",

@@ -261,7 +261,7 @@ def test_a_finished_run_without_its_model_is_refused(
     error = refusal(capsys, run)
     assert error.startswith(f"error: {run.run} contains a finished run that is damaged (")
     assert error.endswith(
-        f"): restore the file, or delete {run.run}/training.jsonl, and run the same command again, "
+        f"): restore the file, or delete {run.run}/training.jsonl and run the same command again, "
         "which resumes from the last checkpoint or starts over if there is none"
     )
     if damage == "missing":
