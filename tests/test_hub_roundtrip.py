@@ -131,6 +131,6 @@ def test_export_refuses_what_it_cannot_carry(heads, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no model here"):
         export_to_hub(ExportConfig(model=str(tmp_path / "missing"), output_dir=str(tmp_path / "out")))
     (tmp_path / "model" / "model.safetensors").unlink()
-    with pytest.raises(ValueError, match="no weights here, expected model.safetensors"):
+    with pytest.raises(ValueError, match="no weights found, expected model.safetensors"):
         export_to_hub(ExportConfig(model=str(tmp_path / "model"), output_dir=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()

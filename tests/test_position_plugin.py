@@ -102,7 +102,7 @@ def test_without_its_plugin_a_folder_says_what_to_import(tmp_path: Path) -> None
 
 def test_a_folder_for_the_hub_would_miss_the_plugin(tmp_path: Path) -> None:
     make_model().save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="has a position_method of 'my_positions', whose code cannot travel"):
+    with pytest.raises(ValueError, match="uses a position_method from 'my_positions', whose code cannot be exported"):
         export_to_hub(ExportConfig(model=str(tmp_path / "model"), output_dir=str(tmp_path / "hub")))
     assert not (tmp_path / "hub").exists()
 

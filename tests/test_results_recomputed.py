@@ -88,7 +88,7 @@ def lowest_betas(grid: Grid, match: re.Match[str]) -> list[str]:
     if len(level) > 1:
         nearest = min(level, key=lambda beta: abs(math.log(beta)))
         listed = ", ".join(map(ratio, level))
-        found.append(f"not told apart: {listed}, of which {ratio(nearest)} is nearest 1")
+        found.append(f"not told apart: {listed}, of which {ratio(nearest)} is nearest to 1")
     return found
 
 
@@ -119,17 +119,22 @@ def learned_against(grid: Grid, match: re.Match[str]) -> list[str]:
 FINDINGS: dict[str, Callable[[Grid, re.Match[str]], list[str]]] = {
     r"From (?P<near>\S+) to (?P<far>\S+) tokens with (?P<protocol>\S+) windows: ": changes,
     r"(?P<name>.+) from \S+ to \S+ tokens, in nats per token: ": reference_changes,
-    r"Read further, ": lambda grid, match: [],
+    r"On longer text, ": lambda grid, match: [],
     r"Against (?P<name>.+) at (?P<length>\S+) tokens with (?:sliding|non-overlapping) windows: ": differences,
     r"(?P<name>.+) at (?P<length>\S+) tokens, (?:sliding|non-overlapping), against itself as trained: ": gains,
     r"(?P<name>.+): within the training length": moves,
     rf"(?P<kind>\S+) slopes at (?P<length>\S+) tokens, (?:sliding|non-overlapping): lowest at {BETA}": lowest_betas,
     rf"The best {BETA} of \S+ slopes ": lambda grid, match: [],
     r"At (?P<length>\S+) tokens the best uniform slope": uniform_above_geometric,
-    rf"Trained with {BETA} 1, read at (?P<length>\S+) tokens": read_with_another_beta,
+    rf"Trained with {BETA} 1, evaluated at (?P<length>\S+) tokens": read_with_another_beta,
     r"(?P<name>.+) against (?P<other>.+), (?:sliding|non-overlapping): ": learned_against,
 }
-OWN_FINDINGS = ("Associative recall, associative recall", "What holds", "Beside the paper", "Along the training")
+OWN_FINDINGS = (
+    "Associative recall, associative recall",
+    "What holds",
+    "Comparison with the paper",
+    "Milestones of training",
+)
 
 
 def test_the_findings_of_comparisons() -> None:
@@ -162,12 +167,12 @@ def test_the_settings_of_comparisons() -> None:
             start = (
                 f"{len({r['variant'] for r in trainings})} variants, {seeds} each: "
                 f"{span([r['num_parameters'] / 1e6 for r in trainings])} million parameters, "
-                f"{first['num_train_tokens'] / 1e6:.2f} million tokens of training at "
-                f"{first['train_length_tokens']:,} tokens a sequence in bfloat16. Every length is read over the same "
+                f"{first['num_train_tokens'] / 1e6:.2f} million training tokens in sequences of "
+                f"{first['train_length_tokens']:,} tokens in bfloat16. Every length is evaluated on the same "
                 f"{num_tokens:,} tokens of validation text, {windows:,} windows of {grid.lengths[-1]:,}."
             )
             assert line.startswith(start), f"{line[: len(start)]!r} is not {start!r}"
-            assert f"Learned from {grid.of_kind('corpus')[0]['num_bytes'] / 1e6:.1f} MB of text" in line
+            assert f"Trained on {grid.of_kind('corpus')[0]['num_bytes'] / 1e6:.1f} MB of text" in line
             found += 1
     assert found == len(GRIDS)
 
@@ -320,8 +325,8 @@ def test_the_findings_of_recall() -> None:
 
 OWN_TABLES = {
     "Associative recall, associative recall": check_recall,
-    "Beside the paper": check_published,
-    "Along the training": check_milestones,
+    "Comparison with the paper": check_published,
+    "Milestones of training": check_milestones,
     "Speed of models": check_speeds,
 }
 
@@ -386,7 +391,7 @@ def test_every_table() -> None:
 
 def test_the_paper_beside_what_was_measured() -> None:
     checked = []
-    for line in (line[2:] for line in lines_of("Beside the paper") if line.startswith("- ")):
+    for line in (line[2:] for line in lines_of("Comparison with the paper") if line.startswith("- ")):
         method = line.split(":")[0]
         curves = {
             name: [r for r in of_kind("published") if r["name"] == name and r["perplexity"] is not None]
@@ -425,7 +430,7 @@ def milestone(name: str, step: int, protocol: str, length: int) -> Record:
 def test_what_is_said_along_the_training() -> None:
     start = of_kind("milestone")[0]
     goal = number(start["perplexity"])
-    for line in (line[2:] for line in lines_of("Along the training") if line.startswith("- ")):
+    for line in (line[2:] for line in lines_of("Milestones of training") if line.startswith("- ")):
         name = line.split(":")[0]
         own = [r for r in of_kind("milestone") if r["name"] == name and r["error"] is None]
         last = max(r["step"] for r in own)

@@ -1,4 +1,4 @@
-"""The files that belong to a checkpoint beside its weights and config: known by name, and never code."""
+"""Files that accompany the weights and config of a checkpoint. They are known by name and are never code."""
 
 import shutil
 from collections.abc import Sequence
@@ -17,40 +17,41 @@ TOKENIZER_FILES = (
     *("vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "chat_template.jinja", "chat_template.json"),
 )
 COMPANION_FILES = ("README.md", *LICENCE_FILES, "generation_config.json", *TOKENIZER_FILES)
-# Not one of them, but what they accompany.
+# The weights themselves, which are not companion files.
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def companion_files(folder: Path, names: Sequence[str] = COMPANION_FILES) -> list[Path]:
-    """Those of the named files that a checkpoint folder has.
+    """The files in a checkpoint folder that have one of the names.
 
     Raises:
-        ValueError: One is a link to a file elsewhere, or the tokenizer is code.
+        ValueError: A file is a link to another location, or the tokenizer has custom code.
     """
     paths = [folder / name for name in names if (folder / name).is_file() or (folder / name).is_symlink()]
     for path in paths:
         refuse_link(path)
         if path.name == _TOKENIZER_CONFIG and (code := read_mapping(path).get("auto_map")):
             raise ValueError(
-                f"{path}: the tokenizer is code ({code}), which does not travel; save one of transformers' own"
+                f"{path}: the tokenizer has custom code ({code}), which is not copied; save a tokenizer of "
+                "transformers instead"
             )
     return paths
 
 
 def copy_licences(source: Path, folder: Path) -> None:
-    """Copy the licence files of a checkpoint folder. Raises a ``ValueError`` for one that is a link."""
+    """Copy the licence files of a checkpoint folder. Raises a ``ValueError`` if one is a link."""
     for path in companion_files(source, LICENCE_FILES):
         shutil.copyfile(path, folder / path.name)
 
 
 def refuse_link(path: Path) -> None:
-    """Raise a ``ValueError`` for a symbolic link, by which a private file would be published under another's name.
+    """Raise a ``ValueError`` for a symbolic link, which could publish a private file under another name.
 
-    In the Hub's cache every file of a snapshot is a link, to one of the files that were downloaded with it.
+    Links in the Hub's cache are allowed: every file of a snapshot links to a downloaded file.
     """
     if not path.is_symlink():
         return
     folder, file = path.parent.resolve(), path.resolve()
     if folder.parent.name == "snapshots" and file.parent == folder.parent.parent / "blobs" and file.is_file():
         return
-    raise ValueError(f"{path} is a symbolic link to {file}; put the file itself there, or leave it out")
+    raise ValueError(f"{path} is a symbolic link to {file}; replace it with the file itself, or remove it")

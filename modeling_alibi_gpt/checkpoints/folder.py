@@ -1,7 +1,7 @@
-"""What must hold of a checkpoint folder before any of its weights is read: its files, their names, their shapes.
+"""Check the files, names and shapes of a checkpoint folder before any of its weights is read.
 
-Every command that loads a folder asks here first. A folder may come from anybody, so an index may name files
-anywhere, and a config ask for more than any machine has.
+Every command that loads a folder calls this first. A folder may be untrusted: its index may name files outside the
+folder, and its config may require more memory than any machine has.
 """
 
 import math
@@ -34,33 +34,33 @@ from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_
 
 INDEX_NAMES = (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_INDEX_NAME)
 _DECODER_PREFIX = "model."
-# Of the classes that a decoder may be saved as.
+# Output layers of the classes that a decoder may be saved as.
 _HEAD_PREFIXES = ("lm_head.", "score.", "qa_outputs.")
-_LEAST_BYTES = 2  # of a weight, in the smallest dtype that is computed in
+_LEAST_BYTES = 2  # per weight, in the smallest dtype used for computation
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """The file of every weight by the weight's name, from an index of shards.
+    """Read an index of shards: a mapping from the name of each weight to its file.
 
     Raises:
-        ValueError: The file holds no such map, or names a file that could lie outside its folder.
+        ValueError: The file contains no such mapping, or names a file that could be outside its folder.
     """
     try:
         weight_map = parse_json(path.read_bytes())["weight_map"]
         if not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
             raise TypeError
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not an index of weights, expected JSON with a weight_map") from error
+        raise ValueError(f"{path}: not a weight index, expected JSON with a weight_map") from error
     for name in sorted(set(weight_map.values())):
         if not is_plain_name(name):
             raise ValueError(
-                f"{path} names {name!r}, which is no file of its folder: do not trust where it comes from"
+                f"{path} names {name!r}, which is not a file in its folder: do not trust the source of this checkpoint"
             )
     return weight_map
 
 
 def check_hub_index(repository: str) -> None:
-    """Raise a ValueError if a Hub repository has an index of shards that is none, or that leaves the repository.
+    """Raise a ValueError if the shard index of a Hub repository is invalid or names files outside the repository.
 
     Only the index is downloaded.
     """
@@ -70,23 +70,23 @@ def check_hub_index(repository: str) -> None:
 
 
 def _check_index(path: Path) -> None:
-    """Raise a ValueError unless an index is one that transformers can follow, which does not look."""
+    """Raise a ValueError unless transformers, which does not check an index, can use it."""
     read_index(path)
     if not isinstance(parse_json(path.read_bytes()).get("metadata"), dict):
-        raise ValueError(f'{path} has no mapping of metadata, which transformers asks for; add "metadata": {{}} to it')
+        raise ValueError(f'{path} has no metadata mapping, which transformers requires; add "metadata": {{}} to it')
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether a name, joined to a folder, is an entry of that very folder."""
+    """Whether a name, joined to a folder, is always an entry of that folder."""
     return name not in ("", ".", "..") and not any(character in name for character in "/\\\0")
 
 
 def weight_files(folder: Path, *, allow_pickle: bool = False) -> dict[Path, list[str] | None]:
-    """The files that hold a folder's weights, with the names that the index lists for each, None without an index.
+    """The weight files of a folder, each with the names that the index lists for it, or None without an index.
 
     Raises:
-        ValueError: There are no weights, they are pickled and must not be, or the index is broken, leaves the folder
-            or names a file that is not there.
+        ValueError: There are no weights, they are pickled although ``allow_pickle`` is false, or the index is invalid
+            or names a file outside the folder or a missing file.
     """
     kinds = [(SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)]
     kinds += [(WEIGHTS_NAME, WEIGHTS_INDEX_NAME)] if allow_pickle else []
@@ -98,47 +98,47 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> dict[Path, list
     if any(folder.glob("pytorch_model*.bin")):
         raise ValueError(
             f"{folder}: no file named {SAFE_WEIGHTS_NAME}; the weights are pickled, and a pickle can run code: "
-            "scripts/convert.py --allow-pickle reads them with weights_only=True"
+            "use scripts/convert.py --allow-pickle, which reads them with weights_only=True"
         )
     raise ValueError(
-        f"{folder}: no weights here, expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME} "
+        f"{folder}: no weights found, expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME} "
         "(scripts/convert.py --allow-pickle reads pickled ones)"
     )
 
 
 def stored_shapes(folder: Path) -> dict[str, Shape]:
-    """Shapes of the weights in a folder's safetensors, from their headers; each file is as long as its header says.
+    """Shapes of the weights in a folder's safetensors files, from the headers, which are checked against file sizes.
 
     Raises:
-        ValueError: As ``weight_files``, or a file is truncated, or lacks a weight or repeats one.
+        ValueError: As for ``weight_files``, or a file is truncated, lacks a weight or repeats one.
     """
     shapes: dict[str, Shape] = {}
     for path, listed in weight_files(folder).items():
         try:
             with safe_open(path, framework="pt") as file:
-                names = file.keys()  # what is open is no mapping
+                names = file.keys()  # the open file itself is not iterable
                 found = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or damaged ({error}); copy it again") from error
         check_listed(path, listed, found)
         if twice := shapes.keys() & found:
-            raise ValueError(f"{path}: {min(twice)} stands twice in the weights")
+            raise ValueError(f"{path}: {min(twice)} appears twice in the weights")
         shapes |= found
     return shapes
 
 
 def check_listed(path: Path, listed: list[str] | None, found: Mapping[str, object]) -> None:
-    """Raise a ValueError unless a file holds every weight that an index lists for it."""
+    """Raise a ValueError unless a file contains every weight that an index lists for it."""
     if absent := sorted(set(listed or ()) - found.keys()):
-        raise ValueError(f"{path} lacks {absent[0]}, which its index says it holds; copy it again")
+        raise ValueError(f"{path} lacks {absent[0]}, which its index lists; copy it again")
 
 
 def check_weights(folder: Path, config: PreTrainedConfig) -> None:
-    """Raise a ValueError unless a folder holds the weights that its config asks for, whole and of the right shapes.
+    """Raise a ValueError unless a folder contains all weights that its config requires, with the right shapes.
 
-    Sizes that memory cannot hold are refused with what they need and what there is. A head may be there or not, and
-    so may the parameters of an AlibiGPT's position method, which may begin to learn. Of quantised weights only the
-    files are looked at.
+    Sizes that exceed memory are refused, with the needed and the available amount. The output layer may be missing,
+    and so may the parameters of an AlibiGPT's position method, which training can initialize. For quantized weights,
+    only the files are checked.
     """
     stored = stored_shapes(folder)
     if not (folder / SAFE_WEIGHTS_NAME).is_file():
@@ -175,20 +175,20 @@ def _check_shapes(stored: Mapping[str, Shape], expected: WeightShapes) -> None:
     if first_missing := next((name for name in needed if name not in stored), None):
         num_held = sum(name not in may_lack and expected.get(name) is not None for name in stored)
         num_missing = expected.num_tensors - len(may_lack) - num_held
-        raise ValueError(f"{num_missing:,} weights that its config asks for are missing, e.g. {first_missing}")
+        raise ValueError(f"{num_missing:,} weights that its config requires are missing, e.g. {first_missing}")
     unknown = [name for name in stored if expected.get(name) is None and not name.startswith(_HEAD_PREFIXES)]
     if unknown:
-        raise ValueError(f"{len(unknown)} weights are not of the model in its config, e.g. {min(unknown)}")
+        raise ValueError(f"{len(unknown)} weights do not belong to the model in its config, e.g. {min(unknown)}")
 
 
 def _check_other_family(stored: Mapping[str, Shape], config: PreTrainedConfig) -> None:
-    check_model_memory(config, _LEAST_BYTES)  # for its layers, which the next lines build one by one
+    check_model_memory(config, _LEAST_BYTES)  # before the next lines build its layers one by one
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=is_remote_code_trusted())
-    except Exception as error:  # other families' code does not check what their configs hold
+    except Exception as error:  # other families do not validate their configs, so any error is possible
         reason = f"{type(error).__name__}: {load_failure(error)}"
-        raise ValueError(f"config.json makes no model of transformers ({reason}), check its sizes") from error
+        raise ValueError(f"transformers cannot build a model from config.json ({reason}); check its sizes") from error
     _check_size(model.num_parameters(), stored)
     for name, tensor in model.state_dict().items():
         if name in stored:
@@ -200,10 +200,10 @@ def _check_size(num_parameters: int, stored: Mapping[str, Shape]) -> None:
     if num_parameters > num_held:
         check_memory(
             num_parameters * _LEAST_BYTES,
-            f"its config asks for {num_parameters:,} parameters, the weights hold {num_held:,}: the former",
+            f"its config requires {num_parameters:,} parameters, but the weights have {num_held:,}: the former",
         )
 
 
 def _check_shape(name: str, expected: Shape | None, found: Shape) -> None:
     if expected is not None and expected != found:
-        raise ValueError(f"its config asks for {name} of {expected}, the weights hold {found}")
+        raise ValueError(f"its config requires {name} of shape {expected}, but the weights have {found}")

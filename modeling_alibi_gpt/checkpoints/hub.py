@@ -1,4 +1,4 @@
-"""A checkpoint folder that carries its own code, for users who have not installed this package."""
+"""Export a checkpoint folder with the code of its model, for users who have not installed this package."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
-# Every class that a user may ask for, whichever of them the weights were trained as.
+# Every class that a user may load, independent of the class that the weights were trained as.
 AUTO_MAP = {
     "AutoConfig": "configuration_alibi_gpt.AlibiGPTConfig",
     "AutoModel": "modeling_alibi_gpt.AlibiGPTModel",
@@ -30,34 +30,35 @@ AUTO_MAP = {
 
 @config_dataclass
 class ExportConfig:
-    """What ``scripts/export_to_hub.py`` does."""
+    """Settings of ``alibi-gpt export``."""
 
     model: str
     """Checkpoint folder."""
     output_dir: str
-    """Folder to make; it must not exist or be empty."""
+    """Folder to create; it must be empty if it exists."""
 
 
 def export_to_hub(config: ExportConfig) -> dict[str, Any]:
     """Write a folder that ``from_pretrained(folder, trust_remote_code=True)`` loads without this package.
 
-    Weights, tokenizer and licence are copied as they are, the travelling files of this package go beside them,
-    ``config.json`` names the class of every head, and the model card says how to load it. No other code travels.
+    Weights, tokenizer and licence are copied unchanged, together with the model files of this package. ``config.json``
+    names the class for every head, and the model card explains how to load the model. No other code is copied.
 
     Returns:
-        ``output_dir`` and the names of the files in it.
+        ``output_dir`` and the names of the ``files`` in it.
 
     Raises:
-        ValueError: The model folder holds no whole AlibiGPT with safetensors weights, a link in place of a file, or a
-            tokenizer that is code, cannot be loaded or has more tokens than the model; or the output folder is taken.
+        ValueError: The model folder does not contain a complete AlibiGPT with safetensors weights; a file is a link;
+            the tokenizer has custom code, cannot be loaded or has more tokens than the model; or the output folder is
+            not empty.
     """
     source, target = Path(config.model), Path(config.output_dir).resolve()
     model_config = load_model_config(source)
     if model_config.model_type != "alibi_gpt":
-        raise ValueError(f"{source} holds a {model_config.model_type}, expected an alibi_gpt")
+        raise ValueError(f"{source} contains a model of type {model_config.model_type}, expected alibi_gpt")
     if model_config.position_plugin is not None:
         raise ValueError(
-            f"{source} has a position_method of {model_config.position_plugin!r}, whose code cannot travel"
+            f"{source} uses a position_method from {model_config.position_plugin!r}, whose code cannot be exported"
         )
     files, card = _files_to_copy(source), read_card(source)
     if any(path.name in TOKENIZER_FILES for path in files):
@@ -69,12 +70,12 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
             shutil.copyfile(path, tmp_path / path.name)
         fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
         fields["auto_map"] = AUTO_MAP
-        fields.pop("custom_pipelines", None)  # names code, which stays behind
+        fields.pop("custom_pipelines", None)  # names code that is not copied
         (tmp_path / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         save_card(
             tmp_path,
             card,
-            summary=f"{source.resolve().name} with the code of its model, written by {PROGRAM}.",
+            summary=f"{source.resolve().name} with its model code, exported by {PROGRAM}.",
             usage=loading_code(model_config.model_type, with_own_code=True),
             tags=[model_config.position_method],
         )
@@ -87,7 +88,7 @@ def _files_to_copy(source: Path) -> list[Path]:
         weights.append(source / SAFE_WEIGHTS_INDEX_NAME)
     for path in weights:
         refuse_link(path)
-    # The rule of the house: flat files of the package travel; its folders, __init__.py and __main__.py stay home.
+    # The model code is exactly the files directly in the package, except for __init__.py and __main__.py.
     package = Path(modeling_alibi_gpt.__file__).parent
     code = [path for path in package.glob("*.py") if not path.name.startswith("__")]
     return [*weights, *companion_files(source), *code]

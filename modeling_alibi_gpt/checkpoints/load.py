@@ -1,4 +1,4 @@
-"""Loading a checkpoint folder for measurement: whole, safetensors only, and with a tokenizer that fits it."""
+"""Load a complete checkpoint, from safetensors only, and a tokenizer that matches it."""
 
 import dataclasses
 import hashlib
@@ -19,15 +19,15 @@ from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_failure
 
 
-# Those that weights are kept in; models compute in the first two.
+# Dtypes of stored weights; models compute in the first two.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPUTE_DTYPES = ("float32", "bfloat16")
-# By ``alibi_trainable``, the fields that a checkpoint with trained slopes holds as weights instead.
+# By ``alibi_trainable``, the fields that a checkpoint with trained slopes stores as weights instead.
 _TRAINED_FIELDS = {
     "beta": ("alibi_beta",),
     "slopes": ("alibi_beta", "alibi_slope_kind", "alibi_slopes", "alibi_bias_max"),
 }
-# Where configs of other families keep the longest length seen in training.
+# Config fields of other families for the longest length seen in training.
 _CONTEXT_FIELDS = ("train_context_length", "max_position_embeddings", "max_seq_len")
 
 
@@ -38,17 +38,17 @@ def load_model_config(
     where: str = "overrides.",
     allow_hub: bool = False,
 ) -> PreTrainedConfig:
-    """The configuration of a checkpoint, with ``overrides`` laid over its fields.
+    """Load the configuration of a checkpoint, with ``overrides``.
 
     Args:
-        model: Folder, or a name on the Hub where ``allow_hub`` is set.
-        overrides: Fields of the config.
-        where: What precedes an override's key in the user's settings.
+        model: Folder, or a name on the Hub if ``allow_hub`` is set.
+        overrides: Config fields to replace.
+        where: Prefix of an override's key in the user's settings, for messages.
         allow_hub: Whether ``model`` may be a name on the Hub.
 
     Raises:
-        ValueError: The folder is missing, its ``config.json`` cannot be read, an override is no field of it, out of
-            range or without effect, or the weights in the folder are not those of this configuration.
+        ValueError: The folder is missing, its ``config.json`` cannot be read, an override is unknown, out of range or
+            without effect, or the weights in the folder do not match the configuration.
     """
     folder, overrides = Path(model), overrides or {}
     is_on_hub = allow_hub and not folder.is_dir()
@@ -61,9 +61,9 @@ def load_model_config(
         check_overrides(overrides, type(config), where)
         _check_slope_overrides(overrides, config, where)
         config = AutoConfig.from_pretrained(model, trust_remote_code=is_remote_code_trusted(), **overrides)
-        config.validate()  # overrides are set one by one, which checks their types only
+        config.validate()  # setting overrides one by one checks only their types
         check_quantization(config)
-    except Exception as error:  # other families' configs fail in whatever way their code stumbles
+    except Exception as error:  # configs of other families may raise anything
         what = f"config.json with {dict(overrides)}" if overrides else "config.json"
         raise ValueError(f"{model}: {what} cannot be used: {load_failure(error)}") from error
     if is_on_hub:
@@ -81,18 +81,18 @@ def load_causal_lm(
     attn_implementation: str | None = None,
     allow_new_positions: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model from a checkpoint, in evaluation mode on the CPU.
+    """Load a causal language model from a checkpoint, in evaluation mode on the CPU.
 
     Args:
         model_dir: Folder with ``config.json`` and ``*.safetensors``.
-        config: What ``load_model_config`` gave for this checkpoint; None loads it without overrides.
-        dtype: ``float32`` or ``bfloat16``, of the weights and the arithmetic.
+        config: Result of ``load_model_config`` for this checkpoint; None loads it without overrides.
+        dtype: ``float32`` or ``bfloat16``, for weights and computation.
         attn_implementation: Attention back end; None is the model's default.
-        allow_new_positions: Whether parameters of the position method may start from the config, for training.
+        allow_new_positions: Whether missing parameters of the position method may be initialized, for training.
 
     Raises:
-        ValueError: The folder is missing, its weights are missing, truncated or of another shape than its config
-            says, or the dtype or back end is not one the model has.
+        ValueError: The folder is missing, its weights are missing, truncated or do not match its config, or the model
+            does not support the dtype or back end.
     """
     if dtype not in COMPUTE_DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(COMPUTE_DTYPES)}, got {dtype!r}")
@@ -109,49 +109,49 @@ def load_causal_lm(
             trust_remote_code=is_remote_code_trusted(),
         )
     except SafetensorError as error:
-        raise ValueError(f"{model_dir}: its weights are truncated or damaged ({error}), copy them again") from error
+        raise ValueError(f"{model_dir}: its weights are truncated or damaged ({error}); copy them again") from error
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ValueError(f"{model_dir}: the model cannot be loaded: {load_failure(error)}") from error
     missing = loading["missing_keys"]
     if allow_new_positions:
         missing = [name for name in missing if ".position_method." not in name]
     for names, complaint in (
-        (missing, "weights that config.json asks for are missing"),
-        (loading["unexpected_keys"], "weights are not of the model in config.json"),
+        (missing, "weights that config.json requires are missing"),
+        (loading["unexpected_keys"], "weights do not belong to the model in config.json"),
     ):
-        if names:  # transformers would fill or drop them, and go on
+        if names:  # transformers initializes or drops them with only a warning
             raise ValueError(f"{model_dir}: {len(names)} {complaint}, e.g. {min(names)}")
     return model.eval()
 
 
 def load_model_tokenizer(model_dir: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint folder.
+    """Load the tokenizer of a checkpoint folder.
 
     Raises:
-        ValueError: The folder has no tokenizer, or one with an id beyond the embeddings of the model.
+        ValueError: The folder has no tokenizer, or one with ids beyond the embeddings of the model.
     """
     vocab_size = load_model_config(model_dir).get_text_config().vocab_size
     tokenizer = load_tokenizer(str(model_dir))
     try:
         check_vocabulary(tokenizer, vocab_size)
     except ValueError as error:
-        raise ValueError(f"{model_dir}: {error}, such as that which the model was trained with") from error
+        raise ValueError(f"{model_dir}: {error}, such as the one that the model was trained with") from error
     return tokenizer
 
 
 def position_method(config: PreTrainedConfig) -> str:
-    """The method of positions by its AlibiGPT name, or the model type of another family."""
+    """The position method of an AlibiGPT, or the model type of another family."""
     return getattr(config, "position_method", config.model_type)
 
 
 def train_context_length(config: PreTrainedConfig) -> int | None:
-    """Longest length in tokens that the model saw in training, None where its config does not say."""
+    """Longest length in tokens that the model saw in training; None if its config does not say."""
     config = config.get_text_config()
     return next((getattr(config, field) for field in _CONTEXT_FIELDS if getattr(config, field, None)), None)
 
 
 def checkpoint_fingerprint(model_dir: str | Path) -> str:
-    """SHA-256 of the config and the weights of a folder, by content."""
+    """SHA-256 over the contents of the config and the weight files of a folder."""
     digest = hashlib.sha256()
     for path in [Path(model_dir) / "config.json", *sorted(Path(model_dir).glob("*.safetensors"))]:
         with path.open("rb") as file:
@@ -160,7 +160,7 @@ def checkpoint_fingerprint(model_dir: str | Path) -> str:
 
 
 def check_overrides(overrides: Iterable[str], config_class: type[PreTrainedConfig], where: str = "") -> None:
-    """Raise a ValueError unless every override is a field of the model itself: not its type, its code or its dtype."""
+    """Raise a ValueError unless every override is a field of the model's own config class."""
     of_any_model = {field.name for field in dataclasses.fields(PreTrainedConfig)}
     own = {field.name for field in dataclasses.fields(config_class)} - of_any_model
     for key in overrides:
@@ -168,24 +168,24 @@ def check_overrides(overrides: Iterable[str], config_class: type[PreTrainedConfi
 
 
 def _check_slope_overrides(overrides: Iterable[str], config: PreTrainedConfig, where: str) -> None:
-    """Raise a ValueError where an override is of a field whose place trained weights have taken."""
+    """Raise a ValueError if an override sets a field that trained weights have replaced."""
     kind = getattr(config, "alibi_trainable", "none")
     for key in _TRAINED_FIELDS.get(kind, ()):
         if key in overrides:
             raise ValueError(
-                f"{where}{key} changes nothing: the checkpoint holds it as weights (alibi_trainable {kind})"
+                f"{where}{key} has no effect: the checkpoint stores it as weights (alibi_trainable {kind})"
             )
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """Raise a ValueError where a tokenizer gives an id that the model has no embedding for.
+    """Raise a ValueError if a tokenizer can produce an id that the model has no embedding for.
 
-    Ids may have gaps, and those that a tokenizer puts around a text stand in no vocabulary.
+    Ids may have gaps, and the ids that a tokenizer adds around a text may be missing from its vocabulary.
     """
     around_a_text = tokenizer("").input_ids
     needed = 1 + max((*tokenizer.get_vocab().values(), *around_a_text), default=-1)
     if needed > vocab_size:
         raise ValueError(
-            f"the tokenizer gives ids up to {needed - 1}, but the model has embeddings for {vocab_size}; "
+            f"the tokenizer has ids up to {needed - 1}, but the model has {vocab_size} embeddings; "
             f"set vocab_size to at least {needed} or choose another tokenizer"
         )

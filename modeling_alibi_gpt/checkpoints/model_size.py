@@ -1,6 +1,6 @@
-"""How large a model is, from its config alone: shapes of all weights, their number, and whether they fit into memory.
+"""Compute the size of a model from its config: shapes and number of its weights, and whether they fit into memory.
 
-Nothing is built, so that a config of any size can be asked.
+No model is built, so this works for a config of any size.
 """
 
 import math
@@ -20,7 +20,7 @@ from modeling_alibi_gpt.position_methods import POSITION_METHODS
 Shape = tuple[int, ...]
 
 FLOAT32_BYTES = 4
-TRAINING_BYTES = 8  # a weight and its gradient, before what the optimizer keeps
+TRAINING_BYTES = 8  # a float32 weight and its gradient, without optimizer state
 POSITION_PREFIX = "model.position_method."
 _LAYER_PREFIX = "model.layers."
 _CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
@@ -29,14 +29,14 @@ _UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 @dataclass(frozen=True)
 class WeightShapes:
-    """Shapes of the weights of an ``AlibiGPTForCausalLM`` by their names in its state dict.
+    """Shapes of the weights of an ``AlibiGPTForCausalLM``, by their names in its state dict.
 
-    A tied output layer is no weight of its own.
+    A tied output layer is not counted as a weight.
 
     Attributes:
-        shared: Those that exist once.
-        layer: Those of each layer, by the part of the name after its number.
-        num_layers: Layers.
+        shared: Shapes of the weights outside the layers.
+        layer: Shapes of the weights of one layer, by the part of the name after its number.
+        num_layers: Number of layers.
     """
 
     shared: dict[str, Shape]
@@ -52,14 +52,14 @@ class WeightShapes:
         return len(self.shared) + self.num_layers * len(self.layer)
 
     def names(self) -> Iterator[str]:
-        """All names, one at a time: there may be more of them than fit into memory."""
+        """All names, lazily, because there may be more than fit into memory."""
         yield from self.shared
         for index in range(self.num_layers):
             for name in self.layer:
                 yield f"{_LAYER_PREFIX}{index}.{name}"
 
     def get(self, name: str) -> Shape | None:
-        """The shape of one weight, None where the model has no such weight."""
+        """The shape of one weight; None if the model has no such weight."""
         if not name.startswith(_LAYER_PREFIX):
             return self.shared.get(name)
         index, _, in_layer = name.removeprefix(_LAYER_PREFIX).partition(".")
@@ -68,7 +68,7 @@ class WeightShapes:
 
 
 def weight_shapes(config: AlibiGPTConfig) -> WeightShapes:
-    """Shapes of every weight that a causal language model of this config has."""
+    """Shapes of all weights of a causal language model with this config."""
     hidden, mlp = config.hidden_size, config.intermediate_size
     queries, keys = (n * config.head_dim for n in (config.num_attention_heads, config.num_key_value_heads))
     layer = {
@@ -96,9 +96,9 @@ def weight_shapes(config: AlibiGPTConfig) -> WeightShapes:
 
 
 def num_parameters(config: PreTrainedConfig) -> int:
-    """Parameters of a causal language model of this config, exactly for an AlibiGPT.
+    """Number of parameters of a causal language model with this config, exact for an AlibiGPT.
 
-    For another family it is what no decoder goes below: an embedding, and a square matrix in each layer.
+    For another family, this is a lower bound: an embedding, and one square matrix per layer.
     """
     if isinstance(config, AlibiGPTConfig):
         return weight_shapes(config).num_parameters
@@ -110,7 +110,7 @@ def num_parameters(config: PreTrainedConfig) -> int:
 
 
 def memory_bytes() -> int:
-    """Memory of this machine, or of the container that this process is limited to, and of its accelerators."""
+    """Memory of this machine, or the limit of this container, plus the memory of its GPUs."""
     total = psutil.virtual_memory().total
     limit = _CGROUP_LIMIT.read_text(encoding="ascii").strip() if _CGROUP_LIMIT.is_file() else "max"
     if limit.isdigit():
@@ -121,17 +121,19 @@ def memory_bytes() -> int:
 
 
 def check_memory(needed_bytes: int, what: str) -> None:
-    """Raise a ValueError that says how much ``what`` needs and how much there is, unless there is enough."""
+    """Raise a ValueError with the needed and the available memory, unless ``what`` fits."""
     if needed_bytes > (available := memory_bytes()):
-        raise ValueError(f"{what} need {format_bytes(needed_bytes)} of memory, there are {format_bytes(available)}")
+        raise ValueError(
+            f"{what} need {format_bytes(needed_bytes)} of memory, but only {format_bytes(available)} exist"
+        )
 
 
 def check_model_memory(config: PreTrainedConfig, bytes_per_parameter: int = FLOAT32_BYTES) -> None:
-    """Raise a ValueError unless the parameters of a model can fit into memory.
+    """Raise a ValueError unless the parameters of a model fit into memory.
 
     Args:
-        config: Of the model.
-        bytes_per_parameter: What is kept of each: ``TRAINING_BYTES`` for training in float32.
+        config: Config of the model.
+        bytes_per_parameter: Bytes per parameter, such as ``TRAINING_BYTES`` for training in float32.
     """
     total, kind = num_parameters(config), "parameters with gradients"
     kind = kind if bytes_per_parameter == TRAINING_BYTES else "parameters"
@@ -139,7 +141,7 @@ def check_model_memory(config: PreTrainedConfig, bytes_per_parameter: int = FLOA
 
 
 def format_bytes(num_bytes: int) -> str:
-    """``1.5 GiB``."""
+    """Format a number of bytes, as in ``1.5 GiB``."""
     power = min(max(num_bytes.bit_length() - 1, 0) // 10, len(_UNITS) - 1)
     return f"{num_bytes:,} bytes" if not power else f"{num_bytes / 1024**power:,.1f} {_UNITS[power]}"
 

@@ -1,4 +1,4 @@
-"""What a config says of quantised weights, checked before any of them is read."""
+"""Check the quantization settings of a config before any weight is read."""
 
 import copy
 
@@ -8,9 +8,9 @@ from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
 
 def check_quantization(config: PreTrainedConfig) -> None:
-    """Raise a ValueError where a config names a quantisation that transformers does not know.
+    """Raise a ValueError if a config names a quantization method that transformers does not know.
 
-    transformers warns and reads the quantised numbers as if they were weights.
+    transformers only warns, and reads the quantized numbers as if they were weights.
     """
     for section in (config, config.get_text_config(decoder=True)):
         said = getattr(section, "quantization_config", None)
@@ -22,8 +22,8 @@ def check_quantization(config: PreTrainedConfig) -> None:
         try:
             AutoQuantizationConfig.from_dict(copy.deepcopy(said))
         except ImportError:
-            continue  # the quantisation is known, its library is missing: whoever loads the weights says so
-        except Exception as error:  # each quantisation fails at wrong values in its own way
+            continue  # a known method whose library is missing; loading the weights reports that
+        except Exception as error:  # each method has its own errors for invalid values
             method = said.get("quant_method")
             raise ValueError(
                 f"quantization_config with quant_method {method!r} cannot be used ({error}); known are {known}"

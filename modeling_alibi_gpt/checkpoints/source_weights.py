@@ -1,4 +1,4 @@
-"""The weights of a checkpoint folder, read one tensor at a time whatever files they lie in."""
+"""Read the weights of a checkpoint folder one tensor at a time, from any kind of weight file."""
 
 import pickle
 import zipfile
@@ -16,17 +16,18 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class SourceWeights:
-    """Names, shapes and values of the tensors of a folder; no more than one tensor is held at a time.
+    """Names, shapes and values of the tensors of a folder. At most one tensor is in memory at a time.
 
-    Names are those in the files without the prefix of the base model, which some checkpoints have and some have not.
+    Names are given without the prefix of the base model, which only some checkpoints have.
 
     Args:
-        folder: With ``model.safetensors`` or its index, or the pickled equivalents.
-        prefix: Of the base model, such as ``transformer``.
+        folder: Folder with ``model.safetensors`` or its index, or the pickled equivalents.
+        prefix: Prefix of the base model, such as ``transformer``.
         allow_pickle: Whether pickled weights may be read, with ``weights_only=True``.
 
     Raises:
-        ValueError: There are no weights, they are pickled and must not be, or a file is missing or damaged.
+        ValueError: There are no weights, they are pickled although ``allow_pickle`` is false, or a file is missing or
+            damaged.
     """
 
     def __init__(self, folder: Path, prefix: str, *, allow_pickle: bool = False) -> None:
@@ -46,26 +47,26 @@ class SourceWeights:
 
     @property
     def num_parameters(self) -> int:
-        """How many numbers all tensors together hold."""
+        """Total number of elements of all tensors."""
         return sum(tensor.numel() for tensor in self._described.values())
 
     def describe(self, name: str) -> Tensor:
         """A tensor of the same shape and dtype on the meta device.
 
         Raises:
-            ValueError: It holds no floating-point numbers, so that it is no weight but a code for one.
+            ValueError: The dtype is not floating-point, so the tensor is quantized.
         """
         tensor = self._described[name]
         if tensor.dtype not in _FLOATS:
             got, *expected = (str(dtype).removeprefix("torch.") for dtype in (tensor.dtype, *_FLOATS))
             raise ValueError(
                 f"{self._files[name]}: {name} is {got}, expected one of {', '.join(expected)}; "
-                "convert the checkpoint as it was before it was quantised"
+                "convert the checkpoint from before it was quantized"
             )
         return tensor
 
     def read(self, name: str) -> Tensor:
-        """One tensor, from a file that is closed again."""
+        """Read one tensor."""
         return self._load(self._files[name], self._stored_names[name])[self._stored_names[name]]
 
     def _describe_file(self, path: Path, listed: list[str] | None) -> None:
@@ -74,11 +75,11 @@ class SourceWeights:
         for stored_name, tensor in stored.items():
             name = stored_name.removeprefix(self._prefix)
             if name in self._described:
-                raise ValueError(f"{path}: {name} stands twice in the weights")
+                raise ValueError(f"{path}: {name} appears twice in the weights")
             self._files[name], self._stored_names[name], self._described[name] = path, stored_name, tensor
 
     def _load(self, path: Path, stored_name: str | None = None) -> dict[str, Tensor]:
-        """One tensor of a file or all, backed by the file: no data is read before it is used."""
+        """One or all tensors of a file, memory-mapped, so that no data is read before it is used."""
         if path.suffix != ".safetensors":
             return _load_pickle(path)
         try:
@@ -93,9 +94,9 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path} is damaged or holds more than tensors, and is not read") from error
+        raise ValueError(f"{path} is damaged or contains more than tensors, so it is not read") from error
     except (RuntimeError, EOFError) as error:
         raise ValueError(f"{path} is truncated or damaged; copy it again") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise ValueError(f"{path} holds something else than named tensors, and is not read")
+        raise ValueError(f"{path} does not contain named tensors, so it is not read")
     return tensors

@@ -1,4 +1,4 @@
-"""The engine of conversions: a plan, checked by names and shapes alone, and its execution file by file."""
+"""Conversion of weights: plan it from names and shapes alone, then execute the plan file by file."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from modeling_alibi_gpt.checkpoints.weight_map import LM_HEAD, SAME, Rule, Trans
 
 @dataclass(frozen=True)
 class Step:
-    """Source tensors that are read together, and the target tensors made of them."""
+    """Source tensors that are read together, and the target tensors that they become."""
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
@@ -27,10 +27,10 @@ class Step:
     num_bytes: int = 0
 
     def run(self, read: Callable[[str], Tensor]) -> list[Tensor]:
-        """The target tensors.
+        """Read the source tensors and return the target tensors.
 
         Raises:
-            ValueError: A source tensor has a shape that the layout cannot split.
+            ValueError: The layout cannot split the shape of a source tensor.
         """
         tensors = [read(name) for name in self.sources]
         try:
@@ -38,15 +38,15 @@ class Step:
         except RuntimeError as error:
             shapes = zip(self.sources, (tuple(tensor.shape) for tensor in tensors), strict=True)
             found = ", ".join(f"{name} {shape}" for name, shape in shapes)
-            raise ValueError(f"the shape of a tensor does not fit config.json: {found}") from error
+            raise ValueError(f"the shape of a tensor does not match config.json: {found}") from error
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All steps of a conversion, in the order in which they are written.
+    """All steps of a conversion, in the order of writing.
 
     Attributes:
-        steps: What is read and written together.
+        steps: Groups of tensors that are read and written together.
         left_out: Source tensors that are left out on purpose.
     """
 
@@ -64,19 +64,20 @@ def plan_conversion(
     dtype: torch.dtype | None = None,
     ignored: Sequence[str] = (),
 ) -> Plan:
-    """Decide what is read and written, from names and shapes alone.
+    """Plan a conversion from names and shapes alone.
 
     Args:
-        source: The checkpoint that is read.
+        source: Weights of the source checkpoint.
         target: The model to fill, on the meta device.
-        rules: The map between both.
+        rules: The mapping between both.
         to_ours: Whether AlibiGPT is the target.
         tied: Whether the output layer shares the embedding, on both sides.
-        dtype: Of the tensors written; None keeps that of each.
-        ignored: Regular expressions of source names that hold no weights.
+        dtype: Dtype of the tensors to write; None keeps the dtype of each tensor.
+        ignored: Regular expressions for the names of source tensors that are not weights.
 
     Raises:
-        ValueError: Source tensors are not used, target tensors not filled, or shapes differ; they are named.
+        ValueError: Source tensors are not used, target tensors are not filled, or shapes differ. The message names
+            them.
     """
     rules = list(rules)
     if tied:
@@ -94,21 +95,21 @@ def plan_conversion(
             filled.update(step.targets)
     unused = [name for name in source if name not in used and not any(re.fullmatch(kind, name) for kind in ignored)]
     if unused:
-        raise ValueError(f"{source.folder}: the model to be made has no place for {_listed(unused)} of the weights")
+        raise ValueError(f"{source.folder}: the target model has no equivalent of the weights {_listed(unused)}")
     if missing := set(expected) - filled:
-        raise ValueError(f"{source.folder}: the weights hold nothing for {_listed(missing)} of the model to be made")
+        raise ValueError(f"{source.folder}: the weights lack {_listed(missing)}, which the target model needs")
     return plan
 
 
 def write_weights(
     plan: Plan, source: SourceWeights, folder: Path, *, dtype: torch.dtype | None, max_shard_bytes: int
 ) -> None:
-    """Carry out a plan: read the tensors of one step at a time, write a file as soon as it is full.
+    """Execute a plan: read the tensors of one step at a time, and write a file as soon as it is full.
 
-    One file is ``model.safetensors``; several are numbered, with the index that transformers reads.
+    A single file is ``model.safetensors``; several files are numbered and have the index that transformers reads.
 
     Raises:
-        ValueError: A weight is too large for the dtype.
+        ValueError: A weight overflows in the dtype.
     """
     shards: list[list[Step]] = [[]]
     for step in plan.steps:
@@ -139,7 +140,7 @@ def _in_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     made = tensor.to(dtype)
     if tensor.isfinite().all() and not made.isfinite().all():
         largest, expected = tensor.abs().max(), str(dtype).removeprefix("torch.")
-        raise ValueError(f"{name} has weights up to {largest:g}, expected finite ones in {expected}")
+        raise ValueError(f"{name} has weights up to {largest:g}, which overflow in {expected}")
     return made
 
 
@@ -157,26 +158,26 @@ def _full_name(target: PreTrainedModel, name: str) -> str:
 
 
 def _checked(step: Step, source: SourceWeights, expected: Mapping[str, torch.Size], dtype: torch.dtype | None) -> Step:
-    """The step with its size in bytes, found by running it on tensors without data."""
+    """The step with its size in bytes, determined by running it on the meta device."""
     num_bytes = 0
     for name, tensor in zip(step.targets, step.run(source.describe), strict=True):
         if name in expected and tensor.shape != expected[name]:
             raise ValueError(
-                f"{source.folder}: {', '.join(step.sources)} would make {name} of {tuple(tensor.shape)}, "
-                f"config.json asks for {tuple(expected[name])}"
+                f"{source.folder}: {', '.join(step.sources)} would give {name} the shape {tuple(tensor.shape)}, but "
+                f"config.json requires {tuple(expected[name])}"
             )
         num_bytes += tensor.numel() * (dtype or tensor.dtype).itemsize
     return Step(step.sources, step.targets, step.transform, num_bytes)
 
 
 def _check_tied(source: SourceWeights, rules: Iterable[Rule], to_ours: bool) -> None:
-    """Make sure that an output layer which is stored although it is tied says the same as the embedding."""
+    """Check that a stored output layer equals the embedding that it is tied to."""
     (rule,) = [rule for rule in rules if rule.ours == ("embed_tokens.weight",)]
     (embedding,) = rule.foreign if to_ours else rule.ours
     if LM_HEAD in source and embedding in source and not torch.equal(source.read(LM_HEAD), source.read(embedding)):
         raise ValueError(
             f"{source.folder}: tie_word_embeddings is true in config.json, but {LM_HEAD} differs from {embedding}; "
-            "set tie_word_embeddings to false there if the output layer was trained on its own"
+            "set it to false if the output layer was trained separately"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which tensor becomes which, said once for both ways.
+"""Rules that map tensors between another family and AlibiGPT, in both directions.
 
 Shapes: H query heads, d head size.
 """
@@ -12,17 +12,17 @@ from torch import Tensor
 
 LM_HEAD = "lm_head.weight"
 
-# From the tensors on one side of a rule to those on its other side.
+# From the tensors on one side of a rule to those on the other side.
 Transform = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the tensors of one rule are laid out on its two sides.
+    """The conversion between the two sides of a rule.
 
     Attributes:
         to_ours: From the tensors of the other family to those of AlibiGPT.
-        to_foreign: The inverse; None where there is no way out.
+        to_foreign: The inverse; None if export is not possible.
     """
 
     to_ours: Transform
@@ -31,14 +31,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors of the other family that together are tensors of AlibiGPT.
+    """Tensors of the other family that correspond to tensors of AlibiGPT.
 
-    Names are written without the prefix of the base model, and ``{}`` stands for the number of every layer.
+    Names have no prefix of the base model, and ``{}`` is a placeholder for the number of a layer.
 
     Attributes:
         foreign: Names in the other family.
-        ours: Names in AlibiGPT; none if the tensors are left out on purpose.
-        layout: How one becomes the other.
+        ours: Names in AlibiGPT; empty if the tensors are left out on purpose.
+        layout: Conversion between them.
     """
 
     foreign: tuple[str, ...]
@@ -64,7 +64,7 @@ LEFT_OUT = Layout(to_ours=lambda tensors: [])
 
 
 def stacked_rows(*sizes: int) -> Layout:
-    """Queries, keys and values one below the other: ``(sum(sizes), ...)`` and parts of ``sizes`` rows."""
+    """Queries, keys and values stacked by rows: ``(sum(sizes), ...)`` from parts of ``sizes`` rows."""
     return Layout(
         to_ours=lambda tensors: tensors[0].split(sizes),
         to_foreign=lambda tensors: [torch.cat(tuple(tensors))],
@@ -72,7 +72,7 @@ def stacked_rows(*sizes: int) -> Layout:
 
 
 def rows_by_head(num_heads: int) -> Layout:
-    """Query, key and value of each head one below the other: ``(H * 3 * d, ...)`` and three of ``(H * d, ...)``."""
+    """Query, key and value interleaved by head: ``(H * 3 * d, ...)`` from three of ``(H * d, ...)``."""
 
     def split(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
         heads = tensors[0].unflatten(0, (num_heads, 3, -1))  # (H, 3, d, ...)
@@ -86,7 +86,7 @@ def rows_by_head(num_heads: int) -> Layout:
 
 
 def transposed(layout: Layout) -> Layout:
-    """A layout whose foreign side is transposed, as in GPT-2, where a linear layer is ``(in, out)``."""
+    """A layout with a transposed foreign side, as in GPT-2, whose linear layers are ``(in, out)``."""
     backward = layout.to_foreign
     return Layout(
         to_ours=lambda tensors: layout.to_ours(_transpose(tensors)),
@@ -95,7 +95,7 @@ def transposed(layout: Layout) -> Layout:
 
 
 def module_rules(names: Mapping[str, str], parameters: Sequence[str], layout: Layout = SAME) -> list[Rule]:
-    """One rule for each module, by its foreign and our name, and each of its ``parameters``."""
+    """One rule per module (a mapping from foreign to AlibiGPT names) and parameter."""
     return [
         Rule((f"{foreign}.{parameter}",), (f"{ours}.{parameter}",), layout)
         for foreign, ours in names.items()
@@ -104,7 +104,7 @@ def module_rules(names: Mapping[str, str], parameters: Sequence[str], layout: La
 
 
 def qkv_rules(foreign: str, parameters: Sequence[str], layout: Layout) -> list[Rule]:
-    """Rules for the module ``foreign``, whose layout splits it into the projections of queries, keys and values."""
+    """Rules for the fused module ``foreign``, which the layout splits into query, key and value projections."""
     parts = [f"layers.{{}}.self_attn.{part}_proj" for part in ("q", "k", "v")]
     return [
         Rule((f"{foreign}.{parameter}",), tuple(f"{part}.{parameter}" for part in parts), layout)
@@ -113,7 +113,7 @@ def qkv_rules(foreign: str, parameters: Sequence[str], layout: Layout) -> list[R
 
 
 def zero_bias_rules(rules: Iterable[Rule]) -> list[Rule]:
-    """Rules for weights without biases on the foreign side, to which ours add biases of zeros. There is no way out."""
+    """Rules for foreign weights without biases, to which AlibiGPT adds zero biases. Export is not possible."""
 
     def with_zeros(rule: Rule) -> Rule:
         def split(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -127,7 +127,7 @@ def zero_bias_rules(rules: Iterable[Rule]) -> list[Rule]:
 
 
 def expand_layers(rules: Iterable[Rule], num_layers: int) -> Iterator[Rule]:
-    """The rules with those of layers written out for every layer."""
+    """The rules, with layer rules repeated for every layer."""
     for rule in rules:
         in_layers = "{}" in "".join(rule.foreign + rule.ours)
         yield from (rule.of_layer(layer_idx) for layer_idx in range(num_layers)) if in_layers else (rule,)

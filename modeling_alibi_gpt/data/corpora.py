@@ -1,4 +1,4 @@
-"""Where text comes from: the interpreter's own standard library, files of the user's, or a dataset of the Hub."""
+"""Text sources: the interpreter's standard library, local files, or a dataset on the Hub."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -32,26 +32,26 @@ def load_documents(
     train_split: str = "train",
     max_bytes: int | None = None,
 ) -> Dataset:
-    """Documents of one split of a corpus, with the columns ``name`` and ``text``.
+    """Load the documents of one split of a corpus, as a dataset with the columns ``name`` and ``text``.
 
-    A document is a row, and one of more than ``documents.ROW_CHARACTERS`` several rows of the same name. The result
-    lies in the datasets cache under a fingerprint of its contents: a file that changed is read anew.
+    Each document is one row; a document longer than ``documents.ROW_CHARACTERS`` spans several rows with the same
+    name. The result is cached by ``datasets`` under a fingerprint of its contents, so a changed file is read again.
 
     Args:
-        source: ``stdlib`` (Python source code: the standard library of this interpreter, a document a module),
-            ``text:GLOB`` (UTF-8 files, plain or .gz, a document each, in the order of their paths; ``**`` crosses
-            folders, commas separate several globs), ``jsonl:GLOB`` and ``parquet:GLOB`` (files of rows, a document a
-            row) or ``hub:NAME[:CONFIG][@REVISION]`` (a dataset of the Hugging Face Hub or a folder, likewise).
-        split: ``train``, ``validation``, ``test`` or ``all``; of rows also the name of any other split, or an
-            expression of ``datasets`` such as ``test[:10%]``.
-        validation_fraction: What validates of a source without a validation split.
-        validation_unit: ``tail`` is this fraction of every document, its end; ``document`` this fraction of the
-            documents, by a hash of their texts, so that each stays where it is when others are added. None is
-            ``tail`` for ``text:`` and ``document`` for rows.
-        text_column: Column of rows that holds the text.
-        train_split: What ``train`` is of rows: a split or an expression, of which a share may validate.
-        max_bytes: Of a longer ``text:`` source only about so much is read, and only that is in the fingerprint; other
-            sources are read whole.
+        source: ``stdlib`` (the Python source of this interpreter's standard library, one document per module),
+            ``text:GLOB`` (UTF-8 files, plain or .gz, one document per file, sorted by path; ``**`` matches nested
+            folders, commas separate several globs), ``jsonl:GLOB`` or ``parquet:GLOB`` (one document per row), or
+            ``hub:NAME[:CONFIG][@REVISION]`` (a Hugging Face Hub dataset or a local folder, one document per row).
+        split: ``train``, ``validation``, ``test`` or ``all``. Row sources also accept any other split name, or a
+            ``datasets`` expression such as ``test[:10%]``.
+        validation_fraction: Fraction held out for validation if the source has no validation split.
+        validation_unit: ``tail`` holds out this fraction at the end of every document. ``document`` holds out this
+            fraction of the documents, chosen by a hash of their text, so that adding documents does not move the
+            others. None means ``tail`` for ``text:`` and ``document`` for rows.
+        text_column: Column of a row source that holds the text.
+        train_split: Split or expression of a row source that ``train`` reads; part of it may be held out.
+        max_bytes: Approximate limit on what is read and fingerprinted of a ``text:`` source, in bytes; ignored for
+            other sources.
 
     Raises:
         ValueError: The source is unknown, missing, empty, not text or too small, or has no such split or column.
@@ -65,18 +65,18 @@ def load_documents(
     if kind == "text":
         return _text_documents(location, split, validation_fraction, validation_unit or "tail", max_bytes)
     if validation_unit == "tail":
-        raise ValueError(f"validation_unit tail is of text: sources, {source} holds rows: expected document")
+        raise ValueError(f"validation_unit tail applies to text: sources, but {source} holds rows: expected document")
     columns = {"train_split": train_split, "text_column": text_column}
     return read_rows(source, split, validation_fraction=validation_fraction, **columns)
 
 
 def is_of_files(source: str) -> bool:
-    """Whether a source is files that its user chose, without splits of their own."""
+    """Whether a source is a set of local files, which define no splits."""
     return source.startswith(("text:", "jsonl:", "parquet:"))
 
 
 def check_split(source: str, split: str) -> None:
-    """Raise a ValueError unless the source is of a known kind, and can have such a split."""
+    """Raise a ValueError unless the source is of a known kind and can have this split."""
     kind, _, location = source.partition(":")
     if source != "stdlib" and (kind not in ("text", "jsonl", "parquet", "hub") or not location):
         raise ValueError(f"unknown source {source!r}: expected {SOURCES}")
@@ -84,11 +84,11 @@ def check_split(source: str, split: str) -> None:
     if split not in SPLITS and (source == "stdlib" or not is_expression):
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if kind == "text" and split == "test":
-        raise ValueError("a text: source has no test split: name the test files in a source of their own, split all")
+        raise ValueError("a text: source has no test split: pass the test files as a separate source with split all")
 
 
 def _cached_documents(read: Callable[[], Iterator[Document]], source: str, split: str) -> Dataset:
-    # A first pass checks and hashes the documents, the second, on a cache miss only, writes them: neither holds them.
+    # The first pass checks and hashes the documents; the second writes them on a cache miss. Neither holds them all.
     description = describe(read())
     if not description["num_documents"]:
         raise ValueError(f"the {split} split of {source} is empty: expected more text or another validation_fraction")

@@ -1,4 +1,4 @@
-"""Rows that are generated once and kept in the cache of ``datasets``, whole or generated again."""
+"""Generated rows, stored once in the ``datasets`` cache and regenerated when damaged."""
 
 import logging
 import shutil
@@ -17,30 +17,30 @@ from filelock import FileLock
 from modeling_alibi_gpt.runtime.manifest import manifest_difference, write_manifest
 
 
-WRITE_BYTES = 2**22  # what is held before it is written, and what a later reader holds at once
+WRITE_BYTES = 2**22  # size of a record batch: the buffer of the writer, and of a reader later on
 
 logger = logging.getLogger(__name__)
 
 
 def cached_dataset(generate: Callable[[], Iterator[dict[str, Any]]], features: Features, fingerprint: str) -> Dataset:
-    """Rows of a generator, kept on disk under ``fingerprint`` and generated only once.
+    """Rows of a generator, written to disk under ``fingerprint`` and generated only once.
 
-    They lie in a folder of their own in the datasets cache, with a manifest. Where a file is not what was written, a
-    warning names it and the rows are generated again.
+    Each fingerprint has its own folder in the ``datasets`` cache, with a manifest. If a file no longer matches the
+    manifest, a warning names it and the rows are generated again.
 
     Args:
-        generate: Gives the rows, of strings and arrays.
-        features: Of the rows.
-        fingerprint: Of what is generated.
+        generate: Returns an iterator of rows, whose values are strings or arrays.
+        features: Features of the rows.
+        fingerprint: Identifies the generated rows.
 
     Raises:
-        OSError: The rows could not be written, for instance to a full disk.
+        OSError: The rows could not be written, for instance because the disk is full.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE, "alibi_gpt", fingerprint)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.exists() and (difference := manifest_difference(folder)):
-            logger.warning("the cached text %s is made again, it is not whole: %s", folder, difference)
+            logger.warning("regenerating the damaged cached text %s: %s", folder, difference)
             shutil.rmtree(folder)
         if not folder.exists():
             try:
@@ -50,7 +50,7 @@ def cached_dataset(generate: Callable[[], Iterator[dict[str, Any]]], features: F
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-        # Earlier versions left the layout of the files to the library; run later, they put theirs beside ours.
+        # Earlier versions let the library name the files; run after this one, they add theirs to the same folder.
         ours = folder / "rows.arrow"
         paths = [ours] if ours.exists() else sorted(folder.rglob("*.arrow"))
         rows = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
@@ -59,7 +59,7 @@ def cached_dataset(generate: Callable[[], Iterator[dict[str, Any]]], features: F
 
 
 def _write(rows: Iterator[dict[str, Any]], features: Features, path: Path) -> None:
-    """Write rows in batches of bytes: of their number nothing follows for the memory that they take."""
+    """Write rows in batches bounded by bytes, because a number of rows does not bound memory."""
     with datasets.arrow_writer.ArrowWriter(path=str(path), features=features) as writer:
         held: list[dict[str, Any]] = []
         num_bytes = 0
@@ -87,21 +87,21 @@ def _column(values: list[Any], type_: pa.DataType) -> pa.Array:
 
 @contextmanager
 def naming_damage(source: str) -> Iterator[None]:
-    """Raise a ValueError that names the cache where ``datasets`` finds a cut file in what it keeps of a source."""
+    """Raise a ValueError that names the cache if ``datasets`` finds a truncated file in its copy of a source."""
     try:
         yield
     except OSError as error:
         if type(error) is not OSError or error.errno is not None:  # no network, no file, a full disk
             raise
         raise ValueError(
-            f"{source}: its copy in the datasets cache {datasets.config.HF_DATASETS_CACHE} is cut ({error}): delete "
-            "that copy, and it is made again"
+            f"{source}: its copy in the datasets cache {datasets.config.HF_DATASETS_CACHE} is truncated ({error}): "
+            "delete that copy and run again"
         ) from error
 
 
 @contextmanager
 def os_errors_in_the_open() -> Iterator[None]:
-    """Gives back the ``OSError``, which says that the disk is full, that ``datasets`` wraps in an error of its own."""
+    """Re-raise the ``OSError`` (a full disk, for example) that ``datasets`` wraps in an error of its own."""
     try:
         yield
     except DatasetGenerationError as error:

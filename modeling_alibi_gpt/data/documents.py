@@ -1,4 +1,4 @@
-"""Documents as they pass through this room: a name and a text that may be too long to be held at once."""
+"""Documents: a name and a text that may be too long to hold in memory."""
 
 import hashlib
 import re
@@ -12,24 +12,24 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 
-# A document that is longer is several rows of one name, so that no text of a corpus has to be held whole.
+# A longer document spans several rows with the same name, so that no text has to be held in memory whole.
 ROW_CHARACTERS = 2**24
-PIECE_CHARACTERS = 250_000  # a tokenizer takes about 160 bytes of memory a character, and one core a text
+PIECE_CHARACTERS = 250_000  # a tokenizer uses about 160 bytes of memory per character, and one core per text
 ROWS_PER_READ = 64
 LONE_NEWLINE = re.compile(r"(?<=\S\n)(?=\S)")
 LONE_SPACE = re.compile(r"(?<=\S)(?= \S)")
 
-_descriptions: dict[str, dict[str, Any]] = {}  # of datasets, by their own fingerprint
+_descriptions: dict[str, dict[str, Any]] = {}  # by the fingerprint of the dataset
 
 
 @dataclass(frozen=True)
 class Document:
-    """A document that is being read.
+    """A document while it is read.
 
     Attributes:
-        name: What tells it from the others of its corpus.
-        num_bytes: Of its UTF-8 text.
-        rows: Its text in parts of about ``ROW_CHARACTERS``; read once.
+        name: Identifies the document in its corpus.
+        num_bytes: Size of its text in UTF-8.
+        rows: Its text in parts of about ``ROW_CHARACTERS`` characters; can be read once.
     """
 
     name: str
@@ -38,10 +38,9 @@ class Document:
 
 
 def find_seam(text: str, start: int, stop: int) -> int:
-    """First place from ``start`` on at which a byte-level BPE gives both sides the tokens of the whole.
+    """First position from ``start`` to ``stop`` where a byte-level BPE can cut a text without changing its tokens.
 
-    That is behind a newline or, where there is none, before a space, with no other space around it. ``stop`` where
-    there is neither.
+    This is the position after a lone newline or, if there is none, before a lone space; ``stop`` if there is neither.
     """
     for seam in (LONE_NEWLINE, LONE_SPACE):
         if found := seam.search(text, start, stop):
@@ -50,9 +49,9 @@ def find_seam(text: str, start: int, stop: int) -> int:
 
 
 def rows_of_text(chunks: Iterable[str], num_characters: int | None = None) -> Iterator[str]:
-    """A text that comes in chunks of any size as rows, cut at seams.
+    """Regroup a text that arrives in chunks of any size into rows that end at seams.
 
-    A row has about so many characters, by default ``ROW_CHARACTERS``; a text that is no longer is one row.
+    A row has about ``num_characters`` characters, by default ``ROW_CHARACTERS``; a shorter text is one row.
     """
     num_characters = num_characters or ROW_CHARACTERS
     row = ""
@@ -67,7 +66,7 @@ def rows_of_text(chunks: Iterable[str], num_characters: int | None = None) -> It
 
 
 def pieces_of_row(row: str) -> Iterator[tuple[int, str]]:
-    """A long row in pieces, each with its first character, cut at seams: they are encoded in bounded memory."""
+    """Cut a row at seams into pieces, each with its start in characters, to encode it in bounded memory."""
     start = 0
     while len(row) - start > 2 * PIECE_CHARACTERS:
         cut = find_seam(row, start + PIECE_CHARACTERS, start + 2 * PIECE_CHARACTERS)
@@ -77,26 +76,26 @@ def pieces_of_row(row: str) -> Iterator[tuple[int, str]]:
 
 
 def hash_of_text(chunks: Iterable[str]) -> float:
-    """A number from 0 up to, but not including, 1 that depends on a text alone, however it is cut into chunks."""
+    """Hash a text to a number in [0, 1). The result does not depend on how the text is cut into chunks."""
     digest = hashlib.sha256()
     for chunk in chunks:
         digest.update(chunk.encode())
-    # Of 53 bits, which is what a float holds: of more, the largest would round up to 1.
+    # 53 bits are the precision of a float; with more, the largest hashes would round up to 1.
     return (int.from_bytes(digest.digest()[:8], "big") >> 11) / 2**53
 
 
 def validation_hashes(split: str, validation_fraction: float) -> tuple[float, float]:
-    """Between which hashes of their texts the documents of ``train`` or ``validation`` lie."""
+    """Range ``[low, high)`` of the text hashes of the documents in ``train`` or ``validation``."""
     return (0.0, validation_fraction) if split == "validation" else (validation_fraction, 1.0)
 
 
 def describe(documents: Iterable[Document]) -> dict[str, Any]:
-    """``num_documents``, ``num_bytes`` and ``fingerprint``, as of ``describe_documents``."""
+    """``num_documents``, ``num_bytes`` and ``fingerprint``, as returned by ``describe_documents``."""
     digest = hashlib.sha256()
     num_documents = num_bytes = 0
     for document in documents:
         name = document.name.encode()
-        # Lengths come first, so that a text cannot pass for a name.
+        # The lengths come first, so that a name and a text cannot be confused.
         digest.update(len(name).to_bytes(8, "big") + name + document.num_bytes.to_bytes(8, "big"))
         for row in document.rows:
             digest.update(row.encode())
@@ -106,10 +105,10 @@ def describe(documents: Iterable[Document]) -> dict[str, Any]:
 
 
 def describe_documents(documents: Dataset | Iterable[dict[str, str]]) -> dict[str, Any]:
-    """What a record says of its data: ``num_documents``, ``num_bytes`` (UTF-8, texts only) and ``fingerprint``.
+    """Describe data for a record: ``num_documents``, ``num_bytes`` (UTF-8, texts only) and ``fingerprint``.
 
-    The fingerprint is the first 16 hex digits of a sha256 over names and texts, so equal data have equal
-    fingerprints on every machine. Rows of one name that follow each other are one document.
+    The fingerprint is the first 16 hex digits of a SHA-256 over names and texts, so equal data have equal
+    fingerprints on every machine. Consecutive rows with the same name are one document.
     """
     if not isinstance(documents, Dataset):
         return describe(Document(row["name"], len(row["text"].encode()), [row["text"]]) for row in documents)
@@ -120,12 +119,12 @@ def describe_documents(documents: Dataset | Iterable[dict[str, str]]) -> dict[st
 
 
 def remember_description(documents: Dataset, description: dict[str, Any]) -> None:
-    """Save ``describe_documents`` the reading of documents that were described while they were read."""
+    """Store a description, so that ``describe_documents`` does not read the documents again."""
     _descriptions[documents._fingerprint] = dict(description)
 
 
 def document_rows(documents: Dataset) -> Iterator[tuple[int, str]]:
-    """Every row in order: the number of its document, and its text. Without names each row is a document."""
+    """The number of its document and the text of every row, in order. Without names, each row is a document."""
     number, before = -1, None
     for batch in record_batches(documents):
         names = batch["name"].to_pylist() if "name" in documents.column_names else [None] * len(batch)
@@ -136,10 +135,10 @@ def document_rows(documents: Dataset) -> Iterator[tuple[int, str]]:
 
 
 def record_batches(rows: Dataset, rows_per_read: int | None = None) -> Iterator[pa.Table]:
-    """All rows in order, so many at a time or, with None, as many as were written at once.
+    """All rows in order, in tables of ``rows_per_read`` rows or, with None, in the batches they were written in.
 
-    What lies in files is read from them and not from their memory map, whose pages would count as memory of the
-    process until the system wants them back.
+    Cached files are read directly: the pages of a memory map would count towards the memory of the process until the
+    system reclaims them.
     """
     paths = [file["filename"] for file in rows.cache_files]
     if rows._indices is not None or not paths or len(rows) != sum(map(_num_rows, paths)):
@@ -164,7 +163,7 @@ def _batches_of_file(path: str) -> Iterator[pa.RecordBatch]:
 
 
 def num_bytes_of_rows(documents: Dataset) -> list[int]:
-    """Bytes of UTF-8 text of each row, without reading the texts."""
+    """UTF-8 bytes of the text of each row, computed without decoding the texts."""
     texts = documents.with_format("arrow")
     lengths = [pc.binary_length(rows["text"]).to_pylist() for rows in texts.iter(batch_size=ROWS_PER_READ)]
     return [num_bytes for batch in lengths for num_bytes in batch]

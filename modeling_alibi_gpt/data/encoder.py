@@ -1,4 +1,4 @@
-"""Texts to ids as fast as one process can: words that were seen before are looked up."""
+"""Encode texts quickly in one process, by looking up words that were encoded before."""
 
 import json
 import re
@@ -9,20 +9,20 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 
-# White space as tokenizers have it, which Python's own ``\s`` goes beyond.
+# White space as ``tokenizers`` defines it; Python's ``\s`` matches more characters.
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _WORD = re.compile(f"[{_SPACE}]*[^{_SPACE}]+|[{_SPACE}]+")
 MAX_WORDS = 2**19  # about 100 MB
 
 
 class Encoder:
-    """Gives the ids of texts, without special tokens; one spelt out in a text is encoded as the text that it is.
+    """Encodes texts without special tokens; the name of a special token in a text is encoded as ordinary text.
 
-    No token of a byte-level BPE reaches from a word into the white space behind it, so it encodes a text as its words,
-    each with the white space before it, one by one. Of most texts nearly all words were seen before.
+    No token of a byte-level BPE spans the end of a word and the white space after it. A text therefore has the same
+    tokens if each word is encoded alone, with the white space before it, and most words of a text repeat.
 
     Args:
-        tokenizer: Any fast tokenizer; all but plain byte-level BPE encode whole texts.
+        tokenizer: Any fast tokenizer. Only plain byte-level BPE uses the word lookup; others encode whole texts.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -35,7 +35,7 @@ class Encoder:
         self._ids_of_word: dict[str, list[int]] = {}
 
     def ids(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids (int32) of each text."""
+        """The ids of each text, ``(N,)`` int32."""
         if self._looks_up:
             return [self._ids_of_words(text) for text in texts]
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -53,7 +53,7 @@ class Encoder:
 
 
 def encodes_words_alone(backend: dict) -> bool:
-    """Whether a tokenizer, as its ``tokenizer.json``, is byte-level BPE with the words of GPT-2 and nothing else."""
+    """Whether a parsed ``tokenizer.json`` is plain byte-level BPE with GPT-2's word splitting."""
     splitter, model = backend["pre_tokenizer"] or {}, backend["model"]
     return (
         backend["normalizer"] is None

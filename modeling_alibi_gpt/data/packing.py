@@ -1,4 +1,4 @@
-"""From documents to batches: cut into tokens, packed into blocks of one length with nothing dropped, collated."""
+"""Tokenize documents, pack them into blocks of one length without dropping a token, and collate them into batches."""
 
 import hashlib
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ from modeling_alibi_gpt.data.tokenization import token_rows, tokenization_key
 
 IGNORED_LABEL = -100
 BLOCKS_PER_READ = 1024
-PACKING_VERSION = 1  # part of every cache key: raise it when the same inputs give other blocks
+PACKING_VERSION = 1  # part of every cache key; increment it when the same inputs give different blocks
 
 
 def pack_documents(
@@ -33,22 +33,22 @@ def pack_documents(
     max_tokens: int | None = None,
     num_proc: int = 1,
 ) -> Dataset:
-    """Blocks of ``length_tokens`` cut from the tokens of the documents in order, as a dataset that is cached on disk.
+    """Pack the tokens of the documents, in order, into blocks of ``length_tokens``: a dataset cached on disk.
 
-    Nothing is dropped: the last block holds what is left. Where that would be one lone token, which predicts nothing,
-    the block before gives it another one.
+    No token is dropped: the last block holds the remainder. If the remainder is a single token, which has nothing to
+    predict, the block before it gives it one of its own.
 
     Args:
         documents: Rows with a ``text``.
         tokenizer: Fast tokenizer with an eos token, which ends every document.
-        length_tokens: Tokens of a block.
-        isolate_documents: Adds ``position_ids``, which start at 0 with every block and every document in it: without
-            an attention mask Transformers then keeps attention inside each document.
-        max_tokens: Uses the first so many tokens only, and encodes little more.
-        num_proc: Processes that encode, which changes no token.
+        length_tokens: Tokens per block.
+        isolate_documents: Add ``position_ids`` that restart at 0 in every block and document. Without an attention
+            mask, Transformers then restricts attention to each document.
+        max_tokens: Use only the first ``max_tokens`` tokens, and encode little more than those.
+        num_proc: Number of processes that encode; does not change the tokens.
 
     Raises:
-        ValueError: ``length_tokens`` is below 3 (every block must hold something to predict), or the documents or
+        ValueError: ``length_tokens`` is below 3 (every block needs a token to predict), or the documents or
             ``max_tokens`` do not fill one block.
     """
     if length_tokens < 3:
@@ -62,7 +62,7 @@ def pack_documents(
         return packed_blocks(tokens, length_tokens, isolate_documents=isolate_documents)
 
     key = tokenization_key(documents, tokenizer)
-    key = Hasher.hash(key if max_tokens is None else (*key, max_tokens))  # of tokens that earlier versions kept, too
+    key = Hasher.hash(key if max_tokens is None else (*key, max_tokens))  # as before, so that old caches stay valid
     blocks = cached_dataset(
         generate,
         block_features(isolate_documents=isolate_documents),
@@ -71,20 +71,20 @@ def pack_documents(
     num_tokens = sum(len(ids) for ids in blocks[:2]["input_ids"])
     if num_tokens < length_tokens:
         wanted = f"at least {length_tokens} tokens (length_tokens)"
-        raise ValueError(f"the corpus is too small for its context: expected {wanted}, got {num_tokens}")
+        raise ValueError(f"the corpus is too small for one block: expected {wanted}, got {num_tokens}")
     return blocks
 
 
 def block_features(*, isolate_documents: bool) -> Features:
-    """Columns of packed blocks."""
+    """Features of packed blocks: lists of int32."""
     columns = ["input_ids", "position_ids"] if isolate_documents else ["input_ids"]
     return Features({column: List(Value("int32")) for column in columns})
 
 
 def blocks_fingerprint(blocks: Dataset) -> str:
-    """The first 16 hex digits of a sha256 over all columns of packed blocks: what a training really reads."""
+    """The first 16 hex digits of a SHA-256 over all columns of packed blocks: exactly what training reads."""
     digest = hashlib.sha256()
-    for rows in record_batches(blocks, rows_per_read=BLOCKS_PER_READ):  # which the digest depends on
+    for rows in record_batches(blocks, rows_per_read=BLOCKS_PER_READ):  # the digest depends on this number
         for column in rows.combine_chunks().columns:
             for chunk in column.chunks:
                 lengths, tokens = chunk.value_lengths(), chunk.flatten()
@@ -94,7 +94,7 @@ def blocks_fingerprint(blocks: Dataset) -> str:
 
 
 def count_tokens(blocks: Dataset) -> int:
-    """Tokens of packed blocks, all of one length but for the last two."""
+    """Number of tokens in packed blocks, all of which but the last two have the same length."""
     ends = [len(ids) for ids in blocks[max(0, len(blocks) - 2) :]["input_ids"]]
     return (len(blocks) - len(ends)) * len(blocks[0]["input_ids"]) + sum(ends)
 
@@ -102,13 +102,13 @@ def count_tokens(blocks: Dataset) -> int:
 def packed_blocks(
     tokens: Iterable[tuple[np.ndarray, bool]], length_tokens: int, *, isolate_documents: bool
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Blocks of ``length_tokens`` from parts of documents, as of ``token_rows``; the last holds what is left."""
+    """Pack parts of documents, as given by ``token_rows``, into blocks; the last block holds the remainder."""
     rest = np.empty((2, 0), dtype=np.int32)  # ids, and 1 where a document starts
     for ids, is_first in tokens:
         is_start = np.zeros_like(ids)
         is_start[:1] = is_first
         rest = np.concatenate([rest, [ids, is_start]], axis=1)
-        while rest.shape[1] > length_tokens + 1:  # so that two tokens at least remain
+        while rest.shape[1] > length_tokens + 1:  # leaves at least two tokens
             yield make_block(rest[:, :length_tokens], isolate_documents)
             rest = rest[:, length_tokens:]
     if rest.shape[1] == length_tokens + 1:
@@ -121,7 +121,7 @@ def packed_blocks(
 def first_tokens(
     tokens: Iterable[tuple[np.ndarray, bool]], max_tokens: int | None
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """The first so many tokens; nothing is read beyond them."""
+    """The first ``max_tokens`` tokens; nothing is read beyond them."""
     num_tokens = 0
     for ids, is_first in tokens:
         if max_tokens is not None:
@@ -133,7 +133,7 @@ def first_tokens(
 
 
 def _with_progress(documents: Dataset) -> Iterator[tuple[int, str]]:
-    """The rows of documents, with a bar of the text that is read."""
+    """The rows of documents, with a progress bar in bytes of text."""
     total = sum(num_bytes_of_rows(documents))
     with tqdm(desc="Tokenizing", total=total, unit="B", unit_scale=True, disable=None) as progress:
         for number, text in document_rows(documents):
@@ -142,7 +142,7 @@ def _with_progress(documents: Dataset) -> Iterator[tuple[int, str]]:
 
 
 def make_block(tokens: np.ndarray, isolate_documents: bool) -> dict[str, np.ndarray]:
-    """A block from ``(2, N)``: ids, and 1 where a document starts."""
+    """Make a block from ``(2, N)`` tokens: ids, and 1 where a document starts."""
     ids, is_start = tokens
     if not isolate_documents:
         return {"input_ids": ids}
@@ -154,9 +154,8 @@ def make_block(tokens: np.ndarray, isolate_documents: bool) -> dict[str, np.ndar
 class PackedCollator:
     """Collates packed blocks into a batch for ``transformers.Trainer``.
 
-    Shorter blocks are padded on the right. There is no attention mask: a causal model needs none there, and
-    Transformers recognises packed documents by their ``position_ids`` only in its absence. Padding counts as one more
-    document.
+    Shorter blocks are padded on the right. There is no attention mask: a causal model needs none for right padding,
+    and Transformers detects packed documents from ``position_ids`` only without one. Padding is one more document.
 
     Attributes:
         pad_token_id: Token that fills the shorter blocks.
@@ -165,10 +164,10 @@ class PackedCollator:
     pad_token_id: int
 
     def __call__(self, blocks: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """``input_ids`` and ``labels`` ``(B, T)`` int64, and ``position_ids`` if the blocks have them.
+        """``input_ids`` and ``labels``, and ``position_ids`` if the blocks have them; each ``(B, T)`` int64.
 
-        Labels are -100 on padding and, between isolated documents, on the first token of each, which nothing before
-        it may predict; blocks that bring ``labels`` keep them.
+        Labels are -100 on padding and on the first token of each isolated document, which no earlier token may
+        predict. Blocks with their own ``labels`` keep them.
         """
         input_ids = _pad(blocks, "input_ids", self.pad_token_id)
         lengths = torch.tensor([len(block["input_ids"]) for block in blocks])[:, None]  # (B, 1)

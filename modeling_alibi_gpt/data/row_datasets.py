@@ -1,4 +1,4 @@
-"""Corpora whose documents are rows of a table: datasets of the Hub, and files of JSON Lines or Parquet."""
+"""Corpora whose documents are rows of a table: datasets on the Hub, JSON Lines files and Parquet files."""
 
 import os
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ _BUILDERS = {"jsonl": "json", "parquet": "parquet"}
 
 @dataclass(frozen=True)
 class RowSource:
-    """Where rows come from, in the words of ``datasets.load_dataset``.
+    """A source of rows, as arguments of ``datasets.load_dataset``.
 
     Attributes:
-        source: As a user wrote it.
-        location: What the names of its documents begin with.
-        arguments: Of ``load_dataset``.
+        source: The source as the user wrote it.
+        location: Prefix of the document names.
+        arguments: Keyword arguments of ``load_dataset``.
     """
 
     source: str
@@ -32,10 +32,10 @@ class RowSource:
     arguments: dict[str, Any]
 
     def load(self, split: str | None = None, *, streaming: bool = False) -> Any:
-        """What ``load_dataset`` gives: one split or expression, or a dictionary of all splits.
+        """Load one split or expression, or with None a dictionary of all splits, with ``load_dataset``.
 
         Raises:
-            ValueError: It cannot be read, or has no such split.
+            ValueError: The source cannot be read or has no such split.
         """
         try:
             with os_errors_in_the_open(), naming_damage(self.source):
@@ -45,17 +45,14 @@ class RowSource:
         except ValueError as error:
             raise ValueError(f"{self.source}: {error}") from error
         except (ConnectionError, FileNotFoundError, RuntimeError, DatasetsError) as error:
-            remedy = "check the columns and that every line is whole"
+            remedy = "check that all rows have the same columns and that no line is cut off"
             if self.source.startswith("hub:"):
-                remedy = (
-                    "check the name and the network, set HF_HUB_OFFLINE=1 to take a copy from the cache at once, or "
-                    "use text:GLOB"
-                )
+                remedy = "check the name and the network, set HF_HUB_OFFLINE=1 to use a cached copy, or use text:GLOB"
             raise ValueError(f"{self.source} cannot be read ({error.__cause__ or error}): {remedy}") from error
 
 
 def row_source(source: str) -> RowSource:
-    """``hub:NAME[:CONFIG][@REVISION]``, ``jsonl:GLOB`` or ``parquet:GLOB``.
+    """Parse ``hub:NAME[:CONFIG][@REVISION]``, ``jsonl:GLOB`` or ``parquet:GLOB``.
 
     Raises:
         ValueError: No file matches.
@@ -72,7 +69,7 @@ def row_source(source: str) -> RowSource:
 
 
 def read_rows(source: str, split: str, *, train_split: str, text_column: str, validation_fraction: float) -> Dataset:
-    """The documents of a split, as of ``corpora.load_documents``."""
+    """The documents of a split, for ``corpora.load_documents``."""
     rows_of = row_source(source)
     splits = rows_of.load()
     taken_from, hashes = resolve_split(source, split, list(splits), train_split, validation_fraction)
@@ -92,11 +89,11 @@ def read_rows(source: str, split: str, *, train_split: str, text_column: str, va
             desc="Reading documents",
         )
     if not len(documents) and hashes == (0.0, 1.0):
-        raise ValueError(f"{source} holds no text in the column {text_column!r} of its {taken_from} split")
+        raise ValueError(f"{source} has no text in the column {text_column!r} of its {taken_from} split")
     if not len(documents):
         raise ValueError(
-            f"{source} has no validation split, and the {split} share of its documents is empty with "
-            f"validation_fraction {validation_fraction:g}: expected more documents or another fraction"
+            f"{source} has no validation split, and validation_fraction {validation_fraction:g} leaves no documents "
+            f"for {split}: expected more documents or another fraction"
         )
     return documents
 
@@ -104,7 +101,7 @@ def read_rows(source: str, split: str, *, train_split: str, text_column: str, va
 def resolve_split(
     source: str, split: str, splits: list[str], train_split: str, validation_fraction: float
 ) -> tuple[str, tuple[float, float]]:
-    """Which split of a dataset is read, and between which hashes of their texts its documents are kept.
+    """The split of a dataset to read, and the range ``[low, high)`` of text hashes of the documents to keep.
 
     Raises:
         ValueError: There is no such split.
@@ -117,26 +114,26 @@ def resolve_split(
     if taken_from != "all" and missing:
         name = split if split in ("train", "validation") else missing[0]
         raise ValueError(
-            f"{source} has no {name} split: its splits are {', '.join(splits)}, "
-            "and without a validation split a share of train validates"
+            f"{source} has no {name} split: its splits are {', '.join(splits)} "
+            "(without a validation split, part of train is held out)"
         )
     return taken_from, hashes
 
 
 def check_text_column(source: str, rows: Dataset | IterableDataset, text_column: str) -> None:
-    """Raise a ValueError unless the rows have this column, and it holds text."""
+    """Raise a ValueError unless the rows have this column and it holds text."""
     features = rows.features or {}
     if features.get(text_column) not in (Value("string"), Value("large_string")):
-        raise ValueError(f"{source} has no column of text {text_column!r}: its columns are {', '.join(features)}")
+        raise ValueError(f"{source} has no text column {text_column!r}: its columns are {', '.join(features)}")
 
 
 def is_kept(text: str | None, hashes: tuple[float, float]) -> bool:
-    """Whether a row is a document, and its text hashes into a share."""
+    """Whether a row has text, and its hash is in the range."""
     return bool(text and text.strip()) and hashes[0] <= hash_of_text([text]) < hashes[1]
 
 
 def _names(expression: str) -> list[str]:
-    """The splits that an expression names: ``train[:1%]+test`` is of train and test."""
+    """The splits that an expression names: ``train[:1%]+test`` names train and test."""
     return [part.partition("[")[0].strip() for part in expression.split("+")]
 
 

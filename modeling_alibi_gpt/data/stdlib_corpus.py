@@ -1,4 +1,4 @@
-"""Python source code as a corpus that is there without any network: this interpreter's own standard library."""
+"""The standard library of this interpreter as a corpus that needs no network."""
 
 import hashlib
 import os
@@ -12,23 +12,23 @@ from modeling_alibi_gpt.data.documents import Document
 
 
 STDLIB_SKIPPED_FOLDERS = (
-    *("site-packages", "dist-packages", "__pycache__", "config-*"),  # not the library, or not text
-    *("test", "tests", "idle_test", "__phello__"),  # made up
-    *("idlelib", "lib2to3", "distutils", "tkinter", "turtledemo", "ensurepip", "msilib", "_pyrepl"),  # not everywhere
-    *("encodings", "pydoc_data"),  # tables
+    *("site-packages", "dist-packages", "__pycache__", "config-*"),  # not part of the library, or not text
+    *("test", "tests", "idle_test", "__phello__"),  # artificial code
+    *("idlelib", "lib2to3", "distutils", "tkinter", "turtledemo", "ensurepip", "msilib", "_pyrepl"),  # often missing
+    *("encodings", "pydoc_data"),  # mostly tables
 )
 STDLIB_SKIPPED_FILES = ("_sysconfigdata*", "turtle.py", "this.py", "antigravity.py")
 STDLIB_MIN_FILE_BYTES = 1024
 STDLIB_MIN_TRAIN_BYTES = 5_000_000
 STDLIB_MIN_VALIDATION_BYTES = 500_000
-STDLIB_SALT = "stdlib-v1.90"  # decides the split: every published figure depends on it
+STDLIB_SALT = "stdlib-v1.90"  # determines the splits; all published results depend on it
 
 
 def stdlib_documents(split: str) -> Iterator[Document]:
-    """The modules of a split in the order of their names, each with its files under their paths.
+    """The modules of a split, sorted by name. The text of a module is its files, each after a line with its path.
 
     Raises:
-        ValueError: This Python comes without its sources.
+        ValueError: This Python ships without its sources.
     """
     root = Path(sysconfig.get_path("stdlib"))
     files_of = defaultdict(list)
@@ -46,10 +46,10 @@ def stdlib_documents(split: str) -> Iterator[Document]:
         num_bytes[_stdlib_split(module)] += len(text.encode())
     if num_bytes["train"] < STDLIB_MIN_TRAIN_BYTES or num_bytes["validation"] < STDLIB_MIN_VALIDATION_BYTES:
         raise ValueError(
-            f"the standard library at {root} holds {num_bytes['train'] / 1e6:.1f} MB to train and "
-            f"{num_bytes['validation'] / 1e6:.1f} MB to validate on, expected at least "
-            f"{STDLIB_MIN_TRAIN_BYTES / 1e6:.1f} and {STDLIB_MIN_VALIDATION_BYTES / 1e6:.1f}: this Python comes "
-            "without its sources, take another or use text:GLOB"
+            f"the standard library at {root} has {num_bytes['train'] / 1e6:.1f} MB for training and "
+            f"{num_bytes['validation'] / 1e6:.1f} MB for validation, expected at least "
+            f"{STDLIB_MIN_TRAIN_BYTES / 1e6:.1f} and {STDLIB_MIN_VALIDATION_BYTES / 1e6:.1f}: this Python ships "
+            "without its sources; use another Python, or text:GLOB"
         )
     for module, text in texts.items():
         if split in ("all", _stdlib_split(module)):
@@ -74,12 +74,12 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _stdlib_module(relative: Path) -> str:
-    """Top-level module of a file, where twins in two languages (``io``, ``_pyio``) are one: they share their text."""
+    """Top-level module of a file. C and Python twins such as ``io`` and ``_pyio`` are one, since they share text."""
     module = relative.parts[0].removesuffix(".py")
     return module.lstrip("_").removeprefix("py").lstrip("_") or module
 
 
 def _stdlib_split(module: str) -> str:
-    # By name and not by contents, so that a module stays in its split from one Python version to the next.
+    # Hash the name, not the contents, so that a module stays in its split from one Python version to the next.
     digest = hashlib.sha256(f"{STDLIB_SALT}:{module}".encode()).digest()
     return {0: "validation", 1: "test"}.get(int.from_bytes(digest[:8], "big") % 10, "train")

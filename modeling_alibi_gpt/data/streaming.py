@@ -1,4 +1,4 @@
-"""Text that is read while it is trained on: none of it is kept on disk, and a reading goes on at its very document."""
+"""Stream training text from its source: nothing is cached on disk, and a resumed run continues at the same row."""
 
 import copy
 import hashlib
@@ -26,14 +26,14 @@ STREAM_ROW_CHARACTERS = 250_000
 
 
 def stream_documents(source: str, *, train_split: str = "train", text_column: str = "text") -> IterableDataset:
-    """Documents of a source as they are read, with the columns ``name``, ``part`` and ``text``.
+    """Stream the documents of a source, with the columns ``name``, ``part`` and ``text``.
 
-    A long document of ``text:`` is several rows of one name, with ``part`` counting from 0.
+    A long document of a ``text:`` source spans several rows with the same name, and ``part`` counts them from 0.
 
     Args:
         source: ``text:GLOB``, ``jsonl:GLOB``, ``parquet:GLOB`` or ``hub:NAME[:CONFIG][@REVISION]``.
-        train_split: The split of a ``hub:`` source; the library streams no expressions such as ``train[:1%]``.
-        text_column: Column of rows that holds the text.
+        train_split: Split of a ``hub:`` source; ``datasets`` cannot stream expressions such as ``train[:1%]``.
+        text_column: Column of a row source that holds the text.
 
     Raises:
         ValueError: The source cannot be read or has no such split.
@@ -53,7 +53,7 @@ def stream_documents(source: str, *, train_split: str = "train", text_column: st
 
 
 def stream_fingerprint(source: str, train_split: str) -> str:
-    """What is known of a text before it is read: names and sizes of files, or the dataset and its revision."""
+    """Fingerprint of a source that is not read yet: names and sizes of its files, or the dataset and its revision."""
     kind, _, location = source.partition(":")
     if kind == "hub":
         known: Any = [source, train_split]
@@ -73,28 +73,28 @@ def _rows_of_files(files: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
 def _row(row: dict[str, Any], index: int, text_column: str, source: str) -> dict[str, Any]:
     text = row.get(text_column)
     if text is not None and not isinstance(text, str) or text_column not in row:
-        raise ValueError(f"{source} has no column of text {text_column!r}: its columns are {', '.join(row)}")
+        raise ValueError(f"{source} has no text column {text_column!r}: its columns are {', '.join(row)}")
     return {"name": str(index), "part": 0, "text": text or ""}
 
 
 class StreamedBlocks(torch.utils.data.IterableDataset):
-    """Blocks of an endless reading, by several readers that each have their share of the documents.
+    """Endless packed blocks from several readers, each of which reads its own share of the documents.
 
-    Every optimizer step takes equally many blocks in a row of each reader. Which process has which readers changes
-    nothing, so a training is the same on any number of processes among which the readers divide. A reader that is at
-    the end of its share begins it again.
+    Every optimizer step takes the same number of consecutive blocks from each reader. It does not matter which
+    process runs which reader, so training is the same on any number of processes that divides ``num_streams``. A
+    reader that reaches the end of its share starts over.
 
     Args:
-        documents: As of ``stream_documents``.
+        documents: As returned by ``stream_documents``.
         tokenizer: Fast tokenizer with an eos token.
-        length_tokens: Tokens of a block.
-        isolate_documents: As of ``pack_documents``.
-        num_streams: Readers of all processes.
-        rank: Number of this process.
-        num_processes: Of all.
+        length_tokens: Tokens per block.
+        isolate_documents: As in ``pack_documents``.
+        num_streams: Number of readers, over all processes.
+        rank: Rank of this process.
+        num_processes: Number of processes.
 
     Raises:
-        ValueError: The readers do not divide among the processes.
+        ValueError: ``num_streams`` is not a multiple of ``num_processes``.
     """
 
     def __init__(
@@ -126,10 +126,10 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
         }
 
     def set_global_batch_size(self, num_blocks: int) -> None:
-        """Say how many blocks of all processes an optimizer step takes.
+        """Set how many blocks an optimizer step takes, over all processes.
 
         Raises:
-            ValueError: They do not divide among the readers.
+            ValueError: ``num_blocks`` is not a multiple of ``num_streams``.
         """
         if num_blocks % self.num_streams:
             raise ValueError(
@@ -145,7 +145,11 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
                     yield next(blocks)
 
     def save(self, folder: Path, num_steps: int) -> None:
-        """Write where the readers of this process are into a checkpoint of so many steps."""
+        """Write the positions of this process's readers after ``num_steps`` steps into a checkpoint folder.
+
+        Raises:
+            RuntimeError: A reader has given more or fewer blocks than ``num_steps`` steps take.
+        """
         for number, reader in self.readers.items():
             if reader.num_blocks != num_steps * self.blocks_per_stream:
                 raise RuntimeError(
@@ -155,7 +159,7 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
             write_json(folder / _state_file(number), reader.state_dict())
 
     def load(self, folder: Path) -> None:
-        """Go on from where ``save`` was called, by whatever number of processes."""
+        """Resume from the positions that ``save`` wrote, with any number of processes."""
         for number, reader in self.readers.items():
             reader.load_state_dict(read_mapping(folder / _state_file(number)))
 
@@ -165,10 +169,10 @@ def _state_file(number: int) -> str:
 
 
 class _Reader:
-    """Endless blocks of one share of the documents.
+    """Endless blocks from one share of the documents.
 
-    Its state is of the row at which the row under way begins, with the tokens that were left before it and the blocks
-    that it has given since: a row is encoded again, and no token is kept twice.
+    The state describes the start of the current row: the position in the documents, the tokens left over from earlier
+    rows, and the number of blocks given since. A resumed reader encodes the current row again and skips those blocks.
     """
 
     def __init__(
@@ -191,7 +195,7 @@ class _Reader:
         self._begin = {**state, "num_blocks": state["num_blocks_before_row"]}
 
     def blocks(self) -> Iterator[dict[str, np.ndarray]]:
-        """What comes after what was given before the last ``state_dict`` that was loaded."""
+        """The blocks after those that were given before the loaded ``state_dict``."""
         num_given, self.num_blocks = self.num_blocks, self._begin["num_blocks"]
         last, rest = self._begin["last"], np.array(self._begin["rest"], dtype=np.int32)
         for row, state_before in self._rows(self._begin["documents"]):
@@ -211,10 +215,10 @@ class _Reader:
                     yield block
 
     def _rows(self, state: dict[str, Any] | None) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-        """Rows without end, each with the state before it; None is the very beginning."""
+        """Endless rows, each with the state before it; None is the start of the documents."""
         while True:
             is_whole_pass, is_empty = state is None, True
-            documents = copy.deepcopy(self.documents)  # which holds no place from before
+            documents = copy.deepcopy(self.documents)  # a dataset that has been read keeps its position
             if state is not None:
                 documents.load_state_dict(state)
             for row in documents:
@@ -225,12 +229,12 @@ class _Reader:
                 state = state_after
             if is_empty and is_whole_pass:
                 raise ValueError(
-                    "a stream has no document: expected at least data.num_streams files, rows or parts of a text"
+                    "a stream has no documents: expected at least data.num_streams files, rows or parts of a text"
                 )
             state = None
 
     def _tokens(self, row: dict[str, Any], last: list[Any] | None) -> np.ndarray:
-        """``(2, N)``: ids, with the eos of the document before where another begins, and 1 where one starts."""
+        """``(2, N)``: ids, and 1 where a document starts. A new document is preceded by the eos of the last one."""
         [ids] = self.encoder.ids([row["text"]])
         is_first = last is None or last != [row["name"], row["part"] - 1]
         is_start = np.zeros_like(ids)

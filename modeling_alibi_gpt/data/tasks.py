@@ -1,6 +1,7 @@
-"""Tasks whose answer stands earlier in the sequence: copying, associative recall and a passkey, made of random tokens.
+"""Synthetic tasks whose answer appears earlier in the sequence: copying, associative recall and passkey retrieval.
 
-All share one vocabulary and one layout: a body that holds what is asked for, then a question whose answer follows.
+All tasks share one vocabulary and one layout: a body of random tokens that contains the answer, then the question and
+the answer.
 """
 
 import dataclasses
@@ -22,30 +23,30 @@ from modeling_alibi_gpt.data.packing import IGNORED_LABEL
 PREFIX = "task:"
 END, QUESTION = "<end>", "?"
 NUM_KEYS, NUM_VALUES, NUM_NOISE = 8, 32, 32
-NUM_PAIRED_VALUES = 16  # the first values, of which each pair of recall has one
+NUM_PAIRED_VALUES = 16  # a recall pair holds one of the first 16 values
 NUM_DIGITS = 10
-FILLER_TOKENS = 16  # of the passkey: the first noise tokens, repeated in order
-_KEYS = 2  # first id, after the end and the question
+FILLER_TOKENS = 16  # the passkey is hidden among the first 16 noise tokens, repeated in order
+_KEYS = 2  # first id of a key, after END and QUESTION
 _VALUES = _KEYS + NUM_KEYS
 _NOISE = _VALUES + NUM_VALUES
 _PAIRS = _NOISE + NUM_NOISE
 SPLITS = ("train", "validation", "test")
 NUM_VALIDATION_EXAMPLES = 512
 EXAMPLES_PER_CALL = 1024
-TASKS_VERSION = 1  # part of every cache key: raise it when the same parameters give other examples
+TASKS_VERSION = 1  # part of every cache key; increment it when the same parameters give different examples
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What ``task:NAME,KEY=NUMBER,...`` says.
+    """Parsed form of ``task:NAME,KEY=NUMBER,...``.
 
     Attributes:
         name: ``copy``, ``recall`` or ``passkey``.
-        pairs: Of ``recall``: pairs in the body, each a token that stands for a key and a value.
-        questions: Of ``recall``: how many of them are asked for, each drawn anew, so that no answer rules out another.
-        digits: Of ``passkey``: tokens of the number.
-        examples: Of the training split.
-        seed: Of the examples.
+        pairs: Number of key-value pairs in the body of ``recall``; each pair is one token.
+        questions: Number of questions in ``recall``; pairs are drawn with replacement, so no answer excludes another.
+        digits: Digits of the ``passkey``, one token each.
+        examples: Number of examples in the training split.
+        seed: Seed of the examples.
     """
 
     name: str
@@ -62,9 +63,9 @@ class Examples:
 
     Attributes:
         input_ids: ``(N, L)`` int32.
-        is_answer: ``(L,)`` bool: the tokens that answer a question, in the same places in every sequence.
-        first_answer: Where the first answer begins and ends.
-        distance_tokens: From the first token of that answer back to where it stands in the body, the mean.
+        is_answer: ``(L,)`` bool: the answer tokens, which have the same positions in every sequence.
+        first_answer: Start and end of the first answer, in tokens.
+        distance_tokens: Mean distance from the first token of that answer back to its occurrence in the body.
     """
 
     input_ids: np.ndarray
@@ -74,29 +75,31 @@ class Examples:
 
 
 def is_task(source: str | Sequence[object]) -> bool:
-    """Whether a source is a task; a text is none, and neither is a mixture."""
+    """Whether a source is a task, rather than a text or a mixture."""
     return isinstance(source, str) and source.startswith(PREFIX)
 
 
 def parse_task(source: str) -> Task:
-    """The task that a source names.
+    """Parse a task source.
 
     Args:
-        source: ``task:copy``, ``task:recall`` or ``task:passkey``, then any of ``,KEY=NUMBER``: ``pairs`` and
-            ``questions`` (recall), ``digits`` (passkey), ``examples`` and ``seed`` (all).
+        source: ``task:copy``, ``task:recall`` or ``task:passkey``, followed by any number of ``,KEY=NUMBER``. The
+            keys are ``pairs`` and ``questions`` (recall), ``digits`` (passkey), ``examples`` and ``seed`` (all).
 
     Raises:
-        ValueError: There is no such task, or a parameter is unknown, not the task's or out of range.
+        ValueError: The task is unknown, or a parameter is unknown, belongs to another task or is out of range.
     """
     name, *words = source.removeprefix(PREFIX).split(",")
     if not is_task(source) or name not in _MAKERS:
-        raise ValueError(f"unknown task {source!r}: expected {PREFIX} and one of {', '.join(_MAKERS)}")
+        raise ValueError(f"unknown task {source!r}: expected {PREFIX} followed by one of {', '.join(_MAKERS)}")
     known = ("examples", "seed", *_PARAMETERS[name])
     values = {}
     for word in words:
         key, _, number = word.partition("=")
         if key not in known or not number.isdecimal():
-            raise ValueError(f"{source}: {word!r} is no parameter, expected KEY=NUMBER with one of {', '.join(known)}")
+            raise ValueError(
+                f"{source}: {word!r} is not a parameter: expected KEY=NUMBER with KEY one of {', '.join(known)}"
+            )
         values[key] = int(number)
     task = Task(name=name, **values)
     for key, largest in (("pairs", NUM_KEYS), ("questions", 64), ("digits", 64), ("examples", 2**31)):
@@ -108,40 +111,39 @@ def parse_task(source: str) -> Task:
 def make_examples(
     task: Task, num_examples: int, length_tokens: int, *, split: str, depth: float | None = None, part: int = 0
 ) -> Examples:
-    """Sequences of a task, the same for the same arguments.
+    """Make sequences of a task, deterministically.
 
-    ``copy``: a key, as many random values as fit twice, the key again, and the values again: the answer. There is no
-    depth, since every answer token is as far from its original as the others. ``recall``: pairs at random places
-    among random noise, each one token for a key and a value, so that one layer of attention can find it; then
-    questions: a question mark, one of the keys and its value. ``passkey``: a key and a number among noise that repeats
-    itself, then a question mark, the key and the number.
+    ``copy``: a key, random values, the key again and the values again, which are the answer. It has no depth, since
+    all answer tokens are equally far from their originals. ``recall``: pairs at random positions in random noise,
+    then questions, each a question mark, a key and its value. A pair is one token, so that a single attention layer
+    can find it. ``passkey``: a key and a number in repetitive noise, then a question mark, the key and the number.
 
     Args:
         task: From ``parse_task``.
-        num_examples: N.
-        length_tokens: L.
-        split: ``train``, ``validation`` or ``test``, which share no random numbers.
-        depth: Where in the body the item lies that is asked for first, from 0, its start, to 1, its end; None draws a
-            place for each sequence.
-        part: Of the split; each has its own random numbers.
+        num_examples: Number of sequences N.
+        length_tokens: Tokens per sequence L.
+        split: ``train``, ``validation`` or ``test``; each has its own random numbers.
+        depth: Relative position in the body of the item that is asked for first, from 0 (start) to 1 (end). None
+            draws a position for each sequence.
+        part: Part of the split; each has its own random numbers.
 
     Raises:
-        ValueError: The task does not fit into the length.
+        ValueError: The split is unknown, the task does not fit the length, or ``copy`` is given a depth.
     """
     if split not in SPLITS:
-        raise ValueError(f"a task has the splits {', '.join(SPLITS)}, got {split!r}")
-    # One part draws the same for every depth: cells of a grid differ in where the item lies and in nothing else.
+        raise ValueError(f"split of a task must be one of {', '.join(SPLITS)}, got {split!r}")
+    # The random numbers do not depend on depth: cells of a grid differ only in the position of the item.
     rng = np.random.default_rng([task.seed, SPLITS.index(split), length_tokens, part])
     return _MAKERS[task.name](task, rng, num_examples, length_tokens, depth)
 
 
 def shortest_length(task: Task) -> int:
-    """Tokens of the shortest sequence that a task fits into."""
+    """Length in tokens of the shortest sequence that a task fits in."""
     return {"copy": 4, "recall": task.pairs + 3 * task.questions, "passkey": 2 * task.digits + 3}[task.name]
 
 
 def task_tokenizer() -> PreTrainedTokenizerFast:
-    """The vocabulary of every task, its words between spaces: ``? k0 v3 n7 k0v3``."""
+    """Tokenizer for all tasks. It splits on white space into words such as ``?``, ``k0``, ``v3``, ``n7``, ``k0v3``."""
     words = [END, QUESTION]
     for letter, count in (("k", NUM_KEYS), ("v", NUM_VALUES), ("n", NUM_NOISE)):
         words += [f"{letter}{number}" for number in range(count)]
@@ -154,12 +156,12 @@ def task_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def task_dataset(task: Task, length_tokens: int, split: str) -> Dataset:
-    """The training or the validation split as rows of ``input_ids`` and ``labels``, cached on disk.
+    """The training or validation split as rows of ``input_ids`` and ``labels``, cached on disk.
 
-    Labels are -100 on all but the answers.
+    Labels are -100 outside the answers.
 
     Raises:
-        ValueError: The task does not fit into the length.
+        ValueError: The task does not fit the length.
     """
     num_examples = task.examples if split == "train" else NUM_VALIDATION_EXAMPLES
     make_examples(task, 1, length_tokens, split=split)
@@ -181,7 +183,7 @@ def _rows(task: Task, num_examples: int, length_tokens: int, split: str) -> Iter
 
 def _copy(task: Task, rng: np.random.Generator, num: int, length: int, depth: float | None) -> Examples:
     if depth is not None:
-        raise ValueError("task:copy has no depth: each of its answer tokens is as far from the original as the others")
+        raise ValueError("task:copy has no depth: all of its answer tokens are equally far from their originals")
     _check_length(task, length)
     num_copied = length // 2 - 1
     values = _VALUES + rng.integers(NUM_VALUES, size=(num, num_copied))
@@ -199,12 +201,12 @@ def _recall(task: Task, rng: np.random.Generator, num: int, length: int, depth: 
     values = rng.integers(NUM_PAIRED_VALUES, size=(num, task.pairs))
     order = rng.random((num, num_body))
     if depth is not None:
-        order[:, round(depth * (num_body - 1))] = -1  # first of all
+        order[:, round(depth * (num_body - 1))] = -1  # sorts first
     places = order.argsort(axis=1)[:, : task.pairs]
     rows = np.arange(num)[:, None]
     ids[rows, places] = _PAIRS + NUM_PAIRED_VALUES * keys + values
     asked = rng.integers(task.pairs, size=(num, task.questions))
-    asked[:, 0] = 0  # the pair whose depth may be given
+    asked[:, 0] = 0  # the first question asks for the pair at the given depth
     questions = num_body + 3 * np.arange(task.questions)
     ids[:, questions], ids[:, questions + 1] = 1, _KEYS + keys[rows, asked]
     ids[:, questions + 2] = _VALUES + values[rows, asked]
@@ -236,7 +238,7 @@ def _examples(ids: np.ndarray, answers: list[tuple[int, int]], distance_tokens: 
 
 def _check_length(task: Task, length_tokens: int) -> None:
     if length_tokens < (shortest := shortest_length(task)):
-        raise ValueError(f"task:{task.name} needs at least {shortest} tokens a sequence, got {length_tokens}")
+        raise ValueError(f"task:{task.name} needs at least {shortest} tokens per sequence, got {length_tokens}")
 
 
 _MAKERS: dict[str, Callable[..., Examples]] = {"copy": _copy, "recall": _recall, "passkey": _passkey}

@@ -1,4 +1,4 @@
-"""Text files, plain or compressed, read in bounded memory: a document each, whole or the head or tail of it."""
+"""Text files, plain or gzipped, read in bounded memory: one document per file, or its head or tail."""
 
 import codecs
 import glob
@@ -25,7 +25,7 @@ READ_BYTES = 2**20
 
 
 def matching_files(patterns: str) -> list[Path]:
-    """Absolute paths of the files that match any of several globs, separated by commas, sorted.
+    """Sorted absolute paths of the files that match any of several comma-separated globs.
 
     Raises:
         ValueError: One of the patterns matches no file.
@@ -44,7 +44,7 @@ def text_paths(patterns: str) -> list[Path]:
     """Files of a ``text:`` source.
 
     Raises:
-        ValueError: A pattern matches no file, or a file that holds rows.
+        ValueError: A pattern matches no file, or matches a file that holds rows.
     """
     paths = matching_files(patterns)
     for path in paths:
@@ -52,14 +52,14 @@ def text_paths(patterns: str) -> list[Path]:
         if kind is not None:
             remedy = f"{kind}:{path.parent if kind == 'hub' else path}"
             raise ValueError(
-                f"{path} holds rows, and text: would read it as one text: {remedy} reads its rows, with text_column "
-                "the name of their text"
+                f"{path} holds rows, but text: reads a file as one text: use {remedy}, and set text_column to the "
+                "column that holds the text"
             )
     return paths
 
 
 def relative_names(paths: list[Path]) -> list[str]:
-    """Names from the common folder, so that the fingerprint of a corpus does not depend on where it lies."""
+    """Paths relative to the common folder, so that the fingerprint of a corpus does not depend on its location."""
     root = os.path.commonpath([path.parent for path in paths])
     return [path.relative_to(root).as_posix() for path in paths]
 
@@ -72,13 +72,13 @@ def read_text_files(
     whole_documents: bool = False,
     max_bytes: int | None = None,
 ) -> Iterator[Document]:
-    """The files in order: all of each (``split`` is ``all``), its head (``train``) or its tail (``validation``).
+    """Read the files in order: all of each (``split`` ``all``), its head (``train``) or its tail (``validation``).
 
-    With ``whole_documents``, ``train`` and ``validation`` are shares of the files by a hash of their texts instead.
-    With ``max_bytes`` the text ends at the first seam after so many bytes, and no later file is opened.
+    With ``whole_documents``, ``train`` and ``validation`` are instead disjoint sets of files, chosen by a hash of
+    their text. With ``max_bytes``, the text ends at the first seam after that many bytes and no later file is opened.
 
     Raises:
-        ValueError: A file that is read is not UTF-8 text, a damaged gzip file or empty.
+        ValueError: A file is not UTF-8 text, is a damaged gzip file or is empty.
     """
     bytes_left = math.inf if max_bytes is None else max_bytes
     for path, name in zip(paths, relative_names(paths), strict=True):
@@ -94,14 +94,14 @@ def read_text_files(
 
 
 def _document(path: Path, name: str, split: str, validation_fraction: float, whole_documents: bool) -> Document | None:
-    """What a split takes of a file; None where it takes nothing."""
+    """The part of a file that belongs to a split, or None."""
     chunks = _chunks(path)
     is_blank, num_characters = True, 0
     for chunk in chunks():
         is_blank = is_blank and not chunk.strip()
         num_characters += len(chunk)
     if is_blank:
-        raise ValueError(f"{path} is empty: expected text, leave the file out")
+        raise ValueError(f"{path} is empty: expected text; leave the file out")
     start, stop = 0, num_characters
     if split != "all" and whole_documents:
         low, high = validation_hashes(split, validation_fraction)
@@ -118,7 +118,10 @@ def _part(chunks: Callable[[], Iterable[str]], name: str, start: int, stop: int)
 
 
 def _head(path: Path, name: str, split: str, validation_fraction: float, max_bytes: float) -> Document | None:
-    """The first ``max_bytes`` of a file, up to a seam; None unless it surely ends before what validates."""
+    """The first ``max_bytes`` of a file, up to a seam; None unless they are certain to end before the validation tail.
+
+    Also None if the file ends first.
+    """
     num_bytes = num_characters = 0
     is_blank = True
     for chunk in read_chunks(path):
@@ -131,7 +134,7 @@ def _head(path: Path, name: str, split: str, validation_fraction: float, max_byt
         return None
     stop = num_characters + find_seam(chunk, 0, min(len(chunk), PIECE_CHARACTERS))
     if split == "train":
-        # Of what is not read, no character takes more than four bytes; a compressed file does not say how much it is.
+        # An unread character has at most four bytes. The length of a gzipped text is unknown, so assume nothing more.
         bytes_unread = 0 if path.suffix == ".gz" else path.stat().st_size - num_bytes - len(codecs.BOM_UTF8)
         least_characters = num_characters + bytes_unread / 4
         if stop > _first_validation_start(least_characters, validation_fraction):
@@ -140,17 +143,17 @@ def _head(path: Path, name: str, split: str, validation_fraction: float, max_byt
 
 
 def _chunks(path: Path) -> Callable[[], Iterable[str]]:
-    """What gives the text of a file again and again: from memory where it is one row, else from the file."""
+    """A repeatable reader of the text of a file: from memory if it fits one row, else from disk."""
     rows = rows_of_text(read_chunks(path))
     first = next(rows, "")
     return partial(read_chunks, path) if next(rows, None) is not None else lambda: [first]
 
 
 def read_chunks(path: Path) -> Iterator[str]:
-    """The text of a file in chunks.
+    """The text of a file in chunks of about ``READ_BYTES``.
 
     Raises:
-        ValueError: It is not UTF-8 text, or a damaged gzip file.
+        ValueError: The file is not UTF-8 text, or is a damaged gzip file.
     """
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
@@ -159,7 +162,7 @@ def read_chunks(path: Path) -> Iterator[str]:
                 yield _checked(decoder.decode(data), path)
         yield _checked(decoder.decode(b"", final=True), path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}): compress it again") from error
+        raise ValueError(f"{path} is not a valid gzip file ({error}): compress it again") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text: expected UTF-8, got 0x{error.object[error.start]:02x}") from error
 
@@ -171,7 +174,7 @@ def _checked(chunk: str, path: Path) -> str:
 
 
 def _between(chunks: Iterable[str], start: int, stop: int) -> Iterator[str]:
-    """The characters from ``start`` to ``stop`` of a text that comes in chunks."""
+    """The characters from ``start`` to ``stop`` of a text that arrives in chunks."""
     position = 0
     for chunk in chunks:
         if part := chunk[max(0, start - position) : max(0, stop - position)]:
@@ -182,9 +185,9 @@ def _between(chunks: Iterable[str], start: int, stop: int) -> Iterator[str]:
 
 
 def _validation_start(chunks: Iterable[str], num_characters: int, validation_fraction: float) -> int:
-    """First character of the tail that validates: a line's first where a line ends near enough before the cut.
+    """First character of the validation tail, moved back to the start of a line if one is close enough.
 
-    Near enough means that both sides keep at least half of what the fraction gives them.
+    Close enough means that both sides keep at least half of the share that the fraction gives them.
     """
     cut = round(num_characters * (1 - validation_fraction))
     reach = min(cut, num_characters - cut) // 2
@@ -198,5 +201,5 @@ def _validation_start(chunks: Iterable[str], num_characters: int, validation_fra
 
 
 def _first_validation_start(num_characters: float, validation_fraction: float) -> float:
-    """Before which ``_validation_start`` never cuts a text of so many characters or more."""
+    """Lower bound on ``_validation_start`` for every text of at least ``num_characters`` characters."""
     return num_characters * max(1 - 1.5 * validation_fraction, (1 - validation_fraction) / 2) - 1

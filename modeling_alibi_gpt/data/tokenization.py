@@ -1,4 +1,4 @@
-"""Texts as tokens: the rows that training packs, and the streams that evaluation reads."""
+"""Tokenize texts into rows, which training packs, and streams, which evaluation reads."""
 
 import json
 import multiprocessing
@@ -21,20 +21,20 @@ from modeling_alibi_gpt.data.encoder import Encoder
 
 
 CALL_CHARACTERS = 1_000_000
-TOKENIZATION_VERSION = 1  # part of every cache key: raise it when the same inputs give other tokens
+TOKENIZATION_VERSION = 1  # part of every cache key; increment it when the same inputs give different tokens
 
 _worker_encoder: Encoder | None = None
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a row, which is a document or a part of one.
+    """A part of a row that is encoded in one call.
 
     Attributes:
-        row: Number of the row.
-        document: Number of the document.
-        start: First character in the row.
-        text: The part.
+        row: Index of the row.
+        document: Index of the document.
+        start: Index of the first character in the row.
+        text: Text of the part.
     """
 
     row: int
@@ -46,15 +46,15 @@ class Piece:
 def token_rows(
     rows: Iterable[tuple[int, str]], tokenizer: PreTrainedTokenizerFast, *, num_proc: int = 1
 ) -> Iterator[tuple[np.ndarray, bool]]:
-    """Tokens of documents in order: ids (int32) of a part of one, and whether it is its first. eos ends each.
+    """Tokenize documents in order, lazily: yields int32 ids of a part of a document, and whether it is the first part.
 
-    A special token spelt out in a text is encoded as the text that it is: only the ends of documents are eos. Who
-    stops asking stops the reading.
+    Every document ends with eos. The name of a special token in a text is encoded as ordinary text, so eos occurs
+    only at the end of a document.
 
     Args:
-        rows: Number of the document and text, as of ``document_rows``.
+        rows: Index of the document and text, as given by ``document_rows``.
         tokenizer: Fast tokenizer with an eos token.
-        num_proc: Processes that encode.
+        num_proc: Number of processes that encode.
     """
     eos = np.array([tokenizer.eos_token_id], dtype=np.int32)
     before = None
@@ -71,12 +71,12 @@ def token_rows(
 
 
 def tokenization_key(documents: Dataset, tokenizer: PreTrainedTokenizerFast) -> tuple[Any, ...]:
-    """What decides the tokens of documents."""
+    """Everything that determines the tokens of documents, as a cache key."""
     return documents._fingerprint, tokenizer_meaning(tokenizer), TOKENIZATION_VERSION
 
 
 def _calls(rows: Iterable[tuple[int, str]]) -> Iterator[list[Piece]]:
-    """Pieces in batches of about ``CALL_CHARACTERS``: a tokenizer takes memory by characters, not by texts."""
+    """Batches of pieces of about ``CALL_CHARACTERS``: a tokenizer's memory grows with characters, not texts."""
     call: list[Piece] = []
     num_characters = 0
     for number, (document, row) in enumerate(rows):
@@ -94,19 +94,19 @@ def _calls(rows: Iterable[tuple[int, str]]) -> Iterator[list[Piece]]:
 def _encoded(
     calls: Iterator[list[Piece]], tokenizer: PreTrainedTokenizerFast, num_proc: int
 ) -> Iterator[Iterator[tuple[list[Piece], list[np.ndarray]]]]:
-    """Calls in order with the ids of their pieces, made in this process or in several of its forks."""
+    """Calls in order with the ids of their pieces, encoded in this process or in forked workers."""
     if num_proc == 1:
         encoder = Encoder(tokenizer)
         yield ((call, encoder.ids([piece.text for piece in call])) for call in calls)
         return
-    # As ``datasets`` does it: what a fork has imported it shares.
+    # Fork, as ``datasets`` does: workers share the imported modules.
     context = multiprocessing.get_context("fork")
     with context.Pool(num_proc, _start_worker, (tokenizer,)) as pool:
         yield _in_order(calls, pool, num_ahead=2 * num_proc)
 
 
 def _in_order(calls: Iterator[list[Piece]], pool: Any, num_ahead: int) -> Iterator[tuple[list[Piece], Any]]:
-    """What a pool gives, in order, with a few calls under way: ``Pool.imap`` would read all of them at once."""
+    """Results of a pool in order, with a bounded number of calls in flight; ``Pool.imap`` reads all input at once."""
     under_way: deque[tuple[list[Piece], Any]] = deque()
     for call in calls:
         under_way.append((call, pool.apply_async(_encode_in_worker, ([piece.text for piece in call],))))
@@ -128,7 +128,7 @@ def _encode_in_worker(texts: list[str]) -> list[np.ndarray]:
 
 
 def tokenizer_meaning(tokenizer: PreTrainedTokenizerFast) -> str:
-    """All that decides the tokens of a text. The object itself changes whenever it is called: it keeps the padding."""
+    """Everything that determines the tokens of a text. Padding and truncation are left out: each call changes them."""
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     backend = {key: value for key, value in backend.items() if key not in ("padding", "truncation")}
     return json.dumps([backend, tokenizer.eos_token_id], sort_keys=True)
@@ -136,11 +136,11 @@ def tokenizer_meaning(tokenizer: PreTrainedTokenizerFast) -> str:
 
 @dataclass(frozen=True)
 class TokenStream:
-    """Documents as one sequence of tokens, with the text that each token stands for.
+    """Documents as one sequence of tokens, with the size of the text that each token covers.
 
     Attributes:
         input_ids: ``(N,)`` int64: eos, then every document and its eos.
-        num_bytes: ``(N,)`` int32: bytes of UTF-8 text; over a document and its eos they sum to the document's.
+        num_bytes: ``(N,)`` int32: UTF-8 bytes of each token. A document and its eos sum to the document's bytes.
     """
 
     input_ids: Tensor
@@ -148,12 +148,12 @@ class TokenStream:
 
 
 def token_stream(documents: Dataset, tokenizer: PreTrainedTokenizerFast, max_tokens: int | None = None) -> TokenStream:
-    """Tokens of the documents in order, for evaluation: the first eos is context, all others are predicted.
+    """Tokenize the documents in order for evaluation. The first eos is context; every other token is predicted.
 
     Args:
         documents: Rows with a ``text``.
         tokenizer: Fast tokenizer with an eos token.
-        max_tokens: Tokens to predict at most: the stream ends after one more, in the middle of a document if need be.
+        max_tokens: Maximum number of tokens to predict. The stream has one more, and may end inside a document.
 
     Raises:
         ValueError: There is no document, or ``max_tokens`` is below 1.
@@ -168,7 +168,7 @@ def token_stream(documents: Dataset, tokenizer: PreTrainedTokenizerFast, max_tok
     for _, of_document in groupby(pieces, key=lambda piece: piece[0].document):
         for piece, piece_ids, ends in of_document:
             piece_bytes = _bytes_of_tokens(piece.text, ends)
-            piece_bytes[0] += bytes_left  # what the last tokens left, the next one takes
+            piece_bytes[0] += bytes_left  # text that no token of the last piece covered
             bytes_left = piece_bytes[-1]
             ids.append(piece_ids)
             num_bytes.append(piece_bytes[:-1])
@@ -188,7 +188,7 @@ def token_stream(documents: Dataset, tokenizer: PreTrainedTokenizerFast, max_tok
 
 
 def join_streams(streams: Sequence[TokenStream]) -> TokenStream:
-    """Several streams as one: the eos before each but the first is that which ends the one before, or is left out."""
+    """Concatenate streams, without the leading eos of all but the first."""
     first, *others = streams
     return TokenStream(
         input_ids=torch.cat([first.input_ids, *(stream.input_ids[1:] for stream in others)]),
@@ -199,9 +199,9 @@ def join_streams(streams: Sequence[TokenStream]) -> TokenStream:
 def _with_ends(
     calls: Iterator[list[Piece]], encoder: Tokenizer
 ) -> Iterator[list[tuple[Piece, np.ndarray, np.ndarray]]]:
-    """Pieces with their ids, and the character of the piece before which each token ends.
+    """Pieces with their ids, and the end of each token in characters of the piece.
 
-    Ends take a third of the time, so training goes without them.
+    Computing the ends takes a third of the time, so training does without them.
     """
     for call in calls:
         encodings = encoder.encode_batch([piece.text for piece in call], add_special_tokens=False)
@@ -216,10 +216,10 @@ def _with_ends(
 
 
 def _bytes_of_tokens(text: str, ends: np.ndarray) -> np.ndarray:
-    """UTF-8 bytes of each token of a text, and what the tokens left (trailing spaces, say), which the next one takes.
+    """UTF-8 bytes of each token of a text, then the bytes after the last token (trailing spaces, for example).
 
-    A token takes the text from the end of the one before to its own end. Of the tokens that share a character, such
-    as the parts of an emoji, the first takes all of its bytes.
+    A token covers the text from the end of the previous token to its own end. If several tokens share a character,
+    such as an emoji, the first one counts all of its bytes.
     """
     code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     bytes_of_characters = 1 + (code_points > 0x7F) + (code_points > 0x7FF) + (code_points > 0xFFFF)

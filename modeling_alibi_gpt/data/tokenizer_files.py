@@ -1,4 +1,4 @@
-"""Tokenizers from their files, without what trains them: a model that generates needs no ``datasets``."""
+"""Load tokenizers without importing ``datasets``, which generation does not need."""
 
 import os
 from pathlib import Path
@@ -9,19 +9,19 @@ from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
-    """Any fast tokenizer of Transformers by its name on the Hub or its folder, ready to pack and to measure.
+    """Load a fast tokenizer from a folder or the Hub.
 
-    A folder with nothing but GPT-2's ``vocab.json`` and ``merges.txt`` loads too. A tokenizer without padding token
-    pads with its end-of-text token, as GPT-2's users do.
+    A folder with only GPT-2's ``vocab.json`` and ``merges.txt`` works too. A tokenizer without a pad token pads with
+    its eos token, as is usual for GPT-2.
 
     Raises:
-        ValueError: There is no tokenizer, it is code that may not run, it is slow (it cannot say which bytes a
-            token stands for) or it has no end-of-text token.
+        ValueError: No tokenizer can be loaded, it needs custom code that is not trusted, it is slow (a slow tokenizer
+            cannot map tokens to bytes of text) or it has no eos token.
     """
     name = str(name_or_path)
     try:
         tokenizer = _from_pretrained(name)
-    except Exception as error:  # for a damaged file the tokenizers library raises nothing more precise
+    except Exception as error:  # tokenizers raises a bare Exception for a damaged file
         raise ValueError(
             f"no tokenizer could be loaded from {name!r} ({load_failure(error)}): expected a folder with "
             "tokenizer.json, one with vocab.json and merges.txt, or the name of a model on the Hub"
@@ -29,7 +29,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise ValueError(f"the tokenizer {name!r} is slow: expected a fast one, with a tokenizer.json")
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer {name!r} has no eos token: expected one to end documents with")
+        raise ValueError(f"the tokenizer {name!r} has no eos token: expected one, since it ends every document")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -38,5 +38,5 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
 def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
     files = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
     if {file for file in files if os.path.exists(os.path.join(name, file))} == {"vocab.json", "merges.txt"}:
-        return GPT2Tokenizer.from_pretrained(name, trust_remote_code=False)  # AutoTokenizer cannot tell whose files
+        return GPT2Tokenizer.from_pretrained(name, trust_remote_code=False)  # AutoTokenizer cannot infer the class
     return AutoTokenizer.from_pretrained(name, trust_remote_code=is_remote_code_trusted())

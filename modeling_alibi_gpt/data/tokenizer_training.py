@@ -1,4 +1,4 @@
-"""Byte-level BPE tokenizers, trained on the text that a model is going to learn."""
+"""Train byte-level BPE tokenizers on the training text of a model."""
 
 import logging
 import os
@@ -23,20 +23,19 @@ logger = logging.getLogger(__name__)
 def train_tokenizer(
     documents: Dataset, vocab_size: int, *, sample_bytes: int | None = None
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE (Radford et al. 2019, sec. 2.2) learnt from the documents.
+    """Train a byte-level BPE tokenizer (Radford et al. 2019, sec. 2.2) on the documents.
 
-    Every text decodes to itself. The one special token, ``<|endoftext|>``, begins, ends, pads and stands for the
-    unknown (which cannot occur). There is no ``model_max_length``: the model has no limit either.
+    Encoding is lossless. The one special token, ``<|endoftext|>``, is bos, eos, pad and unk (unk cannot occur).
+    ``model_max_length`` is not set, because the model has no length limit.
 
     Args:
         documents: Rows with a ``text``.
-        vocab_size: Tokens of the vocabulary, with the 256 bytes and the special token; a text with too few different
-            words to fill it gives a smaller one.
-        sample_bytes: Of a larger corpus only so much is read, in parts of up to ``PIECE_CHARACTERS`` that lie evenly
-            spread over all of it.
+        vocab_size: Size of the vocabulary, including the 256 bytes and the special token. A text with too few
+            distinct words gives a smaller vocabulary.
+        sample_bytes: Train on about this many bytes of a larger corpus, in pieces spread evenly over it.
 
     Raises:
-        ValueError: ``vocab_size`` is too small to hold the bytes and the special token.
+        ValueError: ``vocab_size`` is too small for the bytes and the special token.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(alphabet) + 1
@@ -62,10 +61,10 @@ def train_tokenizer(
 def cached_tokenizer(
     documents: Dataset, vocab_size: int, cache_dir: str | Path, *, sample_bytes: int | None = None
 ) -> PreTrainedTokenizerFast:
-    """``train_tokenizer``, done once for the same documents and sizes and kept in a folder of ``cache_dir``.
+    """``train_tokenizer``, cached in a folder of ``cache_dir`` by documents and sizes.
 
-    The folder appears whole or not at all, so a run may be killed and several may train at once. Where its files are
-    not as its manifest says, or there is none, a warning names the difference and the tokenizer is trained again.
+    The folder is created atomically, so a run may be killed and several runs may train at once. If the files do not
+    match the manifest, or there is no manifest, a warning names the difference and the tokenizer is trained again.
     """
     description = describe_documents(documents)
     is_sampled = sample_bytes is not None and description["num_bytes"] > sample_bytes
@@ -73,7 +72,7 @@ def cached_tokenizer(
     folder = Path(cache_dir, f"bpe-{vocab_size}-{description['fingerprint']}{sample}")
     difference = manifest_difference(folder) if folder.exists() else None
     if difference is not None:
-        logger.warning("the cached tokenizer %s is trained again, it is not whole: %s", folder, difference)
+        logger.warning("retraining the damaged cached tokenizer %s: %s", folder, difference)
     if difference is not None or not folder.exists():
         tokenizer = train_tokenizer(documents, vocab_size, sample_bytes=sample_bytes)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -86,13 +85,13 @@ def cached_tokenizer(
             try:
                 os.replace(written, folder)
             except OSError:
-                if not folder.exists():  # otherwise another run was faster, with the same tokenizer
+                if not folder.exists():  # otherwise another run has written the same tokenizer
                     raise
     return load_tokenizer(folder)
 
 
 def _sample(documents: Dataset, sample_bytes: int | None) -> Iterator[str]:
-    """The text in pieces: words are counted alike, and a piece takes less memory than a document."""
+    """The text in pieces: the word counts are the same, and a piece needs less memory than a document."""
     num_bytes = sum(num_bytes_of_rows(documents))
     share = 1.0 if sample_bytes is None else min(1.0, sample_bytes / max(1, num_bytes))
     num_read = num_taken = 0

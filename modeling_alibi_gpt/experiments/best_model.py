@@ -1,4 +1,4 @@
-"""The folder of a sweep's best model, ready to publish: only the model's files, complete or absent."""
+"""Copy the best model of a sweep to a folder for publication, atomically and without other files."""
 
 import shutil
 from pathlib import Path
@@ -9,10 +9,10 @@ from modeling_alibi_gpt.training.finished import check_model_folder
 
 
 def copy_model(source: Path, folder: Path) -> None:
-    """Copy the model of a finished training. What else its folder says, of the machine for one, stays there.
+    """Copy only the model of a finished training; other files in its folder may contain private paths.
 
     Raises:
-        ValueError: The model is no longer what was saved.
+        ValueError: The model has changed since it was saved.
     """
     try:
         check_model_folder(source)

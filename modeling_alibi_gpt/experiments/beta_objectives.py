@@ -1,4 +1,4 @@
-"""Objectives of a sweep: the validation loss of a training with a beta, or of a checkpoint with its beta replaced."""
+"""Objectives of a sweep: the validation loss after training with a beta, or of a checkpoint with its beta replaced."""
 
 import copy
 import dataclasses
@@ -49,10 +49,10 @@ logger = logging.getLogger(__name__)
 
 
 class Objective(Protocol):
-    """A way to evaluate a beta, and what follows from the best one.
+    """Evaluates betas, and produces the experiment and the model of the best one.
 
     Attributes:
-        settings: What decides the loss beside beta; JSON values.
+        settings: Settings other than beta that determine the loss; JSON values.
         trained_points: Trainings in which beta is learned, by ``alibi_trainable`` and ``seed``.
     """
 
@@ -60,26 +60,26 @@ class Objective(Protocol):
     trained_points: list[dict[str, Any]]
 
     def trainings(self, params: dict[str, Any]) -> list[ExperimentConfig]:
-        """What a trial of these parameters trains, one for each of its seeds."""
+        """The trainings of a trial with these parameters, one per seed."""
 
     def evaluate_beta(self, trial: Trial | GridTrial) -> float:
-        """Validation nats per token with the beta of ``trial``, the mean over seeds; details go to its attributes."""
+        """Validation nats per token at the beta of ``trial``, averaged over seeds; details go to its attributes."""
 
     def train_beta(self, trial: Trial | GridTrial) -> float:
-        """Validation nats per token where beta is learned; what became of it goes to the trial's attributes."""
+        """Validation nats per token with learned beta or slopes; the learned values go to the trial's attributes."""
 
     def best_experiment(self, beta: float) -> dict[str, Any]:
         """A complete experiment that ``scripts/train.py`` accepts."""
 
     def save_best_model(self, beta: float, folder: Path) -> bool:
-        """Write the model with the best beta for ``from_pretrained``; False if only another machine has it."""
+        """Write the model of the best beta for ``from_pretrained``; False if only another machine has it."""
 
 
 class RetrainObjective:
-    """Trains the experiment once for each seed; a killed training goes on from its checkpoint.
+    """Trains the experiment once per seed; a killed training resumes from its checkpoint.
 
     Raises:
-        ValueError: The experiment or its text cannot be used, has no ALiBi to tune, or cannot be pruned.
+        ValueError: The experiment or its text is invalid, it does not use ALiBi, or it cannot be pruned.
     """
 
     def __init__(self, sweep: SweepConfig) -> None:
@@ -87,7 +87,7 @@ class RetrainObjective:
         self.experiment = _load_experiment(sweep)
         trial = self._experiment(Path("unused"), sweep.seeds[0], beta=1.0)
         if (method := getattr(model_config(trial.model), "position_method", None)) != "alibi":
-            raise ValueError(f"a sweep of beta needs position_method alibi, the experiment has {method!r}")
+            raise ValueError(f"a sweep of beta needs position_method alibi, but the experiment has {method!r}")
         if self.experiment.precision == "auto":
             raise ValueError("a sweep needs one precision for all its trainings: float32 or bfloat16, not auto")
         if check_experiment(trial).eval_strategy == "no" and sweep.pruning:
@@ -109,7 +109,7 @@ class RetrainObjective:
         return [self._shared(self._experiment(folder, seed, trainable=kind))]
 
     def evaluate_beta(self, trial: Trial | GridTrial) -> float:
-        # Of pruned trials, too, there is a record.
+        # Set this first, because pruned trials have a record too.
         trial.set_user_attr("provenance", provenance(data_fingerprint=self.data_fingerprint))
         records = []
         for index, training in enumerate(self.trainings(trial.params)):
@@ -130,7 +130,7 @@ class RetrainObjective:
         return record["validation_nats_per_token"]
 
     def best_experiment(self, beta: float) -> dict[str, Any]:
-        """The training of the first seed, to the letter."""
+        """Exactly the training of the first seed."""
         return dataclasses.asdict(
             self._experiment(Path(self.sweep.output_dir) / "best_run", self.sweep.seeds[0], beta)
         )
@@ -143,7 +143,7 @@ class RetrainObjective:
         return True
 
     def _settings(self) -> dict[str, Any]:
-        """The experiment without what each trial sets and without places, which differ between machines."""
+        """The experiment without what each trial sets, and without paths, which differ between machines."""
         settings = settings_without_places(self.experiment)
         settings["training"].pop("seed", None)
         for key in (BETA, TRAINABLE):
@@ -174,8 +174,8 @@ class PosthocObjective:
     """Evaluates one checkpoint with its beta replaced; nothing is trained.
 
     Raises:
-        ValueError: The checkpoint or the text cannot be used, or its slopes were trained, so that beta no longer
-            decides them.
+        ValueError: The checkpoint or the text cannot be used, or its slopes were trained, so that they no longer
+            depend on beta.
     """
 
     def __init__(self, sweep: SweepConfig) -> None:
@@ -183,7 +183,7 @@ class PosthocObjective:
         self.trained_points: list[dict[str, Any]] = []
         config = load_model_config(sweep.checkpoint)
         if getattr(config, "position_method", None) != "alibi" or config.alibi_trainable != "none":
-            raise ValueError(f"{sweep.checkpoint}: a sweep of beta needs an AlibiGPT with alibi and untrained slopes")
+            raise ValueError(f"{sweep.checkpoint}: a sweep of beta needs an AlibiGPT with ALiBi and untrained slopes")
         self.length_tokens = train_context_length(config) if sweep.length_tokens is None else sweep.length_tokens
         resolve_stride(self.length_tokens, "nonoverlapping", sweep.stride_tokens)
         self.tokenizer = load_model_tokenizer(sweep.checkpoint)
@@ -221,7 +221,7 @@ class PosthocObjective:
         raise AssertionError("a sweep without training learns no beta")
 
     def best_experiment(self, beta: float) -> dict[str, Any]:
-        """Fine-tuning of the checkpoint with the best beta, on the text and by the settings it was trained with."""
+        """Fine-tuning of the checkpoint at the best beta, with the text and settings that it was trained with."""
         path = Path(self.sweep.checkpoint) / EXPERIMENT_FILE
         text = {key: getattr(self.sweep, key) for key in ("source", "validation_fraction", "text_column")}
         base = read_mapping(path) if path.exists() else {"data": text, "training": {}}
@@ -239,7 +239,7 @@ class PosthocObjective:
             save_card(
                 tmp_path,
                 read_card(Path(self.sweep.checkpoint)),
-                summary=f"With `alibi_beta` {beta:g}, chosen after training by {PROGRAM}.",
+                summary=f"With `alibi_beta` {beta:g}, selected after training by {PROGRAM}.",
                 usage=loading_code("alibi_gpt"),
             )
             copy_licences(Path(self.sweep.checkpoint), tmp_path)
@@ -247,7 +247,7 @@ class PosthocObjective:
 
 
 class _PruningCallback(TrainerCallback):
-    """Reports each evaluation to Optuna and ends the training when the trial is to be pruned."""
+    """Reports each evaluation to Optuna, and stops training if the trial should be pruned."""
 
     def __init__(self, trial: Trial | GridTrial) -> None:
         self.trial = trial
@@ -266,7 +266,7 @@ class _PruningCallback(TrainerCallback):
 
 
 def _load_experiment(sweep: SweepConfig) -> ExperimentConfig:
-    """The experiment of a sweep, its model's configuration in place of the path: nobody changes that later."""
+    """The experiment of a sweep. The model config is inlined, so that later changes to its file have no effect."""
     path, values = sweep.experiment, {}
     if isinstance(path, dict):
         path, values = None, copy.deepcopy(path)
@@ -278,7 +278,7 @@ def _load_experiment(sweep: SweepConfig) -> ExperimentConfig:
 
 
 def train_and_clean(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
-    """Train, or go on, and drop the checkpoints once they serve no purpose."""
+    """Train or resume, and delete the checkpoints when they are no longer needed."""
     folder = Path(experiment.training["output_dir"])
     try:
         record = train_once(experiment, callbacks)

@@ -1,4 +1,4 @@
-"""Predictions of the next budget of a comparison from the smaller ones, recorded before it is measured."""
+"""Predictions of the next budget of a comparison from smaller budgets, recorded before it is evaluated."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +11,12 @@ PREDICTIONS_FILE = "predictions.jsonl"
 
 
 def known_predictions(output_dir: Path, records: Sequence[Record], budget_tokens: int | None) -> list[Record]:
-    """The ``prediction`` records of a comparison, to which one is added for the next budget if there is none yet.
+    """The ``prediction`` records of a comparison, after adding one for the next budget if it has none yet.
 
     Args:
-        output_dir: Of the comparison.
-        records: Those of the budgets that have been read.
-        budget_tokens: The next budget; None where all have been read.
+        output_dir: Folder of the comparison.
+        records: Records of the budgets that have been evaluated.
+        budget_tokens: The next budget in tokens; None if all have been evaluated.
     """
     path = output_dir / PREDICTIONS_FILE
     known = read_records(path) if path.exists() else []

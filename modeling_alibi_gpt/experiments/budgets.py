@@ -1,9 +1,9 @@
-"""One training read at several budgets of steps: a trunk at a constant rate, and a cool-down from it for each budget.
+"""Train several step budgets at the cost of one: a trunk at a constant learning rate, and one cool-down per budget.
 
-The training of a budget warms up, stays at the peak rate and decays over its last part, by one minus the root of that
-part (Hägele et al. 2024, arXiv:2405.18392). Up to the decay it is the same as that of all larger budgets. So the trunk
-is trained once, in segments that each go on from the one before, and every budget decays from the end of its segment.
-That changes no bit of a budget's result: it is that of a training with its schedule from the first step on.
+The training of a budget warms up, stays at the peak rate and decays over its last part, by one minus the square root
+of the progress of the decay (Hägele et al. 2024, arXiv:2405.18392). Up to the decay it is identical to the training of
+all larger budgets. The trunk is therefore trained once, in segments that each resume from the previous one, and every
+budget decays from the end of its segment. The result is bit-identical to training a budget separately.
 """
 
 import dataclasses
@@ -21,25 +21,25 @@ from modeling_alibi_gpt.training.run_folder import RECORD_FILE
 
 
 TRUNKS_DIR = "trunks"
-# Of ``training``, what follows from a budget.
+# Fields of ``training`` that follow from a budget.
 SET_BY_BUDGETS = ("max_steps", "lr_scheduler_type", "lr_scheduler_kwargs")
 
 
 def check_budgets(budgets_steps: Sequence[int], cooldown_share: float) -> None:
-    """Raise a ValueError unless these are budgets and a share of each that a learning rate can decay in."""
+    """Raise a ValueError unless the budgets are ascending and the share leaves room for trunk and cool-down."""
     if list(budgets_steps) != sorted({*budgets_steps}) or min(budgets_steps, default=0) < 2:
         raise ValueError(f"budgets_steps must be ascending numbers of at least 2, got {list(budgets_steps)}")
     if not 0 < cooldown_share < 1:
-        raise ValueError(f"cooldown_share must lie between 0 and 1, got {cooldown_share}")
+        raise ValueError(f"cooldown_share must be above 0 and below 1, got {cooldown_share}")
 
 
 def check_continuable(experiment: ExperimentConfig, arguments: TrainingArguments, trunk_steps: int) -> None:
-    """Raise a ValueError unless the training of a budget can go on from a trunk of ``trunk_steps`` as if it were one.
+    """Raise a ValueError unless a budget can resume from a trunk with the same result as separate training.
 
     Args:
-        experiment: Of the budget.
+        experiment: Experiment of the budget.
         arguments: Its arguments.
-        trunk_steps: How many steps come before the cool-down.
+        trunk_steps: Number of steps before the cool-down.
     """
     for key, is_set in (
         ("alibi_beta_schedule", experiment.alibi_beta_schedule is not None),
@@ -48,13 +48,13 @@ def check_continuable(experiment: ExperimentConfig, arguments: TrainingArguments
         ("training.load_best_model_at_end", arguments.load_best_model_at_end),
     ):
         if is_set:
-            raise ValueError(f"{key} cannot go with budgets_steps: it would not be of the trunk and the budget alike")
+            raise ValueError(f"{key} cannot be used with budgets_steps: it could differ between trunk and budget")
     if arguments.save_strategy != "steps" or arguments.logging_strategy != "steps":
         raise ValueError("budgets_steps need training.save_strategy and training.logging_strategy steps")
     if not 1 <= arguments.warmup_steps <= trunk_steps and arguments.warmup_steps:
         raise ValueError(
-            f"training.warmup_steps must be whole and at most {trunk_steps}, the steps before the cool-down of the "
-            f"smallest budget, got {arguments.warmup_steps}"
+            f"training.warmup_steps must be an integer of at most {trunk_steps}, the number of steps before the "
+            f"cool-down of the smallest budget, got {arguments.warmup_steps}"
         )
     if trunk_steps % arguments.logging_steps:
         raise ValueError(
@@ -64,12 +64,12 @@ def check_continuable(experiment: ExperimentConfig, arguments: TrainingArguments
 
 
 def num_trunk_steps(budget_steps: int, cooldown_share: float) -> int:
-    """How many steps of a budget come before its cool-down, whose length is rounded to whole steps, at least one."""
+    """Number of steps of a budget before its cool-down, which is rounded to whole steps and has at least one."""
     return budget_steps - max(1, round(cooldown_share * budget_steps))
 
 
 def of_budget(experiment: ExperimentConfig, budget_steps: int, cooldown_share: float) -> ExperimentConfig:
-    """The training of a budget: ``warmup_stable_decay`` over all of its steps."""
+    """The training of a budget, with a ``warmup_stable_decay`` schedule over all of its steps."""
     num_decay_steps = budget_steps - num_trunk_steps(budget_steps, cooldown_share)
     schedule = {
         "max_steps": budget_steps,
@@ -82,16 +82,16 @@ def of_budget(experiment: ExperimentConfig, budget_steps: int, cooldown_share: f
 def trunk_segments(
     experiment: ExperimentConfig, budgets_steps: Sequence[int], cooldown_share: float, folder: Path
 ) -> tuple[ExperimentConfig, ...]:
-    """The trunk up to the cool-down of the last budget, as trainings that each go on from the one before.
+    """The trunk up to the cool-down of the last budget, as trainings that each resume from the previous one.
 
     Args:
-        experiment: What is trained.
-        budgets_steps: Ascending.
-        cooldown_share: Of each budget.
-        folder: Gets a folder for each segment.
+        experiment: The experiment.
+        budgets_steps: Budgets in steps, ascending.
+        cooldown_share: Share of each budget in its cool-down.
+        folder: Parent folder of the segments.
     """
     ends = [num_trunk_steps(budget_steps, cooldown_share) for budget_steps in budgets_steps]
-    # The schedule of a budget would write the rate 0 into the checkpoint of its last step; this one stays constant.
+    # A budget's schedule would store a learning rate of 0 in the checkpoint of its last step; this one is constant.
     schedule = {"lr_scheduler_type": "constant_with_warmup", "lr_scheduler_kwargs": None}
     return tuple(
         _with_training(experiment, {**schedule, "max_steps": end, "output_dir": str(folder / f"{end}-steps")})
@@ -100,9 +100,9 @@ def trunk_segments(
 
 
 def train_from_trunk(experiment: ExperimentConfig, trunk: Sequence[ExperimentConfig]) -> dict[str, Any]:
-    """Train a budget from the end of its trunk, and what is missing of the trunk before; its ``training`` record.
+    """Train the missing part of a trunk and then a budget from its end, and return the ``training`` record.
 
-    A finished budget needs no trunk. Without a trunk the experiment is trained from its first step on.
+    A finished budget needs no trunk. Without a trunk, the experiment is trained from its first step.
     """
     start = None
     if not (Path(experiment.training["output_dir"]) / RECORD_FILE).exists():
@@ -114,7 +114,7 @@ def train_from_trunk(experiment: ExperimentConfig, trunk: Sequence[ExperimentCon
 
 
 def remove_trunks(output_dir: Path, finished: Sequence[ExperimentConfig]) -> None:
-    """Remove the trunks of a comparison whose budgets are all finished, and the checkpoints of these."""
+    """Delete the trunks of a comparison whose budgets are all finished, and the checkpoints of the budgets."""
     shutil.rmtree(output_dir / TRUNKS_DIR, ignore_errors=True)
     for experiment in finished:
         for checkpoint in Path(experiment.training["output_dir"]).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):

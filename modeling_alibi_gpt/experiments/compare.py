@@ -37,20 +37,22 @@ _OF_TRAINING = ("training", "bias_by_distance")
 def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
     """Run the unfinished part of a comparison, all variants of one seed before the next, and collect its records.
 
-    Of several budgets, the smallest comes first and its records are written before the next begins.
+    Budgets run in ascending order, and the records of each are written before the next one starts.
 
     Several workers that start the same command share the runs. A killed run continues from its last checkpoint and its
     last finished row, in any worker.
 
     Returns:
-        The records written to ``comparison.jsonl``: of the corpus, of every training, of every reading at every
-        length, and the ``comparison`` of each with the reference.
+        The records written to ``comparison.jsonl``: the corpus, every training, every evaluation at every length, and
+        the ``comparison`` of each with the reference.
 
     Raises:
-        ValueError: A variant, a reading, the text or a setting cannot be used.
+        ValueError: A variant, an inference override, the text or a setting is invalid.
     """
     if process_state().num_processes > 1:
-        raise ValueError("a comparison runs one process a worker: start the command several times, do not launch it")
+        raise ValueError(
+            "a comparison runs one process per worker: start the command several times instead of launching it"
+        )
     runs = _runs(config)
     text = _check_texts(runs[0])
     runs = [_with_shared_training(run, config.trainings_dir, text) for run in runs]
@@ -62,7 +64,7 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
     for number, placed in enumerate(budgets):
         run_jobs([_job(run, f"{place}/{len(runs)}") for place, run in placed])
         records += _records(config, [run for _, run in placed])
-        with FileLock(output_dir / ".results.lock"):  # workers end at the same time
+        with FileLock(output_dir / ".results.lock"):  # workers may finish at the same time
             following = [run for _, run in budgets[number + 1]] if number + 1 < len(budgets) else []
             predictions = _predictions(config, records, following)
             write_records(output_dir / "comparison.jsonl", [*records, *predictions])
@@ -83,7 +85,7 @@ def _job(run: Run, place: str) -> Job:
 
 
 def _records(config: ComparisonConfig, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The records of a comparison, or of what it is at one budget: those are comparisons of their own in a series."""
+    """The records of a comparison or of one of its budgets, each of which is a separate comparison in a series."""
     name, tokens = config.name, runs[0].budget_tokens
     labels = {} if tokens is None else {"series": config.name, "budget_tokens": tokens}
     if tokens is not None:
@@ -97,7 +99,7 @@ def _records(config: ComparisonConfig, runs: Sequence[Run]) -> list[dict[str, An
 def _predictions(
     config: ComparisonConfig, records: Sequence[dict[str, Any]], following: Sequence[Run]
 ) -> list[dict[str, Any]]:
-    """What was said of each budget before it was read; of the following one it is said now, if it was not read yet."""
+    """The predictions so far, and one for the next budget unless its evaluation has begun."""
     if config.budgets_steps is None:
         return []
     budget_tokens = following[0].budget_tokens if following else None
@@ -106,7 +108,7 @@ def _predictions(
 
 
 def _runs(config: ComparisonConfig) -> list[Run]:
-    """Every run of a comparison; what it says of models and readings is checked before the first one starts."""
+    """All runs of a comparison. Building them checks models and evaluations before the first run starts."""
     if isinstance(config.experiment, str):
         base = load_config(ExperimentConfig, config.experiment, config.experiment_overrides)
     else:
@@ -120,9 +122,9 @@ def _runs(config: ComparisonConfig) -> list[Run]:
 
 
 def _check_texts(run: Run) -> str:
-    """The fingerprint of the text that is learned, once both texts of a run have been read.
+    """Read the training and evaluation texts of a run, and return the fingerprint of the training text.
 
-    They are the same for all runs, and cached. Raises a ValueError where one cannot be read.
+    The texts are cached, and are the same for all runs. Raises a ValueError if one cannot be read.
     """
     named_tokenizer(run.experiment)
     evaluation = run.evaluations[AS_TRAINED]
@@ -150,9 +152,9 @@ def _read(evaluation: ExtrapolationConfig | RecallConfig) -> list[dict[str, Any]
 
 
 def _collect(name: str, run: Run) -> list[dict[str, Any]]:
-    """The records of a run, each with the comparison, the variant, the seed and the reading that it belongs to."""
+    """The records of a run, labelled with its comparison, variant, seed and reading."""
     where = {"comparison": name, "variant": run.variant, "fields": run.fields, "seed": run.seed}
-    # A training that is shared has no name of its own.
+    # A shared training has a generic name.
     named = where | {"name": run.variant}
     trained = [
         record | named for record in read_records(run.model_dir / RECORD_FILE) if record["kind"] in _OF_TRAINING
@@ -178,9 +180,9 @@ def _trained_beta_record(run: Run, kind: str, training: dict[str, Any]) -> dict[
 
 
 def _corpus_records(name: str, data: DataSection) -> list[dict[str, Any]]:
-    """One ``corpus`` record: which documents were learned, so that anyone can gather them again.
+    """A ``corpus`` record that lists the training documents, so that others can collect them again.
 
-    There is none for a task, and none for a stream.
+    Tasks and streams have none.
     """
     if data.streaming or is_task(data.source):
         return []

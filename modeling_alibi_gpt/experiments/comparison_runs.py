@@ -1,4 +1,4 @@
-"""The runs of a comparison: of each variant, seed and budget a training, and the ways in which its model is read."""
+"""The runs of a comparison: for each variant, seed and budget, a training and the evaluations of its model."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -33,17 +33,18 @@ _OF_RUN = {"output_dir", "seed"}
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One variant with one seed: a training, and the ways in which its model is read.
+    """One variant with one seed: a training, and the evaluations of its model.
 
     Attributes:
-        variant: Its name.
-        fields: All that the variant sets, of the model and of its training.
-        seed: Of the training.
-        output_dir: Where its model is read to; it is trained there too unless trainings are shared.
+        variant: Name of the variant.
+        fields: Everything that the variant sets, for the model and its training.
+        seed: Training seed.
+        output_dir: Folder for evaluations, and for the training unless trainings are shared.
         experiment: The training.
-        evaluations: How its model is read: ``as trained``, and under each of its inference overrides.
-        budget_steps: Of the training, where there are several; as ``budget_tokens`` in tokens.
-        trunk: The trainings that it goes on from, one from the other.
+        evaluations: Evaluations of the model, ``as trained`` and with each of its inference overrides.
+        budget_steps: Training budget in steps, if there are several.
+        budget_tokens: The same in tokens.
+        trunk: The trainings that it resumes from, each of which resumes from the previous one.
     """
 
     variant: str
@@ -78,7 +79,8 @@ def make_run(
         read = model_config(_with_fields(model, overrides))
         if isinstance(read, AlibiGPTConfig) and weight_shapes(read) != weight_shapes(trained):
             raise ValueError(
-                f"inference_overrides.{variant}.{name} needs other weights than those trained: {overrides}"
+                f"inference_overrides.{variant}.{name} needs other weights than the trained ones, got {overrides}: "
+                "leave out fields that change weights"
             )
     evaluations = {
         name: {"models": [str(folder)], "names": [name], "overrides": overrides, "output": str(folder / ROWS_FILE)}
@@ -102,7 +104,7 @@ def make_run(
 
 
 def _of_budget(config: ComparisonConfig, run: Run, budget_steps: int) -> Run:
-    """A run as the training of one budget, checked, with the trunk that it shares with the budgets above it."""
+    """A checked run for one budget, with the trunk that it shares with larger budgets."""
     for key in SET_BY_BUDGETS:
         if TRAINING_PREFIX + key in run.fields:
             raise ValueError(f"variants.{run.variant}: training.{key} cannot be set: it follows from budgets_steps")

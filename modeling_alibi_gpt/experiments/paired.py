@@ -1,4 +1,4 @@
-"""Statistics of a comparison: the mean of a figure over seeds, and its difference from a reference, seed by seed."""
+"""Statistics of a comparison: the mean loss over seeds, and the difference from a reference, paired by seed."""
 
 import math
 import statistics
@@ -15,17 +15,17 @@ def comparison_records(
 ) -> list[dict[str, Any]]:
     """One ``comparison`` record for each variant, reading, protocol and length.
 
-    Seeds are paired: two variants with one seed saw the same text in the same order, so their difference is less noisy
-    than either. ``nats_per_token`` is the mean over seeds and ``difference_nats`` that of the differences from
-    the reference variant as it was trained, each with the standard deviation over seeds (null for one seed).
-    ``nats_per_token_by_seed_and_block`` has a row for each seed and a column for each block of the text; it is null
-    for rows that have no blocks. Blocks are those of the text alone, the same for all variants, readings and lengths.
-    Where a variant fails there is its ``error`` and no figure.
+    Seeds are paired: two variants with the same seed saw the same text in the same order, so their difference is less
+    noisy than either loss. ``nats_per_token`` is the mean over seeds, and ``difference_nats`` is the mean difference
+    from the reference variant as trained, each with the standard deviation over seeds (null for one seed).
+    ``nats_per_token_by_seed_and_block`` has one row per seed and one column per block of the text; it is null for rows
+    without blocks. Blocks depend only on the text, so they are the same for all variants, readings and lengths. If a
+    variant fails, its record has an ``error`` and no losses.
 
     Args:
-        records: Those of one comparison; only its ``extrapolation`` rows are read.
+        records: Records of one comparison; only ``extrapolation`` records are used.
         reference: Name of the reference variant.
-        corpus: Name of the text, for people; by default that of the comparison.
+        corpus: Display name of the text; the name of the comparison by default.
     """
     cells: dict[tuple[str, str, str, int], dict[int, dict[str, Any]]] = {}
     for row in records:

@@ -1,4 +1,4 @@
-"""The grid of a comparison or a sweep: jobs that workers share by file locks, and trainings that experiments share."""
+"""Run the grid of a comparison or sweep: workers share jobs by file locks, and experiments share trainings."""
 
 import dataclasses
 import datetime
@@ -23,7 +23,7 @@ from modeling_alibi_gpt.training.trainer import train
 
 
 POLL_SECONDS = 2
-# What may differ between machines. The text itself is known by its fingerprint.
+# Paths, which may differ between machines. The text itself is identified by its fingerprint.
 PLACES = {"training": ("output_dir",), "data": ("source", "validation_source", "cache_dir")}
 
 logger = logging.getLogger(__name__)
@@ -34,10 +34,10 @@ class Job:
     """One cell of a grid.
 
     Attributes:
-        label: What progress calls it, such as ``[3/8 rope seed 0]``.
-        folder: Its results go there; the lock that its worker holds is a file beside.
-        run: Does what is left of it, which is nothing once it is finished, and says what came of it.
-        is_trained: Whether its training has ended: what is left of it says nothing of how long other jobs take.
+        label: Label in progress messages, such as ``[3/8 rope seed 0]``.
+        folder: Folder of the results; the lock of its worker is a file next to it.
+        run: Does the remaining work, which is nothing if the job is finished, and describes the result.
+        is_trained: Whether training has finished; the rest of the job then says nothing about the time of other jobs.
     """
 
     label: str
@@ -47,10 +47,10 @@ class Job:
 
 
 def run_jobs(jobs: Sequence[Job]) -> None:
-    """Run every job that no other worker holds, then wait for the others'; one whose worker died is taken over.
+    """Run every job that no other worker holds, then wait for the rest, and take over jobs whose worker died.
 
-    A lock ends with the process that holds it, so that nothing has to be released after a kill. Progress says how
-    long the jobs that are left would take this worker alone, each as long as those that it trained in the mean.
+    A lock ends with its process, so nothing has to be released after a kill. The ETA assumes that this worker runs the
+    remaining jobs alone, each in the mean time of the jobs that it has trained.
     """
     waiting, seconds = list(jobs), list[float]()
     num_announced = 0
@@ -91,43 +91,43 @@ def _eta(seconds: Sequence[float], num_left: int) -> str:
 
 
 def is_trained(experiment: ExperimentConfig) -> bool:
-    """Whether the training of an experiment has ended."""
+    """Whether the training of an experiment has finished."""
     return (Path(experiment.training["output_dir"]) / RECORD_FILE).exists()
 
 
 def train_once(
     experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = (), start: Path | None = None
 ) -> dict[str, Any]:
-    """Train, go on with what a killed worker left, or find the training finished; one worker at a time.
+    """Train, resume what a killed worker left, or return the record of a finished training; one worker at a time.
 
     Args:
         experiment: The training.
-        callbacks: As of ``train``.
-        start: As of ``train``.
+        callbacks: As in ``train``.
+        start: As in ``train``.
 
     Returns:
         The ``training`` record.
 
     Raises:
-        ValueError: As ``train`` does.
-        OSError: As ``train`` does.
+        ValueError: As in ``train``.
+        OSError: As in ``train``.
     """
     folder = Path(experiment.training["output_dir"])
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Not the lock of a job, which may train into its own folder.
+    # A separate lock from that of a job, which may train into its own folder.
     with FileLock(folder.with_name(f".{folder.name}.training.lock")):
         return train(experiment, callbacks=callbacks, start=start)
 
 
 def shared_experiment(experiment: ExperimentConfig, trainings_dir: str | None, text: str) -> ExperimentConfig:
-    """The same training in the folder of ``trainings_dir`` that is named by its content.
+    """Move a training to a folder in ``trainings_dir`` that is named by a hash of its settings and text.
 
-    Two experiments get one folder if they train one model with one seed on one text, whatever their names, places and
-    ways of writing the model's configuration. A finished or begun training in that folder keeps its own places.
+    Two experiments share a folder if they train the same model with the same seed on the same text, whatever their
+    names, paths and notation of the model config. A training that has started in that folder keeps its paths.
 
     Args:
         experiment: The training.
-        trainings_dir: Null leaves the experiment as it is.
+        trainings_dir: None leaves the experiment unchanged.
         text: Fingerprint of the documents.
     """
     if trainings_dir is None:
@@ -141,13 +141,13 @@ def shared_experiment(experiment: ExperimentConfig, trainings_dir: str | None, t
     written = json.dumps(_with_plain_numbers(content), sort_keys=True)
     folder = Path(trainings_dir) / hashlib.sha256(written.encode()).hexdigest()
     data = experiment.data
-    if (begun := folder / EXPERIMENT_FILE).exists():  # by an experiment that had the same text at another place
+    if (begun := folder / EXPERIMENT_FILE).exists():  # by an experiment with the same text at another path
         data = build_config(DataSection, with_defaults(DataSection, read_mapping(begun)["data"]))
     return dataclasses.replace(experiment, data=data, training={**experiment.training, "output_dir": str(folder)})
 
 
 def _with_plain_numbers(value: Any) -> Any:
-    """JSON values in which a whole number is an int: YAML tells ``alibi_beta: 2`` from 2.0, a training does not."""
+    """JSON values with whole floats as int: YAML distinguishes ``alibi_beta: 2`` from 2.0, training does not."""
     if isinstance(value, dict):
         return {key: _with_plain_numbers(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
@@ -156,9 +156,9 @@ def _with_plain_numbers(value: Any) -> Any:
 
 
 def settings_without_places(experiment: ExperimentConfig) -> dict[str, Any]:
-    """What decides a training beside its text, as JSON values."""
+    """The settings other than the text that determine a training, as JSON values."""
     settings = dataclasses.asdict(experiment)
-    if experiment.alibi_beta_schedule is None:  # as before there were schedules: trainings of then are found again
+    if experiment.alibi_beta_schedule is None:  # keeps the hashes from before there were schedules
         del settings["alibi_beta_schedule"]
     for section, keys in PLACES.items():
         settings[section] = {key: value for key, value in settings[section].items() if key not in keys}

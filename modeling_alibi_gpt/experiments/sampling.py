@@ -1,4 +1,4 @@
-"""Sampling by TPE, shared by workers through Optuna's storage: exactly ``num_trials`` values, and none twice."""
+"""Sample exactly ``num_trials`` distinct values with TPE, shared by workers through Optuna's storage."""
 
 import logging
 import warnings
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class _GivenUp(Exception):
-    """A trial that this worker must not run: another one has its value or its place."""
+    """A trial that this worker must not run, because another trial has its value or its place."""
 
 
 def run_sampled(
@@ -33,9 +33,9 @@ def run_sampled(
     seed: int,
     objective: Callable[[Trial], float],
 ) -> None:
-    """Run values that TPE samples until ``num_trials`` have finished or run at some worker.
+    """Run values sampled by TPE until ``num_trials`` have finished or are running in some worker.
 
-    Values that an error, an interrupt or a kill left come first: their trainings go on. The draws depend on the seed
+    Values of trials that failed or were interrupted come first, and their trainings resume. Samples depend on the seed
     and on the trials so far, not on the worker.
     """
     study = shared.study
@@ -63,16 +63,16 @@ def run_sampled(
         MaxTrialsCallback(num_trials, states=CLAIMED),
     ]
     verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)  # optimize shows every mistake of a user with its traceback
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # optimize logs a traceback for every user error
     try:
         while shared.num_running() + len(study.get_trials(deepcopy=False, states=FINISHED)) < num_trials:
             _enqueue_left(study, name, distribution)
             try:
                 study.optimize(run, callbacks=callbacks, catch=(_GivenUp,))
-            except (ValueError, UpdateFinishedTrialError) as error:  # optimize cannot end a trial that was taken
+            except (ValueError, UpdateFinishedTrialError) as error:  # optimize cannot end a trial that was taken over
                 if any(error is raised and not isinstance(error, UpdateFinishedTrialError) for raised in errors):
                     raise
-                logger.warning("a trial was taken from this worker, which gave no sign of life")
+                logger.warning("another worker has taken over a trial of this worker, which sent no heartbeat")
     finally:
         optuna.logging.set_verbosity(verbosity)
 
@@ -80,7 +80,7 @@ def run_sampled(
 def _claim(
     study: optuna.Study, trial: Trial, name: str, distribution: FloatDistribution, num_trials: int, seed: int
 ) -> str:
-    """Draw a trial's value and return what progress calls it; raise where it is not wanted."""
+    """Draw the value of a trial and return its label; raise ``_GivenUp`` if this worker must not run it."""
     [draw_seed] = np.random.SeedSequence([seed, trial.number]).generate_state(1)
     study.sampler = TPESampler(seed=int(draw_seed))
     value = trial.suggest_float(name, distribution.low, distribution.high, log=distribution.log)
@@ -93,7 +93,7 @@ def _claim(
 
 
 def _enqueue_left(study: optuna.Study, name: str, distribution: FloatDistribution) -> None:
-    """Queue the values of failed trials that no other trial has: what an error or an interrupt left half-trained."""
+    """Queue the values of failed trials that no other trial has, so that interrupted trainings resume."""
     trials = study.get_trials(deepcopy=False)
     taken = {trial.params.get(name) for trial in trials if trial.state != TrialState.FAIL}
     for trial in trials:

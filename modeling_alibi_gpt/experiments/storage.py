@@ -1,4 +1,4 @@
-"""The database of a sweep's studies: opened with a heartbeat, and created completely or not at all."""
+"""The database of a sweep's studies: opened with a heartbeat, and created atomically."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ NUM_OPENINGS = 5
 
 
 def open_storage(url: str) -> RDBStorage:
-    """Open an Optuna storage; SQLite files get their folder made.
+    """Open an Optuna storage. The folder of an SQLite file is created.
 
     Raises:
         ValueError: The storage cannot be opened.
@@ -30,7 +30,7 @@ def open_storage(url: str) -> RDBStorage:
     """
     if url in ("sqlite://", "sqlite:///:memory:"):
         raise ValueError(
-            f"storage {shown_url(url)} ends with its process; give a file, sqlite:///study.db, or a server"
+            f"storage {shown_url(url)} ends with its process: use a file, such as sqlite:///study.db, or a server"
         )
     path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
     if path is not None and not path.exists():
@@ -47,10 +47,10 @@ def open_storage(url: str) -> RDBStorage:
                     grace_period=GRACE_SECONDS,
                     heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
                 )
-        except Exception as error:  # each database driver has its own classes
+        except Exception as error:  # each database driver has its own exception classes
             if is_full(error):
                 raise storage_failure(error, url) from error
-            # Workers that start together collide in making the tables on a server; a moment later they are there.
+            # Workers that start together may collide when they create the tables on a server, so try again.
             if path or not isinstance(error, DatabaseError | StorageInternalError) or not num_left:
                 reason = without_password(str(error), url)
                 raise ValueError(f"storage {shown_url(url)} cannot be opened as a study: {reason}") from error
@@ -58,13 +58,13 @@ def open_storage(url: str) -> RDBStorage:
 
 
 def _make_database(path: Path) -> None:
-    """Make an SQLite file with Optuna's tables, whole or not at all.
+    """Create an SQLite file with Optuna's tables atomically.
 
-    A kill between a table and its index would let two studies have one name.
+    A kill between creating a table and its index would otherwise allow two studies with one name.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        if path.exists():  # another worker was faster
+        if path.exists():  # another worker has created it
             return
         beside = path.with_name(f".{path.name}.new")
         shutil.rmtree(beside, ignore_errors=True)

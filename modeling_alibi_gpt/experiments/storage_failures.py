@@ -1,4 +1,4 @@
-"""Failures of a study's storage: reported in one line, after which the study can continue."""
+"""Report failures of a study's storage in one line; the study can continue afterwards."""
 
 import errno
 import logging
@@ -14,30 +14,30 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from modeling_alibi_gpt.experiments.storage_urls import shown_url, without_password
 
 
-_PRIMARY_CODE = 0xFF  # of an SQLite error, whose further bits only say where it happened
+_PRIMARY_CODE = 0xFF  # mask of the primary result code; the other bits of an SQLite error are details
 
 logger = logging.getLogger(__name__)
 
 
 class LastingStorage(RDBStorage):
-    """Optuna's storage, where a sign of life that cannot be written is left out: it comes from a thread of its own.
+    """Optuna's storage, which skips a heartbeat that cannot be written, because heartbeats run in a separate thread.
 
-    What the trial itself writes afterwards fails for the same reason, where it can be reported.
+    The next write of the trial itself fails for the same reason, where the error can be reported.
     """
 
     def record_heartbeat(self, trial_id: int) -> None:
         try:
             super().record_heartbeat(trial_id)
         except (StorageInternalError, SQLAlchemyError) as error:
-            logger.warning("no sign of life could be written: %s", _reason(error))
+            logger.warning("the heartbeat could not be written: %s", _reason(error))
 
 
 @contextmanager
 def reported_storage_failures(storage: str) -> Iterator[None]:
-    """Turn what a study's database fails with into an ``OSError`` of one line.
+    """Convert failures of a study's database to an ``OSError`` with a one-line message.
 
     Raises:
-        OSError: With errno ENOSPC where the disk of an SQLite file is full.
+        OSError: The database failed; errno is ENOSPC if the disk of an SQLite file is full.
     """
     try:
         yield
@@ -46,15 +46,15 @@ def reported_storage_failures(storage: str) -> Iterator[None]:
 
 
 def storage_failure(error: Exception, storage: str) -> OSError:
-    """The ``OSError`` that says what a database failed with, without the statement and its values."""
+    """An ``OSError`` with the reason of a database failure, without the SQL statement and its values."""
     if is_full(error):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), shown_url(storage))
     reason = without_password(_reason(error), storage)
-    return OSError(f"storage {shown_url(storage)} failed ({reason}); what is in it is whole, run the command again")
+    return OSError(f"storage {shown_url(storage)} failed ({reason}); its contents are intact, run the command again")
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an error goes back to an SQLite file whose disk is full."""
+    """Whether an error was caused by a full disk of an SQLite file."""
     driver_error = _driver_error(error)
     code = getattr(driver_error, "sqlite_errorcode", None)
     return code is not None and code & _PRIMARY_CODE == sqlite3.SQLITE_FULL
@@ -65,7 +65,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _driver_error(error: BaseException | None) -> BaseException | None:
-    """What the database's driver raised, below the errors of Optuna and SQLAlchemy."""
+    """The error of the database driver that caused an error of Optuna or SQLAlchemy, if any."""
     while error is not None:
         if isinstance(error, DBAPIError):
             return error.orig

@@ -1,11 +1,11 @@
-"""Masks the passwords in storage URLs for display."""
+"""Mask the passwords in storage URLs for display."""
 
 import re
 from urllib.parse import unquote_plus
 
 
 MASK = "***"
-# In the place of a password, up to the last @, for people do not quote the signs in theirs; and in the query.
+# A password extends to the last @, because users may not percent-encode theirs; the query may contain another one.
 _PASSWORD = re.compile(r"(?<=://)(?P<before>[^/?#@:]*:)(?P<password>.*)(?=@)", re.DOTALL)
 _QUERY_PASSWORD = re.compile(
     r"(?P<before>[?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)(?P<password>[^&]*)", re.IGNORECASE
@@ -13,16 +13,16 @@ _QUERY_PASSWORD = re.compile(
 
 
 def shown_url(url: str) -> str:
-    """A storage URL without its passwords, whether it can be parsed or not."""
+    """A storage URL with masked passwords; also works for an invalid URL."""
     for pattern in (_PASSWORD, _QUERY_PASSWORD):
         url = pattern.sub(lambda found: f"{found['before']}{MASK}", url)
     return url
 
 
 def without_password(text: str, url: str) -> str:
-    """A text, such as the message of a database driver, in which the passwords of a storage URL are masked."""
+    """Mask the passwords of a storage URL in a text, such as the message of a database driver."""
     written = [found["password"] for pattern in (_PASSWORD, _QUERY_PASSWORD) for found in pattern.finditer(url)]
-    # What stands behind an unquoted @ is a host to drivers, which name it.
+    # Drivers take the part after an unencoded @ for the host, and name it in messages.
     written += [part for password in written for part in password.split("@")]
     secrets = {*written, *map(unquote_plus, written)} - {""}
     text = text.replace(url, shown_url(url))

@@ -1,4 +1,4 @@
-"""The Optuna study behind a sweep: one objective under one name, and each result added once."""
+"""The Optuna study of a sweep: one objective per name, and each result is added once."""
 
 import dataclasses
 import datetime
@@ -31,7 +31,7 @@ Params = dict[str, Any]
 
 
 class GridTrial:
-    """What an objective may ask of a trial of a grid. The study gets the trial once it has ended, never before."""
+    """The trial interface for objectives of a grid. The trial is added to the study only when it has ended."""
 
     def __init__(self, study: optuna.Study, params: Params) -> None:
         self.study = study
@@ -57,8 +57,8 @@ class SharedStudy:
 
     Attributes:
         study: The study.
-        storage: Where it is.
-        objective: What decides a trial's value beside its parameters; JSON values.
+        storage: Its storage.
+        objective: Settings other than its parameters that determine the value of a trial; JSON values.
     """
 
     study: optuna.Study
@@ -67,25 +67,25 @@ class SharedStudy:
     _seen: dict[Any, FrozenTrial] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def claim(self) -> None:
-        """Note the objective, unless the study has trials of another one.
+        """Record the objective in the study.
 
         Raises:
-            ValueError: It has; says which settings differ.
+            ValueError: The study has trials of another objective; the message names the settings that differ.
         """
         known = self.study.user_attrs.get(_OBJECTIVE)
         wanted = json.loads(json.dumps(self.objective))
-        where = f"study {self.study.study_name!r} in {shown_url(self.storage.url)} is of another objective"
-        advice = "choose another study_name, or the settings it was begun with"
+        where = f"study {self.study.study_name!r} in {shown_url(self.storage.url)} belongs to another objective"
+        advice = "choose another study_name, or the settings that it was started with"
         is_used = any(trial.state != TrialState.FAIL for trial in self.study.get_trials(deepcopy=False))
         if self.study.directions != [StudyDirection.MINIMIZE] or (is_used and known is None):
             raise ValueError(f"{where}; {advice}")
         if is_used and known is not None and (differing := differing_keys(_complete(known), _complete(wanted))):
-            raise ValueError(f"{where}, with other values of {', '.join(differing)}; {advice}")
+            raise ValueError(f"{where}, with different values of {', '.join(differing)}; {advice}")
         if known != wanted:
             self.study.set_user_attr(_OBJECTIVE, wanted)
 
     def finished(self) -> list[FrozenTrial]:
-        """Trials that came to an end by themselves in the order they began, the first of each point."""
+        """Complete and pruned trials in the order in which they started; only the first trial of each point."""
         found: dict[Any, FrozenTrial] = {}
         for trial in self.study.get_trials(deepcopy=False, states=FINISHED):
             found.setdefault(_point(trial.params), trial)
@@ -93,12 +93,12 @@ class SharedStudy:
         return list(found.values())
 
     def find(self, params: Params) -> FrozenTrial | None:
-        """The finished trial of a point; None without."""
+        """The finished trial of a point, or None."""
         self.finished()
         return self._seen.get(_point(params))
 
     def has_seen(self, params: Params) -> bool:
-        """Whether a point was finished when the storage was last read: for estimates that must not read it again."""
+        """Whether a point was finished when the storage was last read. Does not read the storage again."""
         return _point(params) in self._seen
 
     def run_point(
@@ -108,16 +108,16 @@ class SharedStudy:
         objective: Callable[[GridTrial], float],
         lock: Path,
     ) -> str:
-        """Evaluate a point of a grid and add it to the study, unless another worker is faster.
+        """Evaluate a point of a grid and add it to the study, unless another worker has already added it.
 
         Args:
             params: The point.
-            distributions: One for each parameter.
-            objective: Its value; raises ``optuna.TrialPruned`` where it is not worth its time.
-            lock: File that all workers of one folder lock while they add.
+            distributions: One distribution per parameter.
+            objective: Returns the loss; raises ``optuna.TrialPruned`` to prune the trial.
+            lock: File that all workers of one folder lock while they add a trial.
 
         Returns:
-            What came of it, in words.
+            The result, in words.
         """
         trial, value, state = GridTrial(self.study, params), None, TrialState.COMPLETE
         try:
@@ -140,13 +140,13 @@ class SharedStudy:
         return shown_loss(value)
 
     def num_running(self) -> int:
-        """Trials that live workers sample and run; those of silent workers are given to the next worker that asks."""
+        """Number of sampled trials that run in live workers; trials without a heartbeat become free for others."""
         with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):
             fail_stale_trials(self.study)
         return len(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
 
     def record_heartbeats(self) -> None:
-        """Record a heartbeat for each running trial: Optuna takes one whose worker died before its first for alive."""
+        """Record a heartbeat for each running trial, because Optuna never fails a trial without a first heartbeat."""
         study_id = self.storage.get_study_id_from_name(self.study.study_name)
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             trial_id = self.storage.get_trial_id_from_study_id_trial_number(study_id, trial.number)
@@ -154,12 +154,12 @@ class SharedStudy:
 
 
 def open_study(name: str, storage: RDBStorage, objective: dict[str, Any]) -> SharedStudy:
-    """Create or load the study ``name``, and make sure that it holds trials of just this objective.
+    """Create or load the study ``name``, and check that all of its trials have this objective.
 
     Args:
         name: Study name.
-        storage: As ``open_storage`` returns it.
-        objective: What decides a trial's value beside its parameters; JSON values.
+        storage: As returned by ``open_storage``.
+        objective: Settings other than its parameters that determine the value of a trial; JSON values.
 
     Raises:
         ValueError: The name belongs to a study of another objective.
@@ -173,19 +173,19 @@ def open_study(name: str, storage: RDBStorage, objective: dict[str, Any]) -> Sha
     )
     shared = SharedStudy(study, storage, objective)
     shared.claim()
-    shared.finished()  # which has_seen knows from the start
+    shared.finished()  # fills the cache of has_seen
     return shared
 
 
 def checked_loss(value: float, params: Params) -> float:
-    """The loss, or a ValueError where it is not a number."""
+    """The loss; raises a ValueError if it is NaN."""
     if not math.isnan(value):
         return value
-    raise ValueError(f"the loss is not a number at {params}: expected a finite one, try a lower learning rate")
+    raise ValueError(f"the loss is NaN at {params}: expected a finite loss; try a lower learning rate")
 
 
 def shown_loss(nats: float | None) -> str:
-    """A loss in words; None is that of a pruned trial."""
+    """A loss in words; None is a pruned trial."""
     return "pruned" if nats is None else f"{nats:.4f} nats per token"
 
 
@@ -194,7 +194,7 @@ def _point(params: Params) -> tuple[tuple[str, Any], ...]:
 
 
 def _complete(objective: dict[str, Any]) -> dict[str, Any]:
-    """An objective, where a setting that an earlier version did not have has its default."""
+    """An objective, with defaults for settings that an earlier version did not have."""
     complete = with_defaults(SweepConfig, objective)
     if isinstance(experiment := complete["experiment"], dict):
         complete["experiment"] = with_defaults(ExperimentConfig, experiment)

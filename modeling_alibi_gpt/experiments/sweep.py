@@ -1,4 +1,4 @@
-"""Tunes beta on validation perplexity: by retraining, on one checkpoint without training, or by learning it."""
+"""Tune beta for validation loss: by retraining, on one checkpoint without training, or by learning it."""
 
 import logging
 import math
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def run_sweep(config: SweepConfig) -> dict[str, Any]:
-    """Run the rest of a sweep and write ``trials.jsonl``, ``best.json`` and ``best_model/`` to ``output_dir``.
+    """Run the unfinished part of a sweep and write ``trials.jsonl``, ``best.json`` and ``best_model/``.
 
     Several workers that start the same command share the trials: workers of a grid meet in ``output_dir``, workers
     that sample meet in the storage. A killed worker's trial continues at any other worker, or when the same command
@@ -49,16 +49,18 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
     once all trials have ended.
 
     Returns:
-        The best beta (the nearest to 1 of those that cannot be told apart from the lowest loss), its loss, the betas
-        that it was chosen from, the number of trials, and the paths written; ``best_model`` is None if the model of
-        that beta is on another machine.
+        The best beta (the one nearest to 1 among those whose loss is not distinguishable from the lowest), its loss,
+        the betas that it was chosen from, the number of trials, and the paths written; ``best_model`` is None if the
+        model of that beta is on another machine.
 
     Raises:
-        ValueError: A setting cannot be used, or the study belongs to another objective.
+        ValueError: A setting is invalid, or the study belongs to another objective.
         OSError: The disk is full, or the storage failed; the same command continues once that is fixed.
     """
     if process_state().num_processes > 1:
-        raise ValueError("a sweep runs one process a worker: start the command several times instead of launching it")
+        raise ValueError(
+            "a sweep runs one process per worker: start the command several times instead of launching it"
+        )
     objective: Objective = RetrainObjective(config) if config.mode == "retrain" else PosthocObjective(config)
     output_dir = Path(config.output_dir)
     with reported_storage_failures(config.storage_url):
@@ -68,12 +70,12 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
             trained = open_study(f"{config.study_name}-trained", storage, objective.settings)
         run_trials(config, objective, study, trained)
         output_dir.mkdir(parents=True, exist_ok=True)
-        with FileLock(output_dir / ".results.lock"):  # workers end at the same time
+        with FileLock(output_dir / ".results.lock"):  # workers may finish at the same time
             return _write_results(config, objective, study, trained)
 
 
 def run_trials(config: SweepConfig, objective: Objective, study: SharedStudy, trained: SharedStudy | None) -> None:
-    """Run what is left; of a sampled sweep, wait for the trials of others, in case one of their workers dies."""
+    """Run the remaining trials. A sampled sweep also waits for other workers, to take over if one of them dies."""
     jobs = _jobs(config, objective, study, trained)
     if config.betas is not None:
         run_jobs(jobs)
@@ -88,7 +90,7 @@ def run_trials(config: SweepConfig, objective: Objective, study: SharedStudy, tr
     is_waiting = False
     while num_running := study.num_running():
         if not is_waiting:
-            logger.info("waiting for the last %d of other workers", num_running)
+            logger.info("waiting for the last %d trials of other workers", num_running)
             study.record_heartbeats()
         is_waiting = True
         time.sleep(POLL_SECONDS)
@@ -96,9 +98,9 @@ def run_trials(config: SweepConfig, objective: Objective, study: SharedStudy, tr
 
 
 def _jobs(config: SweepConfig, objective: Objective, study: SharedStudy, trained: SharedStudy | None) -> list[Job]:
-    """The jobs of a grid, one for each training, and of what is learned beside it.
+    """The jobs of a grid, one per training, and of the trainings with learned parameters.
 
-    Where trainings may be pruned, those of one beta are one job: whether the others begin follows from the first.
+    With pruning, all trainings of one beta are one job, because the first one decides whether the others start.
     """
     folder = Path(config.output_dir)
     values = config.betas or [1.0]
@@ -124,7 +126,7 @@ def _jobs(config: SweepConfig, objective: Objective, study: SharedStudy, trained
                 for seed, training in zip(config.seeds, trainings, strict=True)
             ]
     for params in objective.trained_points:
-        assert trained is not None  # run_sweep opens it where there are such points
+        assert trained is not None  # run_sweep opens this study if there are such points
         point = _Point(trained, params, learnable, objective.train_beta, folder / ".results.lock")
         kind, seed = params[TRAINABLE], params["seed"]
         trainings = objective.trainings(params)
@@ -156,7 +158,7 @@ class _Point:
 
 @dataclass(frozen=True)
 class _Cell:
-    """What one job does of a point: some of its trainings, and the trial itself once all of them have ended."""
+    """The part of a point that one job runs: some of its trainings, and the trial when all of them have finished."""
 
     point: _Point
     own: list[ExperimentConfig]
@@ -168,7 +170,7 @@ class _Cell:
 
     def run(self) -> str:
         if self.point.is_recorded:
-            return "is in the study"
+            return "is already in the study"
         if self.own == self.all:
             return self.point.run()
         [training] = self.own
@@ -187,14 +189,14 @@ def _write_results(
     records += [_trained_record(config, trial) for trial in (trained.finished() if trained is not None else ())]
     write_records(output_dir / "trials.jsonl", records)
     chosen = choose_trial(of_trials)
-    assert chosen is not None  # only a finished sweep comes here, and its first trial is never pruned
+    assert chosen is not None  # the sweep is finished, and its first trial is never pruned
     best, choice = chosen
     beta = best["beta"]
     write_json(output_dir / "best.json", objective.best_experiment(beta))
     model_dir = output_dir / "best_model"
     has_model = objective.save_best_model(beta, model_dir)
     if not has_model:
-        shutil.rmtree(model_dir, ignore_errors=True)  # that of an earlier best
+        shutil.rmtree(model_dir, ignore_errors=True)  # the model of an earlier best beta
     return {
         "best_beta": beta,
         "nats_per_token": best["nats_per_token"],

@@ -13,16 +13,16 @@ LEARNABLE = ("beta", "slopes")
 
 @config_dataclass
 class SweepConfig(MeasurementConfig):
-    """Settings of ``alibi-gpt sweep``. The text settings apply to ``posthoc``; ``retrain`` uses those of its
+    """Settings of ``alibi-gpt sweep``. The text settings apply to ``posthoc``; ``retrain`` uses those of the
     experiment.
     """
 
     mode: Literal["retrain", "posthoc"] = "retrain"
-    """``retrain`` (a training for each beta and seed) or ``posthoc`` (one checkpoint, evaluated at each beta)."""
+    """``retrain`` (one training per beta and seed) or ``posthoc`` (one checkpoint, evaluated at each beta)."""
     output_dir: str
     """Folder for trials, best configuration, best model and the default study."""
     experiment: str | dict[str, Any] | None = None
-    """For ``retrain``: path of an experiment, or the mapping itself."""
+    """For ``retrain``: path of an experiment, or its contents as a mapping."""
     experiment_overrides: list[str] = dataclasses.field(default_factory=list)
     """For ``retrain``: ``a.b=value`` assignments that override the experiment."""
     checkpoint: str | None = None
@@ -30,22 +30,22 @@ class SweepConfig(MeasurementConfig):
     length_tokens: Count | None = None
     """For ``posthoc``: window length; null is the training length."""
     betas: list[Positive] | None = None
-    """Grid of betas; null samples ``num_trials`` values between ``beta_low`` and ``beta_high`` with TPE,
-    log-uniformly.
+    """Grid of betas; null samples ``num_trials`` values between ``beta_low`` and ``beta_high`` with TPE, on a log
+    scale.
     """
     beta_low: Positive = 0.125
     """Smallest sampled beta."""
     beta_high: Positive = 8.0
     """Largest sampled beta."""
     num_trials: Count = 16
-    """Sampled betas."""
+    """Number of sampled betas."""
     sampler_seed: int = 0
-    """Of TPE."""
+    """Seed of TPE."""
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0])
     """For ``retrain``: training seeds, the same for every beta, so that betas are compared seed by seed."""
     pruning: bool = False
-    """For ``retrain``: stop a beta whose first seed has a loss above the median of the others at one of its
-    evaluations.
+    """For ``retrain``: stop a beta if the loss of its first seed is above the median of the other betas at one of
+    its evaluations.
     """
     trained: list[Literal[*LEARNABLE]] = dataclasses.field(default_factory=lambda: ["beta"])
     """For ``retrain``: parameters to learn for comparison (``beta``, ``slopes``), each with every seed."""
@@ -63,13 +63,13 @@ class SweepConfig(MeasurementConfig):
         inputs = {"retrain": ("experiment", "checkpoint"), "posthoc": ("checkpoint", "experiment")}
         needed, unused = inputs[self.mode]
         if getattr(self, needed) is None or getattr(self, unused) is not None:
-            raise ValueError(f"mode {self.mode} needs '{needed}' and takes no '{unused}'")
+            raise ValueError(f"mode {self.mode} needs '{needed}' and does not use '{unused}'")
         if self.mode == "posthoc" and self.pruning:
-            raise ValueError("pruning stops trainings, and mode posthoc has none: leave it false")
+            raise ValueError("pruning stops trainings, but mode posthoc has none: set it to false")
         if self.betas == [] or self.beta_low >= self.beta_high:
-            raise ValueError("give at least one beta in 'betas', or beta_low below beta_high")
+            raise ValueError("set at least one beta in 'betas', or beta_low below beta_high")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds must be different numbers, at least one, got {self.seeds}")
+            raise ValueError(f"seeds must be distinct numbers, at least one, got {self.seeds}")
 
     @property
     def storage_url(self) -> str:

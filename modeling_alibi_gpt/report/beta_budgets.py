@@ -1,12 +1,13 @@
-"""Beta against the budget of training: the best beta of each budget, what it is worth, and what a power law predicts.
+"""Beta against the training budget: the best beta of each budget, its worth, and a power-law prediction of both.
 
-The best beta is where a parabola in log beta, through the losses around the lowest, has its minimum. It is worth what
-beta 1, the paper's, costs above that minimum. Intervals come from a bootstrap that draws blocks of
-text, the same for all betas, and apart from them what seeds do (the pigeonhole bootstrap: Owen 2007, Annals of Applied
-Statistics 1(2), doi:10.1214/07-AOAS122). Two or three seeds say too little of one beta alone. So what a seed does to
-all betas alike, which moves neither number, is taken out, and the rest is drawn from the residuals of all betas
-together: it is taken as independent and of one size (Efron and Tibshirani 1993, An Introduction to the Bootstrap,
-chapter 9). Of two seeds and eight betas a 95 % interval then holds the truth in about 91 %.
+The best beta is the minimum of a parabola in log beta, fitted to the losses around the lowest one. Its worth is the
+loss at beta 1, the paper's value, minus the loss at that minimum. Intervals come from a bootstrap that resamples
+blocks of text, the same for all betas, and independently of them the effects of seeds (the pigeonhole bootstrap: Owen
+2007, Annals of Applied Statistics 1(2), doi:10.1214/07-AOAS122). Two or three seeds are too few to estimate the spread
+of a single beta. The effect that a seed has on all betas alike moves neither number, so it is removed; the rest is
+resampled from the pooled residuals of all betas, which are assumed independent and of equal variance (Efron and
+Tibshirani 1993, An Introduction to the Bootstrap, chapter 9). With two seeds and eight betas, a 95 % interval then
+covers the true value in about 91 % of cases.
 """
 
 from collections.abc import Sequence
@@ -23,14 +24,14 @@ from modeling_alibi_gpt.runtime.records import Record, provenance
 
 NUM_RESAMPLES = 2000
 INTERVAL_PERCENT = (2.5, 97.5)
-NUM_NEIGHBOURS = 2  # on each side of the lowest loss, through which the parabola goes
-MIN_BUDGETS = 3  # that a power law is drawn through
+NUM_NEIGHBOURS = 2  # points on each side of the lowest loss that the parabola is fitted to
+MIN_BUDGETS = 3  # to fit a power law
 Numbers = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, and the ends of its 95 % interval."""
+    """A value and the ends of its 95 % interval."""
 
     value: float
     ends: tuple[float, float]
@@ -38,12 +39,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Budget:
-    """The losses of one kind of slopes after one budget.
+    """The losses after one training budget.
 
     Attributes:
-        tokens: Of training.
-        betas: ``(V,)``, ascending, 1 among them.
-        nats: ``(V, S, B)``: per token, by beta, seed and block of text.
+        tokens: Number of training tokens.
+        betas: ``(V,)``, ascending, including 1.
+        nats: ``(V, S, B)``, nats per token by beta, seed and block of text.
     """
 
     tokens: int
@@ -52,28 +53,28 @@ class Budget:
 
     @property
     def is_bracketed(self) -> bool:
-        """Whether the best beta lies within those that were tried."""
+        """Whether the best beta is inside the range that was tried."""
         return fit_minimum(self.betas, self.nats.mean(axis=(1, 2)))[2]
 
 
 @dataclass(frozen=True)
 class Best:
-    """The best beta of a budget and its worth in nats."""
+    """The best beta of a budget, and its worth in nats per token."""
 
     beta: Estimate
     worth: Estimate
 
 
 def fit_minimum(betas: ArrayLike, nats: ArrayLike) -> tuple[float, float, bool]:
-    """Where losses over beta are lowest, by a parabola in log beta around the lowest of them.
+    """Minimum of the loss over beta, from a parabola in log beta fitted around the lowest loss.
 
     Args:
         betas: ``(V,)``, at least 3, ascending.
-        nats: ``(V,)``.
+        nats: ``(V,)``, nats per token.
 
     Returns:
-        log2 of the best beta, the nats there, and whether it lies inside. Where the parabola has no minimum within
-        the betas that were tried, or the lowest loss is at their end, they are those of the lowest loss.
+        log2 of the best beta, the nats there, and True. If the lowest loss is at the end of the range that was tried,
+        or the parabola has no minimum inside it: log2 of the beta of the lowest loss, that loss, and False.
     """
     xs, ys = np.log2(np.asarray(betas, dtype=float)), np.asarray(nats, dtype=float)
     lowest = int(ys.argmin())
@@ -94,22 +95,26 @@ def best_of(budget: Budget) -> Best:
 
 
 def power_law(tokens: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """Exponent and log2 of the factor of the power law nearest to positive ``values`` on a logarithmic scale."""
+    """Fit ``values = factor * tokens**exponent`` by least squares of the logarithms.
+
+    Returns:
+        The exponent, and log2 of the factor.
+    """
     exponent, offset = np.polyfit(np.log2(tokens), np.log2(values), 1)
     return float(exponent), float(offset)
 
 
 def predict(budgets: Sequence[Budget], tokens: int) -> Best | None:
-    """Power laws through the best betas and their worth, read at another budget.
+    """Extrapolate power laws through the best betas and their worth to a budget of ``tokens``.
 
-    None unless at least ``MIN_BUDGETS`` budgets have their best beta inside and worth something. The interval is that
-    of the same calculation on redrawn seeds and blocks: it does not say whether a power law is right.
+    None unless at least ``MIN_BUDGETS`` budgets have their best beta inside the range tried and a positive worth. The
+    interval comes from the same fit to resampled seeds and blocks; it does not cover a wrong choice of power law.
     """
     used = _usable(budgets)
     if len(used) < MIN_BUDGETS:
         return None
     draws = np.stack([_resampled(budget) for budget in used])  # (budgets, resamples, 2)
-    # A resample in which tuning is worth nothing has no logarithm; it gets the least that can be told from zero.
+    # A resample in which tuning is worth nothing has no logarithm, so clip it to a small positive worth.
     draws = np.stack([draws[..., 0], np.log2(draws[..., 1].clip(min=1e-6))], axis=-1)
     xs = np.log2([budget.tokens for budget in used])
     slopes, heights = np.polyfit(xs, draws.reshape(len(used), -1), 1)
@@ -118,19 +123,21 @@ def predict(budgets: Sequence[Budget], tokens: int) -> Best | None:
 
 
 def predict_budget(records: Sequence[Record], budget_tokens: int) -> Record | None:
-    """The ``prediction`` record of a budget from all smaller ones; None where these do not suffice.
+    """The ``prediction`` record of a budget from all smaller budgets, or None if there are too few of them.
 
     Args:
-        records: Those of one series of comparisons.
-        budget_tokens: Of the budget, in tokens.
+        records: Records of one series of comparisons.
+        budget_tokens: The budget to predict, in tokens.
 
     Raises:
-        ValueError: A budget of that size or a larger one has been read.
+        ValueError: A budget of that size or larger has already been evaluated.
     """
     cells = [record for record in records if record["kind"] == "comparison"]
     read = sorted({cell["budget_tokens"] for cell in cells})
     if read and read[-1] >= budget_tokens:
-        raise ValueError(f"a budget of {budget_tokens:,} tokens cannot be predicted: one of {read[-1]:,} was read")
+        raise ValueError(
+            f"a budget of {budget_tokens:,} tokens cannot be predicted: one of {read[-1]:,} was already evaluated"
+        )
     budgets = beta_budgets(frame_of(cells)) if cells else []
     prediction = predict(budgets, budget_tokens)
     if prediction is None:
@@ -149,9 +156,9 @@ def predict_budget(records: Sequence[Record], budget_tokens: int) -> Record | No
 
 
 def beta_budgets(cells: pd.DataFrame) -> list[Budget]:
-    """The budgets of one series by their tokens, ascending, of geometric slopes read at the shortest length.
+    """The budgets of one series in ascending order, for geometric slopes evaluated at the shortest length.
 
-    Those without beta 1 or with fewer than three betas are left out.
+    Budgets without beta 1, or with fewer than three betas, are left out.
     """
     budgets = []
     for tokens, frame in cells.groupby("budget_tokens"):
@@ -164,25 +171,26 @@ def beta_budgets(cells: pd.DataFrame) -> list[Budget]:
 
 
 def _usable(budgets: Sequence[Budget]) -> list[Budget]:
-    """Those of which a power law can speak: with their best beta inside, and better than 1."""
+    """The budgets that a power law can be fitted to: the best beta is bracketed and better than 1."""
     return [budget for budget in budgets if budget.is_bracketed and best_of(budget).worth.value > 0]
 
 
 def _by_seed_and_block(row: Record) -> list[list[float]]:
-    """Rows without blocks are one block of text, whose spread is then not in the intervals."""
+    """Losses by seed and block. A row without blocks counts as one block, so intervals lack the spread over blocks."""
     return row.get("nats_per_token_by_seed_and_block") or [[nats] for nats in row["nats_per_token_by_seed"]]
 
 
 def _resampled(budget: Budget) -> Numbers:
-    """``(R + 1, 2)``: log2 of the best beta and its worth, first as measured, then of every resample.
+    """``(R + 1, 2)``: log2 of the best beta and its worth, first as measured, then for every resample.
 
-    Budgets of one series share seeds and text, and draw them alike. Of one seed there is only the spread of blocks.
+    Budgets of one series share seeds and text, so they use the same random draws. With one seed, only the spread over
+    blocks is sampled.
     """
     num_betas, num_seeds, num_blocks = budget.nats.shape
     means = budget.nats.mean(axis=1)  # (V, B)
     residuals = budget.nats - means[:, None]
     residuals -= residuals.mean(axis=0)
-    # Both means have taken a part of the spread.
+    # Subtracting the two means has removed part of the spread.
     residuals *= np.sqrt(num_seeds / max(1, num_seeds - 1) * num_betas / (num_betas - 1))
     residuals = residuals.reshape(-1, num_blocks)
     draws = np.random.default_rng(0)
@@ -198,9 +206,9 @@ def _resampled(budget: Budget) -> Numbers:
 
 
 def _shares(draws: np.random.Generator, size: int) -> Numbers:
-    """``(R + 1, size)``: equal shares, then those of each among ``size - 1`` drawn with replacement.
+    """``(R + 1, size)``: equal weights, then the weights of R resamples of ``size - 1`` draws with replacement.
 
-    One less is drawn than there are, which makes up for a variance that would be too small by ``(size - 1) / size``.
+    Drawing ``size - 1`` corrects the variance of the bootstrap, which is otherwise too small by ``(size - 1) / size``.
     """
     num_drawn = max(1, size - 1)
     equal = np.full(size, 1 / size)
@@ -208,6 +216,6 @@ def _shares(draws: np.random.Generator, size: int) -> Numbers:
 
 
 def _estimate(values: Numbers) -> Estimate:
-    """The first of the values, with the interval of the others."""
+    """The first value, with the percentile interval of the others."""
     low, high = np.percentile(values[1:], INTERVAL_PERCENT)
     return Estimate(float(values[0]), (float(low), float(high)))

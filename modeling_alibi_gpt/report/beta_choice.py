@@ -1,4 +1,4 @@
-"""Which beta a sweep takes and why, in words."""
+"""Describe in words which beta a sweep chooses, and why."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from modeling_alibi_gpt.runtime.records import Record
 
 
 def describe_choice(trials: Sequence[Record]) -> str:
-    """Where the loss of a sweep is lowest, which betas are not told apart from it, by what rule, and which is taken.
+    """Describe the beta of the lowest loss, the betas not distinguishable from it, the rule, and the chosen beta.
 
     Args:
-        trials: ``beta_trial`` records of one study, at least one of them complete.
+        trials: ``beta_trial`` records of one study, of which at least one is complete.
     """
     chosen = choose_trial(trials)
     assert chosen is not None

@@ -1,4 +1,4 @@
-"""Figures of what a model adds to its attention scores: as a matrix, and by distance."""
+"""Figures of the bias that a model adds to its attention scores, as a matrix and by distance."""
 
 import math
 
@@ -12,7 +12,7 @@ from modeling_alibi_gpt.report.formats import format_count, format_ratio
 from modeling_alibi_gpt.runtime.records import Record
 
 
-# Ink is what a head still sees: full strength on the diagonal, paler with distance, never as white as a future key.
+# Keys get paler as their bias grows, but never as white as a masked future key.
 BIAS_COLOURS = LinearSegmentedColormap.from_list("bias", ["#a83606", "#dd6a35", "#f2b391", "#fbe9de"])
 
 
@@ -45,9 +45,9 @@ def bias_figure(record: Record) -> Figure:
 
 @as_drawing
 def bias_by_distance_figure(record: Record) -> Figure:
-    """The bias of each head against distance, a line for each layer, over what it was before training in grey.
+    """The bias of each head against distance, one line per layer, with the bias before training in grey.
 
-    Each line is shifted to 0 at the query itself, for the softmax does not see a constant.
+    Each line is shifted to 0 at distance 0, because softmax ignores a constant.
     """
     distances = np.array(record["distances_tokens"])
     num_heads = len(record["bias_after"][0])

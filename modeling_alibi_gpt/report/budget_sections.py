@@ -1,4 +1,4 @@
-"""The section on beta against the budget of training: one figure and one table of all series of comparisons."""
+"""The section on beta against the training budget: one figure and one table for all series of comparisons."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,13 +28,14 @@ from modeling_alibi_gpt.runtime.records import Record
 
 @dataclass(frozen=True)
 class Series:
-    """One training at several budgets.
+    """One training setup at several budgets.
 
     Attributes:
-        name: Of its comparison.
-        budgets, best: By their tokens, ascending.
-        predictions: ``prediction`` records by their tokens.
-        num_parameters, num_seeds: Of its trainings.
+        name: Name of the series.
+        budgets, best: In ascending order of tokens.
+        predictions: ``prediction`` records by tokens.
+        num_parameters: Parameters of the largest model.
+        num_seeds: Number of seeds.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Series:
 
     @property
     def trend(self) -> tuple[float, float] | None:
-        """Exponents of the power laws of the best beta and of its worth in tokens, where there are any."""
+        """Exponents of the power laws of the best beta and of its worth; None with fewer than two budgets."""
         used = [(budget.tokens, best) for budget, best in self if budget.is_bracketed and best.worth.value > 0]
         if len(used) < 2:
             return None
@@ -59,7 +60,7 @@ class Series:
 
 
 def budget_section(by_kind: Mapping[str, pd.DataFrame]) -> tuple[list[Section], list[str]]:
-    """The section, if any series is about beta, and the names of the comparisons that it covers."""
+    """The section, if any series varies beta, and the names of the comparisons that it covers."""
     series, covered = [], []
     for name, cells in by_kind["comparison"].groupby("series", sort=False):
         budgets = beta_budgets(cells)
@@ -81,7 +82,7 @@ def budget_section(by_kind: Mapping[str, pd.DataFrame]) -> tuple[list[Section], 
 
 
 def budget_table(series: Sequence[Series]) -> Table:
-    """A row for each series and budget: the best beta and its worth, with their intervals."""
+    """One row per series and budget: the best beta and its worth, with intervals."""
     rows = [
         [one.name, format_count(budget.tokens), _beta(best.beta, budget), _worth(best.worth)]
         for one in series
@@ -91,7 +92,7 @@ def budget_table(series: Sequence[Series]) -> Table:
 
 
 def _prediction_tables(series: Sequence[Series]) -> list[Table]:
-    """What was predicted beside what was found; a dash for a budget that was not read yet."""
+    """Predicted and measured values; a dash for a budget that has not been evaluated yet."""
     rows = []
     for one in series:
         found = {budget.tokens: (_beta(best.beta, budget), _worth(best.worth)) for budget, best in one}
@@ -107,7 +108,7 @@ def _prediction_tables(series: Sequence[Series]) -> list[Table]:
 
 @as_drawing
 def budget_figure(series: Sequence[Series]) -> Figure:
-    """The best beta above, its worth below, against tokens, on logarithmic axes; predictions as white diamonds."""
+    """The best beta (top) and its worth (bottom) against tokens, on log axes; predictions are white diamonds."""
     figure = Figure(figsize=(WIDTH_INCHES, 6.6))
     above, below = figure.subplots(2, sharex=True)
     tokens = [t for one in series for t in [*(budget.tokens for budget in one.budgets), *one.predictions]]
@@ -142,7 +143,7 @@ def _draw(axes: Axes, name: str, colour: str, points: Sequence[tuple[int, Estima
 
 
 def _bars(axes: Axes, points: Sequence[tuple[int, Estimate]], **style: Any) -> None:
-    """Points with their intervals; an interval of a worth may end below zero, where a logarithm ends too."""
+    """Points with their intervals, clipped above zero for the log axis: that of a worth may reach below zero."""
     for tokens, each in points:
         ends = [max(1e-4, each.value - each.ends[0]), max(0.0, each.ends[1] - each.value)]
         axes.errorbar([tokens / 1e6], [each.value], yerr=[[min(ends[0], each.value * 0.99)], [ends[1]]], **style)

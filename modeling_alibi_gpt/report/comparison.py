@@ -1,4 +1,4 @@
-"""One comparison, or a part of one: its cells, what lies between two of them, and its curves over beta."""
+"""One comparison or a part of it: its cells, the differences between cells, and its curves over beta."""
 
 from collections.abc import Iterable
 
@@ -19,7 +19,7 @@ from modeling_alibi_gpt.runtime.variants import POSITION_RATE
 
 
 AFTER_TRAINING = "set after training"
-# Their tables start at 0 and must move by several nats.
+# Their tables start at 0 and have to move by several nats.
 SLOW_METHODS = ("t5", "shared_offset")
 Differences = dict[str, Difference | None]
 
@@ -28,9 +28,10 @@ class Comparison:
     """Cells by variant, reading, protocol and length.
 
     Attributes:
-        frame: Its ``comparison`` records, as ``frame_of`` gives them.
-        name, corpus: Of the comparison and of its text.
-        reference: Name of the variant that the others are compared with.
+        frame: ``comparison`` records, as returned by ``frame_of``.
+        name: Name of the comparison.
+        corpus: Name of its text.
+        reference: Variant that the others are compared with.
         lengths: Window lengths in tokens, ascending.
         protocols, variants, seeds: In the order of the records.
     """
@@ -50,42 +51,42 @@ class Comparison:
 
     @property
     def main_protocol(self) -> str:
-        """Sliding windows where they were used: every scored token has most of a window behind it."""
+        """Sliding windows if they were used, since they give every scored token most of a window as context."""
         return "sliding" if "sliding" in self.protocols else self.protocols[0]
 
     @property
     def as_trained(self) -> pd.DataFrame:
-        """The cells of models as they were trained."""
+        """The cells of models that are evaluated as trained."""
         return self.frame[self.frame["is_trained"]]
 
     @property
     def alibi(self) -> str | None:
-        """The variant that is ALiBi as its paper has it: the reference, if it is one; None without any."""
+        """A variant that is ALiBi as in the paper, preferably the reference; None if there is none."""
         plain = pick(self.frame, varies="nothing")["variant"].unique().tolist()
         return self.reference if self.reference in plain else next(iter(plain), None)
 
     @property
     def scaled(self) -> list[str]:
-        """The variants that were read in other ways than they were trained in."""
+        """The variants that were also evaluated with settings other than those of training."""
         return [variant for variant in self.variants if len(self.readings(variant)) > 1]
 
     @property
     def learned(self) -> list[str]:
-        """The variants whose beta or slopes learn."""
+        """The variants that learn beta or slopes."""
         return list(self.as_trained.loc[self.as_trained["learns"], "variant"].unique())
 
     @property
     def withdrawn(self) -> list[str]:
-        """The variants that no verdict is given on: a table of theirs, beta or slopes learned at the base rate alone.
+        """The variants that get no verdict: they train a bias table, beta or slopes at the base learning rate.
 
-        At that rate such a parameter cannot get where it should: Adam moves it at most about the sum of the rates.
+        That rate is too low for such parameters, since Adam moves an entry by at most about the sum of its rates.
         """
         slow = self.as_trained["position_method"].isin(SLOW_METHODS) | self.as_trained["learns"]
         is_given = self.as_trained["fields"].map(lambda fields: POSITION_RATE in fields)
         return list(self.as_trained.loc[slow & ~is_given, "variant"].unique())
 
     def judged(self, variants: Iterable[str]) -> list[str]:
-        """Those variants that a verdict can be given on."""
+        """The variants that can get a verdict."""
         return [variant for variant in variants if variant not in self.withdrawn]
 
     @property
@@ -95,7 +96,7 @@ class Comparison:
 
     @property
     def has_blocks(self) -> bool:
-        """Whether every cell that was measured has its loss by block of the text."""
+        """Whether every cell without an error has its loss by block of text."""
         return bool(self.frame.loc[self.frame["error"].isna(), "blocks"].notna().all())
 
     def method(self, variant: str) -> str:
@@ -103,37 +104,37 @@ class Comparison:
         return str(pick(self.frame, variant=variant)["position_method"].iloc[0])
 
     def readings(self, variant: str) -> list[str]:
-        """The ways in which a variant was read, as trained first."""
+        """The settings that a variant was evaluated with, in the order of the records."""
         return list(pick(self.frame, variant=variant)["reading"].unique())
 
     def cell(self, variant: str, protocol: str, length: int, reading: str = AS_TRAINED) -> Record:
         return self._cells[variant, reading, protocol, length]
 
     def change(self, variant: str, protocol: str, length: int, reading: str = AS_TRAINED) -> Difference | None:
-        """From a variant as trained at the shortest length to ``length``; None where it fails at either."""
+        """Change from a variant as trained at the shortest length to ``length``; None if either cell failed."""
         return paired(self.cell(variant, protocol, length, reading), self.cell(variant, protocol, self.lengths[0]))
 
     def changes(self, protocol: str, variants: Iterable[str] | None = None) -> Differences:
-        """From the shortest length to the longest, of all variants or of some."""
+        """Changes from the shortest to the longest length, for all variants or the given ones."""
         chosen = self.variants if variants is None else variants
         return {variant: self.change(variant, protocol, self.lengths[-1]) for variant in chosen}
 
     def difference(
         self, variant: str, protocol: str, length: int, reading: str = AS_TRAINED, *, against: str | None = None
     ) -> Difference | None:
-        """From the reference, or ``against`` another variant, as trained; None where either of them fails."""
+        """Difference from the reference as trained, or from the variant ``against``; None if either cell failed."""
         beside = self.cell(against or self.reference, protocol, length)
         return paired(self.cell(variant, protocol, length, reading), beside)
 
     def differences(
         self, length: int, variants: Iterable[str] | None = None, *, against: str | None = None
     ) -> Differences:
-        """Of all variants but the reference, or of some, with the main protocol."""
+        """Differences with the main protocol, for all variants but the reference or for the given ones."""
         others = [variant for variant in self.variants if variant != self.reference] if variants is None else variants
         return {v: self.difference(v, self.main_protocol, length, against=against) for v in others}
 
     def gains(self, variant: str, length: int, field: str | None = None) -> Differences:
-        """From a variant as trained to its other readings, of those that set ``field`` if it is given."""
+        """Differences of a variant's other readings, or those that set ``field``, from the variant as trained."""
         rows = pick(self.frame, variant=variant, is_trained=False)
         readings = {row["reading"] for row in rows_of(rows) if field is None or field in row["reading_fields"]}
         return {
@@ -143,7 +144,7 @@ class Comparison:
         }
 
     def curve(self, kind: str, length: int, protocol: str | None = None) -> "Curve":
-        """A training for each beta with one kind of slopes, or the reference with other betas set after training."""
+        """Cells by beta: trainings with one kind of slopes, or the reference with beta set after training."""
         cells = pick(self.frame, protocol=protocol or self.main_protocol, length_tokens=length, reads_beta=True)
         cells = cells[(cells["varies"] != "method") & ~cells["learns"] & cells["error"].isna()]
         if kind == AFTER_TRAINING:
@@ -153,16 +154,17 @@ class Comparison:
         return Curve({row["beta"]: row for row in rows_of(cells.sort_values("beta", kind="stable"))})
 
     def curves(self, kind: str) -> dict[int, "Curve"]:
-        """By length; none unless there is one at every length."""
+        """Curves by length; empty unless every length has one."""
         found = {length: self.curve(kind, length) for length in self.lengths}
         return found if all(found.values()) else {}
 
     def split(self) -> "tuple[Comparison | None, Comparison | None]":
-        """The part whose variants differ in their position method, and the part whose variants differ in beta.
+        """Split into the part that compares position methods and the part that compares betas.
 
-        Where no variant sets a beta, everything belongs to the first part. Where some do, the second part has every
-        ALiBi that differs from the paper's in nothing but beta, the kind of its slopes or what learns. The first has
-        all variants, but not the readings of the second; there is none where all variants are of the second.
+        If no variant sets a beta, everything is in the first part. Otherwise the second part has every ALiBi variant
+        that differs from the paper's only in beta, in the kind of slopes or in what is learned. The first part has all
+        variants as trained, and the readings that change something other than beta; it is None if all variants are in
+        the second part.
         """
         frame = self.frame
         is_of_betas = frame["varies"] != "method"
@@ -177,7 +179,7 @@ class Comparison:
 
 
 class Curve(dict[float, Record]):
-    """Cells by beta, ascending, none of which failed."""
+    """Cells by beta, ascending; none of them failed."""
 
     @property
     def lowest(self) -> float:
@@ -186,32 +188,32 @@ class Curve(dict[float, Record]):
 
     @property
     def choice(self) -> BetaChoice:
-        """The beta to take, and between which the curve cannot tell."""
+        """The beta to choose, and the betas that the curve cannot distinguish."""
         return choose_beta({beta: self.between(beta, self.lowest) for beta in self}, self.lowest)
 
     def between(self, beta: float, other: float) -> Difference:
-        """The loss at one beta above that at another."""
+        """Loss at ``beta`` minus loss at ``other``."""
         found = paired(self[beta], self[other])
         assert found is not None  # no cell of a curve failed
         return found
 
     def above(self, beta: float) -> dict[float, Difference]:
-        """Every other beta above ``beta``; nothing where that was not measured."""
+        """Differences of all other betas from ``beta``; empty if ``beta`` was not measured."""
         return {other: self.between(other, beta) for other in self if other != beta} if beta in self else {}
 
     def lowest_above(self, other: "Curve") -> Difference | None:
-        """The lowest of this curve above the lowest of another."""
+        """Lowest loss of this curve minus the lowest loss of ``other``."""
         return paired(self[self.lowest], other[other.lowest])
 
 
 def best_moves(curves: Iterable[Curve]) -> bool:
-    """Whether the best beta of one curve is worse than the best of another curve on that other curve."""
+    """Whether the best beta of some curve is distinguishably worse than the best of another curve, on that curve."""
     curves = list(curves)
     return any(one.lowest in other and one.lowest not in other.choice.level for one in curves for other in curves)
 
 
 def paired(row: Record, other: Record) -> Difference | None:
-    """One cell above another, seed by seed; None where one of them failed."""
+    """Difference of two cells, seed by seed; None if either failed."""
     if row["error"] or other["error"]:
         return None
     pairs = zip(row["nats_per_token_by_seed"], other["nats_per_token_by_seed"], strict=True)

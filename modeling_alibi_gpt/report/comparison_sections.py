@@ -1,4 +1,4 @@
-"""The sections of a report about comparisons: verdicts, what was run, curves, differences, and a paper beside."""
+"""The sections of a report about comparisons: verdicts, settings, curves, differences and published results."""
 
 import math
 from collections.abc import Sequence
@@ -39,11 +39,11 @@ BASIS_KINDS = ("training", "extrapolation")
 
 
 def comparison_sections(by_kind: Frames, *, claims: bool = False) -> list[Section]:
-    """For each comparison its setting and the sections that its variants call for; what a paper found.
+    """The settings of each comparison and the sections that its variants call for, then published results.
 
     Args:
         by_kind: Records of comparisons, by kind.
-        claims: Whether a table of verdicts on what is said of ALiBi comes first.
+        claims: Whether to begin with a table of verdicts on claims about ALiBi.
     """
     of_budgets, covered = budget_section(by_kind) if "comparison" in by_kind else ([], [])
     groups = by_kind["comparison"].groupby("comparison", sort=False) if "comparison" in by_kind else []
@@ -69,9 +69,9 @@ def comparison_sections(by_kind: Frames, *, claims: bool = False) -> list[Sectio
 
 
 def claims_section(grids: Sequence[Comparison], by_kind: Frames) -> list[Section]:
-    """One table: a row for every claim that at least one of the comparisons can speak to.
+    """One table with a row for every claim that at least one comparison can test.
 
-    Beside each verdict stand the tokens of training per parameter, the seeds and the tokens of text that were read.
+    Each verdict comes with the training tokens per parameter, the number of seeds and the number of evaluated tokens.
     """
     found = judged_claims(grids)
     if found.empty:
@@ -100,7 +100,7 @@ def claims_section(grids: Sequence[Comparison], by_kind: Frames) -> list[Section
 
 
 def basis(grid: Comparison, trainings: pd.DataFrame, rows: pd.DataFrame) -> str:
-    """What the verdicts of a comparison rest on."""
+    """The basis of a comparison's verdicts: training tokens per parameter, seeds and evaluated tokens."""
     tokens_per_parameter = trainings["num_train_tokens"] / trainings["num_parameters"]
     lines = render_lines(
         "claims.j2", "basis", grid=grid, ratios=tokens_per_parameter, num_tokens=rows["num_tokens"].max()
@@ -109,7 +109,7 @@ def basis(grid: Comparison, trainings: pd.DataFrame, rows: pd.DataFrame) -> str:
 
 
 def judged_claims(grids: Sequence[Comparison]) -> pd.DataFrame:
-    """A row for each claim and comparison that speaks to it: ``claim, comparison, corpus, verdict, measured``."""
+    """One row per claim and comparison that tests it: ``claim, comparison, corpus, verdict, measured``."""
     methods, betas = zip(*(grid.split() for grid in grids), strict=True)
     asked = [
         (claim, grid)
@@ -127,7 +127,7 @@ def judged_claims(grids: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def _in_words(found: pd.DataFrame) -> str:
-    """``holds``, or ``holds on one corpus; not shown on another`` where they differ."""
+    """``holds``, or ``holds on one corpus; not shown on another`` if corpora differ."""
     corpora = {word.value: found.loc[found["verdict"] == word, "corpus"].tolist() for word in Verdict}
     corpora = {word: where for word, where in corpora.items() if where}
     if len(corpora) == 1:
@@ -138,7 +138,7 @@ def _in_words(found: pd.DataFrame) -> str:
 def _setting_section(grid: Comparison, methods: Comparison | None, own: Frames) -> Section:
     training, (num_tokens,) = own["training"], own["extrapolation"]["num_tokens"].dropna().unique().tolist()
     pictures = []
-    # The curves of betas lie one upon another.
+    # Curves that differ only in beta would cover each other.
     drawn = pick(training, seed=training["seed"].iloc[0])
     drawn = drawn[drawn["variant"].isin(methods.variants if methods else []) & drawn["loss_history"].map(bool)]
     if len(drawn):
@@ -192,7 +192,7 @@ def _positions_picture(stem: str, grid: Comparison, rows: pd.DataFrame) -> Pictu
 
 
 def _learned_bias_section(grid: Comparison, frame: pd.DataFrame) -> list[Section]:
-    """The first seed's bias by distance of every method that learns one."""
+    """Bias by distance, first seed, of every method whose bias is learned."""
     rows = [row for row in rows_of(pick(frame, seed=frame["seed"].min())) if row["bias_before"] != row["bias_after"]]
     if not rows:
         return []
@@ -209,7 +209,7 @@ def _learned_bias_section(grid: Comparison, frame: pd.DataFrame) -> list[Section
 
 
 def largest_move(row: Record) -> float:
-    """The largest change of a bias up to the training length, against distance 0: the softmax sees no constant."""
+    """The largest change of a bias within the training length, relative to distance 0: softmax ignores constants."""
     within = [d for d, distance in enumerate(row["distances_tokens"]) if distance < row["train_context_length"]]
     before, after = ([head for layer in row[name] for head in layer] for name in ("bias_before", "bias_after"))
     return max(
@@ -218,7 +218,7 @@ def largest_move(row: Record) -> float:
 
 
 def _beta_sections(grid: Comparison, trained: pd.DataFrame | None, figure: str) -> list[Section]:
-    """Perplexity against beta, and what was learned where beta or the slopes were."""
+    """Perplexity against beta, and the learned values if beta or the slopes were learned."""
     curves = {protocol: beta_curves(grid, protocol) for protocol in grid.protocols}
     drawn, pictures = curves[grid.main_protocol], []
     if drawn:
@@ -235,7 +235,7 @@ def _beta_sections(grid: Comparison, trained: pd.DataFrame | None, figure: str) 
 
 
 def _published_sections(grids: Sequence[Comparison], published: pd.DataFrame | None) -> list[Section]:
-    """What a paper measured for each method, in nats from its training length on, and what was measured here."""
+    """Changes in nats beyond the training length, by method, as a paper published them and as measured here."""
     if published is None or not grids:
         return []
     measured = published[published["error"].isna()]
@@ -260,5 +260,5 @@ def _published_sections(grids: Sequence[Comparison], published: pd.DataFrame | N
 
 
 def _one_number(nats: float) -> Difference:
-    """A difference that a paper gives, without seeds or blocks."""
+    """A published difference, which has no seeds or blocks."""
     return within_a_model([nats])

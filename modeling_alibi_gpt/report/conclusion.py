@@ -1,4 +1,4 @@
-"""What a report comes down to: two sentences, judged as the rest of the report is, and a table for a terminal."""
+"""The conclusion of a report: two sentences, judged by the rules of the report, and a table for the terminal."""
 
 import textwrap
 from collections.abc import Sequence
@@ -27,32 +27,32 @@ from modeling_alibi_gpt.runtime.records import Record
 TEMPLATE = "conclusion.j2"
 NUM_SENTENCES = 2
 TERMINAL_COLUMNS = 80
-MAX_LENGTHS, MAX_NAME_CHARS = 5, 20  # with two spaces between columns and ten characters a perplexity they fill a line
+MAX_LENGTHS, MAX_NAME_CHARS = 5, 20  # fills a line, with two spaces between columns and ten characters per perplexity
 Frames = dict[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)
 class Conclusion:
-    """At most two sentences, none where the records answer neither question, and the numbers behind them."""
+    """At most two sentences and the numbers behind them; no sentences if the records answer neither question."""
 
     sentences: list[str] = field(default_factory=list)
     table: Table | None = None
 
     def text(self) -> str:
-        """For a terminal of 80 columns."""
+        """The sentences and the table, wrapped for a terminal of 80 columns."""
         lines = [textwrap.fill(sentence, TERMINAL_COLUMNS) for sentence in self.sentences]
         return "\n\n".join([*lines, *([table_text(self.table)] if self.table else [])])
 
 
 def conclude(compared: Frames, by_kind: Frames) -> Conclusion:
-    """How the models read beyond their training length, and which beta is best.
+    """Summarize how the models extrapolate beyond their training length, and which beta is best.
 
-    Everything is judged as in the sections: a difference between trainings is shown only where every seed has it, of
-    at least ``MIN_SEEDS``, and it is beyond their noise. Of several comparisons or studies the first speaks.
+    The rules are those of the sections: a difference between trainings is shown only if it exceeds the noise and has
+    the same sign in every one of at least ``MIN_SEEDS`` seeds. Only the first comparison or study is summarized.
 
     Args:
         compared: Records of comparisons, by kind.
-        by_kind: All others, which speak where there is no comparison.
+        by_kind: All other records, used if there is no comparison.
     """
     if "comparison" in compared:
         groups = [Comparison(frame) for _, frame in compared["comparison"].groupby("comparison", sort=False)]
@@ -80,7 +80,7 @@ def _of_comparison(grid: Comparison) -> Conclusion:
 
 
 def _sentence_at(grid: Comparison, own: str, length: int) -> str:
-    """On ``own`` and the best of the other variants at a length, and on how they got there from the shortest."""
+    """Compare ``own`` with the best other variant at a length, with their change from the shortest length."""
     others = [variant for variant in grid.variants if variant != own]
     found = {name: each for name, each in grid.differences(length, others, against=own).items() if each is not None}
     rival = min(found, key=lambda name: found[name].mean) if found else None
@@ -94,7 +94,7 @@ def _sentence_at(grid: Comparison, own: str, length: int) -> str:
 
 
 def _of_lengths(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
-    """On the first ALiBi, or the first model where there is none, from its training length to the longest."""
+    """Describe the first ALiBi model, or else the first model, from its training length to the longest length."""
     frame = distinct_names(frame)
     protocol = "sliding" if (frame["protocol"] == "sliding").any() else str(frame["protocol"].iloc[0])
     every = alibi_first(pick(frame, protocol=protocol)).drop_duplicates(["name", "length_tokens"], keep="last")
@@ -136,7 +136,7 @@ def _beta_sentence(difference: Difference, **values: Any) -> str:
 
 
 def _of_trials(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
-    """On the first study, of those that trained anew if there are such."""
+    """Describe the first study, preferably one that retrained."""
     retrained = pick(frame, mode="retrain")
     first = retrained if len(retrained) else frame
     trials = rows_of(pick(first, study=first["study"].iloc[0], mode=first["mode"].iloc[0], state="COMPLETE"))
@@ -159,7 +159,7 @@ def _of_trials(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
 
 
 def _other_beta(taken: float, lowest: float, betas: Sequence[tuple[float, float]]) -> float:
-    """What the taken beta is compared with: 1, the paper's, else the lowest, else the next in order of loss."""
+    """The beta to compare the chosen one with: 1 (the paper's), else the lowest loss, else the next lowest."""
     tried = {beta for _, beta in betas}
     if taken != 1.0 and 1.0 in tried:
         return 1.0
@@ -167,7 +167,7 @@ def _other_beta(taken: float, lowest: float, betas: Sequence[tuple[float, float]
 
 
 def _lengths_table(frame: pd.DataFrame, protocol: str) -> Table:
-    """Perplexity of each model at up to five lengths, the shortest and the longest among them."""
+    """Perplexity of each model at up to five lengths, including the shortest and the longest."""
     rows = alibi_first(pick(frame, protocol=protocol))
     cells = [format_perplexity(row["perplexity"]) if row["error"] is None else "failed" for row in rows_of(rows)]
     wide = by_length(rows, ["name"], cells)

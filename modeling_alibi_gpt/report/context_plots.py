@@ -1,4 +1,4 @@
-"""Figures about the use of distant text, one function each; each returns a drawing."""
+"""Figures about the use of distant text; each function returns a drawing."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -22,10 +22,10 @@ from modeling_alibi_gpt.report.frames import Records, alibi_first, frame_of, row
 
 @as_drawing
 def recall_figure(records: Records) -> Figure:
-    """The share of right answers against length, the mean over depths, and against depth at the longest length.
+    """Accuracy against length, averaged over depths, and against depth at the longest length.
 
-    Bands reach from the lowest to the highest seed. Records without depths have the first panel alone. At least one
-    record has no error.
+    Bands range from the lowest to the highest seed. Records without depths have only the first panel. At least one
+    record must have no error.
     """
     frame = with_share(alibi_first(frame_of(records)))
     frame = frame[frame["error"].isna()]
@@ -51,7 +51,7 @@ def recall_figure(records: Records) -> Figure:
 
 @as_drawing
 def context_figure(records: Records) -> Figure:
-    """Nats above the whole context against the tokens that are kept, a panel for each way of losing the rest."""
+    """Nats above the whole context against the number of kept tokens, one panel per way of removing the rest."""
     frame = alibi_first(frame_of(records))
     frame = frame[frame["error"].isna() & frame["kept_tokens"].notna()]
     figure = Figure(figsize=(WIDTH_INCHES, 0.4 + 3.3 * len(READINGS)))
@@ -79,10 +79,10 @@ def context_figure(records: Records) -> Figure:
 
 @as_drawing
 def last_occurrence_figure(records: Records) -> Figure:
-    """What the context beyond the training length is worth, by how long ago a token occurred last.
+    """The value of context beyond the training length, by the distance to a token's last occurrence.
 
-    Nats per token of the text cut to the training length above those of the whole, a line for each model; a point
-    stands for the distances up to the next.
+    Shows nats per token with the context cut to the training length minus those with the whole context, one line per
+    model. A point covers the distances up to the next point.
     """
     frame = alibi_first(frame_of(records))
     frame = frame[frame["error"].isna()]
@@ -107,7 +107,7 @@ def last_occurrence_figure(records: Records) -> Figure:
 
 
 def _share_lines(axes: Axes, frame: pd.DataFrame, x: str) -> list[Line]:
-    """A line for each name, the mean over everything else, and a band over seeds on the axes."""
+    """One line per name, averaged over everything else, and a band over seeds drawn on the axes."""
     by_seed = frame.groupby(["name", "position_method", x, "seed"], sort=False)["share"].mean().reset_index()
     curves, bands = [], []
     for (name, method), group in by_seed.groupby(["name", "position_method"], sort=False):

@@ -1,4 +1,4 @@
-"""The sections about the use of distant text: answers by length and depth, and loss with more or less context."""
+"""The sections about the use of distant text: accuracy by length and depth, and loss by amount of context."""
 
 import pandas as pd
 
@@ -22,7 +22,7 @@ TEMPLATE = "context.j2"
 
 
 def recall_sections(by_kind: Frames) -> list[Section]:
-    """A section for each comparison and task."""
+    """One section per comparison and task."""
     frame = by_kind["recall"]
     by_comparison = frame.groupby("comparison", sort=False)
     frame = pd.concat([group if name else distinct_names(group) for name, group in by_comparison])
@@ -31,7 +31,7 @@ def recall_sections(by_kind: Frames) -> list[Section]:
 
 
 def context_sections(by_kind: Frames) -> list[Section]:
-    """What is lost where distant text is replaced or cut off, and by which tokens; one section for each text."""
+    """How much loss rises when distant text is replaced or cut off, and for which tokens."""
     frame = distinct_names(by_kind["context"])
     keys = ["context_tokens", "scored_tokens", "num_windows"]
     return [section for _, group in frame.groupby(keys, sort=False) for section in _context_sections(group)]
@@ -58,7 +58,7 @@ def _recall_section(comparison: str, source: str, frame: pd.DataFrame, by_kind: 
 
 
 def _recall_finding(of_model: pd.DataFrame) -> Record:
-    """The shares of a model at its shortest and its longest length, and at the ends of the longest."""
+    """Accuracy of a model at its shortest and longest length, and at the extreme depths of the longest."""
     near, far = of_model["length_tokens"].min(), of_model["length_tokens"].max()
     longest = pick(of_model, length_tokens=far)
     depths = sorted(longest["depth"].dropna().unique())
@@ -72,7 +72,7 @@ def _recall_finding(of_model: pd.DataFrame) -> Record:
 
 
 def _mean(shares: pd.Series) -> float:
-    """Rounded as in the table, so that a tie is not rounded up in one place and down in the other."""
+    """The mean, rounded as in the table, so that ties round the same way in both places."""
     return round(float(shares.mean()), 9)
 
 

@@ -1,4 +1,4 @@
-"""Tables about the use of distant text: answers by length and depth, and loss with more or less of the context."""
+"""Tables about the use of distant text: accuracy by length and depth, and loss by amount of context."""
 
 from collections.abc import Sequence
 from statistics import fmean
@@ -16,9 +16,9 @@ READINGS = ("replaced", "cut")
 
 
 def recall_table(records: Records) -> Table:
-    """A row for each model and depth, a column for each length: the share of right answers, the mean over seeds.
+    """Accuracy averaged over seeds, one row per model and depth and one column per length.
 
-    The lowest and the highest seed stand in brackets. Errors become footnotes.
+    The lowest and the highest seed are in brackets. Errors become footnotes.
     """
     frame = with_share(alibi_first(frame_of(records)))
     frame = frame.assign(depth=[MISSING_CELL if pd.isna(depth) else f"{depth:g}" for depth in frame["depth"]])
@@ -34,15 +34,15 @@ def recall_table(records: Records) -> Table:
 
 
 def with_share(frame: pd.DataFrame) -> pd.DataFrame:
-    """Recall records with a column ``share``: of whole answers that are right, or of tokens where there is no depth.
+    """Add a column ``share`` to recall records: accuracy of whole answers, or of tokens if the task has no depth.
 
-    A task without depths, copying, has answers of half the sequence, in which one wrong token is to be expected.
+    An answer of the copy task, which has no depth, is half the sequence, so at least one wrong token is likely.
     """
     return frame.assign(share=frame["accuracy"].where(frame["depth"].notna(), frame["token_accuracy"]))
 
 
 def context_table(records: Records) -> Table:
-    """A row for each model and reading, a column for each number of kept tokens: nats above the whole context."""
+    """Nats above the whole context, one row per model and reading and one column per number of kept tokens."""
     frame = alibi_first(frame_of(records))
     notes = [row["error"] and f"{row['name']}: {row['error']}" for row in rows_of(frame)]
     footnotes = list(dict.fromkeys(note for note in notes if note))
@@ -58,7 +58,7 @@ def context_table(records: Records) -> Table:
 
 
 def last_occurrence_table(records: Records) -> Table:
-    """A row for each model and reading, a column for each bin of distances: nats per token, and how many tokens."""
+    """Nats per token, one row per model and reading and one column per distance bin, after a row of token counts."""
     frame = alibi_first(frame_of(records))
     drawn = frame[frame["error"].isna()]
     drawn = drawn[(drawn["reading"] == "whole") | is_baseline(drawn)]
@@ -77,7 +77,7 @@ def last_occurrence_table(records: Records) -> Table:
 
 
 def is_baseline(frame: pd.DataFrame) -> pd.Series:
-    """Which ``context`` records are cut to the length that their model was trained at."""
+    """Mask of the ``context`` records that are cut to the training length of their model."""
     return (frame["reading"] == "cut") & (frame["kept_tokens"] == frame["train_context_length"]).fillna(False)
 
 
@@ -87,7 +87,7 @@ def read_as(row: Record) -> str:
 
 
 def context_difference(row: Record, of_model: pd.DataFrame) -> Difference | None:
-    """What a model loses where a part of its context is replaced or cut off; None where it fails."""
+    """Loss increase of a model when part of its context is replaced or cut off; None if it failed."""
     whole = rows_of(pick(of_model, reading="whole"))
     if row["error"] is not None or not whole or whole[-1]["error"] is not None:
         return None
@@ -106,5 +106,5 @@ def _above(row: Record, of_model: pd.DataFrame, footnotes: Sequence[str]) -> str
 def _shares(shares: Sequence[float], notes: Sequence[str], footnotes: Sequence[str]) -> str:
     if notes:
         return f"failed ({footnotes.index(notes[0]) + 1})"
-    mean = f"{round(fmean(shares), 9):.2f}"  # two orders of adding must not round a tie both ways
+    mean = f"{round(fmean(shares), 9):.2f}"  # the order of summation must not change how a tie rounds
     return f"{mean} ({min(shares):.2f} to {max(shares):.2f})" if len(shares) > 1 else mean

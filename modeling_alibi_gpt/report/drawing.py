@@ -1,6 +1,6 @@
-"""How a figure of a report looks: colours, axes, curves with their names beside them, marks.
+"""The style of the figures of a report: colours, axes, directly labelled curves and marks.
 
-A figure is 5.4 inches wide at 150 dots an inch, so that its letters stay readable on a phone of 390 pixels.
+A figure is 5.4 inches wide at 150 dots per inch, so that its text is readable on a phone 390 pixels wide.
 """
 
 import io
@@ -24,7 +24,7 @@ from modeling_alibi_gpt.report.svg import inline_svg, svg_file
 WIDTH_INCHES = 5.4
 INK, GREY, PALE = "#2b2b2b", "#767676", "#b0b0b0"
 ALIBI_COLOUR, SECOND_COLOUR = "#d1430b", "#332288"
-# The muted scheme of Paul Tol, safe for colour-blind eyes; ALiBi alone is bright.
+# Paul Tol's muted scheme, which is safe for colour-blind readers; only ALiBi is bright.
 METHOD_COLOURS = {
     "alibi": ALIBI_COLOUR,
     "sinusoidal": SECOND_COLOUR,
@@ -37,7 +37,7 @@ METHOD_COLOURS = {
     "shared_offset": "#882255",
     "sandwich": "#4477aa",
 }
-# For curves of one method: its own colour, then these.
+# If all curves share one method, the first has its colour and the others have these.
 VARIANT_COLOURS = ("#332288", "#44aa99", "#117733", "#aa4499", "#5fb3d9", "#882255")
 MARKERS, DASHES = "osD^vP", ("-", "--", ":", "-.")
 STYLE: Any = {
@@ -60,18 +60,18 @@ STYLE: Any = {
     "figure.constrained_layout.w_pad": 0.08,
     "savefig.dpi": 150,
 }
-MAX_LINEAR_SPAN = 4  # a perplexity axis turns logarithmic beyond this ratio of its largest to its smallest value
+MAX_LINEAR_SPAN = 4  # a perplexity axis is logarithmic if the largest value exceeds the smallest by this factor
 MAX_TICKS = 11
 MAX_LINES = 6  # in one panel
-LABEL_INCHES = 0.17  # height of a name beside a curve
-MAX_DIRECT_LABELS, MAX_LABEL_CHARS = 12, 20  # beyond these the names go into a legend below
+LABEL_INCHES = 0.17  # height of a direct label
+MAX_DIRECT_LABELS, MAX_LABEL_CHARS = 12, 20  # beyond these, names go into a legend below the axes
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: the index of its dashes and marker tells it from others of its colour, a main one is drawn bold.
+    """One curve. ``dashes`` selects its dashes and marker among curves of one colour; a main curve is bold.
 
-    ``low`` and ``high`` are the ends of its spread at each point, where it is known.
+    ``low`` and ``high`` are the ends of its spread at each point, if known.
     """
 
     name: str
@@ -89,7 +89,7 @@ Curve = tuple[str, str, Sequence[float], Sequence[float]]  # name, position meth
 
 
 def method_lines(curves: Sequence[Curve]) -> list[Line]:
-    """Curves in the colours of their position methods, or each in its own where all share one method."""
+    """Curves in the colours of their position methods, or in distinct colours if all share one method."""
     methods = [method for _, method, _, _ in curves]
     colours = [METHOD_COLOURS.get(method, GREY) for method in methods]
     if len(set(methods)) == 1:
@@ -104,7 +104,7 @@ def method_lines(curves: Sequence[Curve]) -> list[Line]:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that is written when it is asked for: as a PNG, as an SVG file, or as SVG for the body of a page."""
+    """A figure that is rendered on first use: as PNG, as an SVG file, or as SVG to inline in a page."""
 
     figure: Figure
 
@@ -127,7 +127,7 @@ class Drawing:
 
 
 def as_drawing(draw: Callable[..., Figure]) -> Callable[..., Drawing]:
-    """Draw in the style of the report."""
+    """Decorate a function that returns a figure, so that it draws in the style of the report."""
 
     @wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Drawing:
@@ -138,7 +138,7 @@ def as_drawing(draw: Callable[..., Figure]) -> Callable[..., Drawing]:
 
 
 def in_panels(lines: Sequence[Line]) -> list[list[Line]]:
-    """The lines in groups of at most ``MAX_LINES`` that end near each other, the main one in each of them."""
+    """Groups of at most ``MAX_LINES`` lines with similar last values; the main line is in every group."""
     if len(lines) <= MAX_LINES:
         return [list(lines)]
     main = [line for line in lines if line.is_main]
@@ -149,7 +149,7 @@ def in_panels(lines: Sequence[Line]) -> list[list[Line]]:
 
 
 def new_panels(num_panels: int) -> tuple[Figure, list[Axes]]:
-    """Panels one below the other with one x axis."""
+    """A column of panels that share the x axis."""
     figure = Figure(figsize=(WIDTH_INCHES, 0.4 + 3.4 * num_panels))
     return figure, list(figure.subplots(num_panels, sharex=True, squeeze=False)[:, 0])
 
@@ -160,7 +160,7 @@ def new_axes(height_inches: float = 3.8) -> tuple[Figure, Axes]:
 
 
 def log2_axis(axes: Axes, values: Sequence[float], label: Callable[[float], str]) -> None:
-    """A logarithmic x axis over ``values``, all > 0, from power of two to power of two with plain numbers."""
+    """A log2 x axis over ``values``, all > 0, that ends at powers of two and has plain numbers."""
     low, high = math.floor(math.log2(min(values))), math.ceil(math.log2(max(values)))
     step = math.ceil((high - low + 1) / MAX_TICKS)
     ticks = [2.0**exponent for exponent in range(low, high + 1) if exponent % step == 0]
@@ -171,7 +171,7 @@ def log2_axis(axes: Axes, values: Sequence[float], label: Callable[[float], str]
 
 
 def perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
-    """A y axis for ``values``, logarithmic with plain numbers where they span more than a factor of four."""
+    """A y axis for ``values`` with plain numbers, logarithmic if they span more than a factor of four."""
     axes.set_ylabel("perplexity")
     if max(values) > MAX_LINEAR_SPAN * min(values):
         axes.set_yscale("log")
@@ -182,7 +182,7 @@ def perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def mark_training_lengths(axes: Axes, lengths_tokens: Sequence[int | None]) -> None:
-    """A vertical line at every length that some model was trained at (None: unknown), named above the axes."""
+    """A vertical line at every training length (None is unknown), labelled above the axes."""
     lengths = sorted({length for length in lengths_tokens if length})
     for length in lengths:
         axes.axvline(length, color=GREY, linestyle="--", linewidth=1, zorder=1)
@@ -194,7 +194,7 @@ def mark_training_lengths(axes: Axes, lengths_tokens: Sequence[int | None]) -> N
 
 
 def name_above(axes: Axes, x: float, text: str, colour: str) -> None:
-    """Write ``text`` over the axes at ``x``, inside their width."""
+    """Write ``text`` above the axes at ``x``, inside their width."""
     transform = axes.get_xaxis_transform()
     axes.text(x, 1.015, text, color=colour, fontsize=9, ha=inward(axes, x), transform=transform)
 
@@ -206,7 +206,7 @@ def inward(axes: Axes, x: float) -> Literal["left", "center", "right"]:
 
 
 def write_below(figure: Figure, text: str) -> None:
-    """A small note under everything else, wrapped to the width of the figure."""
+    """A small note below everything else, wrapped to the width of the figure."""
     if text:
         wrapped = "\n".join(textwrap.fill(line, 86) for line in text.splitlines())
         figure.supxlabel(wrapped, x=0.02, ha="left", fontsize=8.5, color=GREY)
@@ -230,9 +230,9 @@ def draw_lines(axes: Axes, lines: Sequence[Line], *, markers: bool = True) -> No
 
 
 def name_lines(axes: Axes, lines: Sequence[Line]) -> None:
-    """Write each name at the end of its curve, or below the axes where names are many or long.
+    """Write each name at the end of its curve, or below the axes if names are many or long.
 
-    Comes after everything is drawn, also on axes that share a scale with these: names stand at the heights of then.
+    Call this after everything is drawn, including axes that share a scale, because label positions are not updated.
     """
     if len(lines) > MAX_DIRECT_LABELS or any(len(line.name) > MAX_LABEL_CHARS for line in lines):
         _name_below(axes, lines)
@@ -241,7 +241,7 @@ def name_lines(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _name_below(axes: Axes, lines: Sequence[Line]) -> None:
-    """A legend under the axes, for which the figure grows."""
+    """A legend below the axes, in a figure that grows to make space."""
     names = [textwrap.fill(line.name, 60) for line in lines]
     num_columns = 2 if max(map(len, names)) <= MAX_LABEL_CHARS else 1
     num_rows = math.ceil(sum(name.count("\n") + 1 for name in names) / num_columns)
@@ -254,7 +254,7 @@ def _name_below(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
-    """Names right of the axes at the height of their curves' ends; a curve that ends early has its own beside it."""
+    """Names to the right of the axes, level with the ends of their curves; a shorter curve is labelled at its end."""
     last_x = max(line.xs[-1] for line in lines)
     styles = {line.name: _name_style(line.color) for line in lines}
     for line in lines:
@@ -269,7 +269,7 @@ def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights, moved up and then down from the top until neighbours are at least ``gap`` apart."""
+    """Ascending heights, moved apart until neighbours are at least ``gap`` apart."""
     spread = list(heights)
     for index in range(1, len(spread)):
         spread[index] = max(spread[index], spread[index - 1] + gap)

@@ -1,4 +1,4 @@
-"""How numbers are written for people: text of a cell, a name or a sentence."""
+"""Format numbers for cells, names and sentences."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -27,12 +27,12 @@ def format_perplexity(value: float | None) -> str:
 
 
 def format_nats(value: float | None) -> str:
-    """Nats and bits alike: four decimals."""
+    """Nats or bits, to four decimals."""
     return MISSING_CELL if value is None or pd.isna(value) else f"{value:.4f}"
 
 
 def format_ratio(value: float | None, num_digits: int = 4) -> str:
-    """Values of beta and of slopes: powers of two below 1 as fractions, anything else to ``num_digits`` digits."""
+    """Values of beta and slopes: powers of two below 1 as fractions, others to ``num_digits`` significant digits."""
     if value is None or pd.isna(value):
         return MISSING_CELL
     if 0 < value < 1 and math.frexp(value)[0] == 0.5:
@@ -41,7 +41,7 @@ def format_ratio(value: float | None, num_digits: int = 4) -> str:
 
 
 def format_range(values: Iterable[float]) -> str:
-    """``1.02 to 2.05``, or one number where both ends are the same to two decimals."""
+    """``1.02 to 2.05``, or one number if both ends are equal to two decimals."""
     ends = sorted(values)
     return " to ".join(dict.fromkeys((f"{ends[0]:.2f}", f"{ends[-1]:.2f}")))
 
@@ -59,7 +59,7 @@ def format_mean(difference: Difference) -> str:
 def format_change(difference: Difference | None) -> str:
     """``+0.031 ± 0.004``: the mean in nats and half of its 95 % interval; a dash for None.
 
-    Without an interval it is ``+0.031 (+0.028, +0.034)``, with each seed's where there are several.
+    Without an interval: ``+0.031 (+0.028, +0.034)``, the mean and the value of each seed, or the mean of one seed.
     """
     if difference is None:
         return MISSING_CELL
@@ -70,12 +70,12 @@ def format_change(difference: Difference | None) -> str:
 
 
 def protocol_name(protocol: str) -> str:
-    """A protocol for people, without its strides."""
+    """Display name of a protocol, without its strides."""
     return "non-overlapping" if protocol == "nonoverlapping" else protocol
 
 
 def describe_protocol(protocol: str, strides_tokens: Sequence[int]) -> str:
-    """A protocol for people, with the shortest and the longest of its strides."""
+    """Display name of a protocol, with its shortest and longest stride in tokens."""
     if protocol != "sliding":
         return protocol_name(protocol)
     ends = dict.fromkeys((format_count(min(strides_tokens)), format_count(max(strides_tokens))))
@@ -83,5 +83,5 @@ def describe_protocol(protocol: str, strides_tokens: Sequence[int]) -> str:
 
 
 def with_minus(number: str) -> str:
-    """A number whose hyphens are minus signs."""
+    """The number with minus signs instead of hyphens."""
     return number.replace("-", "\N{MINUS SIGN}")

@@ -1,4 +1,4 @@
-"""Records in memory: a typed table for each kind, a row a record, in the order of the records."""
+"""Records as typed data frames: one frame per kind, one row per record, in the order of the records."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,14 +14,14 @@ from modeling_alibi_gpt.runtime.records import RECORD_TYPES, Record
 from modeling_alibi_gpt.runtime.variants import BETA_DEFAULTS, corpus_of, what_varies
 
 
-# Of the windows by which trainings are followed.
+# Evaluation protocol of milestones.
 MILESTONE_PROTOCOL = "nonoverlapping"
 
 Records: TypeAlias = Sequence[Record] | pd.DataFrame
 
 
 def frames(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
-    """Tables by kind, in the order in which the kinds appear; records are of known kinds and as their schemas say."""
+    """Frames by kind, in order of first appearance. Records must be of known kinds and match their schemas."""
     by_kind: dict[str, list[Record]] = {}
     for record in records:
         by_kind.setdefault(record["kind"], []).append(record)
@@ -29,9 +29,10 @@ def frames(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
 
 
 def frame_of(records: Records) -> pd.DataFrame:
-    """One table of records of one kind, none of them missing a column; a table is handed back as it is.
+    """The frame of records of one kind, with every column of the schema; a frame is returned unchanged.
 
-    Numbers are ``int64``, ``Int64`` where some are missing, and ``float64``; everything else is an object, or None.
+    Numbers are ``int64``, ``Int64`` (if they may be missing) or ``float64``, booleans are ``bool``, and everything
+    else is ``object``.
     """
     if isinstance(records, pd.DataFrame):
         return records
@@ -44,9 +45,9 @@ def frame_of(records: Records) -> pd.DataFrame:
 
 
 def write_csv(records: Iterable[Record], folder: str | Path) -> list[str]:
-    """Write one CSV file for each kind of record, named after it, and return the paths.
+    """Write one CSV file per kind of record, named after the kind, and return the paths.
 
-    What is no number and no text stands as JSON in its cell.
+    Lists and mappings are written as JSON.
     """
     paths = []
     for kind, frame in frames(records).items():
@@ -56,7 +57,7 @@ def write_csv(records: Iterable[Record], folder: str | Path) -> list[str]:
 
 
 def pick(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
-    """The rows whose columns have these values."""
+    """The rows whose columns equal the given values."""
     chosen = pd.Series(True, index=frame.index)
     for column, value in values.items():
         chosen &= frame[column] == value
@@ -64,25 +65,29 @@ def pick(frame: pd.DataFrame, **values: Any) -> pd.DataFrame:
 
 
 def rows_of(frame: pd.DataFrame) -> list[Record]:
-    """The rows as mappings, with plain numbers."""
+    """The rows as dictionaries of plain Python numbers."""
     return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
 
 
 def distinct_names(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows, with the model's place added to a name that several models share."""
+    """The rows, with the location of the model appended to a name that several models share."""
     is_shared = frame.groupby("name")["model"].transform("nunique") > 1
     return frame.assign(name=frame["name"].where(~is_shared, frame["name"] + " (" + frame["model"] + ")"))
 
 
 def alibi_first(frame: pd.DataFrame) -> pd.DataFrame:
-    """Sorted for display: ALiBi, then the other position methods by name, each by model name and length."""
+    """Sort for display: ALiBi, then the other position methods by name, each by model name and length."""
     keys = ["position_method", "name", *(["length_tokens"] if "length_tokens" in frame else [])]
     order = frame.assign(is_other=frame["position_method"] != "alibi").sort_values(["is_other", *keys], kind="stable")
     return order.drop(columns="is_other")
 
 
 def milestone_runs(frame: pd.DataFrame) -> tuple[Record, list[Record]]:
-    """What the trainings started from, and for each when it is as good at its own length, and what it ends with."""
+    """The model that the trainings started from, and for each training its course.
+
+    The course gives the perplexity at the training length before training, the tokens after which it is as good as the
+    first model, and the perplexities at the end.
+    """
     first, measured = frame.iloc[0], frame[frame["error"].isna()]
     at_home = {"length_tokens": first["train_length_tokens"], "protocol": MILESTONE_PROTOCOL}
     goal = pick(measured, name=first["name"], **at_home)["perplexity"].min()
@@ -101,7 +106,7 @@ def milestone_runs(frame: pd.DataFrame) -> tuple[Record, list[Record]]:
 
 
 def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
-    """Cells of comparisons with what records of old do not say, and with beta and its kind in columns of their own."""
+    """Comparison cells, with fields that old records lack filled in, and with separate columns for beta and slopes."""
     rows = rows_of(frame)
     varies = [row["varies"] or what_varies(row["position_method"], row["fields"]) for row in rows]
     settings = [BETA_DEFAULTS | row["fields"] | row["reading_fields"] for row in rows]
@@ -118,14 +123,14 @@ def _labelled(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _blocks(row: Record) -> list[list[float]] | None:
-    """Nats by seed and block of the text; in one row the means over seeds, where a record has no more."""
+    """Nats by seed and block of text, or one row of means over seeds if a record has only those."""
     if row["nats_per_token_by_seed_and_block"] is not None or row["nats_per_token_by_block"] is None:
         return row["nats_per_token_by_seed_and_block"]
     return [row["nats_per_token_by_block"]]
 
 
 def _dtype(annotation: Any) -> str:
-    """The type of a column for the type of a field, which may be a choice of types."""
+    """The column type for the annotation of a field, which may be a union."""
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     choices = {get_args(member)[0] if get_origin(member) is Annotated else member for member in members}
     if choices == {int}:

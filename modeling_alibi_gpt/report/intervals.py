@@ -1,4 +1,4 @@
-"""Confidence intervals over seeds and blocks of text, which are crossed: every seed is read on every block."""
+"""Confidence intervals over seeds and blocks of text, which are crossed: every seed is evaluated on every block."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -8,21 +8,20 @@ CONFIDENCE = 0.95
 
 
 def half_width(values: ArrayLike) -> float:
-    """Half of the 95 % interval of the mean of ``values``: that of other seeds and other blocks of such text.
+    """Half-width of the 95 % confidence interval of the mean of ``values``, over seeds and blocks of text.
 
-    The standard error is that of a bootstrap which draws seeds and blocks apart from each other (the pigeonhole
-    bootstrap: Owen 2007, Annals of Applied Statistics 1(2), doi:10.1214/07-AOAS122), n - 1 of n, which makes up for
-    the bootstrap's variance being too small by a factor (n - 1) / n. Of a mean it is known in closed form, so that
-    nothing is drawn. Percentiles of three seeds would be far too narrow; the error is multiplied by a quantile of
-    Student's t instead (Hesterberg 2015, The American Statistician 69(4), doi:10.1080/00031305.2015.1089789), whose
-    degrees of freedom are those of a sum of two variances (Satterthwaite 1946, Biometrics Bulletin 2(6),
-    doi:10.2307/3002019).
+    The standard error is that of a bootstrap that resamples seeds and blocks independently (the pigeonhole bootstrap:
+    Owen 2007, Annals of Applied Statistics 1(2), doi:10.1214/07-AOAS122). It draws n - 1 of n, because the variance of
+    the bootstrap is otherwise too small by a factor (n - 1) / n. For a mean it has a closed form, so nothing is
+    sampled. Percentiles of three seeds would be far too narrow, so the error is multiplied by a quantile of Student's
+    t instead (Hesterberg 2015, The American Statistician 69(4), doi:10.1080/00031305.2015.1089789), with the degrees
+    of freedom of a sum of two variances (Satterthwaite 1946, Biometrics Bulletin 2(6), doi:10.2307/3002019).
 
-    Simulated with 3 seeds and 16 blocks it holds the mean 92 to 96 times of 100, and more often where seeds differ
-    from block to block.
+    In simulations with 3 seeds and 16 blocks, the interval covers the mean in 92 to 96 of 100 cases, and more often if
+    the effect of a seed varies between blocks.
 
     Args:
-        values: ``(S, B)`` for S seeds, at least 2, and B blocks. Differences of pairs keep seeds and blocks together.
+        values: ``(S, B)`` for S seeds, at least 2, and B blocks. For paired data, pass the paired differences.
     """
     table = np.asarray(values, dtype=float)
     of_seeds, of_blocks = (table.mean(axis=axis) for axis in (1, 0))
@@ -37,9 +36,9 @@ def half_width(values: ArrayLike) -> float:
 
 
 def t_quantile(degrees_of_freedom: float) -> float:
-    """What Student's t exceeds in absolute value with probability 5 %.
+    """The value that Student's t exceeds in absolute value with probability 5 %.
 
-    With t = sqrt(n) tan(a) its density in the angle a is proportional to cos(a) ** (n - 1), which is summed here.
+    With t = sqrt(n) tan(a), the density in the angle a is proportional to cos(a) ** (n - 1), which is integrated here.
     """
     angles = np.linspace(0, np.pi / 2, 20_001)
     density = np.cos(angles[:-1] + angles[1] / 2) ** (degrees_of_freedom - 1)

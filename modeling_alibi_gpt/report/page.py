@@ -1,4 +1,4 @@
-"""Pages from templates: the sentences of a section with its numbers, and sections as HTML and as Markdown."""
+"""Render pages from templates: the sentences of a section, and sections as HTML and Markdown."""
 
 import re
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from modeling_alibi_gpt.report.svg import dark_css
 from modeling_alibi_gpt.report.tables import Table
 
 
-MAX_STEM_BYTES = 100  # two of them, a few words between, and what a temporary name adds
+MAX_STEM_BYTES = 100  # a file name holds two stems, a few words and the suffix of a temporary file
 TEMPLATES = FileSystemLoader(Path(__file__).with_name("templates"))
 SETTINGS: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, the name of its PNG in the folder of figures, and the words for those who cannot see it."""
+    """A figure, the name of its PNG in the figures folder, and its alt text."""
 
     file_name: str
     drawing: Drawing
@@ -32,7 +32,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """One subject: a plain sentence saying what the reader sees, what it shows, and the pictures and tables of it."""
+    """A section: a description of what it shows, its findings, and its pictures and tables."""
 
     title: str
     sentence: str
@@ -44,7 +44,7 @@ class Section:
 def make_section(
     template: str, macro: str, *, pictures: Sequence[Picture] = (), tables: Sequence[Table] = (), **values: Any
 ) -> Section:
-    """A section whose text a macro of a template writes: its title, sentences, and findings after hyphens."""
+    """Make a section from a template macro, which writes the title, then sentences, then findings as list items."""
     title, *lines = render_lines(template, macro, **values)
     findings = [line.removeprefix("- ") for line in lines if line.startswith("- ")]
     sentence = " ".join(line for line in lines if not line.startswith("- "))
@@ -52,18 +52,18 @@ def make_section(
 
 
 def render_lines(template: str, macro: str, **values: Any) -> list[str]:
-    """The lines that a macro writes, without empty ones. A value that the macro does not know raises an error."""
+    """The non-empty lines that a macro writes. A value that the macro does not declare raises an error."""
     text = getattr(_SENTENCES.get_template(template).module, macro)(**values)
     return [line.strip() for line in str(text).splitlines() if line.strip()]
 
 
 def render_html(title: str, sections: Sequence[Section]) -> str:
-    """One page with nothing outside it: styles and pictures are inside, and every text is escaped."""
+    """Render a self-contained HTML page: styles and pictures are inline, and all text is escaped."""
     return _PAGES.get_template("page.html").render(title=title, sections=sections)
 
 
 def render_markdown(title: str, sections: Sequence[Section], *, figures_folder: str) -> str:
-    """The same in GitHub's Markdown, its pictures in ``figures_folder``, relative to the page."""
+    """Render a page in GitHub Markdown, with its pictures in ``figures_folder``, relative to the page."""
     page = _PAGES.get_template("page.md").render(title=title, sections=sections, figures_folder=figures_folder)
     return page.strip() + "\n"
 
@@ -77,23 +77,23 @@ def markdown_table(table: Table) -> str:
 
 
 def file_stem(name: str) -> str:
-    """The name of a file for ``name``: lower case, one underscore between its words, short enough for any disk."""
+    """A file name for ``name``: lower case, words joined by underscores, short enough for any file system."""
     stem = re.sub(r"\W+", "_", name.lower()).strip("_")
     return stem.encode("utf-8")[:MAX_STEM_BYTES].decode("utf-8", errors="ignore")
 
 
 def _escape(text: str) -> str:
-    """On one line, with the characters that Markdown would act upon marked as plain."""
+    """Join the text into one line and escape the characters that Markdown interprets."""
     return re.sub(r"([\\\\`*\[\]<>|])", r"\\\1", " ".join(text.split()))
 
 
 def _on_one_line(value: Any) -> Any:
-    """A name with a line break in it must not end the line of a template."""
+    """Replace line breaks in a value, because templates are line-based."""
     return " ".join(value.splitlines()) if isinstance(value, str) else value
 
 
 def _by_sign(differences: dict[Any, Difference | None]) -> list[tuple[str, dict[str, Difference | None]]]:
-    """Names and their differences under what these show, groups without members left out."""
+    """Group named differences by sign, without empty groups."""
     words: dict[int | None, str] = {-1: "lower", 0: "no different", 1: "higher", None: "cannot be read"}
     groups: dict[str, dict[str, Difference | None]] = {word: {} for word in words.values()}
     for key, difference in differences.items():

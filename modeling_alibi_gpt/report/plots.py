@@ -1,4 +1,4 @@
-"""The figures of a report, one function each, drawn from records."""
+"""The figures of a report, drawn from records by one function each."""
 
 import math
 import textwrap
@@ -39,22 +39,22 @@ from modeling_alibi_gpt.runtime.records import Record
 
 
 KIND_COLOURS = {"geometric": ALIBI_COLOUR, "uniform": SECOND_COLOUR, AFTER_TRAINING: GREY}
-# Around a point that lies in the same place they can still be seen.
+# Rings remain visible around a point at the same place.
 RINGS: Any = {"linestyle": "none", "marker": "o", "markersize": 8, "fillstyle": "none"}
-# Fewer tokens say more of themselves than of their position.
+# With fewer tokens, the mean depends more on the tokens than on their position.
 MIN_POINT_TOKENS = 100
 
 
 @as_drawing
 def beta_figure(trials: Sequence[Record], trained: Sequence[Record]) -> Figure:
-    """Perplexity against beta: seeds as faint points, their mean as a line, the taken beta named.
+    """Perplexity against beta: seeds as faint points, their mean as a line, the chosen beta labelled.
 
-    Hollow points are betas that are not told apart from the lowest. Trials that were pruned or failed are crosses at
-    the bottom. At least one trial is complete.
+    Hollow points are betas that are not distinguishable from the lowest. Trials that were pruned or failed are crosses
+    at the bottom. At least one trial must be complete.
 
     Args:
-        trials: Of one study.
-        trained: Runs of the same study in which beta was learned; they are drawn beside.
+        trials: Trials of one study.
+        trained: Runs of the same study in which beta was learned; drawn in the same figure.
     """
     figure, axes = new_axes()
     complete = sorted((trial for trial in trials if trial["state"] == "COMPLETE"), key=lambda trial: trial["beta"])
@@ -80,10 +80,10 @@ def beta_figure(trials: Sequence[Record], trained: Sequence[Record]) -> Figure:
 
 @as_drawing
 def extrapolation_figure(records: Records) -> Figure:
-    """Perplexity against length, a panel for each protocol and each six models; what failed is noted underneath.
+    """Perplexity against length, one panel per protocol and group of up to six models; failures are noted below.
 
-    Around each mean lies the range of its seeds, where records have several. Protocols share a scale. At least one
-    record has no error.
+    The band around a mean is the range of its seeds, if there are several. Protocols share a scale. At least one
+    record must have no error.
     """
     frame = frame_of(records)
     measured = alibi_first(frame[frame["error"].isna()])
@@ -113,10 +113,10 @@ def extrapolation_figure(records: Records) -> Figure:
 
 @as_drawing
 def difference_figure(grid: Comparison) -> Figure:
-    """Nats above the reference as trained against length, with the main protocol, six variants a panel.
+    """Nats above the reference as trained, against length, with the main protocol and up to six variants per panel.
 
-    Around each mean lies its 95 % interval, or the range of its seeds where there are too few for one. At least one
-    variant beside the reference has a figure.
+    The band around a mean is its 95 % interval, or the range of its seeds if there are too few for an interval. At
+    least one variant other than the reference must have a value.
     """
     curves, spreads = [], []
     for variant in [variant for variant in grid.variants if variant != grid.reference]:
@@ -136,7 +136,7 @@ def difference_figure(grid: Comparison) -> Figure:
 
 @as_drawing
 def position_figure(records: Records) -> Figure:
-    """Nats per token against position, a line per record; a point stands for the positions since the one before.
+    """Nats per token against position, one line per record. A point covers the positions since the previous point.
 
     Points of fewer than ``MIN_POINT_TOKENS`` tokens are left out, unless a record has no others.
     """
@@ -173,7 +173,7 @@ def training_figure(records: Records) -> Figure:
 
 @as_drawing
 def milestone_figure(records: Records, start: str) -> Figure:
-    """Perplexity against tokens of fine-tuning, a line for each model and length, the start as a level line."""
+    """Perplexity against fine-tuning tokens, one line per model and length; the start model is a horizontal line."""
     chosen = pick(frame_of(records), protocol=MILESTONE_PROTOCOL)
     chosen = chosen[chosen["error"].isna()].assign(thousands=chosen["num_train_tokens"] / 1000)
     tuned, level = chosen[chosen["name"] != start], pick(chosen, name=start)["perplexity"].tolist()
@@ -190,9 +190,9 @@ def milestone_figure(records: Records, start: str) -> Figure:
 
 @as_drawing
 def beta_comparison_figure(curves: dict[tuple[str, int], Curve]) -> Figure:
-    """Perplexity against beta for each kind of slopes: a line at the shortest length, rings at the longest.
+    """Perplexity against beta for each kind of slopes: points at the shortest length, rings at the longest.
 
-    Around each mean lies the range of its seeds.
+    The band around a mean is the range of its seeds.
     """
     figure, axes = new_axes(4.4)
     log2_axis(axes, [beta for curve in curves.values() for beta in curve], format_ratio)
@@ -217,7 +217,7 @@ def beta_comparison_figure(curves: dict[tuple[str, int], Curve]) -> Figure:
 def _over_lengths(
     lines: Sequence[Line], labels: tuple[str, str], trained_tokens: pd.Series, level: float | None = None
 ) -> Figure:
-    """Lines over tokens in as many panels as they need, with a dotted line at ``level`` if it is given."""
+    """Lines over tokens in as many panels as needed, with a dotted horizontal line at ``level`` if given."""
     groups = in_panels(lines)
     figure, panels = new_panels(len(groups))
     for axes, group in zip(panels, groups, strict=True):
@@ -233,7 +233,7 @@ def _over_lengths(
 
 
 def _lines(frame: pd.DataFrame, keys: list[str], x: str) -> list[Line]:
-    """Perplexity against ``x``, a line for each name, or for each name and length, with the range of its seeds."""
+    """Perplexity against ``x``, one line per name or per name and length, with the range of its seeds."""
     curves, by_seed = [], []
     for (name, *lengths), group in frame.groupby(keys, sort=False):
         by_seed.append(group.get("nats_per_token_by_seed"))
@@ -248,7 +248,7 @@ def _lines(frame: pd.DataFrame, keys: list[str], x: str) -> list[Line]:
 
 
 def _mark_trained_beta(axes: Axes, trained: Sequence[Record], betas: Sequence[float]) -> None:
-    """A band from the lowest to the highest beta of any layer, a line at the mean, a diamond for each run."""
+    """A band from the lowest to the highest beta of any layer, a line at the mean and a diamond per run."""
     axes.axvspan(min(betas), max(betas), color=SECOND_COLOUR, alpha=0.1, linewidth=0)
     axes.axvline(fmean(betas), color=SECOND_COLOUR, linestyle="--", linewidth=1)
     for record in trained:
@@ -258,7 +258,7 @@ def _mark_trained_beta(axes: Axes, trained: Sequence[Record], betas: Sequence[fl
 
 
 def _name_taken(axes: Axes, trials: Sequence[Record], taken: Record, choice: BetaChoice) -> None:
-    """A hollow point at each beta that is not told apart from the lowest, the largest at the one that is taken."""
+    """A hollow point at each beta that is not distinguishable from the lowest, and a larger one at the chosen beta."""
     beta, perplexity = taken["beta"], taken["perplexity"]
     points: dict[str, Any] = {"linestyle": "none", "marker": "o", "mfc": "white", "mec": ALIBI_COLOUR}
     level = [trial for trial in trials if trial["beta"] in choice.level]
@@ -274,7 +274,7 @@ def _name_taken(axes: Axes, trials: Sequence[Record], taken: Record, choice: Bet
 
 
 def _not_drawn(frame: pd.DataFrame) -> str:
-    """One line per model that failed somewhere, with its first reason: the table beside has them all."""
+    """One line per model that failed somewhere, with the first reason; the table lists all of them."""
     lines = []
     for name, group in frame[frame["error"].notna()].groupby("name", sort=False):
         lengths = ", ".join(map(format_count, sorted(group["length_tokens"].unique())))

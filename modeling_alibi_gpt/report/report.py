@@ -1,4 +1,4 @@
-"""The report: chooses, from records alone, the sections, figures and tables, and writes them. Computes nothing new."""
+"""Write a report: its sections, figures and tables depend on the records alone, and nothing is measured anew."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -53,25 +53,25 @@ MODES = ("retrain", "posthoc")
 
 @config_dataclass
 class ReportConfig:
-    """What ``scripts/report.py`` builds."""
+    """Settings of ``alibi-gpt report``."""
 
     records: list[str]
-    """JSON Lines files that other scripts wrote."""
+    """JSON Lines files with the records of other scripts."""
     output_dir: str
-    """Gets the page as HTML and as Markdown, and the folder of its figures."""
+    """Folder for the page, as HTML and Markdown, and its figures."""
     title: str = "AlibiGPT report"
     """Heading of the page."""
     page: str = "report"
-    """Its file name without suffix."""
+    """File name of the page, without suffix."""
     figures_folder: str = "figures"
-    """Where its pictures go, within ``output_dir``."""
+    """Folder of the figures, relative to ``output_dir``."""
     html: bool = True
-    """Whether the page is written as HTML too."""
+    """Whether to write the page as HTML in addition to Markdown."""
     claims: bool = False
-    """Whether what is said of ALiBi is judged by the comparisons, in a table of verdicts."""
+    """Whether to begin with a table that judges claims about ALiBi by the comparisons."""
     template: str | None = None
-    """Markdown with Jinja expressions, written by hand, whose numbers the records fill in. Null builds every section
-    that there are records for. A page from a template is Markdown alone.
+    """Markdown file with Jinja expressions, whose numbers are filled in from the records. Null writes every section
+    that the records provide data for. A page from a template is written as Markdown only.
     """
 
     def __post_init__(self) -> None:
@@ -88,20 +88,20 @@ def build_report(
     html: bool = True,
     claims: bool = False,
 ) -> dict[str, Any]:
-    """Write a page and its figures: all of them, or none where the disk is full.
+    """Write a page and its figures: all of them, or none if the disk is full.
 
     Args:
-        records: of the kinds in ``RECORD_TYPES``, in any order; kinds without records are left out.
+        records: Records of the kinds in ``RECORD_TYPES``, in any order. Kinds without records get no section.
         output_dir: Folder of the page.
         title, page, figures_folder, html, claims: As in ``ReportConfig``.
 
     Returns:
-        The paths written: ``html`` (null without), ``markdown`` and the list ``figures``. Also the ``conclusion``
-        that begins the page; it is empty where the page begins with verdicts.
+        The paths written: ``html`` (None without HTML), ``markdown`` and the list ``figures``. Also the ``conclusion``
+        at the top of the page, which is empty if the page begins with verdicts.
 
     Raises:
-        ValueError: there are no records, one is of an unknown kind, lacks a field of its kind or has one of another
-            type, or the page or its figures would lie outside ``output_dir``.
+        ValueError: There are no records, a record is of an unknown kind, lacks a field or has a field of the wrong
+            type, a comparison is incomplete, or the page or its figures would be outside ``output_dir``.
     """
     _check_names(page, figures_folder)
     check_page_records(records)
@@ -132,7 +132,7 @@ def _conclusion_sections(conclusion: Conclusion) -> list[Section]:
 
 
 def _sections(compared: Frames, by_kind: Frames, claims: bool) -> list[Section]:
-    """The sections that there are records for: comparisons, and everything else by its kind."""
+    """The sections that the records provide data for: comparisons first, then everything else by kind."""
     sections = comparison_sections(compared, claims=claims)
     sections += recall_sections(compared) if "recall" in compared else []
     for kind, build in SECTION_BUILDERS.items():
@@ -141,7 +141,7 @@ def _sections(compared: Frames, by_kind: Frames, claims: bool) -> list[Section]:
 
 
 def _check_names(page: str, figures_folder: str) -> None:
-    """Raise a ValueError unless a page and the folder of its figures lie in the folder of the report."""
+    """Raise a ValueError unless the page and its figures folder are inside the report folder."""
     if page in ("", ".", "..") or not page.isprintable() or re.search(r"[/\\]", page):
         raise ValueError(f"page must be a file name without a folder, got {page!r}")
     folder = PurePosixPath(figures_folder)
@@ -151,7 +151,7 @@ def _check_names(page: str, figures_folder: str) -> None:
 
 
 def _with_figures_of_their_own(sections: Sequence[Section]) -> list[Section]:
-    """The sections with a number behind the name of a figure that an earlier one has already."""
+    """The sections, with a number appended to figure names that are already taken."""
     taken: set[str] = set()
     numbered = []
     for section in sections:
@@ -178,7 +178,7 @@ def _extrapolation_sections(by_kind: Frames) -> list[Section]:
 
 
 def _position_sections(located: pd.DataFrame) -> list[Section]:
-    """Each model at its longest length without an error, from non-overlapping windows where there are such."""
+    """Each model at its longest length without an error, from non-overlapping windows if available."""
     if located.empty:
         return []
     ordered = located.assign(is_whole=located["protocol"] == "nonoverlapping")
@@ -204,16 +204,16 @@ def _beta_sections(by_kind: Frames) -> list[Section]:
 
 
 def _trained_beside(study: str, studies: Sequence[str], trained: pd.DataFrame) -> list[Record]:
-    """The runs in which beta was learned by the trainings of just this study: those of others say nothing of it.
+    """The runs of this study in which beta was learned.
 
-    Records of old do not name their study, and belong to the only one there is.
+    Old records do not name their study; they belong to it if it is the only one.
     """
     only = studies[0] if len(studies) == 1 else None
     return [row for row in rows_of(trained) if (row["study"] or only) == study]
 
 
 def _beta_section(frame: pd.DataFrame, trained: list[Record], file_name: str) -> Section:
-    """A study: its macro in the template is named after its mode."""
+    """The section of a study. Its template macro is named after the mode."""
     trials, is_complete = rows_of(frame), frame["state"] == "COMPLETE"
     choice, pictures = "", []
     if is_complete.any():
@@ -241,7 +241,7 @@ def _bias_by_distance_sections(by_kind: Frames) -> list[Section]:
 
 
 def _milestone_sections(by_kind: Frames) -> list[Section]:
-    """One section for all trainings that were measured on the way; the first is what the others started from."""
+    """One section for all trainings with milestones; the first one is the model that the others started from."""
     frame = by_kind["milestone"]
     start, runs = milestone_runs(frame)
     tuned = frame[(frame["name"] != start["name"]) & frame["error"].isna()]
@@ -268,11 +268,11 @@ def _attention_speed_sections(by_kind: Frames) -> list[Section]:
 
 
 def _tables_alone(kind: str, tables: Callable[[pd.DataFrame], list[Table]]) -> Callable[[Frames], list[Section]]:
-    """A section without pictures: its macro in the template is named after its kind."""
+    """A section without pictures. Its template macro is named after the kind of record."""
     return lambda by_kind: [make_section(TEMPLATE, kind, tables=tables(by_kind[kind]))]
 
 
-# In the order of the page, for kinds of records that are not part of a comparison.
+# Sections of records that are not part of a comparison, in page order.
 SECTION_BUILDERS: dict[str, Callable[[Frames], list[Section]]] = {
     "extrapolation": _extrapolation_sections,
     "context": context_sections,

@@ -1,4 +1,4 @@
-"""Figures of a written page: SVG, at most six curves a panel, each named at its end, the spread of seeds drawn."""
+"""Figures of a written page, as SVG: at most six labelled curves per panel, with the spread of their seeds."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -43,11 +43,11 @@ NAMES = {
 
 @as_drawing
 def length_figure(panels: Sequence[tuple[str, Comparison]], methods: Sequence[str]) -> Figure:
-    """Nats above a model's own loss at its training length, against length in multiples of it.
+    """Nats above a model's own loss at the training length, against length in multiples of the training length.
 
     Args:
-        panels: A title and a comparison each.
-        methods: The variants to draw, at most six.
+        panels: Title and comparison of each panel.
+        methods: Variants to draw, at most six.
     """
     figure, all_axes = new_panels(len(panels))
     drawn = []
@@ -70,9 +70,9 @@ def length_figure(panels: Sequence[tuple[str, Comparison]], methods: Sequence[st
 
 @as_drawing
 def rivals_figure(grids: Mapping[str, Comparison], methods: Sequence[str]) -> Figure:
-    """Nats above ALiBi of each method on each corpus: at the training length, and at the longest length read.
+    """Nats above ALiBi of each method on each corpus, at the training length and at the longest length.
 
-    A marker is a corpus; around it is the range of its seeds or, from three seeds on, the 95 % interval.
+    Each corpus has its own marker. The bar is the range of the seeds or, with at least three seeds, the 95 % interval.
     """
     figure = Figure(figsize=(WIDTH_INCHES, 1.6 + 0.62 * 2 * len(methods)))
     panels = list(figure.subplots(2, 1))
@@ -98,13 +98,13 @@ def rivals_figure(grids: Mapping[str, Comparison], methods: Sequence[str]) -> Fi
 
 @as_drawing
 def trained_betas_figure(curves: Mapping[str, Curve]) -> Figure:
-    """Nats above the lowest of each curve against the beta trained with; at most six curves."""
+    """Nats above the lowest loss of each curve, against the beta of training; at most six curves."""
     return _beta_figure(curves, f"{BETA} of training (log scale)", "nats above the best β")
 
 
 @as_drawing
 def changed_betas_figure(curve: Curve, own_beta: float) -> Figure:
-    """Nats above the beta of training, when a trained model is read with another one."""
+    """Nats above the loss at the beta of training, against the beta that a trained model is evaluated with."""
     return _beta_figure(
         {AFTER_TRAINING: curve}, f"{BETA} set after training (log scale)", "nats above own β", own_beta
     )
@@ -112,10 +112,10 @@ def changed_betas_figure(curve: Curve, own_beta: float) -> Figure:
 
 @as_drawing
 def recall_figure(curves: Mapping[str, tuple[str, Mapping[int, Sequence[float]]]]) -> Figure:
-    """The share of right answers about the oldest item against the length of the text, with the range of its seeds.
+    """Accuracy on the oldest item against the length of the text, with the range of the seeds.
 
     Args:
-        curves: By variant its position method, and by length the share of each seed; at most six.
+        curves: For each variant, its position method and the accuracy of each seed by length; at most six variants.
     """
     figure, axes = new_axes(3.6)
     named = [

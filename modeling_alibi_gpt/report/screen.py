@@ -1,4 +1,4 @@
-"""A screen: one comparison that has every method at several settings, of which the best of each are taken."""
+"""A screen: a comparison of every method at several settings, from which the best setting of each is chosen."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -24,9 +24,9 @@ class Screened:
     """One method of a screen.
 
     Attributes:
-        name: Of the method, with what sets it apart from others of its kind.
-        nats: Per token at the shortest length, the mean over seeds, by settings.
-        fields: What a variant must set to be the method at the best of its settings.
+        name: Name of the method, with the fields that distinguish it from similar methods.
+        nats: Mean nats per token over seeds at the shortest length, by settings.
+        fields: Fields of the variant with the best settings.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Screened:
 
     @property
     def at_the_edge(self) -> list[str]:
-        """Which of the best settings are the smallest or the largest tried, in words: one beyond may be better."""
+        """The best settings that are the smallest or largest tried, in words; a value beyond them may be better."""
         words = []
         for key, value in self.best:
             tried = {dict(settings)[key] for settings in self.nats}
@@ -49,14 +49,14 @@ class Screened:
 
 
 def is_screen(grid: Comparison) -> bool:
-    """Whether a comparison has one method at several settings that are not what is compared."""
+    """Whether a comparison has a method at several training settings."""
     return any(len(method.nats) > 1 for method in screened(grid))
 
 
 def screened(grid: Comparison) -> list[Screened]:
-    """The methods of a comparison as they were trained, in the order of its variants; those that failed are left out.
+    """The methods of a comparison as trained, in the order of its variants; failed variants are left out.
 
-    Which settings a variant has is read from its fields: those of its training, and the amplitude of sinusoids.
+    The settings of a variant are its training fields and the amplitude of its sinusoids.
     """
     methods: dict[str, list[Record]] = {}
     for variant in grid.variants:
@@ -72,9 +72,9 @@ def screened(grid: Comparison) -> list[Screened]:
 
 
 def screen_tables(methods: Iterable[Screened]) -> list[Table]:
-    """A row for each method, its nats at each of its settings and its best in words; a table for each set of settings.
+    """One table per set of settings, with one row per method: its nats at each setting, and which are at an edge.
 
-    A star marks the best of a row.
+    A star marks the best setting of a row.
     """
     alike: dict[tuple[str, ...], list[Screened]] = {}
     for method in methods:
@@ -83,13 +83,13 @@ def screen_tables(methods: Iterable[Screened]) -> list[Table]:
 
 
 def best_variants(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Every method of the screens at the best of its settings, as ``variants`` of the next comparison.
+    """Every screened method at its best settings, as ``variants`` for the next comparison.
 
     Args:
-        records: Of one screen or more; only ``comparison`` records are read.
+        records: Records of one or more screens; only ``comparison`` records are used.
 
     Raises:
-        ValueError: None of them is a screen, or two of them screen the same method.
+        ValueError: The records contain no screen, or two screens of the same method.
     """
     cells = [record for record in records if record["kind"] == "comparison"]
     groups = frame_of(cells).groupby("comparison", sort=False) if cells else []
@@ -119,7 +119,7 @@ def _settings(fields: dict[str, Any]) -> Settings:
 
 
 def _place(key: str) -> tuple[int, str]:
-    """The order of settings: those that have names first."""
+    """Sort key of settings: those in ``SETTING_NAMES`` come first."""
     names = list(SETTING_NAMES)
     return names.index(key) if key in names else len(names), key
 

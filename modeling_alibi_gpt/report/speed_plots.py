@@ -1,4 +1,4 @@
-"""The figure of the speed of attention, drawn from records."""
+"""The figure of attention speed, drawn from records."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -23,14 +23,14 @@ DRAWN_HEAD_DIM = 64
 
 
 def drawn_speeds(frame: pd.DataFrame) -> pd.DataFrame:
-    """Those ``attention_speed`` records that the figure draws."""
+    """The ``attention_speed`` records that the figure draws."""
     drawn = pick(frame, mode="forward", dtype="float32", head_dim=DRAWN_HEAD_DIM)
     return drawn[drawn["name"].isin(DRAWN_VARIANTS)]
 
 
 @as_drawing
 def attention_speed_figure(records: Records) -> Figure:
-    """Time of float32 prefill against length, in times plain causal attention: one line for each way drawn."""
+    """Time of float32 prefill relative to plain causal attention, against length; one line per back end."""
     frame = drawn_speeds(frame_of(records))
     figure, axes = new_axes()
     lines = []

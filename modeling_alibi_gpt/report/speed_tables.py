@@ -1,4 +1,4 @@
-"""Tables of speed: attention, whole models and decoding, each as a ratio to the reference that was timed in turn."""
+"""Tables of speed: attention, whole models and decoding, each relative to an interleaved reference."""
 
 from modeling_alibi_gpt.report.formats import MISSING_CELL, format_count, format_mebibytes
 from modeling_alibi_gpt.report.frames import Records, frame_of, rows_of
@@ -6,7 +6,7 @@ from modeling_alibi_gpt.report.tables import Table, by_length, of_columns
 from modeling_alibi_gpt.runtime.records import Record
 
 
-# As records name the ways of attention -> as a reader knows them.
+# Names of attention back ends in records -> display names.
 WAY_NAMES = {
     "dense": "SDPA with a dense bias",
     "strips": "sdpa (from 512 tokens on)",
@@ -24,7 +24,7 @@ GPU_WAY_NAMES = {
 
 
 def attention_speed_table(records: Records) -> Table:
-    """A row for each processor, shape, mode, dtype and way; a column for each length, in times the reference."""
+    """Times relative to the reference, one row per processor, shape, mode, dtype and back end, a column per length."""
     every = frame_of(records)
     every = every.assign(processor=[processor(row) for row in rows_of(every)])
     frame = every[every["name"] != every["reference"]]
@@ -40,13 +40,13 @@ def attention_speed_table(records: Records) -> Table:
 
 
 def processor(record: Record) -> str:
-    """What a record was timed on."""
+    """The processor that a record was timed on."""
     hardware = record["provenance"]["hardware"]
     return hardware["gpus"][0] if hardware["gpus"] else f"{hardware['cpu']}, {record['num_threads']} threads"
 
 
 def model_speed_table(records: Records) -> Table:
-    """A row for each model, mode and length."""
+    """One row per model, mode and length."""
     frame = frame_of(records)
     columns = {
         "model": frame["name"],
@@ -60,7 +60,7 @@ def model_speed_table(records: Records) -> Table:
 
 
 def conversion_speed_table(records: Records) -> Table:
-    """A row for each model and mode; times the original and MiB beyond its own weights at each length."""
+    """One row per model and mode: time relative to the original, and MiB beyond the weights, at each length."""
     frame = frame_of(records)
     counts = frame["num_new_tokens"].map(" {}".format, na_action="ignore").astype(object).fillna("")
     frame = frame.assign(mode=frame["mode"] + counts)
@@ -75,7 +75,7 @@ def conversion_speed_table(records: Records) -> Table:
 
 
 def decode_speed_table(records: Records) -> Table:
-    """A row for each back end and length of context."""
+    """One row per back end and context length."""
     frame = frame_of(records)
     columns = {
         "back end": frame["name"],
@@ -89,7 +89,7 @@ def decode_speed_table(records: Records) -> Table:
 
 
 def gpu_attention_table(records: Records) -> Table:
-    """Times of plain causal attention: a row for each way, head size and direction, a column for each length.
+    """Times relative to plain causal attention, one row per back end, head size and mode, one column per length.
 
     Args:
         records: ``attention_speed`` records of one device.

@@ -1,4 +1,4 @@
-"""Which differences count: a rule between trainings, a rule within one model, and what follows for a claim."""
+"""Decide which differences count: a rule between trainings, a rule within one model, and verdicts on claims."""
 
 import math
 import statistics
@@ -13,23 +13,23 @@ from modeling_alibi_gpt.runtime.records import Record
 Blocks = Sequence[Sequence[float]]
 
 
-# Differences between trainings of this size that are smaller say nothing.
+# Smaller differences between trainings of this size are treated as noise.
 NOISE_NATS = 0.02
-# The same of one seed, whose spread is not known: two standard deviations over seeds of such a difference. The four
-# comparisons with two seeds had 0.023, 0.032, 0.034 and 0.059 nats; the largest counts.
+# The same for one seed, whose spread is unknown: two standard deviations of such a difference over seeds. The standard
+# deviations in the four comparisons with two seeds were 0.023, 0.032, 0.034 and 0.059 nats; the largest is used.
 LONE_SEED_NATS = 0.12
-# How far a change of one model depends on the text, for records that do not hold their blocks: the standard error over
-# blocks of 16 thousand tokens, which was 0.0007 to 0.0021 in eight changes of ALiBi with length (the demo's records).
+# Standard error over blocks of a difference within one model, for records without blocks. With blocks of 16 thousand
+# tokens it was 0.0007 to 0.0021 in eight changes of ALiBi with length (the demo's records).
 BLOCK_ERROR_NATS = 0.002
-# What is shown to rise by less than this, one per cent of perplexity, stays level.
+# A loss that is shown to rise by less than this, one per cent of perplexity, counts as level.
 LEVEL_NATS = 0.01
 NUM_STANDARD_ERRORS = 2
-# Fewer say too little of what another seed does: differences between such trainings prove and refute no claim.
+# With fewer seeds the spread is too uncertain: differences between such trainings neither prove nor refute a claim.
 MIN_SEEDS = 3
 
 
 class Verdict(Enum):
-    """What records say of a claim."""
+    """The verdict of the records on a claim."""
 
     HOLDS = "holds"
     DOES_NOT_HOLD = "does not hold"
@@ -38,13 +38,13 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Difference:
-    """Nats of one measurement above another.
+    """Nats per token of one measurement minus those of another.
 
     Attributes:
-        by_seed: One number for each seed that both have.
-        noise: What their mean must exceed to count, in nats.
-        half_width: Half of the 95 % interval of their mean; None of fewer than ``MIN_SEEDS`` seeds.
-        is_proof: Whether a claim may rest on it.
+        by_seed: One difference per seed that both measurements share.
+        noise: Threshold in nats that the mean must exceed to count.
+        half_width: Half of the 95 % interval of the mean; None with fewer than ``MIN_SEEDS`` seeds.
+        is_proof: Whether the difference can prove or refute a claim.
     """
 
     by_seed: tuple[float, ...]
@@ -58,43 +58,44 @@ class Difference:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """Of its 95 % interval, or of its seeds where there are too few for one."""
+        """Ends of the 95 % interval, or the lowest and highest seed if there are too few for an interval."""
         if self.half_width is None:
             return min(self.by_seed), max(self.by_seed)
         return self.mean - self.half_width, self.mean + self.half_width
 
     @property
     def sign(self) -> int:
-        """1 or -1 where every seed lies on that side and the mean is beyond the noise, else 0: undetected."""
+        """1 or -1 if all seeds agree on the sign and the mean exceeds the noise, else 0 (undetected)."""
         if abs(self.mean) <= self.noise or min(self.by_seed) < 0 < max(self.by_seed):
             return 0
         return 1 if self.mean > 0 else -1
 
     @property
     def shown(self) -> int:
-        """``sign`` where a claim may rest on it, else 0."""
+        """``sign`` if the difference can prove or refute a claim, else 0."""
         return self.sign if self.is_proof else 0
 
     @property
     def rise(self) -> int:
-        """1 where it is shown to rise, -1 where it is shown to stay level or to fall, else 0."""
+        """1 if the loss is shown to rise, -1 if it is shown to stay level or fall, else 0."""
         return 1 if self.sign > 0 else -int(self.is_level)
 
     @property
     def is_level(self) -> bool:
-        """Whether it is shown, not merely undetected, that no seed rises by more than ``LEVEL_NATS``."""
+        """Whether no seed rises by more than ``LEVEL_NATS``, even after adding the noise."""
         return self.sign <= 0 and max(self.by_seed) + self.noise <= LEVEL_NATS
 
 
 def between_trainings(by_seed: Iterable[float], by_block: Blocks | None = None) -> Difference:
-    """A difference of models trained apart.
+    """A difference between models that were trained separately.
 
-    Noise is half of the 95 % interval over seeds and blocks of text, but at least ``NOISE_NATS``. Of two seeds it is
-    ``NOISE_NATS`` or two standard errors over them, of one seed ``LONE_SEED_NATS``: enough to choose by, not to prove.
+    The noise is half of the 95 % interval over seeds and blocks of text, but at least ``NOISE_NATS``. For two seeds it
+    is two standard errors over seeds, but at least ``NOISE_NATS``; for one seed it is ``LONE_SEED_NATS``. Both are
+    good enough to choose a model, but prove nothing.
 
     Args:
-        by_seed: Nats per token of the one above the other, for each seed.
-        by_block: The same for each seed and each block of the text; None where the records hold none.
+        by_seed: Difference in nats per token for each seed.
+        by_block: The same for each seed and block of text; None if the records have no blocks.
     """
     differences = tuple(by_seed)
     if len(differences) >= MIN_SEEDS:
@@ -107,14 +108,14 @@ def between_trainings(by_seed: Iterable[float], by_block: Blocks | None = None) 
 
 
 def within_a_model(by_seed: Iterable[float], by_block: Blocks | None = None) -> Difference:
-    """A difference of two readings of one text by the same models.
+    """A difference between two readings of one text by the same models.
 
-    Noise is half of the 95 % interval over seeds and blocks. Of fewer than ``MIN_SEEDS`` seeds it is two standard
-    errors over the blocks, and the difference speaks of these models alone.
+    The noise is half of the 95 % interval over seeds and blocks. With fewer than ``MIN_SEEDS`` seeds it is two
+    standard errors over the blocks, and the difference holds for these models only.
 
     Args:
-        by_seed: Nats per token of the one reading above the other, for each seed.
-        by_block: The same for each seed, or for their mean, and each block; None where the records hold none.
+        by_seed: Difference in nats per token for each seed.
+        by_block: The same for each block, by seed or averaged over seeds; None if the records have no blocks.
     """
     differences = tuple(by_seed)
     if by_block is None:
@@ -127,19 +128,19 @@ def within_a_model(by_seed: Iterable[float], by_block: Blocks | None = None) -> 
 
 
 def block_differences(one: Blocks | None, other: Blocks | None) -> list[list[float]] | None:
-    """Seed by seed and block by block, the one above the other; None where either has no blocks."""
+    """Differences by seed and block; None if either has no blocks."""
     if one is None or other is None:
         return None
     return [[x - y for x, y in zip(*rows, strict=True)] for rows in zip(one, other, strict=True)]
 
 
 def judge(signs: Iterable[int], claimed: int, *, each: bool = True) -> Verdict:
-    """What detected signs say of a claim; what is undetected, 0, refutes and proves nothing.
+    """Verdict on a claim from detected signs; 0 (undetected) neither proves nor refutes.
 
     Args:
-        signs: 1, -1 or 0 for each thing that the claim is about; a claim about nothing is not shown.
-        claimed: The sign that is claimed, 1 or -1.
-        each: Whether it is claimed of each of them, or of at least one.
+        signs: 1, -1 or 0 for each subject of the claim; without subjects the claim is not shown.
+        claimed: The claimed sign, 1 or -1.
+        each: Whether the claim is about every subject, rather than at least one.
     """
     found = list(signs)
     proven, refuted = (all, any) if each else (any, all)
@@ -152,11 +153,11 @@ def judge(signs: Iterable[int], claimed: int, *, each: bool = True) -> Verdict:
 
 @dataclass(frozen=True)
 class BetaChoice:
-    """Which beta a sweep takes, and between which it cannot tell.
+    """The beta that a sweep chooses, and the betas that it cannot distinguish.
 
     Attributes:
-        lowest: That of the lowest loss.
-        level: Those whose loss is not told apart from the lowest, ascending; the lowest is among them.
+        lowest: The beta of the lowest loss.
+        level: The betas whose loss is not distinguishable from the lowest, including it, ascending.
     """
 
     lowest: float
@@ -164,18 +165,18 @@ class BetaChoice:
 
     @property
     def taken(self) -> float:
-        """Of those that are level the one nearest 1, the paper's, on a log scale; of two as near the lower loss's."""
+        """The level beta nearest to 1, the paper's value, on a log scale; ``lowest`` wins a tie."""
         return min(self.level, key=lambda beta: (round(abs(math.log(beta)), 12), beta != self.lowest))
 
 
 def choose_beta(above_lowest: Mapping[float, Difference], lowest: float) -> BetaChoice:
-    """The choice among betas, from the difference of each from that of the lowest loss."""
+    """Choose among betas, given the difference of each from the beta of the lowest loss."""
     level = sorted(beta for beta, difference in above_lowest.items() if beta == lowest or not difference.sign)
     return BetaChoice(lowest, tuple(level))
 
 
 def choose_trial(trials: Sequence[Record]) -> tuple[Record, BetaChoice] | None:
-    """The trial that a sweep takes, and how it was chosen; None where none is complete.
+    """The trial that a sweep chooses, and the choice among betas; None if no trial is complete.
 
     Args:
         trials: ``beta_trial`` records of one study.
@@ -191,7 +192,7 @@ def choose_trial(trials: Sequence[Record]) -> tuple[Record, BetaChoice] | None:
 
 
 def trial_difference(trial: Record, lowest: Record) -> Difference:
-    """Nats of one complete trial above those of another of the same study."""
+    """Difference between two complete trials of one study."""
     by_seed = [trial["nats_per_token"] - lowest["nats_per_token"]]
     if trial["mode"] == "retrain":
         one, other = (
@@ -203,5 +204,5 @@ def trial_difference(trial: Record, lowest: Record) -> Difference:
 
 
 def _standard_error(values: Sequence[float]) -> float:
-    """Of their mean; 0 for fewer than two, which have no spread."""
+    """Standard error of the mean; 0 for fewer than two values."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""Figures as SVG: text stays text; inline, colours follow the page's scheme and points tell their values."""
+"""Figures as SVG with real text. Inline figures follow the colour scheme of the page and show values on hover."""
 
 import hashlib
 import io
@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 
-# Text is set by the browser; ids are the same in every run.
+# The browser renders the text, and ids are the same in every run.
 RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "report"}
 POINTS_PER_INCH = 72  # the unit of matplotlib's SVG
-# What a dark page shows instead of a colour of the figures that is too dark for it.
+# Replacements in dark mode for figure colours.
 DARK_COLOURS = {
     "#000000": "#e8e6e3",
     "#2b2b2b": "#e8e6e3",
@@ -39,12 +39,12 @@ REFERENCE = re.compile(r"#([\w-]+)")
 
 
 def dark_css() -> str:
-    """CSS declarations that give figures the colours of a dark page."""
+    """CSS declarations of the figure colours in dark mode."""
     return " ".join(f"--c-{light[1:]}: {dark};" for light, dark in DARK_COLOURS.items())
 
 
 def svg_file(figure: Figure) -> bytes:
-    """A file of its own, the same bytes in every run."""
+    """A standalone SVG file, byte-identical in every run."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(RC):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -52,10 +52,11 @@ def svg_file(figure: Figure) -> bytes:
 
 
 def inline_svg(figure: Figure) -> str:
-    """An ``<svg>`` for the body of an HTML page, which needs nothing from outside.
+    """A self-contained ``<svg>`` element for the body of an HTML page.
 
-    Every colour ``#rrggbb`` becomes ``var(--c-rrggbb, #rrggbb)``, so that a page can change it in dark mode. Points of
-    named lines get an element of class ``point`` with a text of class ``tip``, to be shown on hover or focus.
+    Every colour ``#rrggbb`` becomes ``var(--c-rrggbb, #rrggbb)``, so that a page can change it in dark mode. Every
+    point of a named line gets an element of class ``point`` with a text of class ``tip``, to be shown on hover or
+    focus.
     """
     buffer = io.StringIO()
     with matplotlib.rc_context(RC):
@@ -69,7 +70,7 @@ def inline_svg(figure: Figure) -> str:
 
 
 def _plain(root: ET.Element) -> None:
-    """Drop what HTML does not need: namespaces, metadata, the style of the whole document, sizes in points."""
+    """Drop what HTML does not need: namespaces, metadata, the document style and sizes in points."""
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         element.attrib = {name.rpartition("}")[2]: value for name, value in element.attrib.items()}
@@ -86,14 +87,14 @@ def _follow_scheme(root: ET.Element) -> None:
             if name in element.attrib:
                 element.set(name, COLOUR.sub(lambda hit: f"var(--c-{hit[0][1:]}, {hit[0]})", element.attrib[name]))
         style = element.get("style", "")
-        if element.tag == "text" and "fill:" not in style:  # matplotlib leaves black out
+        if element.tag == "text" and "fill:" not in style:  # matplotlib omits black
             element.set("style", f"fill: var(--c-000000, #000000); {style}")
         elif "font:" in style:
             element.set("style", re.sub(r"(font: [^;']*px) [^;]*", r"\1 inherit", style))
 
 
 def _rename_ids(root: ET.Element, prefix: str) -> None:
-    """Keep those ids that something refers to, with a prefix that no other figure of the page has."""
+    """Keep only the ids that are referenced, with a prefix that is unique on the page."""
     links = [
         (element, name)
         for element in root.iter()
@@ -110,7 +111,7 @@ def _rename_ids(root: ET.Element, prefix: str) -> None:
 
 
 def _points(figure: Figure) -> Iterator[ET.Element]:
-    """A circle and its text for every point of a line whose label does not start with an underscore."""
+    """A circle with a tooltip for every point of a line whose label does not start with an underscore."""
     width, height = (inches * POINTS_PER_INCH for inches in figure.get_size_inches())
     for axes in figure.axes:
         for line in axes.lines:

@@ -1,4 +1,4 @@
-"""The tables of a report, one function each: records, or a table of them, to cells of text."""
+"""The tables of a report: one function each turns records into cells of text."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -26,7 +26,7 @@ from modeling_alibi_gpt.runtime.records import Record
 
 @dataclass(frozen=True)
 class Table:
-    """Cells are text, ready to be shown but not escaped; the first ``num_text_columns`` columns are words."""
+    """A table of unescaped text cells, of which the first ``num_text_columns`` columns are words."""
 
     header: list[str]
     rows: list[list[str]]
@@ -36,7 +36,7 @@ class Table:
 
 
 def table_text(table: Table) -> str:
-    """A table for a terminal: aligned columns, and its numbered footnotes."""
+    """Format a table for the terminal, with aligned columns and numbered footnotes."""
     lines = [table.header, *table.rows]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = [
@@ -50,9 +50,9 @@ def table_text(table: Table) -> str:
 
 
 def by_length(frame: pd.DataFrame, keys: list[str], cells: Iterable[str]) -> pd.DataFrame:
-    """Cells of text with a row for each value of ``keys``, in the order of the records, and a column a length.
+    """Cells of text, with one row per value of ``keys`` in the order of the records, and one column per length.
 
-    Of several records for one place the last counts; where there is none stands a dash.
+    If several records share a cell, the last one counts. A cell without a record is a dash.
     """
     placed = frame[[*keys, "length_tokens"]].assign(cell=list(cells))
     placed = placed.drop_duplicates([*keys, "length_tokens"], keep="last")
@@ -62,7 +62,7 @@ def by_length(frame: pd.DataFrame, keys: list[str], cells: Iterable[str]) -> pd.
 
 
 def extrapolation_table(records: Records) -> Table:
-    """One row per model and protocol, one column per length, perplexities; errors become footnotes."""
+    """Perplexities, one row per model and protocol and one column per length; errors become footnotes."""
     frame = alibi_first(frame_of(records))
     cells, footnotes = _perplexities(frame)
     keys = ["name", "protocol"]
@@ -78,9 +78,9 @@ def extrapolation_table(records: Records) -> Table:
 
 
 def differences_table(grid: Comparison, frame: pd.DataFrame) -> Table:
-    """Nats above the reference as trained, one row a name and protocol, one column a length.
+    """Nats above the reference as trained, one row per name and protocol and one column per length.
 
-    A cell holds the mean over seeds, and half of its 95 % interval or, of two seeds, the standard deviation over them.
+    A cell is the mean over seeds with half of its 95 % interval or, for two seeds, their standard deviation.
     """
     others = alibi_first(frame[frame["name"] != grid.reference])
     wide = by_length(others, ["name", "protocol"], [_difference(grid, row) for row in rows_of(others)])
@@ -92,7 +92,7 @@ def differences_table(grid: Comparison, frame: pd.DataFrame) -> Table:
 
 
 def milestone_table(records: Records) -> Table:
-    """A row for each model and step, a column for each length; errors become footnotes."""
+    """Perplexities, one row per model and step and one column per length; errors become footnotes."""
     frame = pick(frame_of(records), protocol=MILESTONE_PROTOCOL)
     cells, footnotes = _perplexities(frame)
     wide = by_length(frame, ["name", "step", "num_train_tokens"], cells)
@@ -138,7 +138,7 @@ def training_table(records: Records) -> Table:
 
 
 def beta_table(records: Records) -> Table:
-    """One row per trial, sorted by beta, the taken one in bold; a column of nats per token for each seed."""
+    """One row per trial, sorted by beta, with the nats per token of each seed; the chosen trial is bold."""
     trials = rows_of(frame_of(records).sort_values(["beta", "trial"], kind="stable"))
     seeds = sorted({seed for trial in trials for seed in trial["seeds"]})
     by_seed = [dict(zip(t["seeds"], t["nats_per_token_by_seed"], strict=False)) for t in trials]
@@ -154,7 +154,7 @@ def beta_table(records: Records) -> Table:
 
 
 def beta_comparison_table(curves: dict[tuple[str, int], Curve]) -> Table:
-    """One row a beta; perplexity of each kind of slopes at each length; stars mark what is level with the lowest."""
+    """Perplexity by beta, kind of slopes and length, one row per beta; stars mark values level with the lowest."""
     texts = {
         f"{kind}, {format_count(length)}": {
             beta: format_perplexity(row["perplexity"]) + (" *" if beta in curve.choice.level else "")
@@ -167,14 +167,14 @@ def beta_comparison_table(curves: dict[tuple[str, int], Curve]) -> Table:
 
 
 def beta_curves(grid: Comparison, protocol: str) -> dict[tuple[str, int], Curve]:
-    """By kind of slopes and length, those that have more than one beta."""
+    """Curves with more than one beta, by kind of slopes and length."""
     kinds = ("geometric", "uniform", AFTER_TRAINING)
     curves = {(kind, length): grid.curve(kind, length, protocol) for kind in kinds for length in grid.lengths}
     return {key: curve for key, curve in curves.items() if len(curve) > 1}
 
 
 def trained_beta_tables(records: Records) -> list[Table]:
-    """One row per run: its loss, and the beta that each layer ended with; then the slopes, where slopes learned."""
+    """One row per run with its loss and the final beta of each layer, then the slopes if they were learned."""
     frame = frame_of(records).sort_values(["alibi_trainable", "seed"], kind="stable")
     layers = pd.DataFrame([dict(enumerate(betas or [])) for betas in frame["beta_by_layer"]], index=frame.index)
     columns = {
@@ -195,13 +195,13 @@ def trained_beta_tables(records: Records) -> list[Table]:
 
 
 def of_columns(columns: dict[str, Any], **options: Any) -> Table:
-    """A table of columns of text."""
+    """Make a table from columns of text."""
     rows = [list(row) for row in zip(*columns.values(), strict=True)]
     return Table([str(name) for name in columns], rows, **options)
 
 
 def provenance_table(sources: Sequence[Record]) -> Table:
-    """One column per combination of versions and hardware; commits, times, seeds and data are gathered in it."""
+    """One column per combination of versions and hardware, with its commits, times, seeds and data."""
     groups: dict[str, list[Record]] = {}
     for source in sources:
         groups.setdefault(str([source.get(key) for key in ("versions", "hardware")]), []).append(source)
@@ -232,7 +232,7 @@ def _describe_sources(sources: Sequence[Record]) -> dict[str, str]:
 
 
 def _changes(is_dirty: pd.Series) -> str:
-    """How many of a commit's records were made with files that differ from it."""
+    """How many records of a commit were made with uncommitted changes."""
     if is_dirty.all():
         return " with changes"
     return f" ({is_dirty.sum()} of {len(is_dirty)} records with changes)" if is_dirty.any() else ""
@@ -246,13 +246,13 @@ def _gather(frame: pd.DataFrame, column: str) -> str:
 
 
 def _protocols(frame: pd.DataFrame) -> list[str]:
-    """The protocol of each name and protocol, in order, with its strides in tokens."""
+    """Display names of the protocols, with strides, for each name and protocol in order."""
     groups = frame.groupby(["name", "protocol"], sort=False)["stride_tokens"]
     return [describe_protocol(protocol, strides.tolist()) for (_, protocol), strides in groups]
 
 
 def _perplexities(frame: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """A cell for each record, and the footnotes to which those that failed point."""
+    """A cell for each record, and the footnotes that failed cells refer to."""
     rows = rows_of(frame)
     notes = [row["error"] and f"{row['name']}: {row['error']}" for row in rows]
     footnotes = list(dict.fromkeys(note for note in notes if note))

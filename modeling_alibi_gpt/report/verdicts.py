@@ -1,7 +1,7 @@
-"""What one comparison says of each claim on ALiBi: a verdict and the numbers behind it, or nothing where it is silent.
+"""Verdicts of one comparison on each claim about ALiBi, with the numbers behind them.
 
-A function for each claim; the sentences are macros of the same names in ``templates/claims.j2``. Variants that
-``Comparison.withdrawn`` names get no verdict.
+There is one function per claim; it yields nothing if the comparison cannot test the claim. The sentences are macros of
+the same names in ``templates/claims.j2``. Variants in ``Comparison.withdrawn`` get no verdict.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from modeling_alibi_gpt.report.statistics import MIN_SEEDS, Difference, Verdict,
 
 
 Findings = Iterator[tuple[Verdict, dict[str, Any]]]
-# Methods that were usual when ALiBi was published.
+# Methods in common use when ALiBi was published.
 RIVALS = ("sinusoidal", "rope", "t5")
 
 
@@ -67,7 +67,7 @@ def flatter_slopes_help(grid: Comparison) -> Findings:
 
 
 def rope_is_extended(grid: Comparison) -> Findings:
-    """Each extension at the length that its factor is for, dynamic ones at the longest."""
+    """Judge each extension at the length that its factor is meant for, and dynamic ones at the longest length."""
     near, protocol = grid.lengths[0], grid.main_protocol
     changes: dict[tuple[str, str, int], Difference] = {}
     kinds: list[str] = []
@@ -102,7 +102,7 @@ def best_beta_moves(grid: Comparison) -> Findings:
 
 
 def heads_should_differ(grid: Comparison) -> Findings:
-    """With either protocol, for what tips the balance here is small."""
+    """Judge with every protocol, because the differences are small."""
     differences: dict[tuple[str, int], Difference] = {}
     for protocol in grid.protocols:
         for length in grid.lengths:
@@ -133,7 +133,7 @@ def another_beta_reads_better(grid: Comparison) -> Findings:
         yield _all_agree(verdicts), {"best": best}
 
 
-# Its paper is Press, Smith and Lewis 2022, arXiv:2108.12409.
+# The ALiBi paper is Press, Smith and Lewis 2022, arXiv:2108.12409.
 METHOD_CLAIMS: tuple[Callable[[Comparison], Findings], ...] = (
     reads_on,
     uses_distant_text,
@@ -154,12 +154,12 @@ BETA_CLAIMS: tuple[Callable[[Comparison], Findings], ...] = (
 
 
 def _change(grid: Comparison) -> Difference | None:
-    """Of ALiBi, from the shortest length to the longest."""
+    """Change of ALiBi from the shortest to the longest length; None without ALiBi."""
     return grid.changes(grid.main_protocol, [grid.alibi])[grid.alibi] if grid.alibi else None
 
 
 def _against_alibi(grid: Comparison, variants: Iterable[str], length: int) -> dict[str, Difference]:
-    """Nats above ALiBi, of those variants that can be read at ``length``; none where ALiBi was not trained."""
+    """Nats above ALiBi for the variants that can be evaluated at ``length``; empty without ALiBi."""
     return _known(grid.differences(length, variants, against=grid.alibi)) if grid.alibi else {}
 
 
@@ -188,5 +188,5 @@ def _methods(grid: Comparison, variants: Iterable[str]) -> list[str]:
 
 
 def _all_agree(verdicts: Iterable[Verdict]) -> Verdict:
-    """What holds at every length holds, what does not hold at one does not."""
+    """A claim holds if it holds at every length, and does not hold if it fails at one."""
     return judge(({Verdict.HOLDS: 1, Verdict.DOES_NOT_HOLD: -1}.get(verdict, 0) for verdict in verdicts), 1)

@@ -1,8 +1,8 @@
-"""A page that a person wrote: its numbers are filled in from records, and its words are held to them.
+"""Hand-written pages whose numbers are filled in from records and whose claims are checked against them.
 
 The template is Markdown with Jinja expressions. ``{{ g.change("rope", "sliding", 4096) | higher }}`` writes a number
-and raises a ValueError unless the records show a rise: a sentence cannot outlive the records that it was written from.
-Paragraphs are wrapped anew once the numbers are in.
+and raises a ValueError unless the records show a rise, so a sentence cannot contradict the records. Paragraphs are
+rewrapped after the numbers are filled in.
 """
 
 import statistics
@@ -38,19 +38,19 @@ FIGURES: dict[str, Callable[..., Drawing]] = {
 
 
 class Answers:
-    """Shares of right answers on a task, by variant, length and depth; depth 0 is the start of the text."""
+    """Accuracy on a task by variant, length and depth; depth 0 is the start of the text."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
         self.frame = frame
         self.lengths: list[int] = sorted(frame["length_tokens"].unique().tolist())
 
     def by_seed(self, variant: str, length: int, depth: float = 0.0) -> list[float]:
-        """The share of each seed; none where the variant cannot be read at the length."""
+        """Accuracy of each seed; empty if the variant cannot be evaluated at the length."""
         found = pick(self.frame, variant=variant, length_tokens=length, depth=depth)
         return found.loc[found["error"].isna(), "accuracy"].tolist()
 
     def oldest(self, variants: Sequence[str]) -> dict[str, tuple[str, dict[int, list[float]]]]:
-        """The position method of each variant, and by length its shares for the item furthest back."""
+        """The position method of each variant, and its accuracies by length for the item furthest back."""
         curves = {}
         for variant in variants:
             method = str(pick(self.frame, variant=variant)["position_method"].iloc[0])
@@ -62,20 +62,21 @@ class Answers:
 def build_written_page(
     records: Sequence[Record], template: str | Path, output_dir: str | Path, *, page: str, figures_folder: str
 ) -> dict[str, Any]:
-    """Fill a template from records, and write the page and its figures: all of them, or none where the disk is full.
+    """Fill a template from records, and write the page and its figures: all of them, or none if the disk is full.
 
     Args:
-        records: Of the kinds in ``RECORD_TYPES``.
-        template: Markdown with Jinja expressions; ``WrittenPage`` says what they may name.
+        records: Records of the kinds in ``RECORD_TYPES``.
+        template: Markdown file with Jinja expressions, which may use the methods of ``WrittenPage``.
         output_dir: Folder of the page.
-        page: File name of the page without suffix.
-        figures_folder: Where the figures go, within ``output_dir``.
+        page: File name of the page, without suffix.
+        figures_folder: Folder of the figures, relative to ``output_dir``.
 
     Returns:
-        The paths written: ``markdown``, the list ``figures``, and ``html``, which is null.
+        The paths written: ``markdown``, the list ``figures``, and ``html``, which is None.
 
     Raises:
-        ValueError: A record is not of its kind, or the template names or says what the records do not show.
+        ValueError: A record is not valid for its kind, or the template uses or claims something that the records do
+            not show.
     """
     check_page_records(records)
     written = WrittenPage(records, figures_folder)
@@ -87,10 +88,10 @@ def build_written_page(
 
 
 class WrittenPage:
-    """What a template may name.
+    """The functions that a template may call.
 
     Attributes:
-        pictures: SVG files of the figures that the template asked for, by file name.
+        pictures: SVG files of the figures that the template uses, by file name.
     """
 
     def __init__(self, records: Sequence[Record], figures_folder: str) -> None:
@@ -100,10 +101,10 @@ class WrittenPage:
         self._others = frames(record for record in records if "comparison" not in record)
 
     def render(self, template: str | Path) -> str:
-        """The page as Markdown.
+        """Render the page as Markdown.
 
         Raises:
-            ValueError: The template names something that the records do not have, or says what they do not show.
+            ValueError: The template uses something that the records lack, or claims something that they do not show.
         """
         environment = Environment(**SETTINGS)
         environment.filters |= FILTERS
@@ -115,25 +116,25 @@ class WrittenPage:
         return "\n\n".join(map(_wrapped, text.strip().split("\n\n"))) + "\n"
 
     def comparison(self, name: str) -> Comparison:
-        """One comparison by its name."""
+        """The comparison with this name."""
         return Comparison(_found(pick(self._compared["comparison"], comparison=name), name))
 
     def basis(self, name: str) -> str:
-        """What the numbers of a comparison rest on: parameters, tokens of training, seeds, tokens read."""
+        """The basis of a comparison: parameters, training tokens per parameter, seeds and evaluated tokens."""
         trainings = pick(self._compared["training"], comparison=name)
         found = basis(self.comparison(name), trainings, pick(self._compared["extrapolation"], comparison=name))
         return f"{trainings['num_parameters'].median() / 1e6:.1f} M parameters, {found}"
 
     def rows(self, kind: str, **values: Any) -> list[Record]:
-        """The records of a kind that are not part of a comparison and have these values; at least one."""
+        """The records of a kind with these values that are not part of a comparison; there is at least one."""
         return rows_of(_found(pick(self._others[kind], **values), f"{kind} with {values}"))
 
     def answers(self, name: str) -> Answers:
-        """The shares of right answers of a comparison on a task."""
+        """Accuracies of a comparison on a task."""
         return Answers(_found(pick(self._compared["recall"], comparison=name), name))
 
     def figure(self, kind: str, file_name: str, alt: str, *subjects: Any) -> str:
-        """Draw a figure of ``FIGURES``, and return the Markdown that shows it."""
+        """Draw a figure of ``FIGURES`` and return its Markdown."""
         self.pictures[file_name] = FIGURES[kind](*subjects).svg_file
         return f"![{alt}]({self._figures_folder}/{file_name})"
 
@@ -141,31 +142,33 @@ class WrittenPage:
 def _checked(
     word: str, holds: Callable[[Difference], bool], *, signed: bool = True
 ) -> Callable[[Difference | None], str]:
-    """A filter that writes a difference, or its size, and raises a ValueError where ``word`` is not what it shows."""
+    """A filter that writes a difference or its size, and raises a ValueError if ``word`` does not describe it."""
 
     def write(difference: Difference | None) -> str:
         if difference is None or not holds(difference):
-            raise ValueError(f"a sentence says {word!r} of {formats.format_change(difference)}, which is not shown")
+            raise ValueError(
+                f"a sentence says {word!r} of {formats.format_change(difference)}, but the records do not show it"
+            )
         return formats.format_mean(difference) if signed else f"{abs(difference.mean):.3f}"
 
     return write
 
 
 def _wrapped(block: str) -> str:
-    """A paragraph in lines of at most ``LINE_CHARACTERS``; headings, tables and figures as they are."""
+    """Wrap a paragraph to ``LINE_CHARACTERS``; headings, tables, lists and figures are left as they are."""
     return block if block.startswith(("#", "|", "!", "-")) else textwrap.fill(block, LINE_CHARACTERS, **WRAPPING)
 
 
 def _percent(shares: Sequence[float]) -> str:
     if not shares:
-        raise ValueError("no share of right answers to write")
+        raise ValueError("there are no accuracies to write: expected at least one seed")
     return f"{100 * statistics.fmean(shares):.0f} %"
 
 
 def _all_below(shares: Sequence[float], others: Sequence[float]) -> Sequence[float]:
-    """The shares, if every seed of them is below every seed of the others."""
+    """The shares, if each of them is below all of the others."""
     if not shares or not others or max(shares) >= min(others):
-        raise ValueError(f"a sentence says that {list(shares)} are below {list(others)}, which they are not")
+        raise ValueError(f"a sentence says that {list(shares)} are below {list(others)}, but they are not")
     return shares
 
 

@@ -1,4 +1,7 @@
-"""The ``TrainingArguments`` of an experiment: this project's defaults, and what would break its promises refused."""
+"""The ``TrainingArguments`` of an experiment, with this project's defaults and without what breaks its guarantees.
+
+The guarantees are that a killed run resumes to the same weights, and that the number of processes changes nothing.
+"""
 
 import dataclasses
 import inspect
@@ -19,14 +22,14 @@ from modeling_alibi_gpt.runtime.config import convert_value, refuse_unknown_key
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 
-# Where this project's differ from those of transformers.
+# Defaults that differ from those of transformers.
 DEFAULTS: dict[str, Any] = {
     "include_num_input_tokens_seen": "all",
-    "greater_is_better": False,  # there are no metrics but losses
+    "greater_is_better": False,  # all metrics are losses
     "save_total_limit": 2,
     "ddp_find_unused_parameters": False,
 }
-# What each field must be; transformers takes most of them as they come.
+# Valid ranges; transformers does not check most of these fields.
 _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "above 0": (
         lambda value: value > 0,
@@ -48,7 +51,7 @@ _RANGES: dict[str, tuple[Callable[[float], bool], tuple[str, ...]]] = {
     "at least 1, or -1 for num_train_epochs to decide": (lambda value: value >= 1 or value == -1, ("max_steps",)),
 }
 _RANGE_OF_FIELD = {field: (words, holds) for words, (holds, fields) in _RANGES.items() for field in fields}
-# Fields that take one of a few names, which transformers looks at late or, for another name, not at all.
+# Fields with a fixed set of names, which transformers checks late or not at all.
 _CHOICES: dict[str, Collection[Any]] = {
     "dataloader_multiprocessing_context": (None, *multiprocessing.get_all_start_methods()),
     "include_num_input_tokens_seen": ("all", "non_padding", "no"),
@@ -58,31 +61,31 @@ _CHOICES: dict[str, Collection[Any]] = {
 }
 _EARLY_STOPPING_DEFAULTS = {
     "metric_for_best_model": "nats_per_token",
-    "restore_callback_states_from_checkpoint": True,  # or a run that goes on would count its patience anew
+    "restore_callback_states_from_checkpoint": True,  # otherwise a resumed run restarts its patience
 }
 _METRICS = ("loss", "nats_per_token")
 _REFUSED = {
-    "bf16": "say 'precision: bfloat16' or 'auto' at the top of the experiment",
-    "fp16": "say 'precision: bfloat16' or 'auto' at the top of the experiment",
-    "auto_find_batch_size": "the global batch must stay what the experiment says; raise gradient_accumulation_steps",
-    "ignore_data_skip": "a run that goes on after a kill would see other data",
-    "resume_from_checkpoint": "the same command goes on by itself; to go on from another run set model.checkpoint",
-    "save_only_model": "a killed run could not go on from such checkpoints",
+    "bf16": "set 'precision' of the experiment to bfloat16 or auto instead",
+    "fp16": "set 'precision' of the experiment to bfloat16 or auto instead",
+    "auto_find_batch_size": "the experiment fixes the global batch size; raise gradient_accumulation_steps instead",
+    "ignore_data_skip": "a resumed run would see different data",
+    "resume_from_checkpoint": "the same command resumes by itself; to start from another run, set model.checkpoint",
+    "save_only_model": "a killed run could not resume from such checkpoints",
 }
 
 
 def build_arguments(config: ExperimentConfig) -> TrainingArguments:
-    """``TrainingArguments`` of an experiment, with this project's defaults beneath them.
+    """Build the ``TrainingArguments`` of an experiment on top of this project's defaults.
 
-    Under a launcher this is where the processes find each other.
+    Under a launcher, this initializes the process group.
 
     Raises:
-        ValueError: A field is unknown, refused or has a bad value, the global batch does not divide evenly, or a run
-            that goes on after a kill could not log the same losses.
+        ValueError: A field is unknown, refused or has an invalid value, the global batch does not divide evenly, or a
+            resumed run could not log the same losses.
     """
     _check_fields(config)
     values = {
-        # Without accelerator this must be said: processes started together would each take itself for the only one.
+        # Set this explicitly on CPUs: otherwise every process of a launcher believes that it is the only one.
         "use_cpu": not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"),
         **DEFAULTS,
         **({} if config.early_stopping is None else _EARLY_STOPPING_DEFAULTS),
@@ -95,11 +98,11 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
         raise ValueError(f"training: {error}") from error
     if arguments.mixed_precision != ("bf16" if arguments.bf16 else "no"):
         raise ValueError(
-            f"the launcher asks for mixed precision {arguments.mixed_precision!r}, which belongs into the experiment: "
-            "say 'precision: bfloat16' there"
+            f"the launcher asks for mixed precision {arguments.mixed_precision!r}, which does not match the "
+            "experiment: set its 'precision' instead"
         )
     if config.precision == "auto" and arguments.world_size > 1:
-        raise ValueError("precision 'auto' is measured on one process; name float32 or bfloat16 for several")
+        raise ValueError("precision 'auto' is measured on one process; set float32 or bfloat16 for several")
     _check_sharding(arguments)
     _check_names(arguments)
     _check_installed(arguments)
@@ -123,14 +126,14 @@ def _check_fields(config: ExperimentConfig) -> None:
         if value is not None and not holds(value):
             raise ValueError(f"training.{key} must be {words}, got {value}")
     backend = config.training.get("torch_compile_backend")
-    if backend is not None:  # asked before transformers, which then has advice to print
+    if backend is not None:  # check before transformers, which prints advice for an unknown name
         _check_choice("torch_compile_backend", backend, torch.compiler.list_backends(exclude_tags=None))
     if config.global_batch_size is not None and "per_device_train_batch_size" in config.training:
-        raise ValueError("give either global_batch_size or training.per_device_train_batch_size, not both")
+        raise ValueError("set either global_batch_size or training.per_device_train_batch_size, not both")
 
 
 def _check_sharding(arguments: TrainingArguments) -> None:
-    """Raise a ValueError where accelerate was asked to shard and would train whole copies, as it does on CPUs."""
+    """Raise a ValueError if sharding is requested on CPUs, where accelerate silently trains whole copies instead."""
     for engine, is_asked in (
         ("FSDP", bool(arguments.fsdp) or parse_flag_from_env("ACCELERATE_USE_FSDP")),
         ("DeepSpeed", arguments.deepspeed is not None or parse_flag_from_env("ACCELERATE_USE_DEEPSPEED")),
@@ -143,14 +146,14 @@ def _check_sharding(arguments: TrainingArguments) -> None:
 
 
 def _check_names(arguments: TrainingArguments) -> None:
-    """Raise a ValueError for names that Trainer would stumble over only once the run has its folder, or later."""
+    """Raise a ValueError for invalid names that Trainer would reject only once the run folder exists, or later."""
     for key, choices in _CHOICES.items():
         _check_choice(key, getattr(arguments, key), choices)
     available = get_available_reporting_integrations()
     for name in arguments.report_to:
         if name not in available:
             raise ValueError(
-                f"training.report_to {name!r} is unknown or not installed; here there are {', '.join(available)}"
+                f"training.report_to {name!r} is unknown or not installed; available: {', '.join(available)}"
             )
     schedule = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(arguments.lr_scheduler_type)])
     for key in arguments.lr_scheduler_kwargs or {}:
@@ -166,22 +169,22 @@ def _check_choice(key: str, value: Any, choices: Collection[Any]) -> None:
 
 
 def _check_installed(arguments: TrainingArguments) -> None:
-    """Raise a ValueError unless the packages of the optimizer and the kernels are there."""
+    """Raise a ValueError unless the packages of the optimizer and the kernels are installed."""
     if arguments.use_liger_kernel and not is_liger_kernel_available():
         raise ValueError("training.use_liger_kernel needs the package liger-kernel, which is not installed")
     try:
         Trainer.get_optimizer_cls_and_kwargs(arguments, torch.nn.Module())
     except (ImportError, ValueError, TypeError) as error:
-        # Some look for their target modules in the model, which is not there yet.
+        # Low-rank optimizers look for their target modules in the model, which does not exist yet.
         is_low_rank = arguments.optim.startswith(("galore", "apollo")) and arguments.optim_target_modules
         if isinstance(error, ImportError) or not is_low_rank:
             raise ValueError(f"training.optim {arguments.optim.value} cannot be used: {error}") from error
 
 
 def _check_intervals(arguments: TrainingArguments) -> None:
-    """Raise a ValueError unless every checkpoint is saved where losses are logged.
+    """Raise a ValueError unless every checkpoint is saved at a step where losses are logged.
 
-    A logged loss is the mean since the one before, and a checkpoint does not hold the part since then.
+    A logged loss is the mean since the previous log, and a checkpoint does not store the partial sum since then.
     """
     name, strategy, steps = "save", arguments.save_strategy, arguments.save_steps
     if strategy == "best":
@@ -190,8 +193,8 @@ def _check_intervals(arguments: TrainingArguments) -> None:
         return
     if strategy != arguments.logging_strategy:
         raise ValueError(
-            f"training.{name}_strategy ({strategy.value}) must be training.logging_strategy "
-            f"({arguments.logging_strategy.value}), or one of them 'no'"
+            f"training.{name}_strategy ({strategy.value}) must equal training.logging_strategy "
+            f"({arguments.logging_strategy.value}), or one of them must be 'no'"
         )
     if strategy == "steps":
         if min(steps, arguments.logging_steps) < 1:
@@ -204,7 +207,7 @@ def _check_intervals(arguments: TrainingArguments) -> None:
 
 
 def _check_early_stopping(arguments: TrainingArguments) -> None:
-    """Raise a ValueError where early stopping could never stop, or would start again after a kill."""
+    """Raise a ValueError if early stopping could never stop, or would lose its state in a resumed run."""
     if arguments.eval_strategy == "no":
         raise ValueError("early_stopping needs evaluations: set training.eval_strategy")
     for key in _EARLY_STOPPING_DEFAULTS:
@@ -217,7 +220,7 @@ def _device_batch_size(global_batch_size: int, arguments: TrainingArguments) -> 
     num_shares = num_devices * arguments.gradient_accumulation_steps
     if global_batch_size < 1 or global_batch_size % num_shares:
         raise ValueError(
-            f"global_batch_size ({global_batch_size}) must be a multiple of devices times accumulation steps "
+            f"global_batch_size ({global_batch_size}) must be a multiple of devices x accumulation steps "
             f"({num_devices} x {arguments.gradient_accumulation_steps})"
         )
     return global_batch_size // num_shares

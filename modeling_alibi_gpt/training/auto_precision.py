@@ -1,4 +1,4 @@
-"""Whether bfloat16 autocast pays on this machine for this model: measured, not assumed."""
+"""Measure whether bfloat16 autocast is faster than float32 for a model on this machine."""
 
 import statistics
 import time
@@ -13,13 +13,13 @@ NUM_REPEATS = 3
 
 
 def faster_precision(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, float | str]:
-    """Time one training step in float32 and under bfloat16 autocast, in turns, and name the faster.
+    """Time forward and backward pass in float32 and under bfloat16 autocast, alternately, and choose the faster.
 
-    Weights are left as they are; gradients are cleared and the random state is put back.
+    The weights and the random state are unchanged afterwards; gradients are cleared.
 
     Args:
-        model: The model, on the device it will train on.
-        batch: Keyword arguments of its forward, with labels.
+        model: The model, on its training device.
+        batch: Keyword arguments of its forward pass, including labels.
 
     Returns:
         ``precision`` (``float32`` or ``bfloat16``) and the median seconds of a step in each.
@@ -31,7 +31,7 @@ def faster_precision(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dic
         for _ in range(NUM_REPEATS + 1):
             for autocast in (False, True):
                 seconds[autocast].append(_step_seconds(model, inputs, autocast))
-    # The first pass of each warms caches and kernels.
+    # Skip the first pass of each, which warms up caches and kernels.
     float32, bfloat16 = (statistics.median(seconds[autocast][1:]) for autocast in (False, True))
     return {
         "precision": "bfloat16" if bfloat16 < float32 else "float32",

@@ -1,4 +1,4 @@
-"""A beta of ALiBi that changes along the training, such as from steep slopes to flat ones."""
+"""Change ALiBi's beta during training, for example from steep slopes to flat ones."""
 
 import math
 from typing import Any
@@ -12,16 +12,16 @@ from modeling_alibi_gpt.training.experiment import BetaSchedule
 
 
 def set_alibi_beta(model: nn.Module, alibi_beta: float) -> None:
-    """Give a model another fixed beta, in place: slopes and ``config.alibi_beta`` say the same afterwards.
+    """Set a fixed beta in place, in the slopes and in ``config.alibi_beta``.
 
-    Every attention back end reads the slopes anew in each forward pass, compiled models too, without compiling again.
+    Every attention back end reads the slopes in each forward pass; compiled models need no recompilation.
 
     Args:
-        model: Any module with ALiBi in it, wrapped or not.
+        model: Any module that contains ALiBi, wrapped or not.
         alibi_beta: Finite and above 0.
 
     Raises:
-        ValueError: The value is out of range, or the model has no ALiBi or one whose beta or slopes learn.
+        ValueError: The value is out of range, or the model has no ALiBi or learns its beta or slopes.
     """
     if not 0 < alibi_beta < math.inf:
         raise ValueError(f"alibi_beta must be a finite number above 0, got {alibi_beta}")
@@ -32,15 +32,15 @@ def set_alibi_beta(model: nn.Module, alibi_beta: float) -> None:
 
 
 class BetaScheduleCallback(TrainerCallback):
-    """Sets beta before every optimizer step, from the number of steps done alone, so that any resume goes on exactly.
+    """Sets beta before every optimizer step, from the step number alone, so that a resumed run continues exactly.
 
-    Evaluations and checkpoints after a step have the beta of the next one, in ``config.alibi_beta`` too; after the
-    last step it is ``schedule.end``. It works with any Trainer::
+    Evaluations and checkpoints after a step use the beta of the next step, also in ``config.alibi_beta``; after the
+    last step it is ``schedule.end``. Works with any Trainer::
 
         Trainer(..., callbacks=[BetaScheduleCallback(BetaSchedule(start=32.0, end=1.0))])
 
-    Raises, when the training begins, a ValueError where the model has no ALiBi or one that learns, or where
-    ``load_best_model_at_end`` would put the weights of one beta beside another.
+    At the start of training, raises a ValueError if the model has no ALiBi or learns its beta or slopes, or if
+    ``load_best_model_at_end`` would combine the weights of one beta with another beta.
     """
 
     def __init__(self, schedule: BetaSchedule) -> None:
@@ -62,11 +62,11 @@ class BetaScheduleCallback(TrainerCallback):
 
 
 def refuse_best_model(arguments: TrainingArguments) -> None:
-    """Raise a ValueError where a training under a schedule would end with the weights of an earlier beta."""
+    """Raise a ValueError if training with a schedule would end with the weights of an earlier beta."""
     if arguments.load_best_model_at_end:
         raise ValueError(
-            "training.load_best_model_at_end cannot go with alibi_beta_schedule: the weights of one beta would get "
-            "another"
+            "training.load_best_model_at_end cannot be used with alibi_beta_schedule: the best weights may belong to "
+            "another beta than the final one"
         )
 
 
@@ -74,5 +74,5 @@ def _fixed_alibi(model: nn.Module) -> list[AlibiPositions]:
     found = [module for module in model.modules() if isinstance(module, AlibiPositions)]
     if not found or any(positions.trainable != "none" for positions in found):
         got = found[0].trainable if found else "another position method"
-        raise ValueError(f"beta can be set where position_method is alibi and alibi_trainable none, got {got}")
+        raise ValueError(f"setting beta needs position_method alibi and alibi_trainable none, got {got}")
     return found

@@ -1,4 +1,4 @@
-"""transformers.Trainer whose result depends neither on the number of processes nor on how often it was killed."""
+"""A Trainer whose result depends neither on the number of processes nor on interruptions."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -20,16 +20,16 @@ from modeling_alibi_gpt.training.optimizer import set_position_learning_rate
 
 
 class DeterministicTrainer(Trainer):
-    """Trainer with whole global batches, whole checkpoints, no step beyond the last and a learning rate for positions.
+    """Trainer with full global batches, atomic checkpoints and a separate learning rate for positions.
 
     Args:
-        *args: What Trainer takes.
-        position_learning_rate: Multiple of the learning rate at which the parameters of positions train.
-        loss_chunk_tokens: Tokens whose logits exist at once in training; None is all of a batch.
-        length_schedule: Length in tokens that a step trains at, by the number of steps before it; None is that of the
-            sequences. A shorter one cuts every sequence of a batch into equal parts, so that the tokens of a step and
-            their order stay what they are.
-        **kwargs: What Trainer takes.
+        *args: Arguments of Trainer.
+        position_learning_rate: Multiple of the learning rate for the parameters of positions.
+        loss_chunk_tokens: Tokens whose logits are in memory at once during training; None is the whole batch.
+        length_schedule: Maps the number of finished steps to the length in tokens of the next step; None keeps the
+            length of the sequences. A shorter length cuts every sequence of a batch into equal parts, so the tokens of
+            a step and their order do not change.
+        **kwargs: Keyword arguments of Trainer.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class DeterministicTrainer(Trainer):
         self.length_schedule = length_schedule
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Trainer's own optimizer, with groups of their own for positions where their learning rate is another."""
+        """Trainer's optimizer, with separate parameter groups for positions if their learning rate differs."""
         is_new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if is_new:
@@ -55,9 +55,9 @@ class DeterministicTrainer(Trainer):
         return optimizer
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """Shuffled sequences, filled up to whole global batches by sequences of a second shuffle.
+        """Shuffled sequences, padded to full global batches with sequences from a second shuffle.
 
-        Trainer ends an epoch with a smaller batch, which several processes fill up on their own, each with others.
+        Trainer ends an epoch with a smaller batch, which several processes fill up with different sequences.
         """
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, RandomSampler):
@@ -67,44 +67,43 @@ class DeterministicTrainer(Trainer):
         return RandomSampler(dataset, num_samples=math.ceil(len(dataset) / batch_size) * batch_size)
 
     def get_train_dataloader(self) -> DataLoader:
-        """Trainer's own; a stream, which knows its processes, is read by this one as it is."""
+        """Trainer's loader. A stream already knows its process, so it is not sharded again."""
         if not isinstance(self.train_dataset, StreamedBlocks):
             return super().get_train_dataloader()
         return DataLoader(
             self.train_dataset,
             batch_size=self.args.train_batch_size,
             collate_fn=self.data_collator,
-            generator=torch.Generator(),  # a loader draws a number, which must not be of the random state of dropout
+            generator=torch.Generator(),  # a loader draws a number, which must not advance the random state of dropout
         )
 
     def get_batch_samples(self, epoch_iterator: Iterator, *args: Any, **kwargs: Any) -> tuple[list, Any]:
-        """The batches of a step, cut to the length that it trains at before their labels are counted."""
+        """The batches of a step, cut to its length before their labels are counted."""
         if self.length_schedule is not None:
             length = self.length_schedule(self.state.global_step)
             epoch_iterator = (cut_batch(batch, length) for batch in epoch_iterator)
         return super().get_batch_samples(epoch_iterator, *args, **kwargs)
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Trainer's own, in chunks of tokens where that was asked for; evaluations need all logits."""
+        """Trainer's loss, in chunks of tokens if requested; evaluations need all logits."""
         if self.loss_chunk_tokens is not None and model.training:
             inputs = {**inputs, "loss_chunk_tokens": self.loss_chunk_tokens}
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Leave the random state alone: a checkpoint saved before an evaluation does not know what that draws."""
+        """Evaluate without advancing the random state, which a checkpoint saved before the evaluation cannot know."""
         with torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
     @property
     def is_sharded(self) -> bool:
-        """Whether every process holds a share of the parameters, by FSDP or DeepSpeed."""
+        """Whether FSDP or DeepSpeed shards the parameters over the processes."""
         return self.is_fsdp_enabled or self.is_deepspeed_enabled
 
     def whole_model(self, model_class: type[PreTrainedModel]) -> PreTrainedModel | None:
-        """The model with all of its parameters, None in all processes but the main one; every process must call this.
+        """The model with all of its parameters in the main process, None in the others; every process must call this.
 
-        Where it is not sharded this is the model itself. Otherwise it is put together in the memory of the main
-        process.
+        An unsharded model is returned as it is. A sharded one is gathered in the memory of the main process.
 
         Args:
             model_class: Class of the model before it was sharded.
@@ -114,16 +113,16 @@ class DeterministicTrainer(Trainer):
         state_dict = self.accelerator.get_state_dict(self.model_wrapped)
         if not self.is_world_process_zero():
             return None
-        # Names that a checkpoint wrapper left in the middle.
+        # Activation checkpointing inserts a wrapper into the names.
         state_dict = {name.replace("_checkpoint_wrapped_module.", ""): weight for name, weight in state_dict.items()}
-        model = model_class(self.model.config)  # from_pretrained would wait for the other processes
+        model = model_class(self.model.config)  # from_pretrained would wait for other processes
         model.load_state_dict(state_dict)
         return model
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """The manifest, which marks a whole checkpoint, comes last, and only then do older checkpoints go.
+        """Write the manifest, which marks a complete checkpoint, last, and only then delete older checkpoints.
 
-        Trainer itself would let them go before: a kill in between would leave none that is whole.
+        Trainer would delete them before that, so a kill in between could leave no complete checkpoint.
         """
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
@@ -133,20 +132,20 @@ class DeterministicTrainer(Trainer):
         if self.args.should_save:
             run_dir = self._get_output_dir(trial=trial)
             checkpoint = Path(run_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            if self.is_sharded:  # Trainer saves no config beside shards, which nobody could load once merged
+            if self.is_sharded:  # Trainer saves shards without the config, which loading merged shards needs
                 self.model.config.save_pretrained(checkpoint)
             write_manifest(checkpoint)
             rotate_checkpoints(run_dir, limit, self.state.best_model_checkpoint, use_mtime=True)
 
     def _save_rng_state(self, output_dir: str) -> None:
-        """Wait for the random states and places in the text of all processes, which the manifest lists."""
+        """Save random states and stream positions in all processes before the manifest, which lists them."""
         super()._save_rng_state(output_dir)
         if isinstance(self.train_dataset, StreamedBlocks):
             self.train_dataset.save(Path(output_dir), self.state.global_step)
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, **kwargs: Any) -> None:
-        """Nothing where the checkpoint is of the last step already: Trainer would train one more."""
+        """Train only if steps are left: from a checkpoint of the last step, Trainer would train one more."""
         if self.state.global_step < self.state.max_steps and not self._has_stopped_early():
             super()._run_epoch(**kwargs)
 
@@ -155,7 +154,7 @@ class DeterministicTrainer(Trainer):
         return any(found.early_stopping_patience_counter >= found.early_stopping_patience for found in early)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Nothing about tied weights, which a checkpoint holds once under their other name."""
+        """Do not warn about tied weights, which a checkpoint stores once under their other name."""
         tied = getattr(self.model, "all_tied_weights_keys", {})
         load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
         super()._issue_warnings_after_load(load_result)

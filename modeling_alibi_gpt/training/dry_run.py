@@ -1,4 +1,4 @@
-"""What a training would take, from a few steps that are thrown away: parameters, tokens, memory and time."""
+"""Estimate what a training needs from a few discarded steps: parameters, tokens, memory and time."""
 
 import dataclasses
 import re
@@ -32,34 +32,35 @@ from modeling_alibi_gpt.training.trainer import make_trainer
 
 
 NUM_TIMED_STEPS = 3
-MAX_SECONDS = 60.0  # after which no further step begins
-# Trainer does nothing beside the steps themselves.
+MAX_SECONDS = 60.0  # no further step begins after this time
+# Turns off everything but the steps.
 _STEPS_ALONE = {
     **dict.fromkeys(("save_strategy", "eval_strategy", "logging_strategy"), "no"),
     **dict.fromkeys(("load_best_model_at_end", "push_to_hub", "eval_on_start"), False),
     "report_to": "none",
 }
-# In this order: a norm after attention is a norm.
+# The order matters: a norm after attention counts as a norm.
 _PARTS = {"norms": r"norm|\bln_", "positions": r"position|wpe", "attention": r"attn|attention", "mlp": r"mlp|ffn"}
 
 
 def dry_run(config: ExperimentConfig) -> dict[str, Any]:
-    """Prepare an experiment, time a few of its steps, and return what the whole of it would take.
+    """Prepare an experiment, time a few of its steps, and estimate what the whole training needs.
 
-    The output folder is left alone. Text and tokenizer are prepared in their caches, where the training finds them.
+    The output folder is not touched. Text and tokenizer are prepared in their caches, which the training then uses.
 
     Returns:
         ``num_parameters`` and ``num_parameters_by_part``; ``num_steps``, ``num_sequences_per_step``,
-        ``num_train_tokens``, ``num_text_tokens`` and ``num_epochs`` over the text; bytes of ``weights``,
-        ``gradients``, ``optimizer`` state and ``activations``: what autograd keeps of one forward pass, without
-        temporary buffers; ``peak_memory_bytes`` as measured on CUDA, None elsewhere; ``seconds_per_step``, the
-        median of ``num_timed_steps``, and ``train_seconds``, estimated from it without evaluations and checkpoints.
+        ``num_train_tokens``, ``num_text_tokens`` and ``num_epochs`` over the text; ``weights_bytes``,
+        ``gradients_bytes``, ``optimizer_bytes`` and ``activations_bytes``, which is what autograd saves in one forward
+        pass, without temporary buffers; ``peak_memory_bytes`` as measured on CUDA, None elsewhere;
+        ``seconds_per_step``, the median of ``num_timed_steps``, and ``train_seconds``, estimated from it without
+        evaluations and checkpoints.
 
     Raises:
-        ValueError: Something in the experiment cannot be used, or several processes were started.
+        ValueError: The experiment is invalid, or several processes were started.
     """
     if process_state().num_processes > 1:
-        raise ValueError("a dry run measures one process: start the command without a launcher")
+        raise ValueError("a dry run measures one process: run the command without a launcher")
     arguments = check_experiment(config)
     check_output_dir(Path(arguments.output_dir), config)
     data = prepare_data(config)
@@ -68,7 +69,7 @@ def dry_run(config: ExperimentConfig) -> dict[str, Any]:
     trainer, clock = _trained_a_little(config, model, data)
     length, num_steps = config.data.train_length_tokens, trainer.state.max_steps
     num_sequences = trainer.get_total_train_batch_size(trainer.args)
-    timed = clock.seconds[1:] or clock.seconds  # the first step warms caches and kernels
+    timed = clock.seconds[1:] or clock.seconds  # the first step warms up caches and kernels
     return {
         "name": config.name,
         "device": str(trainer.args.device),
@@ -89,7 +90,7 @@ def dry_run(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def parameters_by_part(model: PreTrainedModel) -> dict[str, int]:
-    """Number of parameters of each part of a decoder of any family; tied ones count once, as embeddings."""
+    """Number of parameters in each part of a decoder of any family; tied weights count once, as embeddings."""
     owners = {
         id(parameter): part
         for part, module in (("output", model.get_output_embeddings()), ("embeddings", model.get_input_embeddings()))
@@ -107,7 +108,7 @@ def parameters_by_part(model: PreTrainedModel) -> dict[str, int]:
 def _trained_a_little(
     config: ExperimentConfig, model: PreTrainedModel, data: PreparedData
 ) -> tuple[Trainer, "_Clock"]:
-    """The Trainer of an experiment after a few steps that wrote nothing, and their times."""
+    """The Trainer of an experiment after a few steps in a temporary folder, and the times of the steps."""
     clock = _Clock()
     with tempfile.TemporaryDirectory() as scratch:
         trial = dataclasses.replace(config, training={**config.training, **_STEPS_ALONE, "output_dir": scratch})
@@ -118,10 +119,10 @@ def _trained_a_little(
 
 
 class _Clock(TrainerCallback):
-    """Times whole optimizer steps, and ends the training after a few.
+    """Times whole optimizer steps, and stops training after a few.
 
     Attributes:
-        seconds: Of each step.
+        seconds: Time of each step.
     """
 
     def __init__(self) -> None:
@@ -143,7 +144,7 @@ def _synchronize() -> None:
 
 
 def _memory(trainer: Trainer) -> dict[str, int | None]:
-    """Bytes that a step needs, once the optimizer has made one."""
+    """Bytes that a step needs; the optimizer must have made a step, so that its state exists."""
     model, states = trainer.model, trainer.optimizer.state.values()
     peak = torch.cuda.max_memory_allocated(trainer.args.device) if trainer.args.device.type == "cuda" else None
     return {
@@ -158,7 +159,7 @@ def _memory(trainer: Trainer) -> dict[str, int | None]:
 
 
 def _activation_bytes(trainer: Trainer, model: nn.Module) -> int:
-    """Bytes that autograd keeps from the forward pass of one batch until its backward pass, beside the weights."""
+    """Bytes that autograd saves in the forward pass of one batch, without the weights."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -171,6 +172,6 @@ def _activation_bytes(trainer: Trainer, model: nn.Module) -> int:
     batch = next(iter(trainer.get_train_dataloader()))
     model.train()
     with saved_tensors_hooks(note, lambda tensor: tensor), trainer.compute_loss_context_manager():
-        loss = trainer.compute_loss(model, batch)  # held, so that no storage is used twice
+        loss = trainer.compute_loss(model, batch)  # keeps storages alive, so that no address is reused
     del loss
     return sum(kept.values())

@@ -1,4 +1,4 @@
-"""What one training run is told: the model, the text, the batches and the arguments of transformers."""
+"""The configuration of one training run: model, text, batches and the arguments of transformers."""
 
 import dataclasses
 import math
@@ -12,47 +12,45 @@ from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
 @config_dataclass
 class ModelSection:
-    """Where the model comes from: either ``config``, for a new one, or ``checkpoint``, for fine-tuning."""
+    """The model to train: ``config`` for a new one, or ``checkpoint`` for fine-tuning."""
 
     config: str | dict[str, Any] | None = None
-    """Path of a ``config.json``, or the mapping itself."""
+    """Path of a ``config.json``, or its contents as a mapping."""
     checkpoint: str | None = None
-    """Folder or Hub name of a model to go on from."""
+    """Folder or Hub name of a model to fine-tune."""
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of ``AlibiGPTConfig`` laid over the above, such as ``alibi_beta``."""
+    """Config fields that override those of ``config`` or ``checkpoint``, such as ``alibi_beta``."""
     attn_implementation: str | None = None
-    """Attention back end used in training; null is the model's default."""
+    """Attention back end used in training; null uses the model's default."""
 
     def __post_init__(self) -> None:
         if (self.config is None) == (self.checkpoint is None):
-            raise ValueError(
-                "model: give either 'config' (a new model) or 'checkpoint' (fine-tuning), not both or none"
-            )
+            raise ValueError("model: set exactly one of 'config' (a new model) and 'checkpoint' (fine-tuning)")
         refuse_hub_kernel(self.attn_implementation)
 
 
 @config_dataclass
 class LengthStage:
-    """A part of a training at another length than the rest."""
+    """A stage of training at a shorter length."""
 
     length_tokens: Annotated[int, Field(ge=3)]
-    """Length of a training sequence, in tokens; it divides ``train_length_tokens``."""
+    """Length of a training sequence, in tokens; must divide ``train_length_tokens``."""
     num_steps: Count
     """Optimizer steps at this length."""
 
 
 @config_dataclass
 class MixturePart:
-    """One of several sources that are mixed."""
+    """One source of a mixture."""
 
     source: str
-    """As ``data.source``."""
+    """A source, as in ``data.source``."""
     weight: float
-    """Its share of the training sequences, relative to the other weights."""
+    """Share of the training sequences, relative to the other weights."""
     train_split: str | None = None
-    """As ``data.train_split``, which null takes."""
+    """Training split of this source; null uses ``data.train_split``."""
     text_column: str | None = None
-    """As ``data.text_column``, which null takes."""
+    """Text column of this source; null uses ``data.text_column``."""
 
     def __post_init__(self) -> None:
         if not 0 < self.weight < math.inf:
@@ -61,61 +59,61 @@ class MixturePart:
 
 @config_dataclass
 class DataSection:
-    """Which text is read and how it is cut into training sequences."""
+    """The text to train on, and how it is cut into training sequences."""
 
     source: str | list[MixturePart] = "stdlib"
-    """``stdlib``; ``text:GLOB`` (plain or .gz), ``jsonl:GLOB`` or ``parquet:GLOB``, commas between several globs; or
-    ``hub:NAME[:CONFIG][@REVISION]``. Or a list of such sources with weights: training sequences are drawn from them by
-    weight until one of them is used up. Or a task in place of a text: ``task:copy``, ``task:recall`` or
-    ``task:passkey``, each with ``,KEY=NUMBER`` (see ``data/tasks.py``), whose loss is on the answers alone.
+    """``stdlib``; ``text:GLOB`` (plain or .gz), ``jsonl:GLOB`` or ``parquet:GLOB``, with commas between several globs;
+    or ``hub:NAME[:CONFIG][@REVISION]``. A list of such sources with weights is a mixture: training sequences are drawn
+    by weight until one source is exhausted. A synthetic task replaces the text: ``task:copy``, ``task:recall`` or
+    ``task:passkey``, optionally with ``,KEY=NUMBER`` (see ``data/tasks.py``); its loss is on the answers only.
     """
     train_split: str = "train"
-    """What is learnt of a source of rows (``jsonl:``, ``parquet:``, ``hub:``): a split or an expression such as
+    """Training split of a row source (``jsonl:``, ``parquet:``, ``hub:``): a split, or an expression such as
     ``train[:1%]``.
     """
     validation_source: str | None = None
-    """Another source: files are read whole, others by their validation split. Without it the validation split of
-    ``source`` is used or, where there is none, a share of what is learnt.
+    """Separate source for validation: local files are read whole, other sources by their validation split. Null uses
+    the validation split of ``source`` or, if it has none, holds out part of the training split.
     """
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """How much of a source without validation split is held back."""
+    """Fraction held out of a source without a validation split."""
     validation_unit: Literal["tail", "document"] | None = None
-    """What is held back: the ``tail`` of each document, or whole documents (``document``) by a hash of their texts,
-    so that each stays where it is when others are added. Null is ``tail`` for ``text:`` and ``document`` for rows.
+    """What is held out: the ``tail`` of each document, or whole documents (``document``), chosen by a hash of their
+    text so that adding documents does not move the others. Null is ``tail`` for ``text:`` and ``document`` for rows.
     """
     text_column: str = "text"
-    """Column of a source of rows that holds the text."""
+    """Column of a row source that holds the text."""
     tokenizer: str | None = None
-    """Name or folder of a tokenizer; ``train`` trains a byte-level BPE of the model's vocabulary size on the training
-    split; null takes the checkpoint's own (``train`` for a new model).
+    """Name or folder of a tokenizer. ``train`` trains a byte-level BPE of the model's vocabulary size on the training
+    split. Null uses the checkpoint's tokenizer, or ``train`` for a new model.
     """
     tokenizer_sample_bytes: Annotated[int, Field(ge=1)] | None = 100_000_000
-    """How much of a larger text a tokenizer is trained on, evenly spread over all of it; null is all."""
+    """Bytes of a larger text that a tokenizer is trained on, spread evenly over the text; null is all of it."""
     train_length_tokens: Annotated[int, Field(ge=3)]
     """Length of a training sequence, in tokens."""
     train_length_schedule: list[LengthStage] | None = None
-    """Lengths that the training begins with, one after the other, before that of ``train_length_tokens``. A sequence
-    is cut into equal parts, so that the tokens of a step and their order stay what they are.
+    """Stages with shorter sequences at the start of training, one after the other, before ``train_length_tokens``. A
+    stage cuts each sequence into equal parts, so the tokens of a step and their order do not change.
     """
     isolate_documents: bool = False
-    """Keep attention inside each document of a packed sequence."""
+    """Restrict attention to each document of a packed sequence."""
     max_train_tokens: int | None = None
     """Cut the training split to this many tokens. A ``text:`` source is then read and hashed only as far as needed
     (at least 34 MB)."""
     max_validation_tokens: int | None = None
     """Cut the validation split to this many tokens."""
     streaming: bool = False
-    """Read ``source`` while it is trained on, in its own order and again and again until ``training.max_steps``, and
-    keep nothing of it on disk. Needs a ``validation_source`` and a ``tokenizer`` that is there.
+    """Read ``source`` during training, in its own order and repeatedly until ``training.max_steps``, without caching
+    it on disk. Needs a ``validation_source`` and an existing ``tokenizer``.
     """
     num_streams: Annotated[int, Field(ge=1)] = 1
-    """Readers of a stream, of which each has its share of files or documents and its share of every global batch. The
-    training is the same on any number of processes among which they divide.
+    """Number of readers of a stream. Each reads its share of the files or documents, and provides its share of every
+    global batch. Training is the same on any number of processes that divides this number.
     """
     num_proc: Annotated[int, Field(ge=1)] = 1
-    """Processes that cut text into tokens; their number changes no token."""
+    """Number of processes that tokenize text; does not change the tokens."""
     cache_dir: str = "~/.cache/alibi_gpt"
-    """Where trained tokenizers are kept. Tokenised text is cached by ``datasets``."""
+    """Folder of trained tokenizers. Tokenized text is cached by ``datasets``."""
 
     def __post_init__(self) -> None:
         for name in ("max_train_tokens", "max_validation_tokens"):
@@ -139,7 +137,7 @@ class DataSection:
         refusals = {
             "one source of text:, jsonl:, parquet: or hub:": isinstance(self.source, str) and self.source != "stdlib",
             "a data.validation_source": self.validation_source is not None,
-            "data.max_train_tokens null: training.max_steps says how much is read": self.max_train_tokens is None,
+            "data.max_train_tokens null: training.max_steps sets how much is read": self.max_train_tokens is None,
         }
         for wanted, is_met in refusals.items():
             if not is_met:
@@ -147,7 +145,7 @@ class DataSection:
 
     @property
     def parts(self) -> list[tuple["DataSection", float]]:
-        """Sections of one source each, and their shares of the training sequences; a source alone has all."""
+        """One section per source, with its share of the training sequences; a single source has share 1."""
         if isinstance(self.source, str):
             return [(self, 1.0)]
         total = sum(part.weight for part in self.source)
@@ -174,12 +172,12 @@ class DataSection:
 
 @config_dataclass
 class MilestoneSection:
-    """When a training stops to read the validation text, at its own length and beyond."""
+    """When to measure perplexity on the validation text during training, at the training length and beyond."""
 
     steps: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    """After how many optimizer steps; 0 is before training."""
+    """Optimizer steps after which to measure; 0 is before training."""
     lengths_tokens: Annotated[list[Count], Field(min_length=1)]
-    """Lengths at which it is read, under both protocols."""
+    """Lengths to measure at, in tokens, under both protocols."""
 
     def __post_init__(self) -> None:
         if len(set(self.steps)) < len(self.steps):
@@ -188,14 +186,14 @@ class MilestoneSection:
 
 @config_dataclass
 class BetaSchedule:
-    """Beta of ALiBi as a function of the steps done: from ``start`` to ``end`` by a constant ratio a step."""
+    """ALiBi's beta as a function of the step: from ``start`` to ``end`` by a constant ratio per step."""
 
     start: float
     """Beta of the first step."""
     end: float
     """Beta of the finished model."""
     share: float = 1.0
-    """Part of the training, above 0 and at most 1, in which it gets there; it stays there for the rest."""
+    """Fraction of the training over which beta changes, above 0 and at most 1; it then stays at ``end``."""
 
     def __post_init__(self) -> None:
         for name in ("start", "end"):
@@ -214,77 +212,78 @@ class BetaSchedule:
 
 @config_dataclass
 class EarlyStoppingSection:
-    """When a training ends before its last step; ``training.eval_strategy`` says when it is evaluated."""
+    """When to stop training early; ``training.eval_strategy`` sets when it is evaluated."""
 
     patience_evaluations: Count
-    """Evaluations in a row without improvement after which it ends."""
+    """Number of consecutive evaluations without improvement after which training stops."""
     min_improvement_nats: Annotated[float, Field(ge=0)] = 0.0
-    """What counts as an improvement of ``training.metric_for_best_model``, which is ``nats_per_token`` by default."""
+    """Smallest decrease of ``training.metric_for_best_model`` (``nats_per_token`` by default) that is an improvement.
+    """
 
 
 @config_dataclass
 class ExperimentConfig:
-    """One training run: what ``scripts/train.py`` reads and what ``best.json`` of a sweep holds."""
+    """One training run: the configuration of ``scripts/train.py``, and the contents of ``best.json`` of a sweep."""
 
     name: str
     """Name of the run in records and figures."""
     model: ModelSection
-    """Where the model comes from."""
+    """The model to train."""
     data: DataSection
-    """Which text it learns."""
+    """The text to train on."""
     global_batch_size: int | None = None
-    """Sequences per optimizer step over all processes and accumulation steps, so that the same file gives the same
-    training (but for dropout masks) on one process or several. Null leaves ``per_device_train_batch_size`` as
-    ``training`` says.
+    """Sequences per optimizer step, over all processes and accumulation steps. The same file then gives the same
+    training, except for dropout masks, on any number of processes. Null uses ``per_device_train_batch_size`` of
+    ``training``.
     """
     position_learning_rate: Positive = 1.0
-    """Multiple of ``training.learning_rate`` at which what positions learn is trained: beta and slopes of ALiBi, the
-    tables of T5 and shared offsets, the parameters of KERPLE and FIRE. Any but 1 trains them without weight decay, and
-    is refused where a model has none of them.
+    """Multiple of ``training.learning_rate`` for the parameters of positions: beta and slopes of ALiBi, the tables of
+    T5 and shared offsets, the parameters of KERPLE and FIRE. A value other than 1 trains them without weight decay.
+    It is refused if the model has no such parameters.
     """
     alibi_beta_schedule: BetaSchedule | None = None
-    """Beta of ALiBi along the training, in place of ``alibi_beta``, such as ``{start: 32, end: 1}``; null keeps it.
-    The model ends with ``end``. Refused with another position method and where beta or slopes learn.
+    """Schedule of ALiBi's beta during training, such as ``{start: 32, end: 1}``; the finished model has ``end``.
+    Refused for other position methods, and if beta or slopes are learned. Null keeps ``alibi_beta`` fixed.
     """
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
-    """``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch, takes the faster and
-    keeps to it.
+    """``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch and uses the faster one
+    for the whole run.
     """
     loss_chunk_tokens: Count | None = None
-    """Tokens of a batch whose logits exist at once in training. The loss is then computed in parts, the logits of each
-    twice, which saves the memory of the logits of all tokens several times over; 1024 is a good value for a large
-    vocabulary. Null computes all at once.
+    """Number of tokens whose logits are in memory at once during training. The loss is then computed in chunks, with
+    the logits of each chunk computed twice, which saves several times the memory of all logits. 1024 is a good value
+    for a large vocabulary. Null computes all logits at once.
     """
     early_stopping: EarlyStoppingSection | None = None
-    """When the training ends early; null is never."""
+    """When to stop training early; null never does."""
     peak_flops: Positive | None = None
-    """FLOPs per second that one device can reach in the precision of the training, of which the log says the share
-    that was used (``mfu``). Null takes the peak of known GPUs in bfloat16 and logs no share elsewhere.
+    """Peak FLOPs per second of one device in the precision of the training, from which the log gets ``mfu``, the
+    fraction used. Null uses the peak of known GPUs in bfloat16, and logs no ``mfu`` elsewhere.
     """
     milestones: MilestoneSection | None = None
-    """What is measured along the way; null is nothing. The records go to ``milestones.jsonl``."""
+    """What to measure during training; null measures nothing. The records go to ``milestones.jsonl``."""
     training: dict[str, Any]
-    """Fields of ``transformers.TrainingArguments``, verbatim:
-    https://huggingface.co/docs/transformers/main_classes/trainer lists them all.
+    """Fields of ``transformers.TrainingArguments``, passed on unchanged. All are listed at
+    https://huggingface.co/docs/transformers/main_classes/trainer.
     """
     plugins: list[str] | None = None
-    """Modules to import first, such as one that registers a position method."""
+    """Modules to import first, for example to register a position method."""
 
     def __post_init__(self) -> None:
         if self.data.streaming:
             self._check_streaming()
         if self.training.get("hub_token") is not None:
             raise ValueError(
-                "training.hub_token is a secret, and an experiment is written to files that people publish: leave it "
+                "training.hub_token is a secret, but experiments are written to files that may be published: leave it "
                 "out and set HF_TOKEN in the environment, or log in with 'hf auth login'"
             )
         if not self.training.get("output_dir"):
-            raise ValueError("training.output_dir is missing: say where the run is written")
+            raise ValueError("training.output_dir is missing: set the folder of the run")
 
     def _check_streaming(self) -> None:
         refusals = {
             "training.max_steps: a stream has no end": (self.training.get("max_steps") or 0) > 0,
-            "training.dataloader_num_workers 0: a checkpoint must know what was read": not self.training.get(
+            "training.dataloader_num_workers 0: a checkpoint records what was read": not self.training.get(
                 "dataloader_num_workers"
             ),
             "precision float32 or bfloat16: auto is timed on the first batch": self.precision != "auto",
@@ -295,6 +294,6 @@ class ExperimentConfig:
 
 
 def check_position_learning_rate(position_learning_rate: float) -> None:
-    """Raise a ValueError unless this is a multiple that a learning rate can be given."""
+    """Raise a ValueError unless the multiple is finite and above 0."""
     if not 0 < position_learning_rate < math.inf:
         raise ValueError(f"position_learning_rate must be a finite number above 0, got {position_learning_rate}")

@@ -1,4 +1,4 @@
-"""A run that is finished: its record, believed only while the model that it speaks of is there and whole."""
+"""Read the record of a finished run, after checking that its model is still intact."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ from modeling_alibi_gpt.training.run_folder import RECORD_FILE
 
 
 def finished_record(output_dir: Path, *, reads_model: bool = True) -> Record | None:
-    """The ``training`` record of a finished run, None where the run is not finished.
+    """The ``training`` record of a finished run; None if the run is not finished.
 
     Args:
         output_dir: Folder of the run.
-        reads_model: Makes sure that the model is there, by reading all of it; one of several processes is enough.
+        reads_model: Check the model by reading all of it; one of several processes is enough.
 
     Raises:
-        ValueError: The record is damaged, or weights, config or tokenizer are missing, cut or not those of the run.
+        ValueError: The record, the weights, the config or the tokenizer are missing, damaged or not those of the run.
     """
     path = output_dir / RECORD_FILE
     if not path.exists():
@@ -30,17 +30,17 @@ def finished_record(output_dir: Path, *, reads_model: bool = True) -> Record | N
             check_model_folder(output_dir)
     except ValueError as error:
         raise ValueError(
-            f"{output_dir} holds a finished run that is damaged ({error}): restore the file, or delete {path}, and "
-            "the same command goes on from the last checkpoint or, without one, from the start"
+            f"{output_dir} contains a finished run that is damaged ({error}): restore the file, or delete {path} and "
+            "run the same command again, which resumes from the last checkpoint or starts over if there is none"
         ) from error
     return record
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise a ValueError unless a folder holds the very model that was saved there, with its tokenizer.
+    """Raise a ValueError unless a folder contains exactly the model and tokenizer that were saved there.
 
-    The manifest decides. What an earlier version saved has none: there config, shapes of the weights and tokenizer
-    must be in order.
+    This is checked by the manifest. A folder of an earlier version has none, so its config, weight shapes and
+    tokenizer must load.
     """
     if (folder / MANIFEST_FILE).exists():
         if difference := manifest_difference(folder):

@@ -1,4 +1,4 @@
-"""Perplexity along a training, at its own length and beyond: what a fine-tuning has reached after so many tokens."""
+"""Measure perplexity at milestones during training, at the training length and beyond."""
 
 from collections import Counter
 from pathlib import Path
@@ -18,15 +18,18 @@ from modeling_alibi_gpt.training.run_folder import MILESTONES_FILE
 
 
 class MilestoneCallback(TrainerCallback):
-    """Reads the validation text at the steps of ``config.milestones`` and appends a record for each length.
+    """Evaluates the validation text at the steps of ``config.milestones``, with a record per protocol and length.
 
-    A training that goes on from a checkpoint comes past some steps again; what is written is not measured twice.
-    Random state and weights are left as they are.
+    A resumed run passes some steps again, but does not repeat measurements that are already written. The random state
+    and the weights do not change.
 
     Args:
         config: The experiment, with milestones.
         stream: Its validation text.
-        data_fingerprint: Of its documents.
+        data_fingerprint: Fingerprint of its documents.
+
+    Raises:
+        ValueError: The validation text is shorter than a window.
     """
 
     def __init__(self, config: ExperimentConfig, stream: TokenStream, data_fingerprint: str) -> None:
@@ -37,7 +40,7 @@ class MilestoneCallback(TrainerCallback):
         for length in self.milestones.lengths_tokens:
             if len(stream.input_ids) <= length:
                 raise ValueError(
-                    f"milestones.lengths_tokens: the validation text has {len(stream.input_ids)} tokens, "
+                    f"milestones.lengths_tokens: the validation text has {len(stream.input_ids)} tokens, but "
                     f"a window of {length} needs {length + 1}"
                 )
 
@@ -64,7 +67,7 @@ class MilestoneCallback(TrainerCallback):
         try:
             scores = score_stream(model, self.stream.input_ids, length_tokens=length, protocol=protocol)
             figures = {**perplexity_figures(scores, self.stream.num_bytes), "error": None}
-        except ValueError as error:  # a table of positions that ends is a result
+        except ValueError as error:  # failing beyond a position table is a result
             figures = {"nats_per_token": None, "perplexity": None, "error": str(error)}
         return {
             "kind": "milestone",
@@ -82,7 +85,7 @@ class MilestoneCallback(TrainerCallback):
 
 
 def _measured_steps(config: ExperimentConfig) -> set[int]:
-    """Steps that an earlier part of this run measured whole; what a kill left of one is measured again."""
+    """Steps with all of their records; a step that was interrupted is measured again."""
     path = Path(config.training["output_dir"]) / MILESTONES_FILE
     num_rows = Counter(record["step"] for record in read_records(path)) if path.exists() else Counter()
     assert config.milestones is not None

@@ -1,4 +1,4 @@
-"""The model of an experiment, new or from a checkpoint, fitted to its tokenizer and its training length."""
+"""Build the model of an experiment, new or from a checkpoint, for its tokenizer and training length."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,11 +20,11 @@ from modeling_alibi_gpt.training.experiment import ExperimentConfig, ModelSectio
 
 
 def model_config(section: ModelSection) -> PreTrainedConfig:
-    """Configuration of the model that a section describes, before it is fitted to tokenizer and training length.
+    """Configuration of the model of a section, before it is adapted to tokenizer and training length.
 
     Raises:
-        ValueError: The configuration cannot be read or is not valid, the weights of the checkpoint are not of this
-            configuration, or the model cannot be trained in the memory that there is.
+        ValueError: The configuration cannot be read or is invalid, the weights of the checkpoint do not match it, or
+            the model is too large to be trained in the available memory.
     """
     config = _new_config(section, {}) if section.checkpoint is None else _checkpoint_config(section)
     check_model_memory(config, TRAINING_BYTES)
@@ -32,20 +32,20 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
 
 
 def laid_over(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Config fields with ``overrides`` laid over them, less the fields of ALiBi where these choose another method."""
+    """Merge ``overrides`` into config fields, and drop ALiBi's fields if the overrides choose another method."""
     replaced = overrides.get("position_method", "alibi") != "alibi"
     kept = {key: value for key, value in fields.items() if not (replaced and key.startswith("alibi_"))}
     return {**kept, **overrides}
 
 
 def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Build the model of an experiment; a new one takes its weights from torch's random state.
+    """Build the model of an experiment; a new model is initialized from torch's random state.
 
-    A new model's ``train_context_length`` is the length it trains at; that of a checkpoint only ever grows.
+    A new model's ``train_context_length`` is the training length; that of a checkpoint never decreases.
 
     Raises:
-        ValueError: The configuration is not valid, the checkpoint cannot be loaded or cannot read the training length,
-            or the tokenizer has ids beyond the embeddings of the model.
+        ValueError: The configuration is invalid, the checkpoint cannot be loaded or does not support the training
+            length, or the tokenizer has ids beyond the embeddings of the model.
     """
     section, length = config.model, config.data.train_length_tokens
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -101,5 +101,6 @@ def _check_length(model: PreTrainedModel, section: ModelSection, length_tokens: 
             model.base_model(input_ids=torch.zeros((1, length_tokens), dtype=torch.long), use_cache=False)
     except (ValueError, IndexError, RuntimeError) as error:
         raise ValueError(
-            f"model.checkpoint {section.checkpoint} cannot read data.train_length_tokens = {length_tokens}: {error}"
+            f"model.checkpoint {section.checkpoint} does not support data.train_length_tokens = {length_tokens}: "
+            f"{error}"
         ) from error

@@ -1,4 +1,4 @@
-"""What can be refused of an experiment before any text is read and any folder is made."""
+"""Check an experiment before any text is read and any folder is created."""
 
 from transformers import PreTrainedConfig, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
@@ -15,11 +15,11 @@ from modeling_alibi_gpt.training.optimizer import learns_positions
 
 
 def check_experiment(config: ExperimentConfig) -> TrainingArguments:
-    """The arguments of an experiment whose model, batches and arguments can be used.
+    """Check the model, batches and arguments of an experiment, and return its arguments.
 
     Raises:
-        ValueError: The model or an argument is not valid, a package is missing, model or batch exceed memory, or a
-            learning rate of positions, a schedule of beta or a chunked loss would change nothing.
+        ValueError: The model or an argument is invalid, a package is missing, model or batch exceed memory, or a
+            position learning rate, beta schedule or chunked loss would have no effect.
     """
     arguments = build_arguments(config)
     model = model_config(config.model)
@@ -27,13 +27,13 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
         attention_backend(config.model.attn_implementation)
         if config.model.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
             raise ValueError(
-                "model.attn_implementation 'flash_attention_2' needs the package flash-attn and a GPU that it runs "
-                "on, which are not here: use sdpa or flex_attention"
+                "model.attn_implementation 'flash_attention_2' needs the package flash-attn and a supported GPU, "
+                "which are not available: use sdpa or flex_attention"
             )
     if config.position_learning_rate != 1.0 and not learns_positions(model):
         raise ValueError(
-            f"position_learning_rate {config.position_learning_rate:g} would change nothing: the model learns no bias "
-            "of positions; leave it at 1, or choose a position_method or alibi_trainable that does"
+            f"position_learning_rate {config.position_learning_rate:g} would have no effect: the model learns no "
+            "position bias; leave it at 1, or choose a position_method or alibi_trainable that does"
         )
     if config.alibi_beta_schedule is not None:
         refuse_best_model(arguments)
@@ -45,18 +45,18 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
 
 
 def _check_beta_schedule(config: ExperimentConfig, start: float, model: PreTrainedConfig) -> None:
-    """Raise a ValueError unless a schedule can set the beta of this model, and nothing else sets it."""
+    """Raise a ValueError unless a schedule can set the beta of this model and nothing else sets it."""
     for field, expected in (("position_method", "alibi"), ("alibi_trainable", "none")):
         if (got := getattr(model, field, None)) != expected:
             raise ValueError(f"alibi_beta_schedule needs a model with {field} {expected}, got {got}")
     if (beta := config.model.overrides.get("alibi_beta", start)) != start:
-        raise ValueError(f"model.overrides.alibi_beta {beta} would change nothing: alibi_beta_schedule sets beta")
+        raise ValueError(f"model.overrides.alibi_beta {beta} would have no effect: alibi_beta_schedule sets beta")
 
 
 def _check_chunked_loss(arguments: TrainingArguments, model: PreTrainedConfig) -> None:
-    """Raise a ValueError where Trainer would compute all logits at once and say nothing."""
+    """Raise a ValueError if Trainer would silently compute all logits at once."""
     if not isinstance(model, AlibiGPTConfig):
-        raise ValueError(f"loss_chunk_tokens needs an AlibiGPT, got {model.model_type}: set it to null")
+        raise ValueError(f"loss_chunk_tokens needs an AlibiGPT model, got {model.model_type}: set it to null")
     if arguments.label_smoothing_factor:
         raise ValueError(
             "loss_chunk_tokens and training.label_smoothing_factor cannot both be set: smoothed labels need all "
@@ -65,7 +65,7 @@ def _check_chunked_loss(arguments: TrainingArguments, model: PreTrainedConfig) -
 
 
 def _check_logits(config: ExperimentConfig, arguments: TrainingArguments, model: PreTrainedConfig) -> None:
-    """Raise a ValueError unless the logits that exist at once, the least that a batch needs, fit into memory."""
+    """Raise a ValueError unless the logits held at once, a lower bound for a batch, fit into memory."""
     length, vocab_size = config.data.train_length_tokens, model.get_text_config().vocab_size
     is_evaluated = arguments.eval_strategy != "no" or arguments.eval_on_start or is_task(config.data.source)
     for kind in ("train", "eval") if is_evaluated else ("train",):

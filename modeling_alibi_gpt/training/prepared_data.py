@@ -1,4 +1,4 @@
-"""The text of an experiment: read, cut into tokens, packed and described."""
+"""Read, tokenize, pack and fingerprint the text of an experiment."""
 
 import dataclasses
 from functools import partial
@@ -22,7 +22,7 @@ from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.task_data import task_data
 
 
-# Of a text with max_train_tokens so much is read at first: several times what tokens of any usual text take.
+# With max_train_tokens, this much text is read first: several times what usual text has per token.
 BYTES_PER_TOKEN = 16
 MIN_BYTES = 2**25
 
@@ -32,12 +32,12 @@ class PreparedData:
     """Text ready for training.
 
     Attributes:
-        tokenizer: What cut it into tokens; saved with the model.
+        tokenizer: The tokenizer of the text; saved with the model.
         train: Packed sequences.
-        validation: Packed sequences, for the evaluations during training.
-        validation_stream: The same text as one stream, for the token-exact figure at the end; None for a task.
-        fingerprint: Of the documents of both splits.
-        token_fingerprint: Of the packed sequences of both splits.
+        validation: Packed sequences for evaluation during training.
+        validation_stream: The same text as one stream, for the exact loss at the end; None for a task.
+        fingerprint: Fingerprint of the documents of both splits.
+        token_fingerprint: Fingerprint of the packed sequences of both splits.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -49,21 +49,21 @@ class PreparedData:
 
     @property
     def text(self) -> dict[str, str]:
-        """What a run that goes on must find as it was."""
+        """Fingerprints that must not change when a run is resumed."""
         return {"documents": self.fingerprint, "tokens": self.token_fingerprint}
 
 
 def prepare_data(config: ExperimentConfig) -> PreparedData:
-    """Read, tokenise and pack the text of an experiment; every step is cached.
+    """Read, tokenize and pack the text of an experiment; every step is cached.
 
     Raises:
-        ValueError: The text or the tokenizer cannot be used, or the text is too short for one sequence.
+        ValueError: The text or the tokenizer cannot be used, or the text is shorter than one sequence.
     """
     if is_task(config.data.source):
         return PreparedData(**task_data(config))
     data, tokenizer = config.data, named_tokenizer(config)
     if tokenizer is None and data.streaming:
-        raise ValueError("data.streaming needs data.tokenizer: a stream is not read before it is trained on")
+        raise ValueError("data.streaming needs data.tokenizer: a stream cannot be read before training")
     if data.validation_source is not None:
         validation_parts = [_Part(_documents(data, data.validation_source, "validation"), 1.0)]
     else:
@@ -97,9 +97,9 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
 def _read_and_pack(
     config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase | None
 ) -> tuple[list["_Part"], PreTrainedTokenizerBase, list[Dataset]]:
-    """Training documents, their tokenizer and their sequences: as much text as ``max_train_tokens`` needs.
+    """Training documents, their tokenizer and their packed sequences, with as much text as ``max_train_tokens`` needs.
 
-    How much that is, nobody knows before it is encoded. So a first part is read, and twice as much until it suffices.
+    The amount is unknown before the text is encoded, so read a first part and double it until it suffices.
     """
     data = config.data
     max_bytes = _first_bytes(data)
@@ -118,14 +118,14 @@ def _read_and_pack(
 
 
 def _is_enough(data: DataSection, max_bytes: int, part: "_Part", blocks: Dataset) -> bool:
-    """Whether the text ended before ``max_bytes``, or has the tokens that were asked for."""
+    """Whether the text ends before ``max_bytes``, or has the requested number of tokens."""
     assert data.max_train_tokens is not None
     is_whole = describe_documents(part.documents)["num_bytes"] < max_bytes
     return is_whole or count_tokens(blocks) >= data.max_train_tokens
 
 
 def _first_bytes(data: DataSection) -> int | None:
-    """How much text is read at first; None is all."""
+    """Bytes of text to read first; None is all."""
     return None if data.max_train_tokens is None else max(MIN_BYTES, BYTES_PER_TOKEN * data.max_train_tokens)
 
 
@@ -134,7 +134,7 @@ def _train_parts(data: DataSection, max_bytes: int | None) -> list["_Part"]:
 
 
 def _stream(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[StreamedBlocks, str, str]:
-    """A stream, and what is known beforehand of its documents and of how it is cut."""
+    """A stream, and fingerprints of its documents and tokenization that are known in advance."""
     state = process_state()
     blocks = StreamedBlocks(
         stream_documents(data.source, train_split=data.train_split, text_column=data.text_column),
@@ -161,7 +161,7 @@ def _joined(parts: list[Dataset]) -> Dataset:
 
 
 def _mixed(packed: list[Dataset], shares: list[float], data: DataSection) -> Dataset:
-    """Sequences drawn from the parts by their shares, the same ones for every seed of a training."""
+    """Sequences drawn from the parts by their shares; the same for every seed."""
     if len(packed) == 1:
         return packed[0]
     mixed = interleave_datasets(packed, probabilities=shares, seed=0, stopping_strategy="first_exhausted")
@@ -175,7 +175,7 @@ def _limit(max_tokens: int | None, share: float, data: DataSection) -> int | Non
 
 
 def _fingerprint(parts: list[_Part]) -> str:
-    """Of the documents of a source, or of all parts of a mixture with their shares."""
+    """Fingerprint of the documents of a source, or of all parts of a mixture with their shares."""
     fingerprints = [describe_documents(part.documents)["fingerprint"] for part in parts]
     if len(parts) == 1:
         return fingerprints[0]
@@ -183,10 +183,10 @@ def _fingerprint(parts: list[_Part]) -> str:
 
 
 def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that an experiment or its checkpoint brings; None where one is trained on the text.
+    """The tokenizer of an experiment or its checkpoint; None if one is trained on the text.
 
     Raises:
-        ValueError: It cannot be used, or has ids beyond the embeddings of the model.
+        ValueError: The tokenizer cannot be used, or has ids beyond the embeddings of the model.
     """
     name = config.data.tokenizer or config.model.checkpoint
     if name in (None, "train"):
@@ -197,16 +197,16 @@ def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
 
 
 def training_documents(data: DataSection) -> Dataset:
-    """The documents that an experiment learns from: all of a source, or of its train split, that another validates.
+    """The documents that an experiment trains on.
 
-    Of a mixture, those of its parts one after another; of a ``text:`` source with ``max_train_tokens``, the part that
-    is read at first.
+    For a mixture, these are the documents of all parts, concatenated. For a ``text:`` source with
+    ``max_train_tokens``, they are the part that is read first.
 
     Raises:
-        ValueError: They are a stream, which is not read before the training.
+        ValueError: The source is a stream, which is not read before training.
     """
     if data.streaming:
-        raise ValueError("data.streaming: a stream is not read to list its documents, set it to false")
+        raise ValueError("the documents of a stream cannot be listed before training: set data.streaming to false")
     return _joined([part.documents for part in _train_parts(data, _first_bytes(data))])
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run can be gone on from: those whose files are, to the last byte, what was saved."""
+"""Find the checkpoints that a run can resume from: those whose files are byte-identical to what was saved."""
 
 import json
 import logging
@@ -15,9 +15,9 @@ from modeling_alibi_gpt.runtime.manifest import MANIFEST_FILE, manifest_differen
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
-# Beside the experiment in every folder whose checkpoints have manifests.
+# In every run folder whose checkpoints have manifests.
 DATA_FILE = "data.json"
-_NEEDED = (  # by Trainer, to go on as if nothing had happened; several names where it depends on how a model is spread
+_NEEDED = (  # by Trainer to resume exactly; a file has several possible names if sharding changes it
     ("optimizer.pt", "optimizer.bin", "optimizer_*"),
     ("scheduler.pt",),
     ("rng_state*.pth",),
@@ -28,14 +28,14 @@ logger = logging.getLogger(__name__)
 
 
 def has_checkpoints(output_dir: Path) -> bool:
-    """Whether a run's folder holds checkpoints, whole or not."""
+    """Whether a run folder contains checkpoints, complete or not."""
     return any(output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
 
 
 def check_indexes(output_dir: Path) -> None:
-    """Raise a ValueError where a checkpoint's index of weights is none of ours, such as one that leaves its folder.
+    """Raise a ValueError if the weight index of a checkpoint is foreign, for example names files outside its folder.
 
-    No damage leaves such an index, so the checkpoint is not dropped either.
+    Damage does not produce such an index, so the checkpoint is not deleted either.
     """
     for checkpoint in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if _unreadable_file(checkpoint) is None:
@@ -43,14 +43,14 @@ def check_indexes(output_dir: Path) -> None:
 
 
 def drop_damaged_checkpoints(output_dir: Path, *, needs_best: bool = False) -> None:
-    """Remove the newest checkpoints up to one that is as its manifest says; a warning names what is wrong with each.
+    """Delete the newest checkpoints until one matches its manifest; a warning names what is wrong with each.
 
-    Only the checkpoint that the run goes on from is read. One without a manifest was killed while it was saved.
+    Older checkpoints are not read. A checkpoint without a manifest was interrupted while it was saved.
 
     Args:
         output_dir: Folder of the run.
-        needs_best: The run ends with its best model: the checkpoint that holds it by then must be whole, too, or the
-            run goes on from before it.
+        needs_best: The run loads its best model at the end, so the checkpoint that holds the best model so far must be
+            intact too.
     """
     while (newest := get_last_checkpoint(str(output_dir))) is not None:
         checkpoint = Path(newest)
@@ -63,8 +63,8 @@ def drop_damaged_checkpoints(output_dir: Path, *, needs_best: bool = False) -> N
 def adopt_checkpoints(output_dir: Path) -> None:
     """Write manifests for the checkpoints of an earlier version, which wrote none, oldest first.
 
-    Such a checkpoint is taken for whole where every file can be opened, weights, optimizer, scheduler and random state
-    are there, and its state is of the step in its name. Others are dropped; a warning names what is wrong with each.
+    Such a checkpoint counts as complete if every file can be opened, it has weights, optimizer, scheduler and random
+    state, and its state is of the step in its name. Others are deleted; a warning names what is wrong with each.
     """
     checkpoints = [path for path in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if not _has_manifest(path)]
     for checkpoint in sorted(checkpoints, key=lambda path: path.stat().st_mtime_ns):
@@ -75,7 +75,7 @@ def adopt_checkpoints(output_dir: Path) -> None:
 
 
 def remove_torn_checkpoints(output_dir: Path) -> None:
-    """Remove the checkpoints that a full disk left half-written: nobody has room for them."""
+    """Delete the checkpoints that a full disk left incomplete, to free their space."""
     are_listed = (output_dir / DATA_FILE).exists()
     for checkpoint in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         if not _has_manifest(checkpoint) and _is_torn(checkpoint, are_listed):
@@ -87,7 +87,7 @@ def _has_manifest(checkpoint: Path) -> bool:
 
 
 def _is_torn(checkpoint: Path, are_listed: bool) -> bool:
-    """Whether a checkpoint without manifest is torn: all are in a run that writes manifests, but for foreign ones."""
+    """Whether a checkpoint without a manifest is incomplete; with ``are_listed``, complete ones have a manifest."""
     if _unreadable_file(checkpoint) is not None:
         return True
     try:
@@ -98,21 +98,21 @@ def _is_torn(checkpoint: Path, are_listed: bool) -> bool:
 
 
 def _drop(checkpoint: Path, difference: str) -> None:
-    logger.warning("%s is dropped, it is not whole: %s. The run goes on from before it.", checkpoint, difference)
+    logger.warning("deleting the damaged checkpoint %s: %s. The run resumes from before it.", checkpoint, difference)
     shutil.rmtree(checkpoint)
 
 
 def _best_difference(checkpoint: Path) -> str | None:
-    """What is wrong with the checkpoint that was the best so far when another was saved."""
+    """What is wrong with the checkpoint of the best model at the time of ``checkpoint``; None if nothing."""
     path = read_mapping(checkpoint / TRAINER_STATE_NAME).get("best_model_checkpoint")
     if path is None or Path(path).name == checkpoint.name:
         return None
     difference = manifest_difference(checkpoint.parent / Path(path).name)
-    return difference and f"of {Path(path).name}, which holds the best model so far, {difference}"
+    return difference and f"in {Path(path).name}, which holds the best model so far, {difference}"
 
 
 def _unreadable_file(checkpoint: Path) -> str | None:
-    """The first file of a checkpoint that is cut or missing, in words, by what can be told without a manifest."""
+    """The first file of a checkpoint that is visibly damaged or missing, in words; None if there is none."""
     for path in (checkpoint / TRAINER_STATE_NAME, *sorted(checkpoint.glob("*.json"))):
         try:
             json.loads(path.read_text(encoding="utf-8"))
@@ -126,13 +126,13 @@ def _unreadable_file(checkpoint: Path) -> str | None:
             return f"{path.name} cannot be read ({error})"
     try:
         shards = _shards(checkpoint)
-    except ValueError:  # an index that no run of ours wrote is not dropped in silence
+    except ValueError:  # check_indexes reports a foreign index
         shards = []
     for path in shards:
         if not path.is_file():
             return f"{path.name} is missing"
     archives = (path for pattern in ("*.pt", "*.pth", "*.bin") for path in sorted(checkpoint.glob(pattern)))
-    return next((f"{path.name} is cut" for path in archives if not zipfile.is_zipfile(path)), None)
+    return next((f"{path.name} is truncated" for path in archives if not zipfile.is_zipfile(path)), None)
 
 
 def _missing_part(checkpoint: Path) -> str | None:
@@ -149,6 +149,6 @@ def _missing_part(checkpoint: Path) -> str | None:
 
 
 def _shards(checkpoint: Path) -> list[Path]:
-    """The files that a checkpoint's indexes name; a ValueError where one is none of ours, as ``read_index`` says."""
+    """The files that the indexes of a checkpoint name; a ValueError for a foreign index, as in ``read_index``."""
     indexes = [checkpoint / name for name in INDEX_NAMES if (checkpoint / name).is_file()]
     return [checkpoint / name for index in indexes for name in sorted(set(read_index(index).values()))]

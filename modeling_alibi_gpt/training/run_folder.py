@@ -1,4 +1,4 @@
-"""What lies in a run's folder: whose run it is, on which text, and how the final model gets there."""
+"""The folder of a run: the experiment and text that it belongs to, its lock, and saving the final model."""
 
 import dataclasses
 import json
@@ -39,17 +39,17 @@ logger = logging.getLogger(__name__)
 
 
 def check_output_dir(output_dir: Path, config: Any) -> None:
-    """Make sure that a folder holds no other experiment's results, nor other people's files.
+    """Check that a folder contains neither results of another experiment nor foreign files.
 
-    A run goes on from the checkpoints it finds, so those of another experiment must never lie there.
+    A run resumes from the checkpoints that it finds, so they must never belong to another experiment.
 
     Args:
         output_dir: The folder, which need not exist.
         config: The experiment, a dataclass.
 
     Raises:
-        ValueError: The folder holds checkpoints of another experiment, files that no run of ours wrote, or an index of
-            weights that no run of ours wrote, such as one that names files elsewhere.
+        ValueError: The folder contains results of another experiment, files that are not of a run, or a foreign weight
+            index, such as one that names files outside its folder.
     """
     check_indexes(output_dir)
     claim = output_dir / EXPERIMENT_FILE
@@ -57,34 +57,34 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
         differing = differing_keys(_claimed_settings(claim, config), _settings(config))
         if differing and _has_results(output_dir):
             raise ValueError(
-                f"{output_dir} holds another run, with other values of {', '.join(differing)}; "
+                f"{output_dir} contains another run, with different values of {', '.join(differing)}; "
                 "choose another training.output_dir or delete that folder"
             )
     elif output_dir.exists() and not all(_is_leftover(path) for path in output_dir.iterdir()):
-        raise ValueError(f"{output_dir} is not empty and holds no run of this program; choose another output_dir")
+        raise ValueError(f"{output_dir} is not empty and is not a run folder; choose another output_dir")
 
 
 @contextmanager
 def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -> Iterator[None]:
-    """Mark a folder as the place of this experiment on this text and hold it against other processes.
+    """Claim a folder for this experiment on this text, and lock it against other processes.
 
-    What a killed run left half-written is removed, as are damaged checkpoints, and what another experiment left that
-    never got to a checkpoint. A run of an earlier version, which noted neither its text nor checksums, goes on with a
-    warning and is protected from then on (``adopt_checkpoints``).
+    Removes files that a killed run left incomplete, damaged checkpoints, and what remains of another experiment that
+    never reached a checkpoint. A run of an earlier version, which recorded neither its text nor checksums, resumes
+    with a warning and has both from then on (``adopt_checkpoints``).
 
     Args:
-        output_dir: The folder; made if it is missing.
+        output_dir: The folder; created if it is missing.
         config: The experiment, a dataclass.
-        text: Fingerprints of what the run reads, by what they are of.
+        text: Fingerprints of what the run reads, by kind.
 
     Raises:
-        ValueError: The folder holds something else, or a run on another text, or another process is at work in it.
+        ValueError: The folder contains something else or a run on another text, or another process is using it.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(output_dir / _LOCK_FILE).acquire(blocking=False)
     except Timeout as error:
-        raise ValueError(f"another process is training in {output_dir}; wait for it or end it") from error
+        raise ValueError(f"another process is training in {output_dir}; wait for it or stop it") from error
     with lock:
         check_output_dir(output_dir, config)
         _check_text(output_dir, text)
@@ -95,21 +95,21 @@ def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -
 
 
 def newest_checkpoint(output_dir: Path, start: Path | None, text: Mapping[str, str]) -> str | None:
-    """The checkpoint from which a run goes on: its own newest, else ``start``, which is of another run; None without.
+    """The checkpoint to resume from: the run's own newest one, else ``start`` of another run, else None.
 
     Raises:
-        ValueError: ``start`` is missing or damaged, or its run read another text.
+        ValueError: ``start`` is missing or damaged, or its run used another text.
     """
     if (own := get_last_checkpoint(str(output_dir))) is not None or start is None:
         return own
     if difference := manifest_difference(start):
-        raise ValueError(f"{start} cannot be gone on from: {difference}; delete {start.parent} to train it again")
+        raise ValueError(f"cannot resume from {start}: {difference}; delete {start.parent} to train it again")
     _check_text(start.parent, text)
     return str(start)
 
 
 def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
-    """Raise a ValueError where checkpoints were trained on another text, or one that another tokenizer cut."""
+    """Raise a ValueError if checkpoints were trained on another text or with another tokenizer."""
     path = output_dir / DATA_FILE
     if not path.exists() or not has_checkpoints(output_dir):
         return
@@ -117,8 +117,8 @@ def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
     for what, fingerprint in text.items():
         if begun.get(what) != fingerprint:
             raise ValueError(
-                f"{output_dir} holds a run on other {what}: got fingerprint {fingerprint}, expected "
-                f"{begun.get(what)}; bring back the text and the tokenizer that it began with, choose another "
+                f"{output_dir} contains a run on other {what}: got fingerprint {fingerprint}, expected "
+                f"{begun.get(what)}; restore the text and the tokenizer that it started with, choose another "
                 "training.output_dir or delete that folder"
             )
 
@@ -132,23 +132,23 @@ def _write_claim(output_dir: Path, config: Any, text: dict[str, str]) -> None:
         write_json(claim, settings)
     if has_checkpoints(output_dir) and not data.exists():
         logger.warning(
-            "%s was begun by an earlier version, which did not note its text: it goes on with the text as it is now",
+            "%s was started by an earlier version, which did not record its text: it resumes with the current text",
             output_dir,
         )
         adopt_checkpoints(output_dir)
-    if data.exists() and read_mapping(data) != text:  # without any checkpoint: only milestones were measured on it
+    if data.exists() and read_mapping(data) != text:  # no checkpoints yet, but milestones of the other text
         (output_dir / MILESTONES_FILE).unlink(missing_ok=True)
     write_json(data, text)
 
 
 def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> list[Path]:
-    """Save model and tokenizer for ``from_pretrained``: written beside, then moved file by file, config last.
+    """Save model and tokenizer for ``from_pretrained``: write a temporary folder, then move its files, config last.
 
     Returns:
-        The files.
+        Paths of the files.
 
     Raises:
-        OSError: The disk is full; what the folder held before is whole.
+        OSError: The disk is full; the previous contents of the folder are intact.
     """
     beside = folder / _SAVING_DIR
     try:
@@ -165,10 +165,10 @@ def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 @contextmanager
 def whole_checkpoints_on_a_full_disk(output_dir: Path) -> Iterator[None]:
-    """Give a full disk one name, as ``full_disk_as_os_error`` does, and remove the checkpoint that it tore.
+    """Report a full disk uniformly, as ``full_disk_as_os_error`` does, and delete incomplete checkpoints.
 
     Raises:
-        OSError: With errno ENOSPC, where safetensors or torch met a full disk.
+        OSError: With errno ENOSPC, if safetensors or torch fails on a full disk.
     """
     try:
         with full_disk_as_os_error(output_dir):
@@ -180,7 +180,7 @@ def whole_checkpoints_on_a_full_disk(output_dir: Path) -> Iterator[None]:
 
 
 def _is_leftover(path: Path) -> bool:
-    """Whether a file is what a run that was killed at its very start leaves."""
+    """Whether a file is a leftover of a run that was killed right at the start."""
     return path.name == _LOCK_FILE or path.match(".*.tmp")
 
 
@@ -199,12 +199,12 @@ def _settings(config: Any) -> dict[str, Any]:
 
 
 def _claimed_settings(claim: Path, config: Any) -> dict[str, Any]:
-    """What a folder was claimed for; a key that an earlier version did not know has the value that it meant then."""
+    """The settings that a folder was claimed for; keys that an earlier version lacks have their default."""
     return with_defaults(type(config), read_mapping(claim))
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """The keys, ``section.key``, at which two mappings of JSON values have other values."""
+    """The keys (``section.key``) whose values differ between two mappings of JSON values."""
     keys = []
     for key in sorted({*old, *new}):
         before, after = old.get(key), new.get(key)

@@ -1,4 +1,4 @@
-"""A task in place of a text: its examples, and what a model reaches on their answers."""
+"""Synthetic tasks as training data, and the loss of a model on their answers."""
 
 import math
 from typing import Any
@@ -25,17 +25,17 @@ _OF_TEXT = (
 
 
 def task_data(config: ExperimentConfig) -> dict[str, Any]:
-    """The fields of ``PreparedData`` for an experiment whose source is a task; there is no ``validation_stream``.
+    """The fields of ``PreparedData`` for an experiment whose source is a task; ``validation_stream`` is None.
 
     Raises:
-        ValueError: The task is unknown or does not fit into the training length, or a setting is one of texts.
+        ValueError: The task is unknown or does not fit the training length, or a setting applies to texts only.
     """
     data = config.data
     for name in _OF_TEXT:
         if value := getattr(data, name):
-            raise ValueError(f"data.{name} is for texts, {data.source} brings its own: leave it out, got {value!r}")
+            raise ValueError(f"data.{name} applies to texts, not to {data.source}: leave it out, got {value!r}")
     if config.milestones is not None:
-        raise ValueError(f"milestones read a text, and {data.source} has none: leave them out")
+        raise ValueError(f"milestones need a text, but {data.source} has none: leave them out")
     task = parse_task(data.source)
     train, validation = (task_dataset(task, data.train_length_tokens, split) for split in ("train", "validation"))
     fingerprint = "+".join(map(blocks_fingerprint, (train, validation)))
@@ -50,7 +50,7 @@ def task_data(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def validation_figures(trainer: Trainer, stream: TokenStream | None, length_tokens: int) -> dict[str, Any]:
-    """What a trained model reaches on its validation text or, without a ``stream``, on the answers of its task."""
+    """Loss figures of a trained model on its validation text or, without a ``stream``, on the answers of its task."""
     if stream is not None:
         scores = score_stream(
             trainer.model,

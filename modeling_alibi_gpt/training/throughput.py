@@ -1,4 +1,4 @@
-"""How fast a training goes and how much of the hardware it uses, in the log and in TensorBoard."""
+"""Log the speed of training and its hardware utilization."""
 
 import time
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, TrainerCallback, Tra
 from transformers.trainer_callback import CallbackHandler
 
 
-# FLOPs per second of dense bfloat16 matrix products, by what the name of a GPU contains; from the data sheets.
+# FLOPs per second of dense bfloat16 matrix products, from the data sheets, by a part of the GPU's name.
 BFLOAT16_PEAK_FLOPS = {
     "A100": 312e12,
     "H100 PCIe": 756e12,
@@ -25,15 +25,15 @@ GIB = 2**30
 
 
 def training_flops_per_token(model: PreTrainedModel, length_tokens: int) -> float:
-    """``6 N + 12 L H Q T``: FLOPs of forward and backward pass, attention included, recomputation not.
+    """FLOPs per token of forward and backward pass, ``6 N + 12 L H Q T``, with attention but without recomputation.
 
-    The formula of PaLM's appendix B (Chowdhery et al. 2022, arXiv:2204.02311): N parameters, L layers, H heads of size
-    Q, sequences of T tokens; causal attention is counted as if nothing were masked. An embedding table that is not the
-    output layer too multiplies nothing and is not counted.
+    This is the formula of PaLM's appendix B (Chowdhery et al. 2022, arXiv:2204.02311) for N parameters, L layers, H
+    heads of size Q and sequences of T tokens; causal attention is counted as if it were not masked. An embedding table
+    that is not tied to the output layer multiplies nothing, so it is not counted.
 
     Args:
         model: A causal language model, not sharded.
-        length_tokens: T.
+        length_tokens: Sequence length T.
     """
     config = model.config.get_text_config()
     num_parameters = model.num_parameters()
@@ -44,7 +44,7 @@ def training_flops_per_token(model: PreTrainedModel, length_tokens: int) -> floa
 
 
 def known_peak_flops(device: torch.device, bf16: bool) -> float | None:
-    """Peak of one device in bfloat16, FLOPs per second; None for a CPU, an unknown GPU or another precision."""
+    """Peak FLOPs per second of one device in bfloat16; None for a CPU, an unknown GPU or another precision."""
     if device.type != "cuda" or not bf16:
         return None
     name = torch.cuda.get_device_name(device)
@@ -52,7 +52,7 @@ def known_peak_flops(device: torch.device, bf16: bool) -> float | None:
 
 
 def beta_by_layer(model: nn.Module) -> list[float]:
-    """What beta of ALiBi has become in each layer; empty where it does not learn. Every process must call this."""
+    """Learned beta of ALiBi in each layer; empty if beta is not learned. Every process must call this."""
     for name, parameter in model.named_parameters():
         if name.endswith("bias_log_beta"):
             whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
@@ -61,25 +61,23 @@ def beta_by_layer(model: nn.Module) -> list[float]:
 
 
 class ThroughputCallback(TrainerCallback):
-    """Adds to every log of a training what it did since the one before.
+    """Adds throughput since the previous log to every training log.
 
-    Evaluations, checkpoints, and what the other callbacks do after a step, such as milestones, take no part in it.
+    Time in evaluations, checkpoints and other callbacks after a step, such as milestones, is not counted.
 
-    - ``tokens_per_second`` of all processes together
-    - ``mfu``, model FLOPs utilisation from 0 to 1, where the peak is known
-    - ``memory_gib`` of this process: the most that it ever reserved on its GPU, or what it holds now on a CPU
+    - ``tokens_per_second`` over all processes
+    - ``mfu``, model FLOPs utilization from 0 to 1, if the peak is known
+    - ``memory_gib`` of this process: peak reserved memory on a GPU, current resident memory on a CPU
     - ``eta_seconds`` to the last step at this speed
-    - ``beta_layer_0`` and so on where beta learns
+    - ``beta_layer_0`` and so on if beta is learned
 
-    Trainer itself logs ``grad_norm``.
-
-    ``add_to`` puts it where it belongs.
+    Trainer itself logs ``grad_norm``. Register the callback with ``add_to``, because its position matters.
 
     Args:
-        model: Before it is sharded.
-        peak_flops: Of one device; None leaves ``mfu`` out.
-        length: Length in tokens that a step trains at, by the number of steps before it.
-        clock: Seconds, of any start.
+        model: The model, before it is sharded.
+        peak_flops: Peak FLOPs per second of one device; None leaves out ``mfu``.
+        length: Maps the number of finished steps to the length in tokens of the next step.
+        clock: Returns the current time in seconds.
     """
 
     def __init__(
@@ -96,12 +94,12 @@ class ThroughputCallback(TrainerCallback):
         self.num_tokens = self.num_steps = 0
 
     def add_to(self, handler: CallbackHandler) -> None:
-        """Become the first of all callbacks, so that the others write what it adds, and resume after the last."""
+        """Insert this as the first callback, so that the others log what it adds, and resume after the last one."""
         handler.callbacks.insert(0, self)
         handler.callbacks.append(_Resume(self))
 
     def resume(self) -> None:
-        """Count from now on."""
+        """Start counting time again."""
         self.resumed_at = self.clock()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -125,9 +123,9 @@ class ThroughputCallback(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: Any, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        if "loss" not in logs or self.num_steps == 0:  # that of an evaluation, or the summary at the end
+        if "loss" not in logs or self.num_steps == 0:  # the log of an evaluation, or the final summary
             return
-        self._pause()  # the loss has waited for the device
+        self._pause()  # logging the loss has synchronized the device
         logs["tokens_per_second"] = self.num_tokens / self.seconds
         if self.peak_flops is not None:
             logs["mfu"] = self.flops / self.seconds / (self.peak_flops * args.world_size * max(1, args.n_gpu))
@@ -144,7 +142,7 @@ class ThroughputCallback(TrainerCallback):
 
 
 class _Resume(TrainerCallback):
-    """The last of all callbacks."""
+    """The last callback, after which time counts again."""
 
     def __init__(self, throughput: ThroughputCallback) -> None:
         self.throughput = throughput
@@ -157,7 +155,7 @@ class _Resume(TrainerCallback):
 
 
 def _attention_size(config: PreTrainedConfig) -> int:
-    """Heads times their size."""
+    """Number of heads times head size."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return config.num_attention_heads * head_dim
 

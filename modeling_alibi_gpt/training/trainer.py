@@ -1,4 +1,4 @@
-"""One training run on transformers.Trainer: prepare, resume, train, save, measure."""
+"""One training run with transformers.Trainer: prepare, resume, train, measure and save."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -63,19 +63,19 @@ def train(
 ) -> dict[str, Any]:
     """Run an experiment to its end and return its ``training`` record.
 
-    Killed at any moment, the same call goes on from the last whole checkpoint and reaches the same weights; once
-    finished, it makes sure that the model is still there and returns the record again. Under a launcher every process
-    calls it; started again with another number of processes it goes on as well, with other dropout masks.
+    After a kill at any moment, the same call resumes from the last complete checkpoint and reaches the same weights.
+    After the end, it checks that the model is intact and returns the record again. Under a launcher, every process
+    must call it; a run may resume with another number of processes, which changes only the dropout masks.
 
     Args:
         config: The experiment.
-        callbacks: Added to Trainer's own.
-        start: A checkpoint of another run whose steps so far are those of this one: where this one begins.
+        callbacks: Callbacks in addition to Trainer's own.
+        start: A checkpoint of another run to start from, whose steps so far are identical to those of this run.
 
     Raises:
-        ValueError: Something in the experiment cannot be used, its text is no longer what the run began with, or the
-            start or the model of a finished run is missing or damaged.
-        OSError: The disk is full; what was written before is whole.
+        ValueError: The experiment is invalid, its text has changed since the run started, or ``start`` or the model of
+            a finished run is missing or damaged.
+        OSError: The disk is full; everything written before is intact.
     """
     with sync_errors():
         arguments = check_experiment(config)
@@ -85,7 +85,7 @@ def train(
     if finished is not None:
         return finished
     with ExitStack() as held, whole_checkpoints_on_a_full_disk(output_dir):
-        with sync_errors():  # the main process first: it fills the caches from which the others read
+        with sync_errors():  # the main process goes first and fills the caches for the others
             data = prepare_data(config) if is_main else None
         data = data or prepare_data(config)
         set_seed(arguments.seed)
@@ -118,7 +118,7 @@ def _save(
     record: dict[str, Any],
     bias_before: list[list[list[float]]] | None,
 ) -> None:
-    """Write the trained model, its card, and last the records, which say that the run is finished."""
+    """Write the trained model, its card and, last, the records, which mark the run as finished."""
     write_manifest(output_dir, save_model_folder(model, data.tokenizer, output_dir))
     save_training_card(config, record, model.config, output_dir)
     biases = bias_by_distance_records(model, config.name, bias_before)
@@ -126,7 +126,7 @@ def _save(
 
 
 def _callbacks_of(config: ExperimentConfig, data: PreparedData) -> list[TrainerCallback]:
-    """What an experiment asks for: beta is set before anything measures."""
+    """The callbacks of an experiment; beta is set before anything is measured."""
     callbacks: list[TrainerCallback] = []
     if config.alibi_beta_schedule is not None:
         callbacks.append(BetaScheduleCallback(config.alibi_beta_schedule))
@@ -142,10 +142,10 @@ def make_trainer(
     data: PreparedData,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> DeterministicTrainer:
-    """The Trainer of an experiment, whose output folder exists; precision ``auto`` is measured here, once a run."""
+    """The Trainer of an experiment whose output folder exists. Precision ``auto`` is measured here, once per run."""
     collator = PackedCollator(data.tokenizer.pad_token_id)
     if isinstance(data.train, StreamedBlocks):
-        arguments.ignore_data_skip = True  # it goes on by itself where the checkpoint was saved
+        arguments.ignore_data_skip = True  # a stream restores its own position
         data.train.set_global_batch_size(
             arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
         )
@@ -175,7 +175,7 @@ def make_trainer(
 
 
 def _measured_precision(output_dir: Path, model: PreTrainedModel, batch: dict[str, Tensor]) -> str:
-    """Measure once and keep the answer: a resumed run must go on in the precision it began in."""
+    """Measure once and store the result, because a resumed run must keep its precision."""
     path = output_dir / PRECISION_FILE
     if not path.exists():
         write_json(path, faster_precision(model, batch))
@@ -217,7 +217,7 @@ def _record(
         "validation_perplexity": figures["perplexity"],
         "validation_bits_per_byte": figures["bits_per_byte"],
         "num_validation_tokens": figures["num_tokens"],
-        # Of this call only: a resumed run has its earlier part behind it.
+        # Time of this call only, without the earlier part of a resumed run.
         "train_seconds": train_seconds,
         "resumed_from": Path(checkpoint).name if checkpoint else None,
         "bf16": arguments.bf16,

@@ -1,4 +1,4 @@
-"""The model card of a finished run: its text and figures from its record, its licence from what it began with."""
+"""The model card of a finished run: text and figures from its record, licence from the checkpoint it started from."""
 
 import logging
 import re
@@ -19,15 +19,15 @@ logger = logging.getLogger(__name__)
 def save_training_card(
     config: ExperimentConfig, record: dict[str, Any], model: PreTrainedConfig, folder: Path
 ) -> None:
-    """Write ``README.md`` beside a trained model, and the licence files of the checkpoint that it began with.
+    """Write the ``README.md`` of a trained model, and copy the licence files of the checkpoint that it started from.
 
-    The card names no place on this machine: people publish it.
+    The card may be published, so it contains no local paths.
 
     Args:
         config: The experiment.
         record: Its ``training`` record.
         model: Configuration of the trained model.
-        folder: That of the run.
+        folder: Folder of the run.
     """
     card = ModelCard("---\n{}\n---\n")
     card.text = _text(config, record, model)
@@ -79,15 +79,15 @@ def _source(config: ExperimentConfig) -> str:
 
 
 def _in_words(source: str) -> str:
-    """A source without places on this machine."""
+    """A source in words, without local paths."""
     kind = source.partition(":")[0]
     if kind in ("hub", "task"):
         return f"`{source}`"
-    return "sources of Python's standard library" if kind == "stdlib" else f"files of this machine (`{kind}:`)"
+    return "source code of Python's standard library" if kind == "stdlib" else f"local files (`{kind}:`)"
 
 
 def _hub_names(config: ExperimentConfig) -> list[str]:
-    """Data sets on the Hub, without their configurations and revisions."""
+    """Datasets on the Hub, without configurations and revisions."""
     sources = [str(section.source) for section, _ in config.data.parts]
     return [re.split("[:@]", source)[1] for source in sources if source.startswith("hub:")]
 
@@ -105,12 +105,12 @@ def _results(config: ExperimentConfig, record: dict[str, Any]) -> list[EvalResul
 
 
 def _of_the_checkpoint(checkpoint: str, folder: Path) -> dict[str, Any]:
-    """Metadata that a model inherits; its licence files are copied."""
+    """Metadata that a model inherits from its checkpoint, after copying the licence files."""
     if not Path(checkpoint).is_dir():
         try:
             card = ModelCard.load(checkpoint, ignore_metadata_errors=True)
         except (OSError, ValueError) as error:
-            logger.warning("%s: its licence could not be read (%s); add it to %s/README.md", checkpoint, error, folder)
+            logger.warning("cannot read the licence of %s (%s); add it to %s/README.md", checkpoint, error, folder)
             return {"base_model": checkpoint}
         return {"base_model": checkpoint, **_licence(card)}
     copy_licences(Path(checkpoint), folder)

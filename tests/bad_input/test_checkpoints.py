@@ -16,7 +16,7 @@ from tests.bad_input.refusals import Case, Inputs, config_file, edit_json, exper
 
 
 INDEX = "model.safetensors.index.json"
-NO_INDEX = "not an index of weights, expected JSON with a weight_map"
+NO_INDEX = "not a weight index, expected JSON with a weight_map"
 INDEXES: dict[str, tuple[Any, str]] = {
     "without a map": ({}, NO_INDEX),
     "with an empty map": ({"weight_map": {}}, NO_INDEX),
@@ -99,11 +99,11 @@ def _index_cases() -> list[Case]:
         "whose metadata is a list": lambda index: index.update(metadata=[1]),
     }
     for name, change in metadata.items():
-        cases += loading_cases(f"an index {name}", partial(_metadata, change), "no mapping of metadata", sharded=True)
+        cases += loading_cases(f"an index {name}", partial(_metadata, change), "no metadata mapping", sharded=True)
     for name in NAMES:
         hostile = partial(_first_shard, name)
-        cases += loading_cases(f"a shard named {name!r}", hostile, "which is no file of its folder", sharded=True)
-    cases += loading_cases("a shard elsewhere", _escape, "which is no file of its folder", sharded=True)
+        cases += loading_cases(f"a shard named {name!r}", hostile, "which is not a file in its folder", sharded=True)
+    cases += loading_cases("a shard elsewhere", _escape, "which is not a file in its folder", sharded=True)
     return cases
 
 
@@ -115,7 +115,7 @@ def _weight_cases() -> list[Case]:
         "a header alone": (partial(_cut, 8), "is truncated or damaged", False),
         "a header of terabytes": (_claim, "is truncated or damaged", False),
         "a missing shard": (partial(_without, "*-00001-of-*.safetensors"), "which is not in the folder", True),
-        "no weights": (partial(_without, "*.safetensors"), "no weights here", False),
+        "no weights": (partial(_without, "*.safetensors"), "no weights found", False),
         "a missing weight": (
             partial(_tensors, lambda t: t.pop("model.norm.weight")),
             "are missing, e.g. model.n",
@@ -123,12 +123,12 @@ def _weight_cases() -> list[Case]:
         ),
         "another shape": (
             partial(_tensors, lambda t: t.update({"model.norm.weight": torch.ones(17)})),
-            "its config asks for model.norm.weight of (16,), the weights hold (17,)",
+            "its config requires model.norm.weight of shape (16,), but the weights have (17,)",
             False,
         ),
         "a strange weight": (
             partial(_tensors, lambda t: t.update({"model.extra": torch.ones(1)})),
-            "1 weights are not of the model in its config, e.g. model.extra",
+            "1 weights do not belong to the model in its config, e.g. model.extra",
             False,
         ),
         "a weight elsewhere": (partial(_first_shard, "model-00002-of-00002.safetensors"), "", True),
@@ -174,7 +174,7 @@ def _far_id_around_texts(model: Path) -> None:
 
 def _vocabulary_cases() -> list[Case]:
     reading = ("evaluate", "extrapolate", "generate", "export_to_hub", "sweep_beta", "train", "compare", "to_gguf")
-    message = "the tokenizer gives ids up to 1000000, but the model has embeddings for 264"
+    message = "the tokenizer has ids up to 1000000, but the model has 264 embeddings"
     return [
         case
         for name, spoil in {"with an id": _far_id, "that puts an id around texts": _far_id_around_texts}.items()
@@ -235,7 +235,7 @@ def _convert_cases() -> list[Case]:
 
     return [
         *cases,
-        Case("pickled BLOOM whose shard is elsewhere", "convert", pickled, "which is no file of its folder"),
+        Case("pickled BLOOM whose shard is elsewhere", "convert", pickled, "which is not a file in its folder"),
     ]
 
 

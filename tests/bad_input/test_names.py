@@ -35,9 +35,9 @@ def _overrides(of_a: Any) -> dict[str, Any]:
 COMPARISON: dict[str, tuple[dict[str, Any], str]] = {
     "variants that are a list": ({"variants": ["a"]}, "'variants' must be"),
     "a variant that is a number": ({"variants": {"a": 5}}, "'variants.a' must be a mapping"),
-    "no variants": ({"variants": {}}, "'a' is no variant"),
-    "another reference": ({"reference": "b"}, "'b' is no variant"),
-    "an override of no variant": ({"inference_overrides": {"b": {}}}, "'b' is no variant"),
+    "no variants": ({"variants": {}}, "'a' is not a variant"),
+    "another reference": ({"reference": "b"}, "'b' is not a variant"),
+    "an override of no variant": ({"inference_overrides": {"b": {}}}, "'b' is not a variant"),
     "overrides that are a list": (_overrides([1]), "'inference_overrides.a' must be a mapping"),
     "an override that is a number": (
         {"inference_overrides": {"a": {"b": 5}}},
@@ -69,7 +69,7 @@ COMPARISON: dict[str, tuple[dict[str, Any], str]] = {
         {"evaluation": {"source": "stdlib", "dtype": "int8"}},
         "'evaluation.dtype' must be 'float32' or 'bfloat16', got 'int8'",
     ),
-    "no seeds": ({"seeds": []}, "seeds must be one or more"),
+    "no seeds": ({"seeds": []}, "seeds must be distinct numbers"),
     "a negative seed": ({"seeds": [-1]}, "training.seed must be at least 0"),
 }
 PAGES = ["../esc", "../../esc", "/tmp/esc", "a/b", "a\\b", "", ".", "..", "a\nb", "a\0b"]

@@ -93,7 +93,7 @@ def _foreign(family: str, fields: dict[str, Any]) -> Callable[[Path, Inputs], li
 
 
 def _settings_cases() -> list[Case]:
-    needs = "of memory, there are"
+    needs = "of memory, but only"
     cases = []
     for name, fields in SIZES.items():
         cases.append(Case(f"{name} in overrides", "train", partial(_in_settings, fields), needs))
@@ -118,7 +118,7 @@ def _checkpoint_cases() -> list[Case]:
     cases = []
     for name, fields in SIZES.items():
         spoil = partial(_edit_config, fields)
-        cases += loading_cases(name, spoil, "its config asks for")
+        cases += loading_cases(name, spoil, "its config requires")
     return cases
 
 

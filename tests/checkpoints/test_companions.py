@@ -65,7 +65,9 @@ def test_a_tokenizer_that_is_code_is_refused(make: Callable, source: Path) -> No
     path = source / "tokenizer_config.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**fields, "auto_map": {"AutoTokenizer": ["evil/repo--evil.Evil", None]}}))
-    with pytest.raises(ValueError, match="tokenizer_config.json: the tokenizer is code .*evil/repo--evil.Evil"):
+    with pytest.raises(
+        ValueError, match="tokenizer_config.json: the tokenizer has custom code .*evil/repo--evil.Evil"
+    ):
         make(source)
     assert not (source.parent / "out").exists()
 
@@ -87,7 +89,7 @@ def test_a_link_is_refused(make: Callable, name: str, source: Path) -> None:
     (source / "secret").write_text("{}", encoding="utf-8")
     (source / name).unlink(missing_ok=True)
     (source / name).symlink_to("secret")
-    with pytest.raises(ValueError, match=f"{name} is a symbolic link to .*secret; put the file itself there"):
+    with pytest.raises(ValueError, match=f"{name} is a symbolic link to .*secret; replace it with the file itself"):
         make(source)
     assert not (source.parent / "out").exists()
 

@@ -52,13 +52,13 @@ def add_tokens(folder: Path, num_tokens: int) -> None:
         (lambda folder: truncate(folder, -1), "truncated or damaged"),
         (pickle_weights, "no file named model.safetensors"),
         (lambda folder: rewrite_weights(folder, lambda weights: weights.popitem()), "1 weights .* are missing"),
-        (lambda folder: edit_config(folder, num_hidden_layers=1), "weights are not of the model"),
-        (lambda folder: edit_config(folder, hidden_size=32), "asks for .*, the weights hold"),
+        (lambda folder: edit_config(folder, num_hidden_layers=1), "weights do not belong to the model"),
+        (lambda folder: edit_config(folder, hidden_size=32), "requires .*, but the weights have"),
         (lambda folder: edit_config(folder, alibi_beta=-1), "beta must be a finite number above 0"),
-        (lambda folder: edit_config(folder, vocab_size=100), "asks for .*embed_tokens.*, the weights hold"),
+        (lambda folder: edit_config(folder, vocab_size=100), "requires .*embed_tokens.*, but the weights have"),
         (
             lambda folder: add_tokens(folder, 9),
-            r"the tokenizer gives ids up to \d+, but the model has embeddings for \d+",
+            r"the tokenizer has ids up to \d+, but the model has \d+ embeddings",
         ),
         (lambda folder: (folder / "config.json").write_text("{", encoding="utf-8"), "config.json cannot be used"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
@@ -92,7 +92,7 @@ def test_an_override_that_trained_weights_would_ignore_is_refused(
     shape = {"vocab_size": 8, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     AlibiGPTForCausalLM(AlibiGPTConfig(alibi_trainable=kind, **shape)).save_pretrained(tmp_path)
     if is_refused:
-        with pytest.raises(ValueError, match=f"overrides.{min(overrides)} changes nothing: .*alibi_trainable {kind}"):
+        with pytest.raises(ValueError, match=f"overrides.{min(overrides)} has no effect: .*alibi_trainable {kind}"):
             load_model_config(tmp_path, overrides)
     else:
         config = load_model_config(tmp_path, overrides)

@@ -80,8 +80,8 @@ def test_a_card_says_what_the_folder_is(folders: Path) -> None:
     text = {
         name: (folders / name / "README.md").read_text(encoding="utf-8") for name in ("converted", "back", "exported")
     }
-    assert "original (`bloom`), written as `alibi_gpt` by alibi-gpt" in text["converted"]
-    assert "converted (`alibi_gpt`), written as `bloom` by alibi-gpt" in text["back"]
+    assert "original (`bloom`), converted to `alibi_gpt` by alibi-gpt" in text["converted"]
+    assert "converted (`alibi_gpt`), converted to `bloom` by alibi-gpt" in text["back"]
     assert "import modeling_alibi_gpt" in text["converted"]
     assert "modeling_alibi_gpt" not in text["back"] and "trust_remote_code=True" in text["exported"]
     assert str(folders) not in "".join(text.values())
@@ -122,22 +122,22 @@ def test_a_gguf_has_a_card(save: Save, tmp_path: Path) -> None:
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert (card.data.license, card.data.library_name) == ("mit", "gguf")
     assert card.data.tags == ["alibi", "gguf", "llama.cpp"]
-    assert GGUF_USAGE in card.text and "one GGUF file of float16" in card.text
+    assert GGUF_USAGE in card.text and "a GGUF file in float16" in card.text
 
 
 def test_engines_that_differ_are_in_the_card(save: Save, tmp_path: Path) -> None:
     options = {"model": str(save()), "output_dir": str(tmp_path / "out"), "to": "mpt", "flavour": "llm-foundry"}
     convert(ConvertConfig(**options))
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "Not for transformers, which leaves out use_bias. Not for CTranslate2, which leaves out use_bias." in text
+    assert "Not for transformers, which ignores use_bias. Not for CTranslate2, which ignores use_bias." in text
 
 
 def test_a_card_that_cannot_be_read_leaves_nothing(save: Save, tmp_path: Path) -> None:
     source = save(use_bias=False)
     (source / "README.md").write_text("---\nlicense: [\n---\n", encoding="utf-8")
     before = sorted(os.listdir(tmp_path))
-    with pytest.raises(ValueError, match="README.md: what its lines of --- enclose is no YAML mapping"):
+    with pytest.raises(ValueError, match="README.md: the front matter between --- is not a YAML mapping"):
         convert(ConvertConfig(model=str(source), output_dir=str(tmp_path / "out"), to="mpt"))
-    with pytest.raises(ValueError, match="README.md: what its lines of --- enclose is no YAML mapping"):
+    with pytest.raises(ValueError, match="README.md: the front matter between --- is not a YAML mapping"):
         export_to_hub(ExportConfig(model=str(source), output_dir=str(tmp_path / "out")))
     assert sorted(os.listdir(tmp_path)) == before

@@ -75,7 +75,7 @@ def test_a_config_of_any_size_is_counted_at_once(name: str) -> None:
 def test_a_refusal_says_what_is_needed_and_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_size, "memory_bytes", lambda: 3 * 2**30)
     check_memory(3 * 2**30, "they")
-    with pytest.raises(ValueError, match="they need 3.5 GiB of memory, there are 3.0 GiB"):
+    with pytest.raises(ValueError, match="they need 3.5 GiB of memory, but only 3.0 GiB exist"):
         check_memory(7 * 2**29, "they")
     config = AlibiGPTConfig(**{**SIZES, "vocab_size": 5 * 10**6})  # 480 MB, twice that to train
     check_model_memory(config, TRAINING_BYTES)

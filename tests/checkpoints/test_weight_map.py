@@ -74,11 +74,15 @@ def edit_weights(folder: Path, **changes: Tensor | None) -> None:
 @pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
-        ("transformer__h__9__mlp__extra", torch.ones(3), r"no place for h\.9\.mlp\.extra of the weights"),
-        ("score__weight", torch.ones(2, 96), r"no place for score\.weight of the weights"),
-        ("transformer__ln_f__bias", None, r"hold nothing for model\.norm\.bias of the model"),
-        ("transformer__ln_f__bias", torch.ones(7), r"ln_f\.bias would make model\.norm\.bias of \(7,\), .* \(96,\)"),
-        ("transformer__h__0__self_attention__query_key_value__weight", torch.ones(7, 96), r"does not fit .*\(7, 96\)"),
+        ("transformer__h__9__mlp__extra", torch.ones(3), r"no equivalent of the weights h\.9\.mlp\.extra"),
+        ("score__weight", torch.ones(2, 96), r"no equivalent of the weights score\.weight"),
+        ("transformer__ln_f__bias", None, r"lack model\.norm\.bias, which the target model needs"),
+        ("transformer__ln_f__bias", torch.ones(7), r"would give model\.norm\.bias the shape \(7,\), .* \(96,\)"),
+        (
+            "transformer__h__0__self_attention__query_key_value__weight",
+            torch.ones(7, 96),
+            r"does not match .*\(7, 96\)",
+        ),
         ("transformer__ln_f__bias", torch.ones(96, dtype=torch.int8), r"ln_f\.bias is int8, expected one of float64"),
         ("lm_head__weight", torch.ones(64, 96), r"lm_head\.weight differs from word_embeddings\.weight"),
     ],

@@ -131,7 +131,7 @@ def test_corpus_too_small_for_its_context_is_refused():
     documents = Dataset.from_dict({"text": ["abcdefghi"]})
     tokenizer = train_tokenizer(documents, 257)  # of bytes: ten tokens
     assert len(pack_documents(documents, tokenizer, 10)) == 1
-    with pytest.raises(ValueError, match=r"too small for its context.*at least 11 tokens .*got 10"):
+    with pytest.raises(ValueError, match=r"too small for one block.*at least 11 tokens .*got 10"):
         pack_documents(documents, tokenizer, 11)
     with pytest.raises(ValueError, match=r"max_tokens must be at least length_tokens \(9\), got 8"):
         pack_documents(documents, tokenizer, 9, max_tokens=8)

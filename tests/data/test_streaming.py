@@ -112,9 +112,9 @@ def test_processes_share_the_readers(texts: list[str], tokenizer: Any, tmp_path:
 
 
 def test_a_stream_without_text_or_column_is_refused(tmp_path: Path, texts: list[str], tokenizer: Any) -> None:
-    with pytest.raises(ValueError, match="no column of text 'text': its columns are body, stars"):
+    with pytest.raises(ValueError, match="no text column 'text': its columns are body, stars"):
         next(iter(stream_documents(f"jsonl:{tmp_path}/rows.jsonl")))
-    with pytest.raises(ValueError, match="a stream has no document: expected at least data.num_streams"):
+    with pytest.raises(ValueError, match="a stream has no documents: expected at least data.num_streams"):
         take(stream(SOURCES[0], tmp_path, tokenizer, num_streams=12), 24)
 
 
@@ -170,7 +170,7 @@ def test_two_processes_that_are_killed_stream_what_one_does(experiment_file: Pat
 def test_a_stream_lists_no_documents(make_experiment: Callable[..., ExperimentConfig], streamed: list[str]) -> None:
     data = make_experiment(*streamed).data
     assert compare._corpus_records("comparison", data) == []
-    with pytest.raises(ValueError, match="a stream is not read to list its documents"):
+    with pytest.raises(ValueError, match="the documents of a stream cannot be listed"):
         training_documents(data)
 
 

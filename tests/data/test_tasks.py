@@ -33,11 +33,11 @@ def test_sources_are_read_with_their_parameters() -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("task:sort", "unknown task 'task:sort': expected task: and one of copy, recall, passkey"),
+        ("task:sort", "unknown task 'task:sort': expected task: followed by one of copy, recall, passkey"),
         ("recall", "unknown task 'recall'"),
-        ("task:copy,pairs=3", "'pairs=3' is no parameter, expected KEY=NUMBER with one of examples, seed"),
-        ("task:recall,pairs", "'pairs' is no parameter"),
-        ("task:recall,pairs=-1", "'pairs=-1' is no parameter"),
+        ("task:copy,pairs=3", "'pairs=3' is not a parameter: expected KEY=NUMBER with KEY one of examples, seed"),
+        ("task:recall,pairs", "'pairs' is not a parameter"),
+        ("task:recall,pairs=-1", "'pairs=-1' is not a parameter"),
         ("task:recall,pairs=9", "pairs must be from 1 to 8, got 9"),
         ("task:recall,examples=0", "examples must be from 1 to 2147483648, got 0"),
     ],
@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_refused(source: str) -> None:
     task = parse_task(source)
     shortest = shortest_length(task)
     make_examples(task, 2, shortest, split="train")
-    with pytest.raises(ValueError, match=f"needs at least {shortest} tokens a sequence, got {shortest - 1}"):
+    with pytest.raises(ValueError, match=f"needs at least {shortest} tokens per sequence, got {shortest - 1}"):
         make_examples(task, 2, shortest - 1, split="train")
 
 

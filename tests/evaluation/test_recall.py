@@ -138,7 +138,7 @@ def test_prompts_need_their_own_words(tokenizer) -> None:
         ({"depths": [0.5, 1.5]}, "depths must be from 0 to 1"),
         ({"depths": []}, "depths must be a list of one or more different values"),
         ({"num_examples": 0}, "'num_examples' must be at least 1, got 0"),
-        ({"lengths_tokens": [32, 8]}, "task:recall needs at least 10 tokens a sequence, got 8"),
+        ({"lengths_tokens": [32, 8]}, "task:recall needs at least 10 tokens per sequence, got 8"),
         ({"models": ["/nowhere"]}, "/nowhere: no model here"),
     ],
 )

@@ -163,15 +163,15 @@ def _overrides(of_alibi: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"reference": "rope"}, "'rope' is no variant"),
-        ({"seeds": [1, 1]}, "seeds must be one or more"),
-        ({"inference_overrides": {"rope": {}}}, "'rope' is no variant"),
+        ({"reference": "rope"}, "'rope' is not a variant"),
+        ({"seeds": [1, 1]}, "seeds must be distinct numbers"),
+        ({"inference_overrides": {"rope": {}}}, "'rope' is not a variant"),
         ({"variants": {"alibi": {"alibi_betta": 2}}}, "alibi_beta"),
         ({"variants": {"alibi": {"training.learning_rat": 1}}}, "did you mean 'training.learning_rate'"),
         ({"variants": {"alibi": {"training.seed": 1}}}, "variants.alibi: training.seed cannot be set"),
         ({"variants": {"alibi": {"position_learning_rate": "fast"}}}, "rate' must be a valid number"),
         ({"variants": {"alibi": {"position_learning_rate": 0}}}, "'position_learning_rate' must be above 0, got 0"),
-        ({"variants": {"alibi": {"position_learning_rate": 30}}}, "position_learning_rate 30 would change nothing"),
+        ({"variants": {"alibi": {"position_learning_rate": 30}}}, "position_learning_rate 30 would have no effect"),
         ({"variants": {"alibi": {"alibi_beta_schedule": 3}}}, "alibi_beta_schedule' must be a .*mapping"),
         ({"variants": {"alibi": {"alibi_beta_schedule": {"start": 3}}}}, "alibi.alibi_beta_schedule.end' is missing"),
         (_overrides({"x": {"alibi_scaling": {"type": "cubic"}}}), "alibi_scaling type"),
@@ -182,10 +182,10 @@ def _overrides(of_alibi: Any) -> dict[str, Any]:
         ),
         (_overrides({"x": 5}), "'inference_overrides.alibi.x' must be a mapping, got 5"),
         (_overrides([1]), "'inference_overrides.alibi' must be a mapping"),
-        (_overrides({"as trained": {}}), "'as trained' is what every model is read as"),
+        (_overrides({"as trained": {}}), "'as trained' is reserved"),
         (
             {"inference_overrides": {"alibi": {"x": {"hidden_size": 32}}}},
-            "alibi.x needs other weights than those train",
+            "alibi.x needs other weights than the train",
         ),
         (
             {"inference_overrides": {"alibi": {"x": {"alibi_trainable": "beta"}}}},

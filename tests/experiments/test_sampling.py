@@ -150,7 +150,7 @@ def test_a_value_that_ended_in_an_error_comes_first(
 
 
 def test_a_loss_that_is_not_a_number_ends_the_sweep(shared: SharedStudy) -> None:
-    with pytest.raises(ValueError, match="not a number"):
+    with pytest.raises(ValueError, match="the loss is NaN"):
         sample(shared, 1, lambda trial: math.nan)
 
 

@@ -34,7 +34,7 @@ def test_a_password_is_not_shown_where_a_study_is_of_another_objective(tmp_path:
     storage = study_storage.open_storage(f"sqlite:///{tmp_path}/study.db")
     other = optuna.create_study(study_name="beta", storage=storage, direction="maximize")
     storage.url = "postgresql://me:s3cret@host/db"
-    with pytest.raises(ValueError, match=r"in postgresql://me:\*\*\*@host/db is of another objective"):
+    with pytest.raises(ValueError, match=r"in postgresql://me:\*\*\*@host/db belongs to another objective"):
         SharedStudy(other, storage, {}).claim()
 
 

@@ -72,7 +72,7 @@ def test_the_study_holds_nothing_of_a_trial_that_has_not_ended(shared: SharedStu
     with pytest.raises(KeyboardInterrupt):
         add(shared, 1.0, fail)
     assert not shared.study.trials
-    with pytest.raises(ValueError, match="not a number at {'beta': 1.0}"):
+    with pytest.raises(ValueError, match="the loss is NaN at {'beta': 1.0}"):
         add(shared, 1.0, lambda trial: math.nan)
     assert not shared.study.trials
     assert add(shared, 1.0) == "1.0000 nats per token"
@@ -111,7 +111,7 @@ def test_a_study_of_another_objective_is_refused_by_the_settings_that_differ(sha
     begun = opened("beta", url, other)
     opened("beta", url)  # no trial yet: it may still become anything
     add(shared, 1.0)
-    message = "study 'beta' in .* is of another objective, with other values of seeds; choose another study_name"
+    message = "study 'beta' in .* belongs to another objective, with different values of seeds; choose another"
     with pytest.raises(ValueError, match=message):
         opened("beta", url, other)
     with pytest.raises(ValueError, match=message):
@@ -138,10 +138,10 @@ def test_a_study_that_began_before_a_setting_existed_is_compared_with_its_defaul
     add(opened("beta", url, old), 1.0)
     assert len(opened("beta", url, objective).finished()) == 1
     changed = {**objective, "experiment": {**experiment, "position_learning_rate": 30.0}}
-    with pytest.raises(ValueError, match="other values of experiment.position_learning_rate;"):
+    with pytest.raises(ValueError, match="different values of experiment.position_learning_rate;"):
         opened("beta", url, changed)
     changed = {**objective, "experiment": {**experiment, "data": {"train_length_tokens": 16, "text_column": "body"}}}
-    with pytest.raises(ValueError, match="other values of experiment.data.text_column;"):
+    with pytest.raises(ValueError, match="different values of experiment.data.text_column;"):
         opened("beta", url, changed)
 
 

@@ -128,7 +128,7 @@ def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_no
     assert result["nats_per_token"] == pytest.approx(5.61)
     assert load_config(ExperimentConfig, result["best_config"]).model.overrides["alibi_beta"] == 2.0
     assert json.loads(Path(result["best_model"], "config.json").read_text()) == {"alibi_beta": 2.0}
-    assert "at \u03b2 8. Not told apart" in result["choice"] and "Of these 2 is taken" in result["choice"]
+    assert "at \u03b2 8. Not told apart" in result["choice"] and "Of these, 2 is chosen" in result["choice"]
 
 
 def test_a_finished_sweep_only_writes_its_results_again(copied: SweepConfig, trainings: list[str]):
@@ -292,7 +292,7 @@ def test_script_prints_the_trials_and_ends_with_the_result(finished: SweepConfig
     assert "optuna" not in captured.err.lower()
     *_, best, last = captured.out.splitlines()
     result = json.loads(last)
-    assert best == result["choice"] and f"{result['best_beta']:g} is taken" in best
+    assert best == result["choice"] and f"{result['best_beta']:g} is chosen" in best
     assert sum("complete" in line for line in captured.out.splitlines()) == 2
     assert result == run_sweep(finished)
 
@@ -303,7 +303,7 @@ def test_an_objective_is_its_text_wherever_it_lies(copied: SweepConfig, tmp_path
     assert trainings == [], "the same text at another place, as on another machine"
     with (tmp_path / "words.txt").open("a", encoding="utf-8") as file:
         file.write(" another")
-    with pytest.raises(ValueError, match="is of another objective"):
+    with pytest.raises(ValueError, match="belongs to another objective"):
         run_sweep(dataclasses.replace(copied, experiment=moved))
 
 
@@ -315,7 +315,7 @@ def test_a_model_is_its_file_when_the_sweep_begins(finished: SweepConfig, copied
     best = json.loads(Path(config.output_dir, "best.json").read_text())
     assert best["model"]["config"] == finished.experiment["model"]["config"], "complete without that file"
     path.write_text(json.dumps(finished.experiment["model"]["config"] | {"hidden_size": 8}), encoding="utf-8")
-    with pytest.raises(ValueError, match="is of another objective"):
+    with pytest.raises(ValueError, match="belongs to another objective"):
         run_sweep(config)
 
 
@@ -351,8 +351,8 @@ def test_fine_tuning_is_swept_from_one_checkpoint(finished: SweepConfig, tmp_pat
     tuned = AutoModelForCausalLM.from_pretrained(result["best_model"]).config
     assert (tuned.alibi_beta, tuned.alibi_trainable) == (result["best_beta"], "none")
     shutil.copy(f"{finished.output_dir}/trials/beta-0.5-seed-1/model.safetensors", checkpoint)
-    with pytest.raises(ValueError, match="is of another objective"):
+    with pytest.raises(ValueError, match="belongs to another objective"):
         run_sweep(config)
     learned = {"checkpoint": f"{finished.output_dir}/trained/beta-seed-0"}
-    with pytest.raises(ValueError, match="alibi_beta changes nothing"):
+    with pytest.raises(ValueError, match="alibi_beta has no effect"):
         run_sweep(dataclasses.replace(config, experiment=experiment | {"model": learned}))

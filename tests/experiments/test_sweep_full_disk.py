@@ -166,7 +166,7 @@ def test_a_missed_sign_of_life_ends_no_trial(tmp_path: Path, caplog: pytest.LogC
         return 1.0
 
     run_sampled(shared, "beta", FloatDistribution(0.5, 2.0), 1, 0, objective)
-    assert "no sign of life could be written: no such table: trial_heartbeats" in caplog.text
+    assert "the heartbeat could not be written: no such table: trial_heartbeats" in caplog.text
     assert [trial.state.name for trial in shared.study.trials] == ["COMPLETE"]
 
 
@@ -177,5 +177,5 @@ def test_other_failures_are_one_line_without_statement_or_password(tmp_path: Pat
     url = "postgresql://user:such@host/db"
     with pytest.raises(OSError) as failure, reported_storage_failures(url):
         shared.num_running()
-    said = "storage postgresql://user:***@host/db failed (no *** table: trials); what is in it is whole"
+    said = "storage postgresql://user:***@host/db failed (no *** table: trials); its contents are intact"
     assert str(failure.value).startswith(said)

@@ -20,21 +20,21 @@ RETRAIN_MISTAKES = {
     "betas=[1, -2.0]": "'betas[1]' must be above 0, got -2.0",
     "betas=[.nan]": "'betas[0]' must be a finite number, got nan",
     "betas=[.inf]": "'betas[0]' must be a finite number, got inf",
-    "betas=[]": "give at least one beta",
+    "betas=[]": "set at least one beta",
     "betas=[one]": "'betas[0]' must be a valid number, got 'one'",
     "beta_low=8": "beta_low below beta_high",
     "num_trials=0": "'num_trials' must be at least 1",
-    "seeds=[]": "seeds must be different numbers",
-    "seeds=[1, 1]": "seeds must be different numbers",
+    "seeds=[]": "seeds must be distinct numbers",
+    "seeds=[1, 1]": "seeds must be distinct numbers",
     "trained=[gamma]": "'trained[0]' must be 'beta' or 'slopes', got 'gamma'",
     "mode=training": "'mode' must be 'retrain' or 'posthoc', got 'training'",
-    "mode=posthoc": "mode posthoc needs 'checkpoint' and takes no 'experiment'",
-    "checkpoint=somewhere": "mode retrain needs 'experiment' and takes no 'checkpoint'",
+    "mode=posthoc": "mode posthoc needs 'checkpoint' and does not use 'experiment'",
+    "checkpoint=somewhere": "mode retrain needs 'experiment' and does not use 'checkpoint'",
     "experiment=/nowhere.yaml": "/nowhere.yaml: no such file",
     "pruning=true": "set training.eval_strategy in the experiment",
     "bettas=[1]": "unknown key 'bettas'; did you mean 'betas'?",
     "experiment_overrides=[precision=auto]": "one precision for all its trainings",
-    "experiment.model.overrides.position_method=sinusoidal": "needs position_method alibi, the experiment has 'sinus",
+    "experiment.model.overrides.position_method=sinusoidal": "needs position_method alibi, but the experiment",
     "experiment.data.source=text:/nowhere/*.txt": "/nowhere/*.txt",
     "experiment_overrides=[training.max_step=1]": "unknown key 'training.max_step'",
     "storage=sqlite:////dev/null/study.db": "/dev/null",
@@ -61,7 +61,7 @@ def test_mistakes_in_a_retrain_sweep(mistake: str, root: Path, tmp_path: Path, c
 
 POSTHOC_MISTAKES = {
     "checkpoint=/nowhere": "/nowhere: no model here",
-    "pruning=true": "pruning stops trainings, and mode posthoc has none",
+    "pruning=true": "pruning stops trainings, but mode posthoc has none",
     "length_tokens=0": "'length_tokens' must be at least 1, got 0",
     "length_tokens=100000": "a window of 100000 needs 100001",
     "stride_tokens=4": "needs protocol=sliding",
@@ -80,7 +80,7 @@ def test_mistakes_in_a_posthoc_sweep(mistake: str, posthoc: SweepConfig, tmp_pat
 def test_posthoc_needs_alibi(method: str, make_folder: Callable[[str], str], source: str, tmp_path: Path, capsys):
     arguments = ["mode=posthoc", f"checkpoint={make_folder(method)}", f"source={source}"]
     capsys.readouterr()
-    refused(arguments, tmp_path / "refused", "a sweep of beta needs an AlibiGPT with alibi", capsys)
+    refused(arguments, tmp_path / "refused", "a sweep of beta needs an AlibiGPT with ALiBi", capsys)
 
 
 def test_posthoc_needs_slopes_that_beta_decides(finished: SweepConfig, tmp_path: Path, capsys):
@@ -109,7 +109,7 @@ def test_a_study_of_another_objective(mistake: str, copied: SweepConfig, tmp_pat
         mistake,
     ]
     key = mistake.partition("=")[0]
-    message = f"is of another objective, with other values of {key}; choose another study_name"
+    message = f"belongs to another objective, with different values of {key}; choose another study_name"
     refused(settings, tmp_path / "refused", message, capsys)
     assert {path: path.stat().st_mtime_ns for path in Path(copied.output_dir).rglob("*.json*")} == before
 

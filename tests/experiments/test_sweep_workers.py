@@ -220,7 +220,7 @@ def test_launched_with_two_processes_it_refuses(root: Path, environment: dict[st
     )
     lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert set(lines) == {
-        "error: a sweep runs one process a worker: start the command several times instead of launching it"
+        "error: a sweep runs one process per worker: start the command several times instead of launching it"
     }
     assert "exitcode  : 2" in done.stderr
     assert not output_dir.exists()

@@ -128,10 +128,10 @@ def test_the_report_shows_what_was_found_and_what_was_predicted(tmp_path: Path) 
     assert (
         "the best β is 16 after 524,288 tokens and 4 after 8,388,608; tuning is worth 0.800 nats, then 0.200." in page
     )
-    assert "Twice the tokens change the best β by a factor of 0.71" in page
+    assert "Doubling the tokens changes the best β by a factor of 0.71" in page
     told = prediction["worth_nats"]
     assert f"| betas | {TOKENS[4]:,} | 4 (4 to 4) | 4 (4 to 4) | {told:.3f} ({told:.3f} to {told:.3f}) | 0.200" in page
     assert prediction["provenance"]["time_utc"] in page and prediction["provenance"]["git_commit"][:12] in page
     assert [Path(figure).name for figure in paths["figures"]] == ["beta_budgets.png"]
-    with pytest.raises(ValueError, match="cannot be predicted: one of 8,388,608 was read"):
+    with pytest.raises(ValueError, match="cannot be predicted: one of 8,388,608 was already evaluated"):
         predict_budget(records(5), TOKENS[4])

@@ -44,41 +44,41 @@ def verdict(claim: str, *grids: Comparison) -> tuple[str, str]:
 
 def test_methods_are_judged_by_sliding_windows() -> None:
     grid = grid_of(methods())
-    assert verdict("far longer text no worse", grid) == ("holds", "test: +0.000 from 128 to 1,024 tokens")
+    assert verdict("no worse on far longer text", grid) == ("holds", "test: +0.000 from 128 to 1,024 tokens")
     assert (
         verdict("text beyond the training length", grid)[0] == "not shown"
     )  # although windows that do not overlap gain 0.05
-    assert verdict("Where all were trained it is no worse than RoPE", grid) == (
+    assert verdict("At the training length it is no worse than RoPE", grid) == (
         "does not hold",
         "test: rope \N{MINUS SIGN}0.050 against it at 128 tokens",
     )
-    assert verdict("RoPE reads far longer text worse", grid)[0] == "holds"
-    assert verdict("none reads better", grid)[0] == "holds"
-    assert verdict("alone stays level", grid) == (
+    assert verdict("RoPE does worse on far longer text", grid)[0] == "holds"
+    assert verdict("none is better", grid)[0] == "holds"
+    assert verdict("only ALiBi stays level", grid) == (
         "does not hold",
         "test: +0.000, lowest of the others none +0.003, rope +0.600 from 128 to 1,024 tokens",
     )
-    held, measured = verdict("NTK, without fine-tuning, lets RoPE read", grid)
+    held, measured = verdict("NTK, without fine-tuning, keeps RoPE", grid)
     assert held == "does not hold"
-    assert "at best ntk +0.300 at 1,024 tokens, where RoPE as trained stands +0.600" in measured
+    assert "at best ntk +0.300 at 1,024 tokens, where RoPE as trained changes by +0.600" in measured
 
 
 def test_a_reading_of_alibi_that_helps_is_found() -> None:
-    assert not any("Slopes made flatter" in claim for claim in verdicts(grid_of(methods())))
+    assert not any("Flatter slopes" in claim for claim in verdicts(grid_of(methods())))
     for nats, expected in ((-0.05, "holds"), (0.05, "does not hold"), (-0.003, "not shown"), (0.003, "not shown")):
         read = [read_otherwise(rows_of("alibi", seed), "ntk 8", nats, alibi_scaling={}) for seed in SEEDS]
         grid = grid_of(comparison({"alibi": {}, "none": {"position_method": "none"}}, sum(read, [])))
-        assert verdict("Slopes made flatter", grid)[0] == expected
+        assert verdict("Flatter slopes", grid)[0] == expected
 
 
 def test_betas_are_judged_at_every_length() -> None:
     grid = grid_of(beta_sweep())
-    held, measured = verdict("is better to train with", grid)
+    held, measured = verdict("other than the paper's 1 is better", grid)
     assert held == "holds" and "\N{GREEK SMALL LETTER BETA} 2 at 128 tokens, \N{MINUS SIGN}0.030" in measured
-    assert verdict("where longer text is read", grid)[0] == "not shown"
+    assert verdict("depends on the length of the text", grid)[0] == "not shown"
     assert verdict("Slopes that differ by head", grid)[0] == "not shown"
     assert verdict("each layer learns", grid)[0] == "does not hold"  # 0.03 worse
-    assert verdict("reads better with another", grid)[0] == "does not hold"
+    assert verdict("other than its own", grid)[0] == "does not hold"
     assert not any("ALiBi reads" in claim for claim in verdicts(grid))
 
 
@@ -89,7 +89,9 @@ def test_the_best_beta_moves_where_the_best_of_one_length_is_worse_at_another() 
         if far and record["fields"] == {"alibi_beta": 0.5}:
             record["nats_per_token"] -= 0.5
     rows = [record for record in records if record["kind"] != "comparison"]
-    held, measured = verdict("where longer text is read", grid_of(comparison_records(rows, reference="geometric 1")))
+    held, measured = verdict(
+        "depends on the length of the text", grid_of(comparison_records(rows, reference="geometric 1"))
+    )
     assert held == "holds" and "1/2 (1/2 is the smallest tried) at 1,024 tokens" in measured
 
 
@@ -101,7 +103,7 @@ def test_corpora_that_disagree_are_named() -> None:
             record["nats_per_token"] += 0.2
     rows = [record for record in records if record["kind"] != "comparison"]
     other = grid_of(comparison_records(rows, reference="alibi", corpus="Mars"))
-    held, measured = verdict("far longer text no worse", one, other)
+    held, measured = verdict("no worse on far longer text", one, other)
     assert held == "holds on test; does not hold on Mars"
     assert measured.endswith("Mars: +0.200 from 128 to 1,024 tokens")
 
@@ -119,28 +121,28 @@ def shifted(nats: float, variant: str, length: int = 1024, **variants: dict[str,
 def test_a_claim_names_only_the_methods_that_ran() -> None:
     found = verdicts(grid_of(methods()))
     assert not any(name in claim for claim in found for name in ("sinusoidal", "Sinusoidal", "T5", "YaRN"))
-    assert "Of ALiBi, rope and none, ALiBi alone stays level" in found
+    assert "Of ALiBi, rope and none, only ALiBi stays level" in found
     without = verdicts(shifted(0, "alibi", alibi={}, t5={"position_method": "none"}))
-    assert not any(words in claim for claim in without for words in ("no worse than", "longer text worse", "RoPE"))
+    assert not any(words in claim for claim in without for words in ("no worse than", "does worse", "RoPE"))
 
 
 def test_what_was_not_detected_is_not_shown() -> None:
     grid = shifted(-0.24, "none", 128, alibi={}, none={"position_method": "none"})  # 0.06 above, 0.015 by seed
-    assert verdict("none reads better", grid)[0] == "holds"
+    assert verdict("none is better", grid)[0] == "holds"
     level = shifted(-0.29, "none", 1024, alibi={}, none={"position_method": "none"})
-    assert verdict("none reads better", level)[0] == "not shown"
-    assert verdict("alone stays level", level)[0] == "does not hold", "the other falls"
+    assert verdict("none is better", level)[0] == "not shown"
+    assert verdict("only ALiBi stays level", level)[0] == "does not hold", "the other falls"
     rope = shifted(0.06, "rope", 128, alibi={}, rope={"position_method": "rope"})
-    assert verdict("Where all were trained", rope)[0] == "not shown"
+    assert verdict("At the training length", rope)[0] == "not shown"
 
 
 def test_changes_within_a_model_are_judged_by_the_blocks_of_its_text() -> None:
     """A rise of 0.018 nats is lost between trainings, and is none within one model; blocks can say otherwise."""
     variants: dict[str, Any] = {"alibi": {}, "none": {"position_method": "none"}}
-    assert verdict("alone stays level", shifted(0.015, "none", **variants))[0] == "holds"
-    assert verdict("far longer text no worse", shifted(0.018, "alibi", **variants))[0] == "does not hold"
-    assert verdict("far longer text no worse", shifted(0.007, "alibi", **variants))[0] == "does not hold"
-    assert verdict("far longer text no worse", shifted(0.003, "alibi", **variants))[0] == "holds"
+    assert verdict("only ALiBi stays level", shifted(0.015, "none", **variants))[0] == "holds"
+    assert verdict("no worse on far longer text", shifted(0.018, "alibi", **variants))[0] == "does not hold"
+    assert verdict("no worse on far longer text", shifted(0.007, "alibi", **variants))[0] == "does not hold"
+    assert verdict("no worse on far longer text", shifted(0.003, "alibi", **variants))[0] == "holds"
     assert verdict("text beyond the training length", shifted(-0.018, "alibi", **variants))[0] == "holds"
     records = comparison(variants)
     for record in records:
@@ -150,7 +152,7 @@ def test_changes_within_a_model_are_judged_by_the_blocks_of_its_text() -> None:
             record["nats_per_token_by_block"] = [4 - far, 4 + 3 * far]
     rows = [record for record in records if record["kind"] != "comparison"]
     noisy = grid_of(comparison_records(rows, reference="alibi"))
-    assert verdict("far longer text no worse", noisy)[0] == "not shown"
+    assert verdict("no worse on far longer text", noisy)[0] == "not shown"
 
 
 def test_two_seeds_prove_nothing_between_trainings() -> None:
@@ -180,27 +182,29 @@ def test_position_parameters_at_the_base_rate_get_no_verdict() -> None:
     chosen = grid_of(comparison(variants))
     assert chosen.withdrawn == []
     found = verdicts(chosen)
-    assert "Where all were trained it is no worse than RoPE and T5" in found
+    assert "At the training length it is no worse than RoPE and T5" in found
     assert found["A \u03b2 that each layer learns is as good as the best fixed one"][0] == "does not hold"
 
 
 def test_learned_alibi_is_no_other_method() -> None:
     grid = grid_of(comparison({"alibi": {}, "learned": {"alibi_trainable": "beta"}}))
-    assert not any(words in claim for claim in verdicts(grid) for words in ("none reads better", "alone stays level"))
+    assert not any(
+        words in claim for claim in verdicts(grid) for words in ("none is better", "only ALiBi stays level")
+    )
 
 
 def test_a_comparison_of_betas_and_methods_is_judged_on_both() -> None:
     found = verdicts(grid_of(mixed()))
     assert {claim: verdict for claim, (verdict, _) in found.items()} == {
-        "Trained on short text, ALiBi reads far longer text no worse (its paper, section 4)": "holds",
-        "It makes use of text beyond the training length": "not shown",
-        "Where all were trained it is no worse than RoPE": "does not hold",
-        "RoPE reads far longer text worse": "holds",
-        "Of ALiBi and rope, ALiBi alone stays level": "holds",
-        "Of ALiBi and rope, none reads better than ALiBi far out": "holds",
-        "YaRN, without fine-tuning, lets RoPE read as far as it is set for no worse": "does not hold",
-        "Another \u03b2 than the paper's 1 is better to train with": "holds",
-        "The best \u03b2 is another where longer text is read": "not shown",
+        "Trained on short text, ALiBi does no worse on far longer text (its paper, section 4)": "holds",
+        "It uses text beyond the training length": "not shown",
+        "At the training length it is no worse than RoPE": "does not hold",
+        "RoPE does worse on far longer text": "holds",
+        "Of ALiBi and rope, only ALiBi stays level": "holds",
+        "Of ALiBi and rope, none is better than ALiBi at the longest length": "holds",
+        "YaRN, without fine-tuning, keeps RoPE no worse up to the length that it is set for": "does not hold",
+        "Training with a \u03b2 other than the paper's 1 is better": "holds",
+        "The best \u03b2 depends on the length of the text": "not shown",
         "A \u03b2 that each layer learns is as good as the best fixed one": "does not hold",
     }
-    assert "lowest of the others rope +0.600" in found["Of ALiBi and rope, ALiBi alone stays level"][1]
+    assert "lowest of the others rope +0.600" in found["Of ALiBi and rope, only ALiBi stays level"][1]

@@ -96,7 +96,7 @@ def test_a_page_of_a_screen_has_its_tables_and_no_verdicts(tmp_path: Path) -> No
     build_report(screen_records(), tmp_path, title="Screen", claims=True, html=False)
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert "## Settings tried, test" in page and "| alibi | 4.3000 | 4.1000 \\* |" in page
-    assert "The best setting of alibi, learned beta; none lies at an edge" in page
+    assert "The best setting of alibi, learned beta; none is at an edge" in page
     assert "What holds" not in page and "Length extrapolation" not in page
 
 

@@ -129,8 +129,8 @@ def test_one_checkpoint_at_several_betas_is_judged_by_blocks() -> None:
 def test_words_say_what_cannot_be_told_apart_and_by_what_rule() -> None:
     words = describe_choice([trial(1, 5.80), trial(8, 5.61), trial(64, 5.60)])
     assert words == (
-        f"The lowest mean perplexity is {math.exp(5.6):.2f} at \u03b2 64. Not told apart (beyond 0.12 nats, for one "
-        f"seed has no spread): \u03b2 8, 64. Of these 8 is taken, the nearest to 1, with perplexity "
+        f"The lowest mean perplexity is {math.exp(5.6):.2f} at \u03b2 64. Not told apart (beyond 0.12 nats, because "
+        f"one seed has no spread): \u03b2 8, 64. Of these, 8 is chosen, the nearest to 1, with perplexity "
         f"{math.exp(5.61):.2f}."
     )
     assert "two standard errors over seeds" in describe_choice([trial(1, 5.8, 5.7), trial(8, 5.6, 5.5)])
@@ -138,5 +138,5 @@ def test_words_say_what_cannot_be_told_apart_and_by_what_rule() -> None:
     assert "beyond 0.02 nats and half of the 95 % interval over seeds" in three
     blocks = {"mode": "posthoc", "nats_per_token_by_block": [4.0, 6.0]}
     alone = describe_choice([trial(1, 5.0, **blocks)])
-    assert alone.endswith("(beyond two standard errors over blocks of the text); \u03b2 1 is taken.")
-    assert "here unknown and taken as 0.002" in describe_choice([trial(1, 5.0, mode="posthoc")])
+    assert alone.endswith("(beyond two standard errors over blocks of the text); \u03b2 1 is chosen.")
+    assert "which are unknown and assumed to be 0.002" in describe_choice([trial(1, 5.0, mode="posthoc")])

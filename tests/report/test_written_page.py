@@ -49,7 +49,7 @@ def test_numbers_are_filled_in(tmp_path: Path, expression: str, written: str) ->
     ],
 )
 def test_a_word_that_the_records_do_not_show_stops_the_build(tmp_path: Path, expression: str) -> None:
-    with pytest.raises(ValueError, match=r"page\.md\.j2: a sentence says '\w+' of .*, which is not shown"):
+    with pytest.raises(ValueError, match=r"page\.md\.j2: a sentence says '\w+' of .*, but the records do not show it"):
         page(tmp_path, f"It is {{{{ {expression} }}}} nats.")
     assert not (tmp_path / "out").exists()
 
@@ -101,7 +101,7 @@ def test_shares_of_right_answers_are_filled_in(tmp_path: Path) -> None:
     text = '{{ task.by_seed("a", 128) | all_below(task.by_seed("b", 128)) | percent }}'
     assert recalled({"a": [0.25, 0.35], "b": [0.5, 0.4]}, text, tmp_path) == "30 %\n"
     for shares in ({"a": [0.25, 0.45], "b": [0.5, 0.4]}, {"a": [0.4], "b": [0.4]}):
-        with pytest.raises(ValueError, match="a sentence says that .* are below .*, which they are not"):
+        with pytest.raises(ValueError, match="a sentence says that .* are below .*, but they are not"):
             recalled(shares, text, tmp_path)
 
 

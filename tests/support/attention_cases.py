@@ -1,4 +1,4 @@
-"""Inputs of the attention tests: random and adversarial tensors, segments, and the float64 reference."""
+"""Inputs of the attention tests: random and adversarial tensors, segments, and a float64 reference."""
 
 import itertools
 
@@ -39,7 +39,7 @@ def whole(rows: int, q_len: int) -> list[Segment]:
 def reference(
     query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, segments: list[Segment] | None = None
 ) -> Tensor:
-    """Attention in float64, a query at a time; gradients by autograd. 0 for queries in no segment."""
+    """Attention in float64, one query at a time, with gradients by autograd. Queries outside all segments give 0."""
     query, key, value, slopes = (tensor.double() for tensor in (query, key, value, slopes))
     q_len, offset = query.shape[2], key.shape[2] - query.shape[2]
     output = torch.zeros_like(query)
@@ -56,7 +56,7 @@ def reference(
 
 
 def dense_reference(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
-    """The same for long texts without segments, as float64 matrices of one head at a time."""
+    """The same for long sequences without segments, in float64 matrices of one head at a time."""
     query, key, value, slopes = (tensor.double() for tensor in (query, key, value, slopes))
     q_len, kv_len = query.shape[2], key.shape[2]
     distance = torch.arange(kv_len - q_len, kv_len)[:, None] - torch.arange(kv_len)
@@ -91,7 +91,7 @@ ADVERSARIES = ("normal", "huge", "sink", "constant keys", "distant lover", "shif
 def band_tiles(
     query: Tensor, key: Tensor, slopes: Tensor, segments: list[Segment], tolerance: float, by_block: bool = True
 ) -> list[Tile]:
-    """By a bound for each block of queries, however short the text is, or by one for all queries of a head."""
+    """Tiles from a bound per block of queries, even for a short sequence, or from one bound per head."""
     bias = DistanceBias(linear_biases(slopes.detach(), key.shape[2], query.dtype), tolerance)
     with pytest.MonkeyPatch.context() as patch:
         find_bands_from(patch, 2 if by_block else key.shape[2] + 1)
@@ -99,13 +99,13 @@ def band_tiles(
 
 
 def find_bands_from(patch: pytest.MonkeyPatch, num_tokens: int) -> None:
-    """On texts so long and longer."""
+    """Search for bands from this sequence length on."""
     patch.setattr(attention_strips, "MIN_BANDED_TOKENS", num_tokens)
     patch.setattr(attention_strips, "MIN_BANDED_NUMBERS", 0)
 
 
 def _single_chunks(tile: Tile) -> list[Tile]:
-    """The same as tiles of one chunk."""
+    """The same tile, split into tiles of one chunk."""
 
     def shifted(tokens: slice, shift: int) -> slice:
         return slice(tokens.start + shift, tokens.stop + shift)
@@ -117,7 +117,7 @@ def _single_chunks(tile: Tile) -> list[Tile]:
 
 
 def pairs_read(tiles: list[Tile], num_heads: int, length: int) -> Tensor:
-    """``(H, T, T)``: which keys a query reads and does not mask; no query may be in two tiles of a head."""
+    """``(H, T, T)``: the unmasked keys that each query reads; no query may be in two tiles of a head."""
     distance = torch.arange(length)[:, None] - torch.arange(length)
     is_read = torch.zeros(num_heads, length, length, dtype=torch.bool)
     for tile in itertools.chain.from_iterable(map(_single_chunks, tiles)):

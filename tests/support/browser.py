@@ -1,4 +1,4 @@
-"""A page in headless Chromium, which runs its scripts and hands back the document."""
+"""Load a page in headless Chromium, run its scripts and return the document."""
 
 import os
 import shutil
@@ -11,18 +11,18 @@ import pytest
 
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-# The variable names one that is on no path, as Playwright installs them.
+# The environment variable names a Chromium that is not on the path, such as Playwright's.
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
 
 
 def dump_page(page: Path, fragment: str = "", *options: str) -> str:
-    """The HTML of a local page after its scripts have run, without any network."""
+    """The HTML of a local page after its scripts have run, without network."""
     return dump_address(f"{page.resolve().as_uri()}#{fragment}", "--virtual-time-budget=5000", *options)
 
 
 def dump_address(address: str, *options: str) -> str:
-    """The same of any address on this machine; nothing else can be reached."""
+    """The same for an address on this machine; no other host can be reached."""
     with tempfile.TemporaryDirectory() as profile:
         command = [
             *(str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"),
@@ -32,10 +32,10 @@ def dump_address(address: str, *options: str) -> str:
 
 
 class Document(HTMLParser):
-    """What a test asks of a page.
+    """The parts of a page that tests check.
 
     Attributes:
-        texts: Text by ``id``, up to the first element inside or the end.
+        texts: Text of elements by ``id``, up to the first child element.
         elements: Tag and attributes of every element.
         columns: Values of the cells with ``data-value``, by ``data-name``.
     """

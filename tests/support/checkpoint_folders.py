@@ -1,4 +1,4 @@
-"""Checkpoint folders and a text for the tests of evaluation: tiny, random, with their own tokenizer."""
+"""Checkpoint folders and a text for evaluation tests: tiny random models with their own tokenizer."""
 
 import random
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def tokenizer(text: str):
 
 @pytest.fixture(scope="session")
 def make_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Callable[[str], str]:
-    """A checkpoint folder by position method, or ``mpt``: the same one on every call."""
+    """Returns the checkpoint folder of a position method, or of ``mpt``; the same folder on every call."""
     root: Path = tmp_path_factory.mktemp("checkpoints")
 
     def make(method: str) -> str:

@@ -1,4 +1,4 @@
-"""Records of made-up comparisons whose losses follow a formula, so that every finding is known beforehand."""
+"""Synthetic comparison records whose losses follow a formula, so that all findings are known."""
 
 import math
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from tests.support.example_records import PROVENANCE, extrapolation_record, trai
 
 LENGTHS = (128, 1024)
 SEEDS = (0, 1, 2)
-# Nats above 4 at the training length, and what each doubling of the length adds.
+# Nats above 4 at the training length, and the increase per doubling of the length.
 METHODS = {"alibi": (0.0, 0.0), "rope": (-0.05, 0.2), "none": (0.3, 0.001)}
 
 
 def rows_of(variant: str, seed: int, **fields: Any) -> list[dict[str, Any]]:
-    """The rows of one run: the best beta is 2, and a beta twice or half as large costs 0.03 nats."""
+    """The rows of one run. The best beta is 2; doubling or halving it costs 0.03 nats."""
     method = fields.get("position_method", "alibi")
     start, growth = METHODS.get(method, (0.0, 0.0))
     labels = {"variant": variant, "name": variant, "reading": "as trained", "seed": seed, "fields": fields}
@@ -35,7 +35,7 @@ def rows_of(variant: str, seed: int, **fields: Any) -> list[dict[str, Any]]:
 
 
 def comparison(variants: dict[str, dict[str, Any]], extra: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
-    """All records of a comparison of ``variants``, the first of which is the reference, and of ``extra`` rows."""
+    """All records of a comparison of ``variants``, of which the first is the reference, and of ``extra`` rows."""
     records = [
         {"kind": "corpus", "comparison": "test", "source": "text:x", "num_documents": 1, "num_bytes": 9}
         | {"fingerprint": "0", "documents": ["a/emma.txt.gz"], "provenance": PROVENANCE}
@@ -56,7 +56,7 @@ def comparison(variants: dict[str, dict[str, Any]], extra: Sequence[dict[str, An
 def read_otherwise(
     rows: Sequence[dict[str, Any]], reading: str, nats: float, **overrides: Any
 ) -> list[dict[str, Any]]:
-    """The rows of a model that is read with other fields, ``nats`` above those as trained."""
+    """The rows of a model evaluated with other fields, ``nats`` above those as trained."""
     others = []
     for row in rows:
         there = row["nats_per_token"] + nats
@@ -66,7 +66,7 @@ def read_otherwise(
 
 
 def methods() -> list[dict[str, Any]]:
-    """ALiBi, RoPE as trained and read with NTK extension, and no positions."""
+    """ALiBi, RoPE as trained and with NTK extension, and no positions."""
     extended = []
     for seed in SEEDS:
         for row in rows_of("rope", seed, position_method="rope"):
@@ -78,7 +78,7 @@ def methods() -> list[dict[str, Any]]:
 
 
 def beta_sweep() -> list[dict[str, Any]]:
-    """Geometric and uniform slopes of four betas each, betas that were learned, and one model read with beta 4."""
+    """Geometric and uniform slopes with four betas each, learned betas, and one model evaluated with beta 4."""
     betas = (0.5, 1.0, 2.0, 4.0)
     variants: dict[str, dict[str, Any]] = {"geometric 1": {}}
     variants |= {f"geometric {beta:g}": {"alibi_beta": beta} for beta in betas if beta != 1.0}
@@ -89,7 +89,7 @@ def beta_sweep() -> list[dict[str, Any]]:
 
 
 def mixed() -> list[dict[str, Any]]:
-    """One comparison of betas and of methods: ALiBi, beta 2 and 4, a learned beta, RoPE as trained and with YaRN."""
+    """One comparison of both betas and methods: ALiBi, beta 2 and 4, a learned beta, RoPE as trained and with YaRN."""
     variants: dict[str, dict[str, Any]] = {"alibi": {}, "beta 2": {"alibi_beta": 2.0}, "beta 4": {"alibi_beta": 4.0}}
     variants |= {"learned": {"alibi_trainable": "beta", "position_learning_rate": 30}}
     variants |= {"rope": {"position_method": "rope"}}

@@ -1,4 +1,4 @@
-"""Made-up records about the use of distant text."""
+"""Synthetic records about the use of distant text."""
 
 from typing import Any
 
@@ -46,7 +46,7 @@ def recall_records(**fields: Any) -> list[dict[str, Any]]:
 
 
 def context_record(method: str, reading: str, kept: int | None) -> dict[str, Any]:
-    """For ALiBi distant text is worth nothing, for RoPE it is worth 0.1 nats, and a stray text costs it 0.5 more."""
+    """Distant text is worth nothing to ALiBi and 0.1 nats to RoPE, to which replaced text costs another 0.5."""
     worth = {"alibi": 0.0, "rope": 0.1}[method] + (0.5 if (method, reading) == ("rope", "replaced") else 0.0)
     difference = 0.0 if kept is None else worth * 64 / kept
     blocks = [4.0 + 0.01 * (-1) ** block + difference for block in range(16)]

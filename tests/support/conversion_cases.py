@@ -1,4 +1,4 @@
-"""Tiny random originals of every family that is converted, and how far two models' logits lie apart."""
+"""Tiny random models of every convertible family, and the difference between the logits of two models."""
 
 import json
 from pathlib import Path
@@ -23,15 +23,15 @@ from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, con
 
 
 VOCAB_SIZE = 64
-NUM_HEADS = (8, 12, 6, 16)  # a power of two and others, with slopes that are powers of two (8, 6) and others
+NUM_HEADS = (8, 12, 6, 16)  # powers of two and others, with slopes that are powers of two (8, 6) and others
 WIDTH = 96
 TOKENS = 48
-# Logits are of the order of 1, so that this is some 100 roundings of float32.
+# Logits are of order 1, so this is about 100 float32 rounding errors.
 TOLERANCE = 1e-5
 
 
 def random_weights(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
-    """The model with weights large enough that attention, biases and norms all matter, in evaluation mode."""
+    """The model in evaluation mode, with weights large enough that attention, biases and norms all matter."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -64,21 +64,21 @@ def gpt2(num_heads: int = 8, **fields: Any) -> PreTrainedModel:
 
 
 def converted(original: PreTrainedModel, folder: Path, **options: Any) -> PreTrainedModel:
-    """The original saved to ``folder/original``, converted to ``folder/converted`` and loaded from there."""
+    """Save the original to ``folder/original``, convert it to ``folder/converted`` and load it from there."""
     original.save_pretrained(folder / "original")
     convert(ConvertConfig(model=str(folder / "original"), output_dir=str(folder / "converted"), **options))
     return loaded(folder / "converted")
 
 
 def loaded(folder: Path) -> PreTrainedModel:
-    """The model of a folder, of whose weights none may be missing or left over."""
+    """Load the model of a folder, in which no weight may be missing or unexpected."""
     model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
     assert not any(loading.values()), loading
     return model.eval()
 
 
 def largest_difference(original: PreTrainedModel, other: PreTrainedModel, *, padded: bool) -> float:
-    """Of the logits of two rows, of which padding may hide the first third of one."""
+    """Largest difference between logits for two rows, where padding may hide the first third of one row."""
     generator = torch.Generator().manual_seed(1)
     input_ids = torch.randint(VOCAB_SIZE, (2, TOKENS), generator=generator)
     mask = torch.ones_like(input_ids)
@@ -102,7 +102,7 @@ def assert_same_weights(first: PreTrainedModel, second: PreTrainedModel) -> None
 
 
 def pickle_weights(folder: Path, *, sharded: bool = False) -> None:
-    """Turn the safetensors of a folder into what ``torch.save`` writes."""
+    """Replace the safetensors files of a folder with files written by ``torch.save``."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     if not sharded:

@@ -1,4 +1,4 @@
-"""What exactness is tested on: cases that change the mathematics, layouts of tokens, models with peaked attention."""
+"""Cases of the exactness tests: configs that change the mathematics, token layouts, models with peaked attention."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +95,7 @@ CASES = POSITION_CASES | ARCHITECTURE_CASES
 
 @dataclass(frozen=True)
 class Batch:
-    """One layout of tokens: what the model is given, and what of it the reference needs to know."""
+    """A token layout: the inputs of the model, and what the reference needs to know about them."""
 
     token_ids: torch.Tensor
     visible: torch.Tensor | None = None
@@ -107,13 +107,13 @@ class Batch:
         return None if self.position_ids is None else (self.position_ids == 0).cumsum(-1)
 
     def first(self, num_tokens: int) -> "Batch":
-        """The first slots of every row."""
+        """The first ``num_tokens`` slots of every row."""
         parts = (self.token_ids, self.visible, self.position_ids)
         return Batch(*(None if part is None else part[:, :num_tokens] for part in parts))
 
 
 def make_batches() -> dict[str, Batch]:
-    """Three rows of 19 tokens, of which 19, 12 and 5 are visible in padded layouts: whole chunks may be padding."""
+    """Three rows of 19 tokens, of which 19, 12 and 5 are visible in padded layouts; whole chunks are padding."""
     token_ids = torch.randint(SMALL["vocab_size"], (3, 19), generator=torch.Generator().manual_seed(1))
     slots, lengths = torch.arange(19), torch.tensor([[19], [12], [5]])
     holes = torch.ones(3, 19, dtype=torch.long)
@@ -135,7 +135,7 @@ BATCHES = make_batches()
 def make_model(
     case: str, back_end: str = "sdpa", dtype: torch.dtype = torch.float32, **fields: Any
 ) -> AlibiGPTForCausalLM:
-    """The model of a case with random weights under which attention is peaked and every norm and bias matters."""
+    """The model of a case, with random weights such that attention is peaked and every norm and bias matters."""
     torch.manual_seed(0)
     config = AlibiGPTConfig(**SMALL | CASES[case] | fields, attn_implementation=back_end)
     model = AlibiGPTForCausalLM(config).eval()

@@ -1,4 +1,4 @@
-"""A made-up but complete set of records: every kind, as a demo would leave them, failures among them."""
+"""A complete set of synthetic records: every kind, as a demo would write them, including failures."""
 
 import math
 from itertools import pairwise
@@ -15,7 +15,7 @@ PROVENANCE = {
     "seed": 0,
     "data_fingerprint": "5d41402abc4b2a76",
 }
-# Perplexity at each length: what the first trial runs of the models gave, and a table of positions that ends.
+# Perplexity at each length, from the first trial runs of the models, with a position table that ends.
 CURVES = {
     "alibi": (97.31, 96.60, 96.24, 96.02, 95.93),
     "sinusoidal": (187.62, 214.80, 239.55, 263.20, 282.04),
@@ -147,7 +147,7 @@ def bias_by_distance_record(method: str = "kerple", num_layers: int = 2, num_hea
 
 
 def demo_records() -> list[dict[str, Any]]:
-    """What a demo leaves behind: every kind, failures among them."""
+    """The records of a demo: every kind, including failures."""
     betas = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8)
     return [
         *(training_record(method) for method in CURVES),

@@ -1,4 +1,4 @@
-"""Experiments that train in a fraction of a second: a tiny model on a tiny text, with every dropout on."""
+"""Experiments that train in a fraction of a second: a tiny model on a tiny text, with all kinds of dropout."""
 
 import gc
 import random
@@ -29,7 +29,7 @@ EXPERIMENT = {
             "attention_dropout": 0.1,
         }
     },
-    # 14 sequences, so that an epoch is 3.5 global batches.
+    # 14 sequences make 3.5 global batches per epoch.
     "data": {"train_length_tokens": 32, "max_train_tokens": 14 * 32, "max_validation_tokens": 300},
     "global_batch_size": 4,
     "training": {
@@ -46,7 +46,7 @@ EXPERIMENT = {
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Six text files of made-up words, beside the caches that hold them as tokens."""
+    """Six text files of random words, and the caches of their tokens."""
     folder = tmp_path_factory.mktemp("corpus")
     generator = random.Random(0)
     for number in range(6):
@@ -55,7 +55,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "datasets-cache"))
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        # Every run collects garbage, which over all that is imported takes longer than the run.
+        # Garbage collection over all imported objects would take longer than a run.
         gc.freeze()
         yield folder
         gc.unfreeze()
@@ -63,7 +63,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def write_experiment(corpus: Path) -> Callable[[Path], Path]:
-    """Writes the tiny experiment to a folder as ``experiment.yaml``; its run is ``run`` beside it."""
+    """Writes the tiny experiment to a folder as ``experiment.yaml``; its run folder is ``run`` in the same folder."""
 
     def write(folder: Path) -> Path:
         data = {"source": f"text:{corpus}/*.txt", "cache_dir": str(corpus / "tokenizers"), **EXPERIMENT["data"]}
@@ -77,7 +77,7 @@ def write_experiment(corpus: Path) -> Callable[[Path], Path]:
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """As in the processes that tests start: sums come in the same order everywhere."""
+    """Use one thread, as in the processes that tests start, so that sums have the same order everywhere."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -91,5 +91,5 @@ def experiment_file(write_experiment: Callable[[Path], Path], tmp_path: Path, on
 
 @pytest.fixture
 def make_experiment(experiment_file: Path) -> Callable[..., ExperimentConfig]:
-    """The tiny experiment with the given ``a.b=value`` settings."""
+    """Makes the tiny experiment with ``a.b=value`` settings."""
     return lambda *settings: load_config(ExperimentConfig, str(experiment_file), settings)

@@ -1,4 +1,4 @@
-"""accelerate's FSDP on CPUs, where accelerate itself takes a request for it for one for DDP though torch can shard."""
+"""Enable accelerate's FSDP on CPUs: torch can shard there, but accelerate falls back to DDP."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from modeling_alibi_gpt.training import arguments
 
 
 def shard_on_cpu() -> None:
-    """Let accelerate's state say FSDP where it was asked for, whatever the device."""
+    """Make accelerate's state use FSDP if it was requested, whatever the device."""
     original = AcceleratorState.__init__
 
     def init(self: AcceleratorState, *args: Any, fsdp_plugin: Any = None, **kwargs: Any) -> None:

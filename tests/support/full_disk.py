@@ -1,4 +1,4 @@
-"""A disk that is really full, for those who may mount one."""
+"""A real full disk, for environments that allow mounting a file system."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 
 class SmallDisk:
-    """A file system in memory whose free room can be set."""
+    """An in-memory file system with adjustable free space."""
 
     def __init__(self, folder: Path, size_bytes: int) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""What the tests of GGUF files share: the sizes of a small model with grouped queries, and its export."""
+"""Shared parts of the GGUF tests: the sizes of a small model with grouped queries, and its export."""
 
 from pathlib import Path
 

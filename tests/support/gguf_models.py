@@ -1,4 +1,4 @@
-"""A small AlibiGPT with its tokenizer, for the tests of GGUF files."""
+"""A small AlibiGPT with its tokenizer, for the GGUF tests."""
 
 import random
 from collections.abc import Callable
@@ -22,7 +22,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 @pytest.fixture
 def save(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[..., AlibiGPTForCausalLM]:
-    """A model in ``tmp_path / "model"``, all of whose weights differ, with five more embeddings than tokens."""
+    """Saves a model with distinct weights and five more embeddings than tokens to ``tmp_path / "model"``."""
 
     def make(**fields) -> AlibiGPTForCausalLM:
         torch.manual_seed(0)

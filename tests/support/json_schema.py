@@ -1,10 +1,10 @@
-"""JSON Schema as far as the schemas of settings use it, so that tests need no package for it."""
+"""Validate the subset of JSON Schema that the settings schemas use, so that tests need no extra package."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 
-# Keywords that allow every value.
+# Keywords that do not restrict values.
 _ANNOTATIONS = {"$schema", "$defs", "title", "description", "default"}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **{"string": str, "integer": int, "number": (int, float), "boolean": bool, "null": type(None)},
@@ -16,13 +16,13 @@ def violations(schema: dict[str, Any], value: Any, root: dict[str, Any], where: 
     """Everything in ``value`` that ``schema`` does not allow.
 
     Args:
-        schema: What the value must be.
-        value: Plain values, those of a YAML file.
-        root: The whole schema, whose ``$defs`` are referred to.
-        where: Place of the value, for the complaints.
+        schema: Schema of the value.
+        value: Plain value, as read from a YAML file.
+        root: The whole schema, which contains the ``$defs``.
+        where: Path of the value, for messages.
 
     Raises:
-        NotImplementedError: The schema has a keyword that is not known here.
+        NotImplementedError: The schema has an unsupported keyword.
     """
     for keyword, wanted in schema.items():
         if keyword == "type":
@@ -43,7 +43,7 @@ def violations(schema: dict[str, Any], value: Any, root: dict[str, Any], where: 
             yield from _wrong_value(keyword, wanted, value, where)
 
 
-# By keyword: the values that it concerns, and whether one is allowed.
+# By keyword: the types that it applies to, and whether a value is allowed.
 _CHECKS: dict[str, tuple[Any, Callable[[Any, Any], bool]]] = {
     "enum": (object, lambda value, wanted: value in wanted),
     "const": (object, lambda value, wanted: value == wanted),

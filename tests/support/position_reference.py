@@ -1,7 +1,7 @@
 """Float64 reference of the position methods: the formula of each paper for one pair of tokens, in plain Python.
 
-It shares no code with the package. Positions count from 0, a query at i sees keys at j <= i,
-and names of weights are those of the model.
+It shares no code with the package. Positions count from 0, a query at i sees keys at j <= i, and weights have the
+names of the model.
 """
 
 import math
@@ -17,7 +17,7 @@ Weights = Mapping[str, Array]
 
 
 def pair_bias(weights: Weights, config: Any, layer: int, i: int, j: int) -> Array:
-    """``(H,)`` added to the scores of query i and key j in a layer; zero for methods that act elsewhere."""
+    """``(H,)`` bias of the scores of query i and key j in a layer; zero for methods without a bias."""
     formula = FORMULAS.get(config.position_method)
     return np.zeros(config.num_attention_heads) if formula is None else formula(weights, config, layer, i, j)
 
@@ -27,9 +27,9 @@ def parameter(weights: Weights, name: str) -> Array:
 
 
 def t5_bias(weights: Weights, config: Any, layer: int, i: int, j: int) -> Array:
-    """Bucket b of the upper half begins at ``n * (max / n) ** ((b - n) / n)``, n half the buckets.
+    """Bucket b of the upper half begins at ``n * (max / n) ** ((b - n) / n)``, where n is half the number of buckets.
 
-    Source: Raffel et al. 2020, section 2.1: up to an offset of 128 logarithmically, beyond which all are one.
+    Source: Raffel et al. 2020, section 2.1: logarithmic up to an offset of 128, with one bucket beyond it.
     """
     half, distance = config.t5_num_buckets // 2, i - j
     begins = [*range(half)]
@@ -38,7 +38,7 @@ def t5_bias(weights: Weights, config: Any, layer: int, i: int, j: int) -> Array:
 
 
 def shared_offset_bias(weights: Weights, config: Any, layer: int, i: int, j: int) -> Array:
-    """Source: Shaw et al. 2018, section 3.2, clipping; scalars in place of vectors."""
+    """Source: Shaw et al. 2018, section 3.2 (clipping), with scalars instead of vectors."""
     return parameter(weights, "offset_bias")[min(i - j, config.train_context_length - 1)]
 
 
@@ -66,9 +66,9 @@ def fire_bias(weights: Weights, config: Any, layer: int, i: int, j: int) -> Arra
 
 
 def sandwich_bias(weights: Weights, config: Any, layer: int, i: int, j: int) -> Array:
-    """Product of the sinusoidal embeddings over each head's compression ratio, less what a token has with itself.
+    """Product of the sinusoidal embeddings over each head's compression ratio, minus that of a token with itself.
 
-    Source: Chi et al. 2023, arXiv:2212.10356; the softmax does not see the difference.
+    Source: Chi et al. 2023, arXiv:2212.10356; softmax ignores the subtracted constant.
     """
     products = sinusoid(i, config.sandwich_dim) @ sinusoid(j, config.sandwich_dim)
     itself = sinusoid(i, config.sandwich_dim) @ sinusoid(i, config.sandwich_dim)
@@ -94,10 +94,10 @@ FORMULAS = {
 
 
 def rope_angle(config: Any, position: int, k: int) -> float:
-    """Radians by which pair k of a token is turned.
+    """Rotation angle of pair k of a token, in radians.
 
-    Source: Su et al. 2021, section 3.2.2; Chen et al. 2023 for ``linear``; Peng et al. 2024 for the others, with their
-    code's ramp of YaRN, and with the token's own position for the length of the text in ``dynamic_ntk``.
+    Source: Su et al. 2021, section 3.2.2; Chen et al. 2023 for ``linear``; Peng et al. 2024 for the others, with the
+    YaRN ramp of their code, and with the token's own position as the text length in ``dynamic_ntk``.
     """
     base, dim, length = config.rope_theta, config.head_dim, config.train_context_length
     scaling = config.rope_extension or {"type": None}
@@ -117,7 +117,7 @@ def rope_angle(config: Any, position: int, k: int) -> float:
 
 
 def yarn_interpolated_share(config: Any, k: int) -> float:
-    """0 before the pair that turns ``beta_fast`` times in the training length, 1 after that of ``beta_slow`` times."""
+    """0 before the pair with ``beta_fast`` rotations in the training length, 1 after the one with ``beta_slow``."""
 
     def pair_that_turns(times: float) -> float:
         wavelength = config.train_context_length / times
@@ -129,7 +129,7 @@ def yarn_interpolated_share(config: Any, k: int) -> float:
 
 
 def rope_gain(config: Any) -> float:
-    """What multiplies turned queries and keys: ``0.1 ln(factor) + 1`` under YaRN (Peng et al. 2024, section 3.4)."""
+    """Factor of rotated queries and keys: ``0.1 ln(factor) + 1`` for YaRN (Peng et al. 2024, section 3.4)."""
     scaling = config.rope_extension or {"type": None}
     if scaling["type"] != "yarn":
         return 1.0

@@ -1,4 +1,4 @@
-"""What a page of results must say, worked out from records with plain loops; nothing is shared with the report."""
+"""Recompute the expected statements of a results page from records in plain loops, without code of the report."""
 
 import json
 import math
@@ -16,7 +16,7 @@ PROTOCOLS = {"nonoverlapping": "non-overlapping", "sliding": "sliding"}
 
 
 class Gap(list[float]):
-    """Nats of the one above the other by seed, in order; by seed and block too where records have blocks."""
+    """Differences in nats by seed, in order, and by seed and block if records have blocks."""
 
     by_block: list[list[float]] | None = None
 
@@ -46,7 +46,7 @@ class Grid:
         return [record for record in self.records if record["kind"] == kind]
 
     def names(self, **fields: Any) -> list[str]:
-        """Of the rows that have these fields, each once."""
+        """Distinct names of the rows with these fields."""
         found: list[str] = []
         for row in self.of_kind("extrapolation"):
             if all(row[key] == value for key, value in fields.items()) and row["name"] not in found:
@@ -58,7 +58,7 @@ class Grid:
         return None if found is None else [found[seed] for seed in sorted(found)]
 
     def above(self, one: tuple[str, str, int], other: tuple[str, str, int]) -> Gap | None:
-        """The one above the other, seed by seed; None where either failed."""
+        """Difference of two cells by seed; None if either failed."""
         first, second = self.by_seed(*one), self.by_seed(*other)
         if first is None or second is None:
             return None
@@ -72,7 +72,7 @@ class Grid:
 
     @property
     def main(self) -> str:
-        """The protocol that findings are of: sliding windows, where there are any."""
+        """The protocol of the findings: sliding windows if available."""
         protocols = {protocol for _, protocol, _ in self.nats}
         return "sliding" if "sliding" in protocols else protocols.pop()
 
@@ -84,12 +84,12 @@ class Grid:
         return DASH if nats is None else number(math.exp(sum(nats) / len(nats)))
 
     def curve(self, kind: str, protocol: str, length: int) -> dict[float, str]:
-        """The names of a curve by beta: of trainings with one kind of slopes, or of one model and its readings."""
+        """Names by beta: trainings with one kind of slopes, or one model and its readings."""
         found: dict[float, str] = {}
         for row in self.of_kind("extrapolation"):
             settings = {"alibi_beta": 1.0, "alibi_slope_kind": "geometric", "alibi_trainable": "none"}
             settings |= row["fields"] | row["overrides"]
-            settings.pop("training.learning_rate", None)  # one for all in every comparison of betas
+            settings.pop("training.learning_rate", None)  # the same for all variants in comparisons of betas
             if settings.keys() - BETA_FIELDS or row["position_method"] != "alibi":
                 continue
             after = kind == "set after training"
@@ -110,9 +110,10 @@ class Grid:
         return best[1]
 
     def level(self, protocol: str, length: int, kind: str = "geometric") -> list[float]:
-        """The betas not told apart from the lowest: by 0.12 nats of one seed, by 0.02 and two errors of two.
+        """The betas not distinguishable from the lowest.
 
-        Of three seeds or more by 0.02 nats and half of their interval.
+        The threshold is 0.12 nats for one seed, 0.02 nats and two standard errors for two, and 0.02 nats and half of
+        the interval for three or more.
         """
         curve, lowest = self.curve(kind, protocol, length), self.lowest(kind, protocol, length)
         found = []
@@ -139,7 +140,7 @@ def read(paths: list[Path]) -> list[Record]:
 
 
 def sections_of(page: str) -> list[tuple[str, list[str]]]:
-    """The title and the lines of every section."""
+    """Title and lines of every section."""
     found: list[tuple[str, list[str]]] = []
     for line in page.splitlines():
         if line.startswith("## "):
@@ -150,7 +151,7 @@ def sections_of(page: str) -> list[tuple[str, list[str]]]:
 
 
 def tables_of(lines: list[str]) -> list[list[list[str]]]:
-    """The cells of each table, its header first."""
+    """The cells of each table, starting with its header."""
     tables: list[list[list[str]]] = []
     for before, line in zip(["", *lines], lines, strict=False):
         if line.startswith("|"):
@@ -169,7 +170,7 @@ def mean(values: list[float]) -> float:
 
 
 def deviation(values: list[float]) -> float:
-    """Of a sample: with n - 1."""
+    """Standard deviation of a sample, with n - 1."""
     centre, total = mean(values), 0.0
     for value in values:
         total += (value - centre) ** 2
@@ -185,7 +186,7 @@ def signed(value: float) -> str:
 
 
 def half_width(gap: Gap) -> float:
-    """Of the 95 % interval: variances over seeds, over blocks and of what is left of both, times a quantile of t."""
+    """Half of the 95 % interval: the variances over seeds, blocks and their residual, times a quantile of t."""
     rows = gap.by_block or [[value] for value in gap]
     num_seeds, num_blocks = len(rows), len(rows[0])
     by_seed = [mean(row) for row in rows]
@@ -205,7 +206,7 @@ def half_width(gap: Gap) -> float:
 
 
 def quantile_of_t(freedom: float) -> float:
-    """What is exceeded on either side with probability 2.5 %: Simpson's rule over the density, then bisection."""
+    """The quantile exceeded with probability 2.5 % on each side, by Simpson's rule over the density and bisection."""
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
 
     def within(end: float) -> float:
@@ -223,7 +224,7 @@ def quantile_of_t(freedom: float) -> float:
 
 
 def full(values: Gap) -> str:
-    """The mean, with half of the interval of three seeds or more; in brackets the seeds where there are two."""
+    """The mean with half of the interval for three seeds or more, or with the seeds in brackets for two."""
     if len(values) > 2:
         return f"{signed(mean(values))} {PLUS_MINUS} {half_width(values):.3f}"
     seeds = f" ({', '.join(map(signed, values))})" if len(values) > 1 else ""
@@ -248,7 +249,7 @@ GRIDS = {
     name: Grid([record for record in RECORDS if record.get("comparison") == name])
     for name in dict.fromkeys(r["comparison"] for r in RECORDS if r["kind"] == "comparison")
 }
-# What may stay of a line once its numbers are taken out.
+# Numbers in nats, none of which may remain in a line after its findings are removed.
 LEFT_OVER = re.compile(rf"[+{MINUS}]\d|\d\.\d")
 
 
@@ -261,7 +262,7 @@ def of_kind(kind: str) -> list[Record]:
 
 
 def grid_before(place: int) -> Grid:
-    """That of the last section before ``place`` which has the name of a comparison."""
+    """The comparison named by the last section before ``place`` whose title is the name of a comparison."""
     for title, _ in reversed(SECTIONS[: place + 1]):
         for name, grid in GRIDS.items():
             if title == name[0].upper() + name[1:]:
@@ -270,7 +271,7 @@ def grid_before(place: int) -> Grid:
 
 
 def take_out(line: str, expected: list[str]) -> None:
-    """Fail unless each text is in the line, once each, and no number of nats is left when all are taken out."""
+    """Fail unless each text occurs in the line, and no number of nats is left after removing them."""
     for text in sorted(expected, key=len, reverse=True):
         assert text in line, f"{text!r} is not in {line!r}"
         line = line.replace(text, "", 1)

@@ -1,7 +1,7 @@
 """Float64 reference of the whole model in plain loops, derived from the mathematics; shares no code with the package.
 
-A token sees the visible tokens of its own document up to itself, and its position counts them. So padding and packing
-are not modelled here at all: each document of each row is cut out and computed as a sequence of its own, from 0 on.
+A token sees the visible tokens of its own document up to itself, and its position counts them. Padding and packing are
+therefore not modelled: each document of each row is cut out and computed as a separate sequence that starts at 0.
 """
 
 import math
@@ -30,15 +30,15 @@ def reference_logits(
     """Logits of ``AlibiGPTForCausalLM`` for a batch that may be padded and packed.
 
     Args:
-        state_dict: the weights of the model, by its own names.
-        config: anything with the fields of ``AlibiGPTConfig``.
+        state_dict: Weights of the model, by its own names.
+        config: Any object with the fields of ``AlibiGPTConfig``.
         token_ids: ``(B, T)``.
-        document_ids: ``(B, T)``, equal for the tokens of one document of a row; by default a row is one document.
-        visible: ``(B, T)``, true for tokens and false for padding; by default everything is visible.
-        slope_dtype: the precision in which fixed slopes are stored; the arithmetic is float64 whatever it is.
+        document_ids: ``(B, T)``, equal for the tokens of one document in a row; by default a row is one document.
+        visible: ``(B, T)``, true for tokens and false for padding; by default all tokens are visible.
+        slope_dtype: Precision in which fixed slopes are stored; the arithmetic is always float64.
 
     Returns:
-        ``(B, T, V)`` float64; NaN where a token is not visible, for nothing is defined there.
+        ``(B, T, V)`` float64; NaN at padding, where logits are undefined.
     """
     weights = {name: np.asarray(value, dtype=np.float64) for name, value in state_dict.items()}
     token_ids = np.asarray(token_ids)
@@ -68,7 +68,10 @@ def head_ratios(config: Any) -> Array:
 
 
 def paper_ratios(num_heads: int, bias_max: float) -> list[float]:
-    """A geometric sequence that starts at its own ratio; unless a power of two, filled up from that of twice as many.
+    """A geometric sequence that starts at its own ratio.
+
+    If ``num_heads`` is not a power of two, this is the sequence of the largest power of two below, extended by every
+    other element of the sequence for twice that power.
 
     Source: Press et al. 2022, section 3 and the authors' code.
     """
@@ -81,7 +84,7 @@ def paper_ratios(num_heads: int, bias_max: float) -> list[float]:
 
 
 def layer_slopes(weights: Weights, config: Any, slope_dtype: DTypeLike) -> Array:
-    """``(L, H)`` slopes of every layer before any ``alibi_scaling``: fixed, or from the trained logarithms."""
+    """``(L, H)`` slopes of every layer before ``alibi_scaling``: fixed, or from trained logarithms."""
     if config.alibi_trainable == "slopes":
         return np.exp(weights["model.position_method.bias_log_slopes"])
     if config.alibi_trainable == "beta":
@@ -108,7 +111,7 @@ def slopes_of_query(config: Any, slopes: Array, position: int) -> Array:
 
 
 def sequence_logits(weights: Weights, config: Any, slopes: Array, tokens: Sequence[int]) -> Array:
-    """``(N, V)`` logits of ``N`` tokens at positions 0 to ``N - 1``, all visible and of one document."""
+    """``(N, V)`` logits of ``N`` visible tokens of one document, at positions 0 to ``N - 1``."""
     hidden = weights["model.embed_tokens.weight"][tokens]
     hidden = hidden + position_embeddings(weights, config, len(tokens))
     if config.embedding_layer_norm:
@@ -126,10 +129,10 @@ def sequence_logits(weights: Weights, config: Any, slopes: Array, tokens: Sequen
 
 
 def position_embeddings(weights: Weights, config: Any, num_tokens: int) -> Array:
-    """``(N, D)`` added to the token embeddings; zero for methods that act elsewhere.
+    """``(N, D)`` vectors added to the token embeddings; zero for methods without such vectors.
 
-    Source: Vaswani et al. 2017, section 3.5, with the sines in the first half and the cosines in the second, and the
-    waves scaled by the standard deviation of initial embeddings where the paper scales up the embeddings.
+    Source: Vaswani et al. 2017, section 3.5, with the sines in the first half and the cosines in the second. The waves
+    are scaled by the standard deviation of initial embeddings, whereas the paper scales up the embeddings.
     """
     added = np.zeros((num_tokens, config.hidden_size))
     half = config.hidden_size // 2
@@ -168,7 +171,7 @@ def attention(weights: Weights, config: Any, layer: int, slopes: Array, hidden: 
 
 
 def heads(weights: Weights, config: Any, name: str, norm_name: str | None, num_heads: int, hidden: Array) -> Array:
-    """``(N, num_heads, head_dim)``: projected, clipped, split, and divided by the root mean square if normed."""
+    """``(N, num_heads, head_dim)``: projected, clipped, split, and divided by the RMS if normed."""
     projected = linear(weights, name, hidden)
     if config.clip_qkv is not None:
         projected = np.clip(projected, -config.clip_qkv, config.clip_qkv)
@@ -180,7 +183,7 @@ def heads(weights: Weights, config: Any, name: str, norm_name: str | None, num_h
 
 
 def rotated(config: Any, vectors: Array) -> Array:
-    """Turn the pair ``(k, k + head_dim / 2)`` of every token by its angle.
+    """Rotate the pair ``(k, k + head_dim / 2)`` of every token by its angle.
 
     Source: Su et al. 2021, section 3.2.2, with the pairing of Llama.
     """
@@ -212,7 +215,7 @@ def layer_norm(weights: Weights, config: Any, name: str, hidden: Array) -> Array
 
 
 def gelu(name: str, hidden: Array) -> Array:
-    """GELU by its error function, or the tanh approximation of GPT-2.   Source: Hendrycks and Gimpel 2016."""
+    """Exact GELU, or the tanh approximation of GPT-2.   Source: Hendrycks and Gimpel 2016."""
     if name == "gelu":
         return hidden * 0.5 * (1.0 + np.vectorize(math.erf)(hidden / math.sqrt(2.0)))
     assert name in ("gelu_new", "gelu_pytorch_tanh"), name

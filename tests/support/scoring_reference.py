@@ -1,4 +1,4 @@
-"""What token-exact scoring is held to: contexts from the definition of each protocol, losses from plain calls."""
+"""Reference for token-exact scoring: contexts from the definition of each protocol, losses from plain calls."""
 
 import torch
 from torch import Tensor, nn
@@ -6,7 +6,7 @@ from transformers import PreTrainedModel
 
 
 def context_start(prediction: int, num_predictions: int, length: int, stride: int | None) -> int:
-    """Where the context of a prediction begins, by the definition of its protocol."""
+    """Start of the context of a prediction, by the definition of its protocol."""
     if stride is None:
         return prediction // length * length
     stop = min(length, num_predictions)
@@ -17,7 +17,7 @@ def context_start(prediction: int, num_predictions: int, length: int, stride: in
 
 @torch.no_grad()
 def reference_nats(model: PreTrainedModel, ids: Tensor, length: int, stride: int | None) -> tuple[Tensor, float]:
-    """The loss of every prediction from one plain call for each window, in float64, and the largest logit."""
+    """The loss of every prediction in float64, from one plain call per window, and the largest logit."""
     num_predictions = len(ids) - 1
     nats, largest = torch.zeros(num_predictions, dtype=torch.float64), 0.0
     stops = {}

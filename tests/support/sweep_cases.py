@@ -1,4 +1,4 @@
-"""A tiny sweep for the tests, seconds for all its trainings, and what its worker processes do."""
+"""A tiny sweep, whose trainings take seconds in total, and the functions of its worker processes."""
 
 import os
 import random
@@ -18,7 +18,7 @@ from modeling_alibi_gpt.runtime.records import read_records
 
 
 def tiny_experiment(root: Path, **training: Any) -> dict[str, Any]:
-    """An experiment of six steps on a text of its own in ``root``."""
+    """An experiment of six steps on a text in ``root``."""
     path = root / "words.txt"
     if not path.exists():
         words = ["plan", "window", "token", "slope", "bias", "score"]
@@ -46,7 +46,7 @@ def tiny_experiment(root: Path, **training: Any) -> dict[str, Any]:
 
 
 def losses(output_dir: str | Path) -> dict[Any, list[float]]:
-    """What a sweep found, by beta or by what was learned with which seed; equal for equal sweeps."""
+    """The losses of a sweep, by beta or by learned parameter and seed; equal for equal sweeps."""
     found: dict[Any, list[float]] = {}
     for record in read_records(Path(output_dir, "trials.jsonl")):
         is_trial = record["kind"] == "beta_trial"
@@ -63,7 +63,7 @@ def training_record(folder: str | Path) -> dict[str, Any]:
 
 
 def share_points(url: str, points: list[float], num_sampled: int, folder: Path) -> None:
-    """A worker whose trials take no time and fail where another worker is at the same one."""
+    """A worker whose trials take no time, and fail if another worker runs the same trial."""
 
     def price(trial: Trial | GridTrial) -> float:
         beta = trial.params["beta"]

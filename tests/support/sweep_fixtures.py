@@ -1,4 +1,4 @@
-"""Sweeps that tests start from: one that has finished, and one on a checkpoint."""
+"""Sweeps that tests start from: a finished one, and one on a checkpoint."""
 
 import dataclasses
 import shutil
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(root: Path, one_thread_and_a_cache: None) -> SweepConfig:
-    """Two betas and two seeds, beta and slopes learned; best.json and the model beside them."""
+    """A finished sweep of two betas and two seeds, with learned beta and slopes, best.json and the best model."""
     config = SweepConfig(
         output_dir=str(root / "finished"),
         experiment=tiny_experiment(root),
@@ -47,14 +47,14 @@ def finished(root: Path, one_thread_and_a_cache: None) -> SweepConfig:
 
 @pytest.fixture
 def copied(finished: SweepConfig, tmp_path: Path) -> SweepConfig:
-    """The finished sweep at a place of its own, to be gone on with."""
+    """A separate copy of the finished sweep, for tests that continue it."""
     shutil.copytree(finished.output_dir, tmp_path / "copied")
     return dataclasses.replace(finished, output_dir=str(tmp_path / "copied"))
 
 
 @pytest.fixture
 def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The folders that trainings are begun in."""
+    """The folders of the trainings that are started."""
     begun: list[str] = []
     train = runner.train
 

@@ -1,6 +1,6 @@
-"""``scripts/train.py`` as users run it, in processes that can be killed before any of the files they write.
+"""``scripts/train.py`` as users run it, in processes that can be killed before they write any given file.
 
-They are forked from one that has imported everything, so that each starts in a moment.
+The processes are forked from one that has imported everything, so that they start quickly.
 """
 
 import gc
@@ -33,15 +33,15 @@ def start_training(
     environment: dict[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> BaseProcess:
-    """Start ``python scripts/train.py --config experiment_file --set ...``; what it prints goes to ``<pid>.log``.
+    """Start ``python scripts/train.py --config experiment_file --set ...``; its output goes to ``<pid>.log``.
 
     Args:
-        experiment_file: Its run's folder is its neighbour ``run``.
-        settings: What ``--set`` takes.
-        killed_at: The writing operation in that folder before which the process kills itself: a pattern, such as
+        experiment_file: The experiment; its run folder is ``run`` in the same folder.
+        settings: Arguments of ``--set``.
+        killed_at: The write operation in the run folder before which the process kills itself: a pattern, such as
             ``open checkpoint-4/config.json``, or a number from 1.
-        environment: What a launcher would export.
-        prepare: Called in the process before the script; a function of a module.
+        environment: Variables that a launcher would export.
+        prepare: Called in the process before the script; must be a function of a module.
     """
     arguments = ["--config", str(experiment_file), *(part for setting in settings for part in ("--set", setting))]
     process = _CONTEXT.Process(
@@ -60,7 +60,7 @@ def start_training(
 
 
 def exit_code(process: BaseProcess, timeout_seconds: float = 180) -> int:
-    """Wait for the end of a process; negative where a signal ended it."""
+    """Wait for the end of a process; negative if a signal ended it."""
     process.join(timeout_seconds)
     if process.is_alive():
         process.kill()
@@ -76,7 +76,7 @@ def _run_script(
     environment: dict[str, str],
     prepare: Callable[[], None] | None,
 ) -> None:
-    gc.freeze()  # every run collects garbage, which over all that is imported takes longer than the run
+    gc.freeze()  # garbage collection over all imported objects would take longer than a run
     os.environ.update(environment)
     datasets.config.HF_DATASETS_CACHE = cache
     torch.set_num_threads(1)
@@ -92,7 +92,7 @@ def _run_script(
         except Exception:
             traceback.print_exc()
         finally:
-            # Without the end of an interpreter, which waits for threads that a fork does not have.
+            # Skip the normal interpreter exit, which waits for threads that a fork does not have.
             os._exit(code)
 
 

@@ -174,7 +174,7 @@ def test_any_trainer_takes_the_callback(tmp_path: Path) -> None:
     for one, other in zip(straight.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
     best, _ = trainer("best", load_best_model_at_end=True, eval_strategy="steps", eval_steps=1)
-    with pytest.raises(ValueError, match="load_best_model_at_end cannot go with alibi_beta_schedule"):
+    with pytest.raises(ValueError, match="load_best_model_at_end cannot be used with alibi_beta_schedule"):
         best.train()
 
 
@@ -183,8 +183,11 @@ def test_any_trainer_takes_the_callback(tmp_path: Path) -> None:
     [
         ([SCHEDULE, "model.overrides.position_method=rope"], "a model with position_method alibi, got rope"),
         ([SCHEDULE, "model.overrides.alibi_trainable=slopes"], "a model with alibi_trainable none, got slopes"),
-        ([SCHEDULE, "model.overrides.alibi_beta=2"], "alibi_beta 2 would change nothing"),
-        ([SCHEDULE, "training.load_best_model_at_end=true", "training.eval_strategy=steps"], "weights of one beta"),
+        ([SCHEDULE, "model.overrides.alibi_beta=2"], "alibi_beta 2 would have no effect"),
+        (
+            [SCHEDULE, "training.load_best_model_at_end=true", "training.eval_strategy=steps"],
+            "weights may belong to another beta",
+        ),
         (["alibi_beta_schedule={start: 0, end: 1}"], r"start must be a finite number above 0, got 0"),
         (["alibi_beta_schedule={start: 2, end: -1}"], r"end must be a finite number above 0, got -1"),
         (["alibi_beta_schedule={start: 2, end: 1, share: 1.5}"], "share must be above 0 and at most 1, got 1.5"),

@@ -113,7 +113,7 @@ def test_what_one_process_refuses_ends_both(experiment_file: Path) -> None:
     assert exit_codes(start_two(experiment_file)) == [2, 2]
     assert [path.name for path in (folder / "run").iterdir()] == ["precious.txt"]
     assert len(errors(folder)) == 2
-    assert all("is not empty and holds no run of this program" in line for line in errors(folder))
+    assert all("is not empty and is not a run folder" in line for line in errors(folder))
 
 
 def test_a_folder_that_only_one_process_cannot_claim_ends_both(experiment_file: Path, make_experiment: Any) -> None:
@@ -137,7 +137,7 @@ def test_precision_is_not_measured_by_several_processes(experiment_file: Path) -
 
 def test_a_global_batch_must_divide_among_processes(experiment_file: Path) -> None:
     assert exit_codes(start_two(experiment_file, "global_batch_size=3")) == [2, 2]
-    assert "must be a multiple of devices times accumulation steps (2 x 1)" in errors(experiment_file.parent)[0]
+    assert "must be a multiple of devices x accumulation steps (2 x 1)" in errors(experiment_file.parent)[0]
 
 
 @pytest.mark.parametrize("use_cpu", ["True", "False"])

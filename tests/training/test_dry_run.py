@@ -78,7 +78,7 @@ def test_what_the_training_refuses_is_refused(make_experiment: MakeExperiment) -
     run = Path(config.training["output_dir"])
     run.mkdir()
     (run / "letter.txt").write_text("mine", encoding="utf-8")
-    with pytest.raises(ValueError, match="is not empty and holds no run"):
+    with pytest.raises(ValueError, match="is not empty and is not a run folder"):
         dry_run(config)
     with pytest.raises(ValueError, match="nonsense is not a valid OptimizerNames"):
         dry_run(make_experiment("training.optim=nonsense"))

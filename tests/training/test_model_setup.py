@@ -96,7 +96,7 @@ def test_other_architectures_are_fine_tuned_too(
     MptForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     fine_tuning = ("model.config=null", f"model.checkpoint={folder}")
-    with pytest.raises(ValueError, match=f"{folder} cannot read data.train_length_tokens = 48"):
+    with pytest.raises(ValueError, match=f"{folder} does not support data.train_length_tokens = 48"):
         train(make_experiment(*fine_tuning, "data.train_length_tokens=48"))
     record = train(make_experiment(*fine_tuning))
     assert (record["position_method"], record["num_steps"]) == ("mpt", 10)
@@ -108,19 +108,19 @@ def test_other_architectures_are_fine_tuned_too(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["data.train_length_tokens=33"], "cannot read data.train_length_tokens = 33: learned positions end at"),
+        (["data.train_length_tokens=33"], "does not support data.train_length_tokens = 33: learned positions end at"),
         (["model.overrides.position_method=alibi", "model.overrides.alibi_beta=0"], "alibi_beta must be a finite"),
         (["model.overrides.alibi_beta=2"], "alibi_beta would have no effect with position_method 'learned'"),
         (["model.overrides.alibi_beat=1"], "unknown key 'model.overrides.alibi_beat'; did you mean .*alibi_beta'?"),
         (
             ["model.overrides.num_hidden_layers=3"],
-            "weights that its config asks for are missing, e.g. model.layers.2",
+            "weights that its config requires are missing, e.g. model.layers.2",
         ),
         (
             ["model.overrides.num_hidden_layers=1"],
-            r"\d+ weights are not of the model in its config, e.g. model.layers.1",
+            r"\d+ weights do not belong to the model in its config, e.g. model.layers.1",
         ),
-        (["model.overrides.hidden_size=32"], "its config asks for .*, the weights hold"),
+        (["model.overrides.hidden_size=32"], "its config requires .*, but the weights have"),
         (["model.overrides.auto_map={}"], "unknown key 'model.overrides.auto_map'"),
         (["model.attn_implementation=flash_attention_2"], "'flash_attention_2' needs the package flash-attn"),
     ],
@@ -175,10 +175,12 @@ def test_an_override_that_trained_slopes_would_ignore_is_refused(
     folder = pretrain("model.overrides.alibi_trainable=beta")
     fine_tuning = ["model.config=null", f"model.checkpoint={folder}"]
     with pytest.raises(
-        ValueError, match="model.overrides.alibi_beta changes nothing: the checkpoint holds it as weights"
+        ValueError, match="model.overrides.alibi_beta has no effect: the checkpoint stores it as weights"
     ):
         train(make_experiment(*fine_tuning, "model.overrides.alibi_beta=2.0"))
-    with pytest.raises(ValueError, match="not of the model in its config, e.g. model.position_method.bias_log_beta"):
+    with pytest.raises(
+        ValueError, match="do not belong to the model in its config, e.g. model.position_method.bias_log_beta"
+    ):
         train(make_experiment(*fine_tuning, "model.overrides.alibi_trainable=none"))
 
 
@@ -202,10 +204,10 @@ def test_a_damaged_checkpoint_is_refused(
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ({"weight_map": {"model.norm.weight": "../../../secret.safetensors"}}, "which is no file of its folder"),
-        ({"weight_map": {"model.norm.weight": "/etc/passwd"}}, "which is no file of its folder"),
-        ({"weight_map": [1]}, "not an index of weights"),
-        ({"weight_map": {"model.norm.weight": "model.safetensors"}}, "no mapping of metadata"),
+        ({"weight_map": {"model.norm.weight": "../../../secret.safetensors"}}, "which is not a file in its folder"),
+        ({"weight_map": {"model.norm.weight": "/etc/passwd"}}, "which is not a file in its folder"),
+        ({"weight_map": [1]}, "not a weight index"),
+        ({"weight_map": {"model.norm.weight": "model.safetensors"}}, "no metadata mapping"),
     ],
 )
 def test_a_hostile_index_of_a_hub_name_is_refused(
@@ -266,6 +268,6 @@ def test_a_model_that_cannot_be_is_refused(
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(make_experiment: MakeExperiment, checkpoint: str) -> None:
-    message = "the tokenizer gives ids up to 269, but the model has embeddings for 260; set vocab_size to at least 270"
+    message = "the tokenizer has ids up to 269, but the model has 260 embeddings; set vocab_size to at least 270"
     with pytest.raises(ValueError, match=message):
         train(make_experiment(f"data.tokenizer={checkpoint}", "model.config.vocab_size=260"))

@@ -88,7 +88,7 @@ def test_where_nothing_learns_a_rate_is_refused(fields: dict[str, Any]) -> None:
     model = tiny_model(**fields)
     assert not position_parameters(model)
     assert not learns_positions(model.config)
-    with pytest.raises(ValueError, match="position_learning_rate 30 would change nothing"):
+    with pytest.raises(ValueError, match="position_learning_rate 30 would have no effect"):
         set_position_learning_rate(torch.optim.AdamW(model.parameters()), model, 30.0)
 
 
@@ -115,7 +115,7 @@ def test_an_experiment_says_it_and_one_without_learned_positions_is_refused(
     learned = make_experiment("position_learning_rate=30", "model.overrides.alibi_trainable=beta")
     check_experiment(learned)
     assert learned.position_learning_rate == 30.0
-    with pytest.raises(ValueError, match="position_learning_rate 30 would change nothing"):
+    with pytest.raises(ValueError, match="position_learning_rate 30 would have no effect"):
         check_experiment(make_experiment("position_learning_rate=30"))
 
 

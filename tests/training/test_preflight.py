@@ -52,7 +52,7 @@ def test_a_chunked_loss_that_would_change_nothing_is_refused(make_experiment: Ma
     GPT2LMHeadModel(GPT2Config(vocab_size=270, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path / "gpt2")
     gpt2 = ("model.config=null", f"model.checkpoint={tmp_path / 'gpt2'}")
     check_experiment(make_experiment(*gpt2))
-    with pytest.raises(ValueError, match="loss_chunk_tokens needs an AlibiGPT, got gpt2"):
+    with pytest.raises(ValueError, match="loss_chunk_tokens needs an AlibiGPT model, got gpt2"):
         check_experiment(make_experiment("loss_chunk_tokens=50", *gpt2))
     with pytest.raises(ValueError, match="loss_chunk_tokens and training.label_smoothing_factor"):
         check_experiment(make_experiment("loss_chunk_tokens=50", "training.label_smoothing_factor=0.1"))

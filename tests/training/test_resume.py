@@ -183,8 +183,8 @@ def test_a_checkpoint_that_lacks_a_file_is_dropped_and_named(
     (checkpoint / name).unlink()
     assert train(interrupted.config)["resumed_from"] == "checkpoint-4"
     assert outcome(interrupted.run) == uninterrupted
-    [warning] = [record.getMessage() for record in caplog.records if "is dropped" in record.getMessage()]
-    assert warning.startswith(f"{checkpoint} is dropped, it is not whole: {name} is missing.")
+    [warning] = [record.getMessage() for record in caplog.records if "damaged checkpoint" in record.getMessage()]
+    assert warning.startswith(f"deleting the damaged checkpoint {checkpoint}: {name} is missing.")
 
 
 @pytest.mark.parametrize("step", [10**9, -5])

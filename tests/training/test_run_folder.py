@@ -56,7 +56,7 @@ def test_results_of_another_experiment_are_never_gone_on_with(tmp_path: Path, re
     claim(tmp_path, ONE)
     (tmp_path / result).mkdir()
     check_output_dir(tmp_path, ONE)
-    differing = "with other values of training.learning_rate, training.max_steps, training.seed; choose another"
+    differing = "with different values of training.learning_rate, training.max_steps, training.seed; choose another"
     with pytest.raises(ValueError, match=differing):
         check_output_dir(tmp_path, OTHER)
 
@@ -70,7 +70,7 @@ def test_an_experiment_without_results_gives_way(tmp_path: Path) -> None:
     claim(tmp_path, OTHER)
     assert names(tmp_path) == {".lock", "data.json", "experiment.json"}, "what was measured is of the one"
     (tmp_path / "checkpoint-3").mkdir()
-    with pytest.raises(ValueError, match="holds another run"):
+    with pytest.raises(ValueError, match="contains another run"):
         check_output_dir(tmp_path, ONE)
 
 
@@ -104,14 +104,14 @@ def test_a_run_begun_before_a_setting_existed_has_its_default(tmp_path: Path) ->
     del old["position_learning_rate"], old["data"]["isolate_documents"], old["model"]["overrides"]
     path.write_text(json.dumps(old))
     check_output_dir(tmp_path, config)
-    with pytest.raises(ValueError, match="other values of position_learning_rate;"):
+    with pytest.raises(ValueError, match="different values of position_learning_rate;"):
         check_output_dir(tmp_path, dataclasses.replace(config, position_learning_rate=30.0))
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     for refuse in (check_output_dir, claim):
-        with pytest.raises(ValueError, match="is not empty and holds no run of this program"):
+        with pytest.raises(ValueError, match="is not empty and is not a run folder"):
             refuse(tmp_path, ONE)
     assert "experiment.json" not in names(tmp_path)
 

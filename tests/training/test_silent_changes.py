@@ -100,8 +100,8 @@ def test_text_that_changed_between_kill_and_resume_is_refused(
     path.write_text(f"changed {whole}" if place == "training" else f"{whole} changed")
     error = refusal(capsys, killed)
     begun = json.loads((killed.run / "data.json").read_text())["documents"]
-    assert f"{killed.run} holds a run on other documents: got fingerprint " in error
-    assert f", expected {begun}; bring back the text and the tokenizer that it began with" in error
+    assert f"{killed.run} contains a run on other documents: got fingerprint " in error
+    assert f", expected {begun}; restore the text and the tokenizer that it started with" in error
     path.write_text(whole)
     assert killed.command() == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["resumed_from"] == "checkpoint-8"
@@ -119,7 +119,7 @@ def test_a_tokenizer_that_changed_between_kill_and_resume_is_refused(
     backend = json.loads((mine / "tokenizer.json").read_text())
     backend["model"]["merges"] = backend["model"]["merges"][:-2]
     (mine / "tokenizer.json").write_text(json.dumps(backend))
-    assert "holds a run on other tokens: got fingerprint " in refusal(capsys, killed)
+    assert "contains a run on other tokens: got fingerprint " in refusal(capsys, killed)
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_says_so_once(
@@ -131,8 +131,10 @@ def test_a_run_of_an_earlier_version_goes_on_and_says_so_once(
     shutil.copytree(killed.run, killed.folder / "copy")
     assert train(killed.config())["resumed_from"] == "checkpoint-4"
     earlier, dropped = warnings(caplog)
-    assert earlier.startswith(f"{killed.run} was begun by an earlier version, which did not note its text")
-    assert dropped.startswith(f"{killed.run / 'checkpoint-8'} is dropped, it is not whole: optimizer.pt is missing")
+    assert earlier.startswith(f"{killed.run} was started by an earlier version, which did not record its text")
+    assert dropped.startswith(
+        f"deleting the damaged checkpoint {killed.run / 'checkpoint-8'}: optimizer.pt is missing"
+    )
 
     shutil.rmtree(killed.run)
     shutil.copytree(killed.folder / "copy", killed.run)
@@ -158,7 +160,7 @@ def test_a_checkpoint_of_an_earlier_version_must_have_every_part(
         path.unlink()
     (killed.run / "checkpoint-8" / name).unlink()
     assert train(killed.config())["resumed_from"] == "checkpoint-4"
-    assert f"it is not whole: {words}" in warnings(caplog)[1]
+    assert f"checkpoint-8: {words}" in warnings(caplog)[1]
 
 
 def test_a_checkpoint_of_an_earlier_version_must_be_of_the_step_in_its_name(
@@ -200,7 +202,7 @@ def test_a_damaged_best_checkpoint_takes_the_run_back_to_before_it(
     assert name != "checkpoint-8", "this learning rate must diverge, or the test shows nothing"
     (killed.run / name / "model.safetensors").unlink()
     weights = train(killed.config()), (killed.run / "model.safetensors").read_bytes()
-    words = f"it is not whole: of {name}, which holds the best model so far, model.safetensors is missing. "
+    words = f": in {name}, which holds the best model so far, model.safetensors is missing. "
     assert any(words in warning for warning in warnings(caplog))
     straight = train(killed.config(f"training.output_dir={killed.folder / 'straight'}"))
     assert weights[0]["loss_history"] == straight["loss_history"]
@@ -219,7 +221,7 @@ def test_a_damaged_tokenizer_in_the_cache_is_named_and_trained_again(
     DAMAGES[damage](folder / "tokenizer.json")
     assert train(killed.config())["resumed_from"] == "checkpoint-8"
     [warning] = warnings(caplog)
-    assert warning.startswith(f"the cached tokenizer {folder} is trained again, it is not whole: tokenizer.json ")
+    assert warning.startswith(f"retraining the damaged cached tokenizer {folder}: tokenizer.json ")
     assert tree(folder) == before
     assert list(killed.cache.iterdir()) == [folder]
 
@@ -236,7 +238,7 @@ def test_a_damaged_cache_of_text_is_named_and_made_again(
     assert train(killed.config())["resumed_from"] == "checkpoint-8"
     found = warnings(caplog)
     assert len(found) == 4
-    assert all(w.startswith("the cached text ") and "it is not whole: " in w and ".arrow " in w for w in found)
+    assert all(w.startswith("regenerating the damaged cached text ") and ".arrow " in w for w in found)
     assert [path.read_bytes() for path in arrows] == before
 
 
@@ -257,10 +259,10 @@ def test_a_finished_run_without_its_model_is_refused(
     if damage == "an earlier version's":
         (run.run / MANIFEST_FILE).unlink()
     error = refusal(capsys, run)
-    assert error.startswith(f"error: {run.run} holds a finished run that is damaged (")
+    assert error.startswith(f"error: {run.run} contains a finished run that is damaged (")
     assert error.endswith(
-        f"): restore the file, or delete {run.run}/training.jsonl, and the same command goes on from the last "
-        "checkpoint or, without one, from the start"
+        f"): restore the file, or delete {run.run}/training.jsonl and run the same command again, "
+        "which resumes from the last checkpoint or starts over if there is none"
     )
     if damage == "missing":
         assert f"({name} is missing)" in error
@@ -276,7 +278,7 @@ def test_a_finished_run_without_its_model_is_refused(
 def test_a_damaged_record_is_one_line(experiment_file: Path, capsys: pytest.CaptureFixture[str], text: str) -> None:
     run = Finished(experiment_file)
     (run.run / "training.jsonl").write_text(text)
-    assert "holds a finished run that is damaged (" in refusal(capsys, run)
+    assert "contains a finished run that is damaged (" in refusal(capsys, run)
 
 
 def test_a_finished_run_of_an_earlier_version_is_believed_where_its_model_loads(

@@ -48,12 +48,12 @@ def test_the_record_is_of_the_answers(make_task: Callable[..., ExperimentConfig]
     ("setting", "message"),
     [
         ("data.source=task:sort", "unknown task 'task:sort'"),
-        ("data.train_length_tokens=6", "task:passkey needs at least 7 tokens a sequence, got 6"),
-        ("data.tokenizer=train", "data.tokenizer is for texts"),
-        ("data.validation_source=stdlib", "data.validation_source is for texts"),
-        ("data.max_train_tokens=100", "data.max_train_tokens is for texts"),
-        ("model.config.vocab_size=201", "the model has embeddings for 201; set vocab_size to at least 202"),
-        ("milestones={steps: [0], lengths_tokens: [16]}", "milestones read a text"),
+        ("data.train_length_tokens=6", "task:passkey needs at least 7 tokens per sequence, got 6"),
+        ("data.tokenizer=train", "data.tokenizer applies to texts"),
+        ("data.validation_source=stdlib", "data.validation_source applies to texts"),
+        ("data.max_train_tokens=100", "data.max_train_tokens applies to texts"),
+        ("model.config.vocab_size=201", "the model has 201 embeddings; set vocab_size to at least 202"),
+        ("milestones={steps: [0], lengths_tokens: [16]}", "milestones need a text"),
     ],
 )
 def test_what_a_task_has_not_is_refused(

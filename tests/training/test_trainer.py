@@ -192,7 +192,7 @@ def test_another_experiment_in_the_folder_is_refused(
     assert (result["kind"], result["num_steps"]) == ("training", 2)
     assert load_script().main([*command, "--set", "model.config.alibi_beta=2.0"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "run holds another run, with other values of model.config.alibi_beta; choose another" in error
+    assert "run contains another run, with different values of model.config.alibi_beta; choose another" in error
 
 
 def test_a_dataset_without_validation_split_trains_whole_where_another_source_validates(tmp_path: Path) -> None:

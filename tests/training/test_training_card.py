@@ -68,13 +68,13 @@ def test_a_fine_tuned_model_keeps_the_licence(make_experiment: MakeExperiment, t
 @pytest.mark.parametrize(
     ("source", "words", "datasets"),
     [
-        ("stdlib", "sources of Python's standard library", []),
-        ("text:/home/me/*.txt", "files of this machine (`text:`)", []),
+        ("stdlib", "source code of Python's standard library", []),
+        ("text:/home/me/*.txt", "local files (`text:`)", []),
         ("hub:wikitext:wikitext-2-raw-v1@main", "`hub:wikitext:wikitext-2-raw-v1@main`", ["wikitext"]),
         ("task:copy", "`task:copy`", []),
         (
             [{"source": "hub:me/books", "weight": 3.0}, {"source": "text:/home/me/a.txt", "weight": 1.0}],
-            "0.75 `hub:me/books` + 0.25 files of this machine (`text:`)",
+            "0.75 `hub:me/books` + 0.25 local files (`text:`)",
             ["me/books"],
         ),
     ],

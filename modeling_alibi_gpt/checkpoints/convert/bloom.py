@@ -1,4 +1,4 @@
-"""BLOOM: a LayerNorm over the embeddings, biases everywhere, queries, keys and values fused head by head."""
+"""BLOOM: a LayerNorm after the embedding, biases everywhere, and queries, keys and values interleaved by head."""
 
 from transformers import BloomConfig, BloomForCausalLM
 
@@ -14,10 +14,10 @@ from modeling_alibi_gpt.checkpoints.weight_map import Rule, module_rules, qkv_ru
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 
 
-# BLOOM's code spells out the approximation of GELU by tanh; this is the same function in one kernel.
+# BLOOM's code writes out the tanh approximation of GELU; this is the same function in one kernel.
 HIDDEN_ACT = "gelu_pytorch_tanh"
 SAME_ACTS = (HIDDEN_ACT, "gelu_fast", "gelu_new")
-TRAIN_CONTEXT_LENGTH = 2048  # of every published BLOOM; some of their configs do not say
+TRAIN_CONTEXT_LENGTH = 2048  # of every published BLOOM; some of their configs omit it
 MODULES = {
     "word_embeddings_layernorm": "embedding_norm",
     "h.{}.input_layernorm": "layers.{}.input_layernorm",
@@ -68,7 +68,7 @@ def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> Bloo
         "attention_scale": [None, config.head_dim**-0.5],
         "embd_pdrop": [0],
     }
-    remedy = "a model trained with configs/model/servable_bloom.json can be one"
+    remedy = "a model trained with configs/model/servable_bloom.json can be converted"
     refuse_other_values("this AlibiGPT cannot be a BLOOM", vars(config), expected, remedy=remedy)
     return BloomConfig(
         **shared_fields(vars(config)),

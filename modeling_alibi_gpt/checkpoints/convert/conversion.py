@@ -1,4 +1,4 @@
-"""Conversion of whole checkpoint folders between AlibiGPT and other families."""
+"""Convert checkpoint folders between AlibiGPT and other families."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ FAMILIES: dict[str, Family] = {"bloom": BLOOM, "mpt": MPT, "falcon": FALCON, "gp
 OURS = AlibiGPTConfig.model_type
 GGUF = "gguf"
 TARGETS = (OURS, *(name for name, family in FAMILIES.items() if family.from_alibi_gpt is not None), GGUF)
-# What tells how the weights are laid out, so that another value would read other weights out of them.
+# These fields determine the layout of the weights, so another value would misread them.
 _LAYOUT_FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim"),
     "intermediate_size",
@@ -44,61 +44,66 @@ _PICKLE_PATTERNS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 
 @config_dataclass
 class ConvertConfig:
-    """What ``scripts/convert.py`` does."""
+    """Settings of ``alibi-gpt convert``."""
 
     model: str
     """Checkpoint folder, or name on the Hub."""
     output_dir: str
-    """Folder to make; it must not exist or be empty."""
+    """Folder to create; it must be empty if it exists."""
     to: Literal[*TARGETS] = OURS
-    """``alibi_gpt``, the family that an AlibiGPT becomes, or ``gguf``: one file ``model.gguf`` for llama.cpp."""
+    """Target format: ``alibi_gpt``, another family to export an AlibiGPT to, or ``gguf`` (a ``model.gguf`` for
+    llama.cpp).
+    """
     as_transformers: bool = False
-    """Reproduce what the code of transformers computes where it departs from what the model was trained with: MPT's
-    slopes, whose range it takes for 8, and the width of its MLP.
+    """Reproduce what transformers computes where it differs from how the model was trained. This affects MPT:
+    transformers assumes 8 as the range of its slopes, and a fixed MLP width.
     """
     overrides: dict[str, Any] = field(default_factory=dict)
-    """Fields of ``AlibiGPTConfig`` laid over the translated ones, except sizes. ``position_method: alibi`` leaves out
+    """Fields of ``AlibiGPTConfig`` that override the converted ones, except sizes. ``position_method: alibi`` drops
     the learned positions of a GPT-2, which must then be fine-tuned.
     """
     dtype: Literal[*DTYPES] | None = None
-    """``float32``, ``bfloat16`` or ``float16``; null keeps that of each tensor."""
+    """``float32``, ``bfloat16`` or ``float16``; null keeps the dtype of each tensor."""
     allow_pickle: bool = False
-    """Read pickled weights, with ``weights_only=True``, where there are no others."""
+    """Read pickled weights, with ``weights_only=True``, if there are no others."""
     max_shard_bytes: Count = 5 * 10**9
-    """Size from which on weights are spread over several files."""
+    """Maximum size of a weight file; larger checkpoints are split into several files."""
     flavour: Literal[*FLAVOURS] = FLAVOURS[0]
     """For ``mpt``: ``transformers`` writes its ``MptForCausalLM``. ``llm-foundry`` writes the ``MPTForCausalLM`` of
     the library that MPTs were trained with, for vLLM, CTranslate2 and llama.cpp's converter; it may have biases and
     another ``alibi_bias_max``.
     """
     context_length_tokens: Count | None = None
-    """What other programs than this take for the longest text, though ALiBi has no limit; null is the training length.
-    MPT in transformers reads no longer one, and vLLM and llama-server refuse it.
+    """Maximum text length that other programs assume, although ALiBi has no limit; null is the training length. MPT in
+    transformers cannot read a longer text, and vLLM and llama-server refuse one.
     """
 
     def __post_init__(self) -> None:
         if wrong := [name for name in self.overrides if name in _LAYOUT_FIELDS]:
-            raise ValueError(f"overrides must not change {', '.join(wrong)}, by which the weights are laid out")
+            raise ValueError(
+                f"overrides must not change {', '.join(wrong)}: the layout of the weights depends on them"
+            )
         check_overrides(self.overrides, AlibiGPTConfig, "overrides.")
         if self.to != "mpt" and self.flavour != FLAVOURS[0]:
-            raise ValueError(f"flavour is for conversions to mpt, not to {self.to}")
+            raise ValueError(f"flavour applies to conversions to mpt, not to {self.to}")
         if self.to == OURS and self.context_length_tokens is not None:
-            raise ValueError(f"context_length_tokens is for conversions from {OURS}, not to it")
+            raise ValueError(f"context_length_tokens applies to conversions from {OURS}, not to it")
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
-    """Write a checkpoint as another family's: weights, config and model card, and tokenizer and licence as they are.
+    """Convert a checkpoint to another family: weights, config and model card; tokenizer and licence are copied.
 
-    Tensors are read one by one and written file by file, so that a checkpoint may be larger than memory. Everything
-    that can be refused is refused before anything is written.
+    Tensors are read one by one and written file by file, so a checkpoint may be larger than memory. The source is
+    checked before anything is written.
 
     Returns:
-        ``output_dir``, ``model_type`` before (``converted_from``) and after, the names of the ``files`` written,
-        those of source tensors that were ``left_out`` on purpose, and, by their names, the engines that the result
-        ``differs_in``, with the fields that they leave out.
+        ``output_dir``, the model type before (``converted_from``) and after (``model_type``), the names of the
+        written ``files``, the source tensors that were ``left_out`` on purpose, and ``differs_in``, which maps each
+        engine that computes something else to the fields that it ignores.
 
     Raises:
-        ValueError: The source is missing, damaged or cannot be represented exactly, or the output folder is taken.
+        ValueError: The source is missing or damaged or cannot be represented exactly, or the output folder is not
+            empty.
     """
     target = Path(config.output_dir).resolve()
     require_empty(target)
@@ -135,11 +140,11 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
 
 
 def _summary(config: ConvertConfig, model_type: Any, left_out: Sequence[str], differs_in: Mapping[str, Any]) -> str:
-    """What the model card says of a conversion."""
-    sentences = [f"{_source_name(config)} (`{model_type}`), written as `{config.to}` by {PROGRAM}."]
+    """The summary of a conversion in its model card."""
+    sentences = [f"{_source_name(config)} (`{model_type}`), converted to `{config.to}` by {PROGRAM}."]
     if left_out:
         sentences.append(f"Left out: {', '.join(left_out)}. Fine-tune it before use.")
-    sentences += [f"Not for {engine}, which leaves out {fields}." for engine, fields in differs_in.items()]
+    sentences += [f"Not for {engine}, which ignores {fields}." for engine, fields in differs_in.items()]
     return " ".join(sentences)
 
 
@@ -152,7 +157,7 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
             GgufConfig(
                 model=str(folder),
                 output=str(tmp_path / "model.gguf"),
-                # A snapshot of the Hub lies in a folder that is named for its commit.
+                # The folder of a Hub snapshot is named after its commit.
                 name=None if Path(config.model).is_dir() else config.model.rpartition("/")[2],
                 dtype=config.dtype or "float32",
                 context_length_tokens=config.context_length_tokens,
@@ -161,7 +166,7 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
         save_card(
             tmp_path,
             card,
-            summary=f"{_source_name(config)}, written as one GGUF file of {config.dtype or 'float32'} by {PROGRAM}.",
+            summary=f"{_source_name(config)}, converted to a GGUF file in {config.dtype or 'float32'} by {PROGRAM}.",
             usage=GGUF_USAGE,
             tags=["alibi", "gguf", "llama.cpp"],
             library_name="gguf",
@@ -172,7 +177,7 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
 
 
 def _source_name(config: ConvertConfig) -> str:
-    """A name on the Hub, or that of a folder without its place, which is nobody else's business."""
+    """A name on the Hub, or the name of a folder without its path, which is private."""
     return Path(config.model).resolve().name if Path(config.model).is_dir() else config.model
 
 
@@ -181,10 +186,10 @@ def _base_model(config: ConvertConfig) -> dict[str, str]:
 
 
 def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
-    """The folder of a checkpoint: itself, or a snapshot from the Hub or its cache.
+    """The folder of a checkpoint: a local folder, or a snapshot downloaded from the Hub or found in its cache.
 
     Raises:
-        ValueError: There is no such folder, and no such model on the Hub that can be had from here.
+        ValueError: There is no such folder, and no such model can be downloaded.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -193,15 +198,15 @@ def find_folder(model: str, *, allow_pickle: bool = False) -> Path:
             folder = Path(snapshot_download(model, allow_patterns=["config.json", *COMPANION_FILES, *weights]))
         except (HFValidationError, OSError) as error:
             reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"{model}: no such folder, and it cannot be had from the Hub ({reason})") from error
+            raise ValueError(f"{model}: no such folder, and it cannot be loaded from the Hub ({reason})") from error
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{model}: no model here, expected config.json beside the weights")
+        raise ValueError(f"{model}: no model here, expected config.json and the weights")
     return folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Translation:
-    """Both configs of a conversion, of which the source's has been read and the target's is new."""
+    """Both configs of a conversion."""
 
     family: Family
     fields: Fields
@@ -213,17 +218,17 @@ class _Translation:
         return self.target_config is self.ours
 
     def plan(self, folder: Path, *, allow_pickle: bool, dtype: torch.dtype | None) -> tuple[SourceWeights, Plan]:
-        """The weights of the source, and what becomes of them."""
+        """The weights of the source, and the plan of their conversion."""
         source_class, target_class = self.family.causal_lm, AlibiGPTForCausalLM
         if not self.to_ours:
             source_class, target_class = target_class, source_class
         source = SourceWeights(folder, source_class.base_model_prefix, allow_pickle=allow_pickle)
-        # Conversions read one tensor at a time and may exceed memory, but not what there is to read.
+        # A conversion may exceed memory, but its config must not require far more than the weights that exist.
         if (total := num_parameters(self.ours)) > 2 * (num_held := source.num_parameters):
             needed, held = (format_bytes(FLOAT32_BYTES * count) for count in (total, num_held))
             raise ValueError(
-                f"{folder}: config.json asks for {total:,} parameters, which need {needed} as float32; "
-                f"there are {num_held:,}, of {held}"
+                f"{folder}: config.json requires {total:,} parameters ({needed} in float32), but the weights have "
+                f"{num_held:,} ({held})"
             )
         with torch.device("meta"):
             target = target_class(self.target_config)
@@ -250,8 +255,8 @@ def _translate_in(config: ConvertConfig, folder: Path, model_type: Any) -> _Tran
         fields = family.read_fields(folder)
         translated = family.to_alibi_gpt(fields, config.as_transformers)
     except (TypeError, AttributeError, ArithmeticError) as error:
-        raise ValueError(f"{folder}: config.json holds a value of a wrong type ({error})") from error
-    # Published MPTs do without a cache, as their first code had to; results are the same, generating is not.
+        raise ValueError(f"{folder}: config.json has a value of the wrong type ({error})") from error
+    # Published MPTs turn off the cache, which their first code lacked; it changes only the speed of generation.
     ours = AlibiGPTConfig(**{**translated, "use_cache": True, **config.overrides})
     return _Translation(family=family, fields=fields, ours=ours, target_config=ours)
 
@@ -274,4 +279,4 @@ def _let_generate_use_the_cache(path: Path) -> None:
 
 def _refuse_ways_in(config: ConvertConfig) -> None:
     if config.overrides or config.as_transformers:
-        raise ValueError(f"overrides and as_transformers are for conversions to {OURS}, not to {config.to}")
+        raise ValueError(f"overrides and as_transformers apply to conversions to {OURS}, not to {config.to}")

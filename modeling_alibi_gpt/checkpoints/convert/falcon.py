@@ -1,4 +1,4 @@
-"""Falcon with ALiBi (falcon-rw): biases inside the scaling, one key and value head or one for each query head."""
+"""Falcon with ALiBi (falcon-rw): bias inside the scaling, and one key-value head, or one per query head."""
 
 from collections.abc import Collection
 from typing import Any
@@ -31,7 +31,7 @@ FUSED = "h.{}.self_attention.query_key_value"
 
 
 def rules(config: AlibiGPTConfig, fields: Fields) -> list[Rule]:
-    """Falcon's LayerNorms have biases even where its linear layers have none; ours then have zeros there."""
+    """Falcon's LayerNorms have biases even if its linear layers have none; AlibiGPT's linear layers then get zeros."""
     num_heads, head_dim = config.num_attention_heads, config.head_dim
     fused = (
         stacked_rows(num_heads * head_dim, head_dim, head_dim) if fields["multi_query"] else rows_by_head(num_heads)
@@ -47,11 +47,11 @@ def rules(config: AlibiGPTConfig, fields: Fields) -> list[Rule]:
 
 
 def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
-    """The bias is the paper's. In transformers, slopes, positions and their products are rounded to bfloat16."""
+    """The bias is the exact one of the paper; transformers rounds slopes, positions and products to bfloat16."""
     if as_transformers:
         raise ValueError(
-            "as_transformers is not for a Falcon: transformers rounds its biases by absolute position, "
-            "which no bias of distances equals"
+            "as_transformers cannot be used with a Falcon: transformers rounds its biases by absolute position, "
+            "which a bias by distance cannot reproduce"
         )
     expected: dict[str, Collection[Any]] = {
         "alibi": [True],
@@ -90,6 +90,6 @@ FALCON = Family(
         "n_layer": "num_hidden_layers",
     },
     other_defaults={"apply_residual_connection_post_layernorm": False},
-    # Without effect where there is ALiBi, or no parallel attention.
+    # These have no effect with ALiBi or without parallel attention.
     without_effect=("rope_parameters", "rope_scaling", "rope_theta", "num_ln_in_parallel_attn"),
 )

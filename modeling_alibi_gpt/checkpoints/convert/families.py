@@ -1,4 +1,4 @@
-"""What a family of models has to say about itself to be converted, and how its config.json is read."""
+"""The description of a model family for conversion, and reading its config.json."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -14,23 +14,23 @@ from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 Fields = dict[str, Any]
 
-# What transformers, past and present, writes into every config.json without the model reading it.
+# Fields that versions of transformers write into every config.json but that models do not use.
 _BOOKKEEPING = {
     *("auto_map", "cross_attention_hidden_size", "decoder_start_token_id", "finetuning_task", "is_decoder"),
     *("model_type", "name_or_path", "num_labels", "output_attentions", "prefix", "sep_token_id"),
     *("task_specific_params", "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "torch_dtype"),
     *("torchscript", "unk_token_id", "use_bfloat16"),
 }
-# What every config.json of transformers 4 may hold, where any other value is another function.
+# Fields that any config.json of transformers 4 may have, with the values that do not change the computation.
 _UNUSED: dict[str, Collection[Any]] = {"add_cross_attention": [False], "pruned_heads": [{}, None]}
-# Fields that mean the same wherever a family has them.
+# Fields with the same meaning in every family.
 SHARED_FIELDS = (
     *("vocab_size", "layer_norm_epsilon", "initializer_range", "tie_word_embeddings", "use_cache"),
     *("bos_token_id", "eos_token_id", "pad_token_id"),
 )
 
 
-# ALiBi as the paper has it, but for the range of its slopes.
+# ALiBi as in the paper, except for the range of its slopes.
 PLAIN_ALIBI: dict[str, Collection[Any]] = {
     "position_method": ["alibi"],
     "alibi_beta": [1],
@@ -43,23 +43,23 @@ PLAIN_ALIBI: dict[str, Collection[Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """One family of models and the ways between it and AlibiGPT. Adding one is a file and a line in ``FAMILIES``.
+    """A model family and its conversions from and to AlibiGPT. A new family needs a file and a line in ``FAMILIES``.
 
     Attributes:
-        config_class: Its config in transformers, which knows its fields and their defaults.
-        causal_lm: Its causal language model in transformers, or with what its own library has beyond that.
-        architectures: Names under which checkpoints of that model, or of its base, are published; that of transformers
+        config_class: Config class in transformers, which defines the fields and their defaults.
+        causal_lm: Causal language model in transformers, possibly extended by what its own library adds.
+        architectures: Names under which checkpoints of that model or its base are published; the name in transformers
             comes first.
-        to_alibi_gpt: From its fields, and whether the quirks of its code in transformers are to be reproduced, to
-            those of ``AlibiGPTConfig``. Raises a ``ValueError`` that names what cannot be represented.
-        rules: The map of tensors, from both sides' fields.
-        from_alibi_gpt: From a config of ours, and whether it is for transformers or for other programs, to one of its
-            own; None where there is no way out. Raises a ``ValueError`` that names what cannot be represented.
-        other_model_types: Older names of the family itself.
-        other_names: Other names of fields, older ones and those of the library that it was trained with.
-        other_defaults: Fields that its config class lacks but its published configs may have.
-        without_effect: Fields in published configs that its code does not read, or that do not change its function.
-        ignored_tensors: Regular expressions of tensors in old checkpoints that are no weights.
+        to_alibi_gpt: Maps fields of the family, and whether to reproduce quirks of transformers, to fields of
+            ``AlibiGPTConfig``. Raises a ``ValueError`` that names what cannot be represented.
+        rules: Returns the mapping of tensors from the fields of both sides.
+        from_alibi_gpt: Maps an ``AlibiGPTConfig``, and whether it is for transformers, to a config of the family; None
+            if export is not possible. Raises a ``ValueError`` that names what cannot be represented.
+        other_model_types: Older model types of the family.
+        other_names: Other names of fields: older ones and those of the library that it was trained with.
+        other_defaults: Fields that the config class lacks but published configs may have, with their defaults.
+        without_effect: Fields in published configs that do not change what the model computes.
+        ignored_tensors: Regular expressions for tensors in old checkpoints that are not weights.
     """
 
     config_class: type[PreTrainedConfig]
@@ -75,13 +75,13 @@ class Family:
     ignored_tensors: tuple[str, ...] = ()
 
     def read_fields(self, folder: Path) -> Fields:
-        """The fields of ``config.json`` by their present names, with the family's defaults for those that lack.
+        """Read the fields of ``config.json`` by their current names, with defaults for missing fields.
 
-        Fields of a nested config get its name before them, as in ``attn_config.alibi``.
+        Fields of a nested config are prefixed with its name, as in ``attn_config.alibi``.
 
         Raises:
-            ValueError: The folder holds the model with another head, or a field that the family does not know, or
-                one of transformers' own at a value that makes it another model.
+            ValueError: The model has another head, a field is unknown to the family, or a general field of
+                transformers has a value that changes the computation.
         """
         written = read_mapping(folder / "config.json")
         _check_architecture(folder, written, self.architectures)
@@ -97,8 +97,8 @@ class Family:
         values = _by_present_names(folder, written, {**self.config_class.attribute_map, **self.other_names})
         if unknown := sorted(name for name in values if name not in known and not _is_bookkeeping(name)):
             raise ValueError(
-                f"{folder}: config.json holds {', '.join(unknown)}, of which it is not known whether the function "
-                "depends on it; remove from config.json what has no effect"
+                f"{folder}: config.json has unknown fields that might change the computation: {', '.join(unknown)}; "
+                "remove those that have no effect"
             )
         found = defaults | values
         refuse_other_values(f"{folder}: this model cannot be an AlibiGPT", found, _UNUSED)
@@ -106,12 +106,12 @@ class Family:
 
 
 def shared_fields(values: Mapping[str, Any]) -> Fields:
-    """Fields that keep their name and meaning."""
+    """The fields that keep their name and meaning."""
     return {name: values[name] for name in SHARED_FIELDS}
 
 
 def decoder_sizes(config: AlibiGPTConfig) -> dict[str, Collection[Any]]:
-    """What sizes must be where a format has one for heads and one, four times the width, for the MLP."""
+    """Allowed sizes for a format without grouped heads, whose head and MLP sizes follow from ``hidden_size``."""
     return {
         "num_key_value_heads": [config.num_attention_heads],
         "head_dim": [config.hidden_size / config.num_attention_heads],
@@ -128,14 +128,14 @@ def refuse_other_values(
     remedy: str = "",
     remedies: Mapping[str, str] | None = None,
 ) -> None:
-    """Raise a ``ValueError`` unless every field has one of the values it may have; it names all that stand in the way.
+    """Raise a ``ValueError`` that names every field with a value that is not allowed.
 
     Args:
-        sentence: How the message begins.
-        values: Fields.
-        expected: The values that fields may have.
-        remedy: How the message ends, where one of the fields is wrong that ``remedies`` does not name.
-        remedies: What to do about single fields.
+        sentence: Beginning of the message.
+        values: Fields to check.
+        expected: Allowed values by field.
+        remedy: End of the message, if ``remedies`` lacks one of the wrong fields.
+        remedies: Remedies for single fields.
     """
     wrong = [name for name, allowed in expected.items() if values[name] not in allowed]
     if not wrong:
@@ -154,14 +154,14 @@ def _is_bookkeeping(name: str) -> bool:
 
 
 def _by_present_names(folder: Path, written: Fields, names: Mapping[str, str]) -> Fields:
-    """Fields by their present names; one that stands there under two names must have one value."""
+    """Fields by their current names; a field that occurs under two names must have one value."""
     values: Fields = {}
     first: dict[str, str] = {}
     for name, value in written.items():
         present = names.get(name, name)
         if values.setdefault(present, value) != value:
             raise ValueError(
-                f"{folder}: {first[present]} and {name} of config.json are one field, "
+                f"{folder}: {first[present]} and {name} in config.json are the same field, "
                 f"got {values[present]!r} and {value!r}; remove the wrong one"
             )
         first.setdefault(present, name)
@@ -169,15 +169,15 @@ def _by_present_names(folder: Path, written: Fields, names: Mapping[str, str]) -
 
 
 def _defaults(config_class: type[PreTrainedConfig]) -> Fields:
-    """Fields of a config class with the values they have where nothing is said, before others are derived of them."""
+    """Fields of a config class with their defaults, before derived values are computed."""
     return {field.name: None if field.default is MISSING else field.default for field in fields(config_class)}
 
 
 def _check_architecture(folder: Path, written: Fields, architectures: Sequence[str]) -> None:
-    """Refuse weights of another head, whose tensors would have no place."""
+    """Refuse models with another head, whose tensors have no equivalent."""
     for architecture in written.get("architectures") or ():
         if architecture not in architectures:
             raise ValueError(
-                f"{folder}: config.json says {architecture}; language models are converted, "
-                f"expected {' or '.join(architectures)}"
+                f"{folder}: config.json names the architecture {architecture}, but only language models can be "
+                f"converted: expected {' or '.join(architectures)}"
             )

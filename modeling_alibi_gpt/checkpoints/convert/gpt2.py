@@ -1,4 +1,4 @@
-"""GPT-2: learned positions, linear layers stored as (in, out). Without the table of positions, a start for ALiBi."""
+"""GPT-2: learned positions, linear layers stored as (in, out). Without positions, it can be fine-tuned to ALiBi."""
 
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -69,9 +69,9 @@ GPT2 = Family(
     architectures=("GPT2LMHeadModel", "GPT2Model"),
     to_alibi_gpt=to_alibi_gpt,
     rules=rules,
-    # Rows of the embedding beyond the vocabulary, before there was a transformers.
+    # Extra embedding rows beyond the vocabulary, in configs from before transformers.
     other_defaults={"n_special": 0},
     without_effect=("n_ctx", "gradient_checkpointing", "output_past", "predict_special_tokens"),
-    # Causal masks, which old checkpoints hold as if they were weights.
+    # Causal masks, which old checkpoints store like weights.
     ignored_tensors=(r"h\.\d+\.attn\.(bias|masked_bias)",),
 )

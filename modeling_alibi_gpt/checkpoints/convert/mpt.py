@@ -1,7 +1,8 @@
-"""MPT: queries, keys and values one below the other. The format that other programs read.
+"""MPT: queries, keys and values stacked by rows. This is the format that most other programs read.
 
-There are two flavours. transformers' own ``MptForCausalLM`` has no biases and one range of slopes. llm-foundry's
-``MPTForCausalLM``, by which MPTs were trained, has both; vLLM, CTranslate2 and llama.cpp's converter read it.
+There are two flavours. ``MptForCausalLM`` of transformers has no biases and a fixed range of slopes.
+``MPTForCausalLM`` of llm-foundry, which MPTs were trained with, supports biases and any range; vLLM, CTranslate2 and
+llama.cpp's converter read it.
 """
 
 import json
@@ -29,7 +30,7 @@ from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 
 FLAVOURS = ("transformers", "llm-foundry")
 HIDDEN_ACT = "gelu"
-# transformers builds these, whatever config.json says.
+# transformers uses these values, whatever config.json says.
 BIAS_MAX_IN_TRANSFORMERS, EXPANSION_RATIO_IN_TRANSFORMERS = 8, 4
 MODULES = {
     "blocks.{}.norm_1": "layers.{}.input_layernorm",
@@ -39,9 +40,9 @@ MODULES = {
     "blocks.{}.ffn.down_proj": "layers.{}.mlp.down_proj",
     "norm_f": "norm",
 }
-# Layers of PyTorch, in the two ways in which llm-foundry says so.
+# llm-foundry's two notations for plain PyTorch layers.
 TORCH_LAYERS = ["torch", {"name": "torch"}]
-# Everything else would be another function; transformers ignores most of these without a word.
+# Other values change the computation; transformers silently ignores most of these fields.
 REPRESENTABLE: dict[str, Collection[Any]] = {
     "logit_scale": [None],
     "norm_type": ["low_precision_layernorm", "layernorm"],
@@ -50,7 +51,7 @@ REPRESENTABLE: dict[str, Collection[Any]] = {
     "attn_config.prefix_lm": [False],
     "attn_config.qk_ln": [False],
 }
-# The same, of what only llm-foundry knows; the first value is its default.
+# The same for fields that only llm-foundry has; the first value is its default.
 REPRESENTABLE_IN_LLM_FOUNDRY: dict[str, Collection[Any]] = {
     "attention_bias": [None, False],
     "block_overrides": [None],
@@ -81,11 +82,11 @@ def rules(config: AlibiGPTConfig, fields: Fields) -> list[Rule]:
 
 
 def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
-    """``alibi_bias_max`` and ``expansion_ratio`` are honoured, as by the library that MPT was trained with."""
+    """``alibi_bias_max`` and ``expansion_ratio`` are respected, as in the library that MPT was trained with."""
     expected = REPRESENTABLE | REPRESENTABLE_IN_LLM_FOUNDRY
     expected["attn_config.kv_n_heads"] = [None, fields["n_heads"]]
     if as_transformers:
-        expected["no_bias"] = [True]  # its code would leave the biases out
+        expected["no_bias"] = [True]  # transformers would leave out the biases
     refuse_other_values("this MPT cannot be an AlibiGPT", fields, expected)
     bias_max, expansion_ratio = fields["attn_config.alibi_bias_max"], fields["expansion_ratio"]
     if as_transformers:
@@ -108,24 +109,24 @@ def to_alibi_gpt(fields: Fields, as_transformers: bool) -> Fields:
 
 
 def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> MptConfig:
-    """Biases and another ``alibi_bias_max`` than 8 are for llm-foundry's flavour, another scale for transformers'."""
+    """Biases and an ``alibi_bias_max`` other than 8 need llm-foundry's flavour; another scale needs transformers'."""
     expected = {
         **decoder_sizes(config),
         **PLAIN_ALIBI,
-        # MptConfig holds whole numbers here.
+        # MptConfig requires an integer here.
         "alibi_bias_max": [int(config.alibi_bias_max)],
         "attention_dropout": [0],
         "hidden_act": [HIDDEN_ACT],
         "embedding_layer_norm": [False],
     }
-    train_another = "a model trained with configs/model/servable_mpt.json can be one"
+    train_another = "a model trained with configs/model/servable_mpt.json can be converted"
     remedies = {
-        "attention_dropout": "attention dropout acts in training only, and MPT's config in transformers holds whole "
-        "numbers there: set attention_dropout to 0 in config.json"
+        "attention_dropout": "MPT's config in transformers only accepts integers for attention dropout, which affects "
+        "training only: set attention_dropout to 0 in config.json"
     }
     if as_transformers:
         expected["use_bias"] = [False]
-        remedies["use_bias"] = f"{train_another}, and --flavour llm-foundry has biases, for vLLM and llama.cpp"
+        remedies["use_bias"] = f"{train_another}, and --flavour llm-foundry supports biases, for vLLM and llama.cpp"
     else:
         expected["attention_scale"] = [None, config.head_dim**-0.5]
         expected["layer_norm_epsilon"] = [1e-5]
@@ -134,9 +135,9 @@ def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> MptC
     )
     if as_transformers and config.alibi_bias_max != BIAS_MAX_IN_TRANSFORMERS:
         raise ValueError(
-            f"alibi_bias_max is {config.alibi_bias_max}, and MPT in transformers computes with "
-            f"{BIAS_MAX_IN_TRANSFORMERS} whatever config.json says; llama.cpp and vLLM honour it: "
-            "--flavour llm-foundry writes an MPT for them"
+            f"alibi_bias_max is {config.alibi_bias_max}, but MPT in transformers always uses "
+            f"{BIAS_MAX_IN_TRANSFORMERS}; llama.cpp and vLLM respect it: use --flavour llm-foundry to write an MPT "
+            "for them"
         )
     return MptConfig(
         **shared_fields(vars(config)),
@@ -159,9 +160,9 @@ def from_alibi_gpt(config: AlibiGPTConfig, as_transformers: bool = True) -> MptC
 
 
 def llm_foundry_fields(config: MptConfig) -> Fields:
-    """``config.json`` as llm-foundry writes it: its class, and of attention the fields of attention alone.
+    """``config.json`` in the format of llm-foundry: its class name, and only attention fields in ``attn_config``.
 
-    TGI reads ``verbose`` and ``init_config``, which change no function.
+    TGI reads ``verbose`` and ``init_config``, which do not change the computation.
     """
     written = json.loads(config.to_json_string(use_diff=False))
     of_attention = {field.name for field in fields_of(MptAttentionConfig)}
@@ -172,10 +173,10 @@ def llm_foundry_fields(config: MptConfig) -> Fields:
 
 
 def engines_that_differ(config: AlibiGPTConfig) -> dict[str, str]:
-    """By engine, the fields that it leaves out of what it computes of an MPT of llm-foundry's flavour.
+    """The fields that each engine ignores in an MPT of llm-foundry's flavour, according to its source code.
 
-    As their sources say: vLLM ties the output layer to the embedding; CTranslate2 does so, too, clips nothing, and
-    drops the biases of norms, as transformers drops all; both compute every range of slopes as 8.
+    vLLM ties the output layer to the embedding. CTranslate2 does so too, does not clip, and drops the biases of norms;
+    transformers drops all biases. CTranslate2 and transformers use 8 as the range of slopes.
     """
     fixed: dict[str, Fields] = {
         "transformers": {"use_bias": False, "alibi_bias_max": BIAS_MAX_IN_TRANSFORMERS},
@@ -193,7 +194,7 @@ def engines_that_differ(config: AlibiGPTConfig) -> dict[str, str]:
 
 
 class MptWithBiases(MptForCausalLM):
-    """MPT with the biases that llm-foundry gives it where ``no_bias`` is false, and transformers does not."""
+    """MPT with the biases that llm-foundry adds if ``no_bias`` is false, which transformers does not support."""
 
     def __init__(self, config: MptConfig) -> None:
         super().__init__(config)
@@ -215,9 +216,9 @@ MPT = Family(
     other_defaults={name: next(iter(allowed)) for name, allowed in REPRESENTABLE_IN_LLM_FOUNDRY.items()},
     without_effect=(
         *("init_config", "tokenizer_name", "verbose", "use_pad_tok_in_ffn"),
-        # Gradients of embeddings, and a table of positions that llm-foundry drops where there is ALiBi.
+        # Scaling of embedding gradients, and a position table that llm-foundry drops with ALiBi.
         *("embedding_fraction", "learned_pos_emb"),
-        # How llm-foundry would rotate if it did.
+        # Settings of rotary positions, which are turned off.
         *(f"attn_config.rope_{name}" for name in ("dail_config", "hf_config", "impl", "theta")),
     ),
 )

@@ -1,4 +1,4 @@
-"""An AlibiGPT checkpoint as one GGUF file of the MPT architecture, which llama.cpp and what is built on it run."""
+"""Export an AlibiGPT checkpoint to a GGUF file of the MPT architecture, for llama.cpp and programs based on it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -22,10 +22,10 @@ from modeling_alibi_gpt.runtime.atomic import atomic_file
 from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 
 
-# GGML's names of the dtypes of matrices, and of a file of them. Norms and biases are float32 in every file.
+# GGML's names for the dtype of matrices, and for a file with such matrices. Norms and biases are always float32.
 _GGML_NAMES = {"float32": ("F32", "ALL_F32"), "float16": ("F16", "MOSTLY_F16"), "bfloat16": ("BF16", "MOSTLY_BF16")}
-# What the architecture computes, where AlibiGPT has a choice; the order of slopes is the paper's for any number of
-# heads. MPT's GELU is the exact one, and llama.cpp computes its tanh approximation in float16 whatever the file says.
+# The config values that match what the architecture computes. The order of slopes is the paper's for any number of
+# heads. MPT uses exact GELU, but llama.cpp always computes its tanh approximation in float16.
 _MPT_CHOICES: dict[str, tuple[Any, ...]] = {
     "position_method": ("alibi",),
     "alibi_beta": (1.0,),
@@ -48,39 +48,39 @@ _LAYER_NAMES = {
 
 @config_dataclass
 class GgufConfig:
-    """What becomes a GGUF file, and how."""
+    """Settings of a GGUF export."""
 
     model: str
-    """Checkpoint folder, with its tokenizer."""
+    """Checkpoint folder with its tokenizer."""
     output: str
-    """GGUF file to write; one that is there is replaced."""
+    """GGUF file to write; an existing file is replaced."""
     name: str | None = None
-    """Of the model, for its readers; None means the one in the model card, or the name of the folder."""
+    """Display name of the model; None uses the name in the model card, or the name of the folder."""
     dtype: Literal[*DTYPES] = "float32"
-    """Of the matrices: ``float32``, ``float16`` or ``bfloat16``."""
+    """Dtype of the matrices: ``float32``, ``float16`` or ``bfloat16``."""
     context_length_tokens: Count | None = None
-    """What readers take for the longest text: llama-server refuses a longer one, and llama.cpp reserves a cache of
-    this size unless told otherwise. ALiBi itself has no such limit. None means ``train_context_length``.
+    """Maximum text length that programs assume: llama-server refuses a longer text, and llama.cpp reserves a cache of
+    this size by default. ALiBi itself has no such limit. None uses ``train_context_length``.
     """
 
 
 def export_gguf(config: GgufConfig) -> dict[str, Any]:
-    """Write weights, configuration and tokenizer of a checkpoint into one GGUF file.
+    """Write weights, configuration and tokenizer of a checkpoint to one GGUF file.
 
-    Tensors are read and written one by one, so that a checkpoint may be larger than memory.
+    Tensors are read and written one by one, so a checkpoint may be larger than memory.
 
     Returns:
         ``output``, and ``num_tensors`` and ``num_bytes`` of the file.
 
     Raises:
-        ValueError: The folder holds no AlibiGPT with its tokenizer, the MPT architecture cannot compute what its
-            config says, llama.cpp cannot tokenize as its tokenizer does, a weight does not fit into the dtype, or
-            the package ``gguf`` is not installed.
+        ValueError: The folder does not contain an AlibiGPT and its tokenizer, the MPT architecture does not support
+            its config, llama.cpp does not support its tokenizer, a weight overflows in the dtype, or the package
+            ``gguf`` is not installed.
     """
     gguf = _import_gguf()
     folder, model_config = Path(config.model), load_model_config(config.model)
     if model_config.model_type != "alibi_gpt":
-        raise ValueError(f"{folder} holds a {model_config.model_type}, expected an alibi_gpt")
+        raise ValueError(f"{folder} contains a model of type {model_config.model_type}, expected alibi_gpt")
     check_config(model_config)
     tokenizer = load_model_tokenizer(folder)
     check_tokenizer(tokenizer)
@@ -97,7 +97,7 @@ def export_gguf(config: GgufConfig) -> dict[str, Any]:
 
 
 def check_config(config: AlibiGPTConfig) -> None:
-    """Raise a ValueError that names every field in which the model differs from what the MPT architecture computes."""
+    """Raise a ValueError that names every config field that the MPT architecture does not support."""
     choices = _MPT_CHOICES | {
         "head_dim": (config.hidden_size / config.num_attention_heads,),
         "attention_scale": (None, config.head_dim**-0.5),
@@ -109,13 +109,13 @@ def check_config(config: AlibiGPTConfig) -> None:
     ]
     if wrong:
         raise ValueError(
-            f"the MPT architecture of GGUF cannot hold this model: {', '.join(wrong)}; it holds one that was trained "
-            "with configs/model/servable_mpt.json"
+            f"the MPT architecture of GGUF does not support this model: {', '.join(wrong)}; it supports models "
+            "trained with configs/model/servable_mpt.json"
         )
 
 
 def mpt_tensors(config: AlibiGPTConfig) -> Iterator[Step]:
-    """Every tensor of the MPT architecture with the weights that make it, queries, keys and values as one."""
+    """Every tensor of the MPT architecture with its source weights; queries, keys and values are fused."""
     if not config.tie_word_embeddings:
         yield _step("output.weight", LM_HEAD)
     yield _step("token_embd.weight", "embed_tokens.weight")
@@ -133,7 +133,7 @@ def _step(target: str, *sources: str) -> Step:
 
 
 def _whole_weights(folder: Path, config: AlibiGPTConfig) -> tuple[SourceWeights, int]:
-    """The weights of a folder, none missing, left over or of another shape, and the number of parameters."""
+    """The weights of a folder and the number of parameters, after checking that names and shapes match the config."""
     with torch.device("meta"):
         model = AlibiGPTForCausalLM(config)
     prefix, tied = f"{model.base_model_prefix}.", config.tie_word_embeddings
@@ -165,7 +165,7 @@ def _add_config(writer: Any, config: AlibiGPTConfig, context_length_tokens: int)
 
 
 def _write(writer: Any, steps: Sequence[Step], source: SourceWeights, dtype_name: str) -> None:
-    """Write the file: all that comes before the tensors, and then one tensor after the other."""
+    """Write the header, then one tensor after the other."""
     from gguf import GGMLQuantizationType, LlamaFileType
 
     dtype, (ggml_name, file_type) = DTYPES[dtype_name], _GGML_NAMES[dtype_name]
@@ -174,7 +174,7 @@ def _write(writer: Any, steps: Sequence[Step], source: SourceWeights, dtype_name
         (tensor,) = step.run(source.describe)
         stored, kind = (dtype, ggml_name) if tensor.ndim == 2 else (torch.float32, "F32")
         num_bytes = tensor.numel() * stored.itemsize
-        # numpy has no bfloat16: its name for the numbers is not read where GGML's is given.
+        # numpy has no bfloat16, but its dtype is ignored if GGML's is given.
         args = (tuple(tensor.shape), np.dtype(np.float32), num_bytes, GGMLQuantizationType[kind])
         writer.add_tensor_info(step.targets[0], *args)
     writer.write_header_to_file()
@@ -185,12 +185,12 @@ def _write(writer: Any, steps: Sequence[Step], source: SourceWeights, dtype_name
 
 
 def _stored(step: Step, source: SourceWeights, dtype: torch.dtype) -> Tensor:
-    """The tensor as it stands in the file; one in bfloat16 as bytes, which say the same."""
+    """The tensor as stored in the file; bfloat16 is viewed as bytes, because numpy does not support it."""
     (tensor,) = step.run(source.read)
     made = tensor.to(dtype if tensor.ndim == 2 else torch.float32)
     if not made.isfinite().all():
         expected = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"{step.targets[0]} has weights up to {tensor.abs().max():g}, expected finite ones in {expected}"
+            f"{step.targets[0]} has weights up to {tensor.abs().max():g}, which are not finite in {expected}"
         )
     return made.view(torch.uint8) if made.dtype == torch.bfloat16 else made

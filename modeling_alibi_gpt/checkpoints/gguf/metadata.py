@@ -1,4 +1,4 @@
-"""What a GGUF file says about its model to people: its name, its size and its licence."""
+"""General metadata of a GGUF file: name, size and licence of the model."""
 
 from pathlib import Path
 from typing import Any
@@ -7,13 +7,13 @@ from modeling_alibi_gpt.checkpoints.model_card import read_card
 
 
 def add_metadata(writer: Any, folder: Path, name: str | None, num_parameters: int) -> None:
-    """Add name, size label and, where the model card of the folder says so, licence to a ``gguf.GGUFWriter``.
+    """Add name, size label and the licence in the model card, if any, to a ``gguf.GGUFWriter``.
 
     Args:
-        writer: What is written to.
-        folder: Of the checkpoint.
-        name: Of the model; None takes the ``model_name`` of its card, or the name of the folder.
-        num_parameters: Of the model, tied ones counted once.
+        writer: The writer.
+        folder: Checkpoint folder.
+        name: Name of the model; None uses the ``model_name`` of its card, or the name of the folder.
+        num_parameters: Number of parameters, with tied ones counted once.
 
     Raises:
         ValueError: The model card cannot be read.
@@ -30,6 +30,6 @@ def add_metadata(writer: Any, folder: Path, name: str | None, num_parameters: in
 
 
 def _text(value: Any) -> str:
-    """A field of a model card, of which some hold several values; "" is none, and is not written."""
+    """A field of a model card as text; some have several values. "" is not written."""
     values = value if isinstance(value, list) else [value]
     return ", ".join(str(each) for each in values if each is not None)

@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer in the words of GGUF, and whether llama.cpp would tokenize as it does."""
+"""Write a byte-level BPE tokenizer to GGUF, and check that llama.cpp tokenizes like it."""
 
 import json
 from typing import Any
@@ -9,10 +9,10 @@ from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
-# That of MPT. llama.cpp normalizes no text for a byte-level BPE: it tokenizes alike what is in that form already, as
-# nearly all text is, and other text (an accent that follows its letter) as if there were no normalizer.
+# MPT's normalizer. llama.cpp does not normalize text for a byte-level BPE, so its tokens agree for text that is
+# already in NFC, as nearly all text is, and may differ for other text (such as an accent that follows its letter).
 NFC = {"type": "NFC"}
-# What a tokenizer may say for llama.cpp's "gpt-2" to split and merge alike; None stands for a part left out.
+# The values for which llama.cpp's "gpt-2" splits and merges alike; None is a missing part.
 _GPT2_PARTS: dict[str, tuple[Any, ...]] = {
     "normalizer": (None, NFC),
     "pre_tokenizer.type": ("ByteLevel",),
@@ -28,9 +28,9 @@ _GPT2_PARTS: dict[str, tuple[Any, ...]] = {
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Raise a ValueError that names all in which llama.cpp's byte-level BPE of GPT-2 differs from a tokenizer.
+    """Raise a ValueError that names all differences between a tokenizer and llama.cpp's byte-level BPE of GPT-2.
 
-    A normalizer NFC is let through with a warning: the tokens of a text that is not in NFC differ.
+    An NFC normalizer is accepted with a warning, because the tokens of a text that is not in NFC may differ.
     """
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
     found = {path: _part(parts, path) for path in _GPT2_PARTS}
@@ -40,15 +40,15 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
         if found[path] not in accepted
     ]
     if num_added := tokenizer.num_special_tokens_to_add():
-        wrong.append(f"it puts {num_added} special tokens around a text (expected 0)")
+        wrong.append(f"it adds {num_added} special tokens around a text (expected 0)")
     if wrong:
-        raise ValueError(f"llama.cpp cannot tokenize as this tokenizer does: {', '.join(wrong)}")
+        raise ValueError(f"llama.cpp does not support this tokenizer: {', '.join(wrong)}")
     if found["normalizer"] == NFC:
-        logger.warning("llama.cpp does not normalize text: give it NFC, which the tokenizer here makes of it")
+        logger.warning("this tokenizer normalizes text to NFC, but llama.cpp does not: pass it text in NFC")
 
 
 def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerFast, vocab_size: int) -> None:
-    """Add the tokenizer to a ``gguf.GGUFWriter``; embeddings beyond its tokens become unused tokens."""
+    """Add the tokenizer to a ``gguf.GGUFWriter``; embeddings without a token become unused tokens."""
     from gguf import TokenType
 
     parts = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -61,7 +61,7 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerFast, vocab_size: i
         types[added["id"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
 
     writer.add_tokenizer_model("gpt2")
-    # llama.cpp splits alike for both, and writes these for the tokenizers of GPT-2 and MPT.
+    # llama.cpp splits alike for both; its converter writes these names for the tokenizers of GPT-2 and MPT.
     writer.add_tokenizer_pre("mpt" if parts["normalizer"] == NFC else "gpt-2")
     writer.add_token_list(tokens)
     writer.add_token_types(types)

@@ -76,7 +76,7 @@ def test_a_name_is_looked_up_in_the_cache_of_the_hub(tmp_path: Path, monkeypatch
     assert not (tmp_path / "converted" / "LICENSE").is_symlink()
     convert(ConvertConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "back"), to="bloom"))
     assert_same_weights(loaded(tmp_path / "back"), original)
-    with pytest.raises(ValueError, match="someone/other: no such folder, and it cannot be had from the Hub"):
+    with pytest.raises(ValueError, match="someone/other: no such folder, and it cannot be loaded from the Hub"):
         convert(ConvertConfig(model="someone/other", output_dir=str(tmp_path / "other")))
 
 

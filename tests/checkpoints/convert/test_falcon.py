@@ -47,7 +47,7 @@ def test_other_numbers_of_heads_differ_by_the_originals_rounding_alone(
 
 
 def test_the_originals_rounding_cannot_be_reproduced(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="as_transformers is not for a Falcon"):
+    with pytest.raises(ValueError, match="as_transformers cannot be used with a Falcon"):
         converted(falcon(12), tmp_path, as_transformers=True)
 
 

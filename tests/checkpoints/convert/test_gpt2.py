@@ -49,7 +49,7 @@ def test_a_retrofit_leaves_out_the_positions_and_nothing_else(tmp_path: Path) ->
 
 
 def test_a_retrofit_to_positions_with_weights_of_their_own_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="hold nothing for model.position_method.bucket_bias"):
+    with pytest.raises(ValueError, match="lack model.position_method.bucket_bias"):
         converted(gpt2(), tmp_path, overrides={"position_method": "t5"})
 
 

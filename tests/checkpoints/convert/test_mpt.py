@@ -133,7 +133,7 @@ def test_attention_dropout_is_refused_with_the_remedy() -> None:
 def test_slopes_that_transformers_would_not_compute_are_for_llm_foundry_only(tmp_path: Path) -> None:
     original = converted(mpt(6, attn_config={"alibi_bias_max": 16}), tmp_path)
     options = {"model": str(tmp_path / "converted"), "output_dir": str(tmp_path / "back"), "to": "mpt"}
-    with pytest.raises(ValueError, match="is 16, and MPT in transformers computes with 8 .* --flavour llm-foundry"):
+    with pytest.raises(ValueError, match="is 16, but MPT in transformers always uses 8; .* --flavour llm-foundry"):
         convert(ConvertConfig(**options))
     assert not (tmp_path / "back").exists()
     convert(ConvertConfig(**options, flavour="llm-foundry"))
@@ -176,7 +176,9 @@ def test_biases_are_for_llm_foundry(tmp_path: Path) -> None:
     original = random_weights(AlibiGPTForCausalLM(AlibiGPTConfig(**SIZES)))
     original.save_pretrained(tmp_path / "ours")
     options = {"model": str(tmp_path / "ours"), "output_dir": str(tmp_path / "out"), "to": "mpt"}
-    with pytest.raises(ValueError, match="use_bias is True .*servable_mpt.json can be one, and --flavour llm-foundry"):
+    with pytest.raises(
+        ValueError, match="use_bias is True .*servable_mpt.json can be converted, and --flavour llm-foundry"
+    ):
         convert(ConvertConfig(**options))
     result = convert(ConvertConfig(**options, flavour="llm-foundry"))
     assert set(result["differs_in"]) == {"transformers", "CTranslate2"}
@@ -222,7 +224,7 @@ def test_readers_of_llm_foundry_have_one_scale_and_one_epsilon(field: str, value
 def test_a_flavour_is_one_of_an_mpt() -> None:
     with pytest.raises(ValueError, match="'flavour' must be 'transformers' or 'llm-foundry', got 'vllm'"):
         ConvertConfig(model="model", output_dir="out", to="mpt", flavour="vllm")
-    with pytest.raises(ValueError, match="flavour is for conversions to mpt, not to bloom"):
+    with pytest.raises(ValueError, match="flavour applies to conversions to mpt, not to bloom"):
         ConvertConfig(model="model", output_dir="out", to="bloom", flavour="llm-foundry")
 
 

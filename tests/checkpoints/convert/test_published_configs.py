@@ -198,7 +198,9 @@ def test_values_that_change_the_function_are_refused_by_name(
 
 def test_two_names_of_one_field_must_agree(tmp_path: Path) -> None:
     convert(write_checkpoint(tmp_path / "agreeing", {**GPT2, "hidden_size": 48}))
-    with pytest.raises(ValueError, match="n_head and num_attention_heads of config.json are one field, got 4 and 2"):
+    with pytest.raises(
+        ValueError, match="n_head and num_attention_heads in config.json are the same field, got 4 and 2"
+    ):
         convert(write_checkpoint(tmp_path / "other", {**GPT2, "num_attention_heads": 2}))
 
 

@@ -57,7 +57,7 @@ def test_the_longest_text_of_other_programs_is_a_setting(family: str, field: str
     if family == "mpt":
         with pytest.raises(RuntimeError):
             largest_difference(short, ours, padded=False)
-    with pytest.raises(ValueError, match="context_length_tokens is for conversions from alibi_gpt, not to it"):
+    with pytest.raises(ValueError, match="context_length_tokens applies to conversions from alibi_gpt, not to it"):
         ConvertConfig(model="model", output_dir="out", context_length_tokens=8)
 
 
@@ -75,6 +75,6 @@ def test_llama_cpps_quants_take_their_rows() -> None:
 def test_a_refusal_names_the_architecture_to_train_with(family: str, tmp_path: Path) -> None:
     config = AlibiGPTConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
     AlibiGPTForCausalLM(config).save_pretrained(tmp_path / "ours")
-    message = f"a model trained with configs/model/servable_{family}.json can be one"
+    message = f"a model trained with configs/model/servable_{family}.json can be converted"
     with pytest.raises(ValueError, match=message):
         convert(ConvertConfig(model=str(tmp_path / "ours"), output_dir=str(tmp_path / "out"), to=family))

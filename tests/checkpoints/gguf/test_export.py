@@ -140,7 +140,8 @@ WRONG_FIELDS = {
 def test_a_field_that_mpt_lacks_is_refused(name: str, save: Callable, tmp_path: Path) -> None:
     save(**{name: WRONG_FIELDS[name]})
     with pytest.raises(
-        ValueError, match=f"cannot hold this model: {name} = .* \\(expected .*\\); it holds one .*servable_mpt.json$"
+        ValueError,
+        match=f"does not support this model: {name} = .* \\(expected .*\\); it supports models .*servable_mpt.json$",
     ):
         export(tmp_path)
     assert os.listdir(tmp_path) == ["model"]
@@ -165,7 +166,7 @@ def test_a_tokenizer_of_another_kind_is_refused(
         single=f"{other.eos_token} $A", special_tokens=[(other.eos_token, other.eos_token_id)]
     )
     other.save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="normalizer = .*add_prefix_space = True.* puts 1 special tokens around"):
+    with pytest.raises(ValueError, match="normalizer = .*add_prefix_space = True.* adds 1 special tokens around"):
         export(tmp_path)
 
 
@@ -178,12 +179,12 @@ def test_a_tokenizer_that_normalizes_to_nfc_is_written_as_mpts_and_said_to_diffe
     merges = [tuple(pair) for pair in json.loads(backend.to_str())["model"]["merges"]]
     GPTNeoXTokenizer(vocab=backend.get_vocab(), merges=merges).save_pretrained(tmp_path / "model")
     assert export(tmp_path).get_field("tokenizer.ggml.pre").contents() == "mpt"
-    assert "llama.cpp does not normalize text: give it NFC" in caplog.text
+    assert "llama.cpp does not: pass it text in NFC" in caplog.text
 
 
 def test_what_is_no_alibi_gpt_is_refused(tmp_path: Path) -> None:
     MptForCausalLM(MptConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=9)).save_pretrained(tmp_path / "model")
-    with pytest.raises(ValueError, match="model holds a mpt, expected an alibi_gpt"):
+    with pytest.raises(ValueError, match="model contains a model of type mpt, expected alibi_gpt"):
         export(tmp_path)
 
 

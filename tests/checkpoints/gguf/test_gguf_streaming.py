@@ -49,7 +49,7 @@ def test_name_size_and_licence_are_those_of_model_and_card(save: Callable, tmp_p
 def test_a_card_that_cannot_be_read_is_refused(content: str, save: Callable, tmp_path: Path) -> None:
     save()
     (tmp_path / "model" / "README.md").write_bytes(content.encode("utf-8", "surrogatepass"))
-    with pytest.raises(ValueError, match="README.md: what its lines of --- enclose is no YAML mapping"):
+    with pytest.raises(ValueError, match="README.md: the front matter between --- is not a YAML mapping"):
         export(tmp_path)
     assert os.listdir(tmp_path) == ["model"]
 
