@@ -1,7 +1,7 @@
 """Measurements that no test needs: ``python -m benchmarks precision --output FILE.jsonl``.
 
-Likewise ``claims``, ``differences``, ``loss-memory`` and ``serving``, and ``llama-cpp`` and ``engines`` with
-``--model DIR --data URI``.
+Likewise ``claims``, ``differences``, ``loss-memory``, ``reports`` and ``serving``, and ``llama-cpp`` and ``engines``
+with ``--model DIR --data URI``.
 """
 
 import statistics
@@ -20,6 +20,7 @@ from benchmarks.engines import EnginesConfig, measure_engines, table
 from benchmarks.llama_cpp import LlamaCppConfig, measure_llama_cpp
 from benchmarks.loss_memory import measure_loss_memory
 from benchmarks.precision import measure_precision
+from benchmarks.reports import measure_reports
 from benchmarks.serving import measure_serving
 from modeling_alibi_gpt.runtime.records import append_record, write_records
 
@@ -86,6 +87,13 @@ def serving(
 ) -> None:
     """Measure memory and first answer of a server on a CPU, in minutes and 60% of the memory."""
     write_records(output, list(measure_serving(config)))
+
+
+@app.command()
+@ends_in_one_line
+def reports(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
+    """Measure the seconds and the memory of reports over 20,000 records, in a minute."""
+    write_records(output, list(measure_reports()))
 
 
 @app.command()

@@ -1,12 +1,13 @@
 """Pages from templates: the sentences of a section with its numbers, and sections as HTML and as Markdown."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup, escape
 
 from modeling_alibi_gpt.report import formats, statistics
 from modeling_alibi_gpt.report.comparison import best_moves
@@ -57,9 +58,12 @@ def render_lines(template: str, macro: str, **values: Any) -> list[str]:
     return [line.strip() for line in str(text).splitlines() if line.strip()]
 
 
-def render_html(title: str, sections: Sequence[Section]) -> str:
-    """One page with nothing outside it: styles and pictures are inside, and every text is escaped."""
-    return _PAGES.get_template("page.html").render(title=title, sections=sections)
+def render_html(title: str, sections: Sequence[Section]) -> Iterator[str]:
+    """One page with nothing outside it: styles and pictures are inside, and every text is escaped.
+
+    It comes in parts, each made when it is read: the pictures of a long page would fill the memory.
+    """
+    return _PAGES.get_template("page.html").generate(title=title, sections=sections)
 
 
 def render_markdown(title: str, sections: Sequence[Section], *, figures_folder: str) -> str:
@@ -74,6 +78,13 @@ def markdown_table(table: Table) -> str:
         cells = map(_escape, row)
         lines.append([f"**{cell}**" for cell in cells] if index in table.bold_rows else list(cells))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def html_cells(row: Sequence[str], num_text_columns: int) -> Markup:
+    """The cells of a row of a table: one text a row, where a template would hold several a cell."""
+    words = (f'<td class="word">{escape(cell)}</td>' for cell in row[:num_text_columns])
+    numbers = (f"<td>{escape(cell)}</td>" for cell in row[num_text_columns:])
+    return Markup("".join([*words, *numbers]))
 
 
 def file_stem(name: str) -> str:
@@ -123,4 +134,4 @@ _SENTENCES.filters |= {
 }
 _PAGES = Environment(loader=TEMPLATES, autoescape=select_autoescape(["html"]), **SETTINGS)
 _PAGES.globals["dark_figures"] = dark_css()
-_PAGES.filters |= {"plain": _escape, "table": markdown_table}
+_PAGES.filters |= {"cells": html_cells, "plain": _escape, "table": markdown_table}

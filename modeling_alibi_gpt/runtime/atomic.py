@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,13 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     """Replace a file atomically: write a temporary file in the same folder, then rename it. A failure leaves only the
     old file.
     """
-    write_together({Path(path): data})
+    write_together({Path(path): [data]})
 
 
-def write_together(files: Mapping[Path, bytes]) -> None:
+def write_together(files: Mapping[Path, Iterable[bytes]]) -> None:
     """Write every file beside its place, wait until all are on the disk, then rename them in the order given.
+
+    The content of a file comes in parts, and may be made while it is written: one file is held at a time.
 
     What can fail for want of room fails before the first of them is renamed, and then leaves nothing behind: neither
     a part of a file nor a folder that was not there. Put last what links to the others.
@@ -56,7 +58,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
             tmp_path = _tmp_path(path)
             staged.append((tmp_path, path))
             with tmp_path.open("wb") as file:
-                file.write(data)
+                file.writelines(data)
                 file.flush()
                 os.fsync(file.fileno())
         for tmp_path, path in staged:

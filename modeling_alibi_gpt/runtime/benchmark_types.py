@@ -195,6 +195,19 @@ class DataSpeed(RecordType):
     disk_bytes: Count = None
 
 
+class ReportCost(RecordType):
+    """What ``alibi-gpt report`` takes; the memory before is that of its imports."""
+
+    kind: Literal["report_cost"]
+    rows_of: str
+    num_records: Positive
+    num_figures: Positive
+    cpu_seconds: PositiveNumber
+    memory_before_bytes: Positive
+    peak_memory_bytes: Positive
+    html_bytes: Positive
+
+
 class Serving(RecordType):
     """A server under continuous batching; times and memory of each start."""
 

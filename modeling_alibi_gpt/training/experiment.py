@@ -112,6 +112,10 @@ class DataSection:
     """Readers of a stream, of which each has its share of files or documents and its share of every global batch. The
     training is the same on any number of processes among which they divide.
     """
+    num_shuffled_documents: Annotated[int, Field(ge=1)] = 1
+    """Documents that each reader of a stream holds at a time and puts into a random order: another in each pass, and
+    the same for every seed of a training. 1 keeps the order of the source.
+    """
     num_proc: Annotated[int, Field(ge=1)] = 1
     """Processes that cut text into tokens; their number changes no token."""
     cache_dir: str = "~/.cache/alibi_gpt"
@@ -135,6 +139,8 @@ class DataSection:
 
     def _check_streaming(self) -> None:
         if not self.streaming:
+            if self.num_shuffled_documents > 1:
+                raise ValueError("data.num_shuffled_documents is of streams: expected data.streaming true, got false")
             return
         refusals = {
             "one source of text:, jsonl:, parquet: or hub:": isinstance(self.source, str) and self.source != "stdlib",

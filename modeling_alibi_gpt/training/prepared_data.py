@@ -142,12 +142,13 @@ def _stream(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[Stre
         data.train_length_tokens,
         isolate_documents=data.isolate_documents,
         num_streams=data.num_streams,
+        num_shuffled_documents=data.num_shuffled_documents,
         rank=state.process_index,
         num_processes=state.num_processes,
     )
     fingerprint = stream_fingerprint(data.source, data.train_split)
-    cut = Hasher.hash((tokenizer_meaning(tokenizer), data.train_length_tokens, data.num_streams))
-    return blocks, fingerprint, f"stream-{cut}"
+    cut = (tokenizer_meaning(tokenizer), data.train_length_tokens, data.num_streams, data.num_shuffled_documents)
+    return blocks, fingerprint, f"stream-{Hasher.hash(cut)}"
 
 
 @dataclasses.dataclass(frozen=True)
