@@ -115,12 +115,15 @@ def data(
     output: Annotated[Path, typer.Option(help="JSON Lines file to append to.")],
     num_bytes: Annotated[int | None, typer.Option(help="Prepare a text of this size; else encode it.")] = None,
     train: Annotated[bool, typer.Option(help="With --num-bytes: train a tokenizer on the text.")] = False,
+    file_format: Annotated[str, typer.Option(help="With --num-bytes: text, jsonl or parquet.")] = "text",
+    max_tokens: Annotated[int | None, typer.Option(help="With --num-bytes: prepare only so many tokens.")] = None,
 ) -> None:
     """Measure what it costs to make a text ready for training."""
     if num_bytes is None:
-        records = list(measure_encoding(source, tokenizer))
+        records = measure_encoding(source, tokenizer)
     else:
-        records = [measure_preparation(source, None if train else tokenizer, num_bytes)]
+        how = {"file_format": file_format, "max_tokens": max_tokens}
+        records = measure_preparation(source, None if train else tokenizer, num_bytes, **how)
     for record in records:
         append_record(output, record)
         typer.echo(

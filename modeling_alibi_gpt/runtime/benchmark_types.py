@@ -185,8 +185,11 @@ class DataSpeed(RecordType):
     kind: Literal["data_speed"]
     contestant: str
     step: str
-    num_bytes: Positive
+    num_bytes: Positive  # of the text that was read
     num_tokens: Positive
+    file_format: str | None = None
+    file_bytes: Count = None
+    max_train_tokens: Count = None
     cpu_seconds: list[float]  # of each round
     megabytes_per_cpu_second: Number = None
     wall_seconds: Number = None

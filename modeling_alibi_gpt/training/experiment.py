@@ -100,8 +100,8 @@ class DataSection:
     isolate_documents: bool = False
     """Keep attention inside each document of a packed sequence."""
     max_train_tokens: int | None = None
-    """Cut the training split to this many tokens. A ``text:`` source is then read and hashed only as far as needed
-    (at least 34 MB)."""
+    """Cut the training split to this many tokens. A source is then read and hashed only as far as needed (at least
+    34 MB); expressions such as ``train[:1%]`` are read whole."""
     max_validation_tokens: int | None = None
     """Cut the validation split to this many tokens."""
     streaming: bool = False

@@ -200,8 +200,8 @@ def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
 def training_documents(data: DataSection) -> Dataset:
     """The documents that an experiment learns from: all of a source, or of its train split, that another validates.
 
-    Of a mixture, those of its parts one after another; of a ``text:`` source with ``max_train_tokens``, the part that
-    is read at first.
+    Of a mixture, those of its parts one after another; of a source with ``max_train_tokens``, the part that is read at
+    first.
 
     Raises:
         ValueError: They are a stream, which is not read before the training.
