@@ -1,5 +1,6 @@
 """Pages from templates: the sentences of a section with its numbers, and sections as HTML and as Markdown."""
 
+import html
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup, escape
 
 from modeling_alibi_gpt.report import formats, statistics
 from modeling_alibi_gpt.report.comparison import best_moves
@@ -80,11 +80,11 @@ def markdown_table(table: Table) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def html_cells(row: Sequence[str], num_text_columns: int) -> Markup:
-    """The cells of a row of a table: one text a row, where a template would hold several a cell."""
-    words = (f'<td class="word">{escape(cell)}</td>' for cell in row[:num_text_columns])
-    numbers = (f"<td>{escape(cell)}</td>" for cell in row[num_text_columns:])
-    return Markup("".join([*words, *numbers]))
+def html_cells(row: Sequence[str], num_text_columns: int) -> str:
+    """The cells of a row of a table, escaped: one text a row, where a template would hold several a cell."""
+    words = (f'<td class="word">{html.escape(cell)}</td>' for cell in row[:num_text_columns])
+    numbers = (f"<td>{html.escape(cell)}</td>" for cell in row[num_text_columns:])
+    return "".join([*words, *numbers])
 
 
 def file_stem(name: str) -> str:
