@@ -16,6 +16,7 @@ from benchmarks.engines import EnginesConfig, measure_engines, table
 from benchmarks.llama_cpp import LlamaCppConfig, measure_llama_cpp
 from benchmarks.loss_memory import measure_loss_memory
 from benchmarks.precision import measure_precision
+from benchmarks.reports import measure_reports
 from benchmarks.serving import measure_serving
 from modeling_alibi_gpt.runtime.records import append_record, write_records
 
@@ -86,6 +87,13 @@ def serving(
 
 @app.command()
 @ends_in_one_line
+def reports(output: Annotated[Path, typer.Option(help="The JSON Lines file to write.")]) -> None:
+    """Measure the seconds and the memory of reports over 20,000 records, in a minute."""
+    write_records(output, list(measure_reports()))
+
+
+@app.command()
+@ends_in_one_line
 def claims(
     output: Annotated[Path, typer.Option(help="JSON Lines file to append to.")],
     num_trials: Annotated[int, typer.Option(help="Trials of each study.")] = 1000,
@@ -103,12 +111,15 @@ def data(
     output: Annotated[Path, typer.Option(help="JSON Lines file to append to.")],
     num_bytes: Annotated[int | None, typer.Option(help="Prepare a text of this size; default: encode it.")] = None,
     train: Annotated[bool, typer.Option(help="With --num-bytes: train a tokenizer on the text.")] = False,
+    file_format: Annotated[str, typer.Option(help="With --num-bytes: text, jsonl or parquet.")] = "text",
+    max_tokens: Annotated[int | None, typer.Option(help="With --num-bytes: prepare only so many tokens.")] = None,
 ) -> None:
     """Measure the cost of preparing a text for training."""
     if num_bytes is None:
-        records = list(measure_encoding(source, tokenizer))
+        records = measure_encoding(source, tokenizer)
     else:
-        records = [measure_preparation(source, None if train else tokenizer, num_bytes)]
+        how = {"file_format": file_format, "max_tokens": max_tokens}
+        records = measure_preparation(source, None if train else tokenizer, num_bytes, **how)
     for record in records:
         append_record(output, record)
         typer.echo(

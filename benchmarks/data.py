@@ -7,7 +7,6 @@ repeat more often than in a real corpus, so the time is a lower bound.
 import json
 import multiprocessing
 import os
-import resource
 import shutil
 import statistics
 import tempfile
@@ -19,7 +18,10 @@ from typing import Any
 
 import datasets
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 
+from benchmarks.timing import status_bytes
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.documents import describe_documents, document_rows, pieces_of_row
 from modeling_alibi_gpt.data.encoder import Encoder
@@ -28,10 +30,12 @@ from modeling_alibi_gpt.data.tokenization import token_rows
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from modeling_alibi_gpt.runtime.records import Record, provenance
+from modeling_alibi_gpt.training.prepared_data import BYTES_PER_TOKEN, MIN_BYTES
 
 
 NUM_ROUNDS = 3
 TEXTS_PER_CALL = 16
+ROW_CHARACTERS, ROWS_PER_GROUP = 5000, 1000
 
 
 def measure_encoding(source: str, tokenizer_name: str, num_rounds: int = NUM_ROUNDS) -> Iterator[Record]:
@@ -80,44 +84,87 @@ def measure_encoding(source: str, tokenizer_name: str, num_rounds: int = NUM_ROU
         yield _record(name, "encode", documents, number, times, data_fingerprint=documents._fingerprint)
 
 
-def measure_preparation(source: str, tokenizer_name: str | None, num_bytes: int) -> Record:
-    """Read, hash, encode and pack a text of a given size in a child process, and return a record of the cost.
+def measure_preparation(
+    source: str,
+    tokenizer_name: str | None,
+    num_bytes: int,
+    *,
+    file_format: str = "text",
+    max_tokens: int | None = None,
+) -> Iterator[Record]:
+    """Read, hash, encode and pack a text of a given size in a child process, and yield records of the cost.
 
     Args:
         source: Source of the text, which is repeated up to that size as one file.
         tokenizer_name: Name or folder of the tokenizer; None first trains a BPE of 2,048 tokens.
         num_bytes: Size of the text.
+        file_format: Of the file: ``text``, ``jsonl`` or ``parquet``.
+        max_tokens: Prepares the first so many tokens alone, twice: reading all of the text, and no more than needed.
     """
     texts = [text for _, text in document_rows(load_documents(source, "all"))]
-    with tempfile.TemporaryDirectory(prefix="alibi-gpt-data-") as folder:
-        path, written = Path(folder, "text.txt"), 0
-        with path.open("w", encoding="utf-8") as file:
-            for text in cycle(texts):
-                if written >= num_bytes:
-                    break
-                written += file.write(text)
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            result = json.loads(pool.apply(_prepare, (str(path), tokenizer_name, folder)))
     step = "prepare" if tokenizer_name else "train a BPE and prepare"
-    return {
-        "kind": "data_speed",
-        "contestant": "alibi_gpt",
-        "step": step,
-        **result,
-        "provenance": {**provenance(), "source": source},
-    }
+    ways = [None] if max_tokens is None else [None, max(MIN_BYTES, BYTES_PER_TOKEN * max_tokens)]
+    with tempfile.TemporaryDirectory(prefix="alibi-gpt-data-") as folder:
+        path = Path(folder, f"text.{file_format}")
+        _WRITERS[file_format](path, _rows_up_to(texts, num_bytes))
+        for max_bytes in ways:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                result = pool.apply(_prepare, (f"{file_format}:{path}", tokenizer_name, folder, max_tokens, max_bytes))
+            yield {
+                "kind": "data_speed",
+                "contestant": "alibi_gpt" if max_bytes or max_tokens is None else "reading all",
+                "step": step,
+                "file_format": file_format,
+                "file_bytes": path.stat().st_size,
+                "max_train_tokens": max_tokens,
+                **json.loads(result),
+                "provenance": {**provenance(), "source": source},
+            }
 
 
-def _prepare(path: str, tokenizer_name: str | None, folder: str) -> str:
+def _rows_up_to(texts: list[str], num_bytes: int) -> Iterator[str]:
+    """Pieces of texts that repeat, with the number of the repetition in each, so that no two rows are equal."""
+    written = 0
+    for number, text in enumerate(cycle(texts)):
+        for start in range(0, len(text), ROW_CHARACTERS):
+            if written >= num_bytes:
+                return
+            row = f"{number // len(texts)} {text[start : start + ROW_CHARACTERS]}"
+            written += len(row.encode())
+            yield row
+
+
+def _write_text(path: Path, rows: Iterator[str]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(rows)
+
+
+def _write_jsonl(path: Path, rows: Iterator[str]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": row}, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _write_parquet(path: Path, rows: Iterator[str]) -> None:
+    with pq.ParquetWriter(path, pa.schema({"text": pa.string()})) as file:
+        while group := list(islice(rows, ROWS_PER_GROUP)):
+            file.write_table(pa.table({"text": group}))
+
+
+_WRITERS = {"text": _write_text, "jsonl": _write_jsonl, "parquet": _write_parquet}
+
+
+def _prepare(
+    source: str, tokenizer_name: str | None, folder: str, max_tokens: int | None, max_bytes: int | None
+) -> str:
     datasets.config.HF_DATASETS_CACHE = str(Path(folder, "cache"))
     before, started = time.process_time(), time.perf_counter()
     memory_before = psutil.Process().memory_info().rss
-    documents = load_documents(f"text:{path}", "all")
+    documents = load_documents(source, "all", max_bytes=max_bytes)
     if tokenizer_name is None:
         tokenizer = train_tokenizer(documents, 2048, sample_bytes=100_000_000)
     else:
         tokenizer = load_tokenizer(tokenizer_name)
-    blocks = pack_documents(documents, tokenizer, 512)
+    blocks = pack_documents(documents, tokenizer, 512, max_tokens=max_tokens)
     cached = [file for file in Path(folder, "cache").rglob("*") if file.is_file()]
     figures = {
         "num_bytes": describe_documents(documents)["num_bytes"],
@@ -125,7 +172,7 @@ def _prepare(path: str, tokenizer_name: str | None, folder: str) -> str:
         "cpu_seconds": [time.process_time() - before],
         "wall_seconds": time.perf_counter() - started,
         "memory_before_bytes": memory_before,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": status_bytes("VmHWM"),
         "disk_bytes": sum(file.stat().st_size for file in cached),
     }
     shutil.rmtree(Path(folder, "cache"))

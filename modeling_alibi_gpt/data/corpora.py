@@ -3,13 +3,13 @@
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from datasets import Dataset
 
 from modeling_alibi_gpt.data.dataset_cache import cached_dataset
 from modeling_alibi_gpt.data.documents import Document, describe, describe_documents, remember_description
-from modeling_alibi_gpt.data.row_datasets import DOCUMENT_FEATURES, read_rows
+from modeling_alibi_gpt.data.row_datasets import DOCUMENT_FEATURES, is_split_expression, read_first_rows, read_rows
 from modeling_alibi_gpt.data.stdlib_corpus import stdlib_documents
 from modeling_alibi_gpt.data.text_files import read_text_files, text_paths
 
@@ -50,8 +50,8 @@ def load_documents(
             others. None means ``tail`` for ``text:`` and ``document`` for rows.
         text_column: Column of a row source that holds the text.
         train_split: Split or expression of a row source that ``train`` reads; part of it may be held out.
-        max_bytes: Approximate limit on what is read and fingerprinted of a ``text:`` source, in bytes; ignored for
-            other sources.
+        max_bytes: Approximate limit on what is read and fingerprinted, in bytes. ``stdlib`` and split expressions are
+            read whole.
 
     Raises:
         ValueError: The source is unknown, missing, empty, not text or too small, or has no such split or column.
@@ -66,8 +66,11 @@ def load_documents(
         return _text_documents(location, split, validation_fraction, validation_unit or "tail", max_bytes)
     if validation_unit == "tail":
         raise ValueError(f"validation_unit tail applies to text: sources, but {source} holds rows: expected document")
-    columns = {"train_split": train_split, "text_column": text_column}
-    return read_rows(source, split, validation_fraction=validation_fraction, **columns)
+    how: dict[str, Any] = {"train_split": train_split, "text_column": text_column}
+    how["validation_fraction"] = validation_fraction
+    if max_bytes is None or is_split_expression(train_split if split == "train" else split):
+        return read_rows(source, split, **how)
+    return _cached_documents(partial(read_first_rows, source, split, max_bytes, **how), source, split)
 
 
 def is_of_files(source: str) -> bool:

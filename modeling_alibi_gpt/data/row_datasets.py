@@ -1,7 +1,10 @@
 """Corpora whose documents are rows of a table: datasets on the Hub, JSON Lines files and Parquet files."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import datasets
@@ -9,7 +12,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.exceptions import DatasetsError
 
 from modeling_alibi_gpt.data.dataset_cache import naming_damage, os_errors_in_the_open
-from modeling_alibi_gpt.data.documents import ROWS_PER_READ, hash_of_text, validation_hashes
+from modeling_alibi_gpt.data.documents import ROWS_PER_READ, Document, hash_of_text, validation_hashes
 from modeling_alibi_gpt.data.text_files import matching_files
 
 
@@ -37,11 +40,15 @@ class RowSource:
         Raises:
             ValueError: The source cannot be read or has no such split.
         """
+        with self.naming_errors():
+            return datasets.load_dataset(**self.arguments, split=split, streaming=streaming, trust_remote_code=False)
+
+    @contextmanager
+    def naming_errors(self) -> Iterator[None]:
+        """Raise a ValueError that names the source where it cannot be read."""
         try:
             with os_errors_in_the_open(), naming_damage(self.source):
-                return datasets.load_dataset(
-                    **self.arguments, split=split, streaming=streaming, trust_remote_code=False
-                )
+                yield
         except ValueError as error:
             raise ValueError(f"{self.source}: {error}") from error
         except (ConnectionError, FileNotFoundError, RuntimeError, DatasetsError) as error:
@@ -96,6 +103,34 @@ def read_rows(source: str, split: str, *, train_split: str, text_column: str, va
             f"for {split}: expected more documents or another fraction"
         )
     return documents
+
+
+def read_first_rows(
+    source: str, split: str, max_bytes: int, *, train_split: str, text_column: str, validation_fraction: float
+) -> Iterator[Document]:
+    """The first documents of a split, as of ``read_rows``, until they have so many bytes; no row behind is read."""
+    rows_of = row_source(source)
+    splits = rows_of.load(streaming=True)
+    taken_from, hashes = resolve_split(source, split, list(splits), train_split, validation_fraction)
+    with rows_of.naming_errors():
+        parts = list(splits.values()) if taken_from == "all" else [splits[taken_from]]
+        parts = [part if part.features else part._resolve_features() for part in parts]
+    for part in parts:
+        check_text_column(source, part, text_column)
+    bytes_left = max_bytes
+    with rows_of.naming_errors():
+        for index, row in enumerate(chain.from_iterable(parts)):
+            if is_kept(text := row[text_column], hashes):
+                num_bytes = len(text.encode())
+                yield Document(f"{rows_of.location}/{taken_from}/{index}", num_bytes, [text])
+                bytes_left -= num_bytes
+                if bytes_left <= 0:
+                    return
+
+
+def is_split_expression(split: str) -> bool:
+    """Whether a split is part of one or a sum of several, which the library does not stream."""
+    return "[" in split or "+" in split
 
 
 def resolve_split(

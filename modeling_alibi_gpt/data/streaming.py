@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
         length_tokens: Tokens per block.
         isolate_documents: As in ``pack_documents``.
         num_streams: Number of readers, over all processes.
+        num_shuffled_documents: Number of rows that a reader buffers and shuffles at a time.
         rank: Rank of this process.
         num_processes: Number of processes.
 
@@ -105,6 +107,7 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
         *,
         isolate_documents: bool = False,
         num_streams: int = 1,
+        num_shuffled_documents: int = 1,
         rank: int = 0,
         num_processes: int = 1,
     ) -> None:
@@ -121,6 +124,8 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
                 tokenizer,
                 length_tokens,
                 isolate_documents,
+                number,
+                num_shuffled_documents,
             )
             for number in range(rank * share, (rank + 1) * share)
         }
@@ -173,6 +178,9 @@ class _Reader:
 
     The state describes the start of the current row: the position in the documents, the tokens left over from earlier
     rows, and the number of blocks given since. A resumed reader encodes the current row again and skips those blocks.
+    Rows are shuffled in groups. The order within a group follows from the numbers of the reader, of the pass and of
+    the group, so a resumed reader reads its group again. ``IterableDataset.shuffle`` would lose the group, since its
+    buffer is not part of ``state_dict``.
     """
 
     def __init__(
@@ -181,11 +189,14 @@ class _Reader:
         tokenizer: PreTrainedTokenizerFast,
         length_tokens: int,
         isolate_documents: bool,
+        number: int,
+        num_shuffled: int,
     ) -> None:
+        self.number, self.num_shuffled = number, num_shuffled
         self.documents, self.encoder, self.eos = documents, Encoder(tokenizer), tokenizer.eos_token_id
         self.length_tokens, self.isolate_documents = length_tokens, isolate_documents
         self.num_blocks = 0
-        self._begin = {"documents": None, "last": None, "rest": [[], []], "num_blocks": 0}
+        self._begin = {"documents": None, "place": [0, 0, 0], "last": None, "rest": [[], []], "num_blocks": 0}
 
     def state_dict(self) -> dict[str, Any]:
         return {**self._begin, "num_blocks": self.num_blocks, "num_blocks_before_row": self._begin["num_blocks"]}
@@ -198,9 +209,10 @@ class _Reader:
         """The blocks after those that were given before the loaded ``state_dict``."""
         num_given, self.num_blocks = self.num_blocks, self._begin["num_blocks"]
         last, rest = self._begin["last"], np.array(self._begin["rest"], dtype=np.int32)
-        for row, state_before in self._rows(self._begin["documents"]):
+        for row, state_before, place in self._rows(self._begin["documents"], self._begin["place"]):
             self._begin = {
                 "documents": state_before,
+                "place": place,
                 "last": last,
                 "rest": rest.tolist(),
                 "num_blocks": self.num_blocks,
@@ -214,24 +226,35 @@ class _Reader:
                 if self.num_blocks > num_given:
                     yield block
 
-    def _rows(self, state: dict[str, Any] | None) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None]]:
-        """Endless rows, each with the state before it; None is the start of the documents."""
+    def _rows(
+        self, state: dict[str, Any] | None, place: list[int]
+    ) -> Iterator[tuple[dict[str, Any], dict[str, Any] | None, list[int]]]:
+        """Endless rows, each with the state before its shuffled group and its place.
+
+        A state of None is the start of the documents. The place gives the numbers of the pass, of the group within it
+        and of the row within the group.
+        """
+        num_pass, group, first = place
         while True:
-            is_whole_pass, is_empty = state is None, True
+            is_whole_pass, is_empty = state is None and not first, True
             documents = copy.deepcopy(self.documents)  # a dataset that has been read keeps its position
             if state is not None:
                 documents.load_state_dict(state)
-            for row in documents:
+            rows = iter(documents)
+            while held := list(islice(rows, self.num_shuffled)):
                 state_after = documents.state_dict()
-                if row["text"].strip():
-                    is_empty = False
-                    yield row, state
-                state = state_after
+                order = np.random.default_rng([self.number, num_pass, group]).permutation(len(held))
+                for index in range(first, len(held)):
+                    row = held[order[index]]
+                    if row["text"].strip():
+                        is_empty = False
+                        yield row, state, [num_pass, group, index]
+                state, group, first = state_after, group + 1, 0
             if is_empty and is_whole_pass:
                 raise ValueError(
                     "a stream has no documents: expected at least data.num_streams files, rows or parts of a text"
                 )
-            state = None
+            state, num_pass, group = None, num_pass + 1, 0
 
     def _tokens(self, row: dict[str, Any], last: list[Any] | None) -> np.ndarray:
         """``(2, N)``: ids, and 1 where a document starts. A new document is preceded by the eos of the last one."""

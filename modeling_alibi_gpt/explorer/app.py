@@ -201,6 +201,6 @@ def _as_html(answer: Callable[..., tuple[Figure, str]]) -> Callable[..., tuple[s
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
         label = html.escape(sentence.replace("*", ""))
-        return f'<div role="img" aria-label="{label}">{Drawing(figure).svg}</div>', sentence
+        return f'<div role="img" aria-label="{label}">{Drawing(lambda: figure).svg}</div>', sentence
 
     return run

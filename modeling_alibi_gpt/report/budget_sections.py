@@ -100,7 +100,7 @@ def _prediction_tables(series: Sequence[Series]) -> list[Table]:
             beta, worth = found.get(tokens, (MISSING_CELL, MISSING_CELL))
             told = _range(row["beta"], row["beta_ends"], 3), _nats(row["worth_nats"], row["worth_ends_nats"])
             source = row["provenance"]
-            when = f"{source['time_utc']}, {str(source['git_commit'])[:12]}"
+            when = f"{source.get('time_utc')}, {str(source.get('git_commit'))[:12]}"
             rows.append([one.name, format_count(tokens), told[0], beta, told[1], worth, when])
     header = ["training", "tokens", f"{BETA} predicted", "found", "nats predicted", "found", "predicted at, commit"]
     return [Table(header, rows)] if rows else []

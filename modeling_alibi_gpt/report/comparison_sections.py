@@ -254,7 +254,7 @@ def _published_sections(grids: Sequence[Comparison], published: pd.DataFrame | N
         if method != "alibi":
             paper["beside"] = _one_number(math.log(near["perplexity"] / alibi["perplexity"].iloc[0]))
         papers.append(paper)
-    source = published["provenance"].iloc[0]["source"]
+    source = published["provenance"].iloc[0].get("source")
     tables = [extrapolation_table(published)]
     return [make_section(TEMPLATE, "published", tables=tables, source=source, grids=grids, papers=papers)]
 

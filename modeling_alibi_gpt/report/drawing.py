@@ -6,10 +6,10 @@ A figure is 5.4 inches wide at 150 dots per inch, so that its text is readable o
 import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, wraps
-from typing import Any, Literal
+from functools import partial, wraps
+from typing import Any, Literal, TypeVar
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -21,6 +21,7 @@ from modeling_alibi_gpt.report.formats import format_count
 from modeling_alibi_gpt.report.svg import inline_svg, svg_file
 
 
+T = TypeVar("T")
 WIDTH_INCHES = 5.4
 INK, GREY, PALE = "#2b2b2b", "#767676", "#b0b0b0"
 ALIBI_COLOUR, SECOND_COLOUR = "#d1430b", "#332288"
@@ -104,26 +105,28 @@ def method_lines(curves: Sequence[Curve]) -> list[Line]:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure that is rendered on first use: as PNG, as an SVG file, or as SVG to inline in a page."""
+    """A figure that is rendered on demand and not kept: as PNG, as an SVG file, or as SVG to inline in a page."""
 
-    figure: Figure
+    draw: Callable[[], Figure]
 
-    @cached_property
-    def png(self) -> bytes:
-        buffer = io.BytesIO()
-        with matplotlib.rc_context(STYLE):
-            self.figure.savefig(buffer, format="png")
-        return buffer.getvalue()
+    def png_parts(self) -> Iterator[bytes]:
+        """The PNG as one part, drawn when it is read."""
+        yield self._written(_png)
 
-    @cached_property
+    @property
     def svg_file(self) -> bytes:
-        with matplotlib.rc_context(STYLE):
-            return svg_file(self.figure)
+        return self._written(svg_file)
 
-    @cached_property
+    @property
     def svg(self) -> str:
+        return self._written(inline_svg)
+
+    def _written(self, write: Callable[[Figure], T]) -> T:
         with matplotlib.rc_context(STYLE):
-            return inline_svg(self.figure)
+            figure = self.draw()
+            written = write(figure)
+            figure.clear()  # its parts refer to each other, and would wait for the garbage collector
+            return written
 
 
 def as_drawing(draw: Callable[..., Figure]) -> Callable[..., Drawing]:
@@ -131,10 +134,15 @@ def as_drawing(draw: Callable[..., Figure]) -> Callable[..., Drawing]:
 
     @wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Drawing:
-        with matplotlib.rc_context(STYLE):
-            return Drawing(draw(*args, **kwargs))
+        return Drawing(partial(draw, *args, **kwargs))
 
     return drawn
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def in_panels(lines: Sequence[Line]) -> list[list[Line]]:

@@ -37,8 +37,11 @@ def frame_of(records: Records) -> pd.DataFrame:
     if isinstance(records, pd.DataFrame):
         return records
     schema = RECORD_TYPES[records[0]["kind"]]
-    rows = [schema.model_validate(record).model_dump() for record in records]
-    frame = pd.DataFrame(rows, dtype=object)
+    names = dict.fromkeys([*schema.model_fields, *(name for record in records for name in record)])
+    optional = {name: field.default for name, field in schema.model_fields.items() if not field.is_required()}
+    optional |= dict.fromkeys(names.keys() - schema.model_fields.keys())
+    columns = {name: [record[name] if name in record else optional[name] for record in records] for name in names}
+    frame = pd.DataFrame(columns, dtype=object)
     for column, field in schema.model_fields.items():
         frame[column] = frame[column].astype(_dtype(field.annotation))
     return _labelled(frame) if records[0]["kind"] == "comparison" else frame

@@ -1,7 +1,8 @@
 """Render pages from templates: the sentences of a section, and sections as HTML and Markdown."""
 
+import html
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,9 +58,12 @@ def render_lines(template: str, macro: str, **values: Any) -> list[str]:
     return [line.strip() for line in str(text).splitlines() if line.strip()]
 
 
-def render_html(title: str, sections: Sequence[Section]) -> str:
-    """Render a self-contained HTML page: styles and pictures are inline, and all text is escaped."""
-    return _PAGES.get_template("page.html").render(title=title, sections=sections)
+def render_html(title: str, sections: Sequence[Section]) -> Iterator[str]:
+    """Render a self-contained HTML page: styles and pictures are inline, and all text is escaped.
+
+    Yields the page in parts, because all pictures of a long page at once would fill the memory.
+    """
+    return _PAGES.get_template("page.html").generate(title=title, sections=sections)
 
 
 def render_markdown(title: str, sections: Sequence[Section], *, figures_folder: str) -> str:
@@ -74,6 +78,13 @@ def markdown_table(table: Table) -> str:
         cells = map(_escape, row)
         lines.append([f"**{cell}**" for cell in cells] if index in table.bold_rows else list(cells))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def html_cells(row: Sequence[str], num_text_columns: int) -> str:
+    """The cells of a row of a table, escaped: one text a row, where a template would hold several a cell."""
+    words = (f'<td class="word">{html.escape(cell)}</td>' for cell in row[:num_text_columns])
+    numbers = (f"<td>{html.escape(cell)}</td>" for cell in row[num_text_columns:])
+    return "".join([*words, *numbers])
 
 
 def file_stem(name: str) -> str:
@@ -123,4 +134,4 @@ _SENTENCES.filters |= {
 }
 _PAGES = Environment(loader=TEMPLATES, autoescape=select_autoescape(["html"]), **SETTINGS)
 _PAGES.globals["dark_figures"] = dark_css()
-_PAGES.filters |= {"plain": _escape, "table": markdown_table}
+_PAGES.filters |= {"cells": html_cells, "plain": _escape, "table": markdown_table}

@@ -46,17 +46,18 @@ MIN_POINT_TOKENS = 100
 
 
 @as_drawing
-def beta_figure(trials: Sequence[Record], trained: Sequence[Record]) -> Figure:
+def beta_figure(records: Records, trained: Sequence[Record]) -> Figure:
     """Perplexity against beta: seeds as faint points, their mean as a line, the chosen beta labelled.
 
     Hollow points are betas that are not distinguishable from the lowest. Trials that were pruned or failed are crosses
     at the bottom. At least one trial must be complete.
 
     Args:
-        trials: Trials of one study.
+        records: Trials of one study.
         trained: Runs of the same study in which beta was learned; drawn in the same figure.
     """
     figure, axes = new_axes()
+    trials = rows_of(frame_of(records))
     complete = sorted((trial for trial in trials if trial["state"] == "COMPLETE"), key=lambda trial: trial["beta"])
     points = [(trial["beta"], math.exp(nats)) for trial in complete for nats in trial["nats_per_token_by_seed"]]
     axes.plot(*zip(*points, strict=True), "o", color=ALIBI_COLOUR, alpha=0.3, markersize=5, markeredgewidth=0)

@@ -1,7 +1,7 @@
 """Write a report: its sections, figures and tables depend on the records alone, and nothing is measured anew."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -112,12 +112,13 @@ def build_report(
     sections = _conclusion_sections(conclusion) + _sections(compared, by_kind, claims)
     sections = _with_figures_of_their_own([*sections, make_section(TEMPLATE, "provenance", tables=[provenance])])
     output_dir = Path(output_dir)
-    texts = {output_dir / f"{page}.md": render_markdown(title, sections, figures_folder=figures_folder)}
+    markdown = render_markdown(title, sections, figures_folder=figures_folder)
+    pages: dict[Path, Iterable[str]] = {output_dir / f"{page}.md": [markdown]}
     if html:
-        texts[output_dir / f"{page}.html"] = render_html(title, sections)
+        pages[output_dir / f"{page}.html"] = render_html(title, sections)
     pictures = (picture for section in sections for picture in section.pictures)
-    figures = {output_dir / figures_folder / picture.file_name: picture.drawing.png for picture in pictures}
-    write_together({**figures, **{path: text.encode("utf-8") for path, text in texts.items()}})
+    figures = {output_dir / figures_folder / picture.file_name: picture.drawing.png_parts() for picture in pictures}
+    write_together({**figures, **{path: map(str.encode, texts) for path, texts in pages.items()}})
     return {
         "html": str(output_dir / f"{page}.html") if html else None,
         "markdown": str(output_dir / f"{page}.md"),
@@ -214,11 +215,11 @@ def _trained_beside(study: str, studies: Sequence[str], trained: pd.DataFrame) -
 
 def _beta_section(frame: pd.DataFrame, trained: list[Record], file_name: str) -> Section:
     """The section of a study. Its template macro is named after the mode."""
-    trials, is_complete = rows_of(frame), frame["state"] == "COMPLETE"
+    is_complete = frame["state"] == "COMPLETE"
     choice, pictures = "", []
     if is_complete.any():
-        choice = describe_choice(trials)
-        pictures.append(Picture(file_name, beta_figure(trials, trained), f"Perplexity against {BETA}. {choice}"))
+        choice = describe_choice(rows_of(frame))
+        pictures.append(Picture(file_name, beta_figure(frame, trained), f"Perplexity against {BETA}. {choice}"))
     values = {"study": frame["study"].iloc[0], "choice": choice, "has_crosses": not is_complete.all()}
     return make_section(TEMPLATE, frame["mode"].iloc[0], pictures=pictures, tables=[beta_table(frame)], **values)
 

@@ -41,8 +41,9 @@ def attention_speed_table(records: Records) -> Table:
 
 def processor(record: Record) -> str:
     """The processor that a record was timed on."""
-    hardware = record["provenance"]["hardware"]
-    return hardware["gpus"][0] if hardware["gpus"] else f"{hardware['cpu']}, {record['num_threads']} threads"
+    hardware = record["provenance"].get("hardware") or {}
+    gpus = hardware.get("gpus")
+    return gpus[0] if gpus else f"{hardware.get('cpu')}, {record['num_threads']} threads"
 
 
 def model_speed_table(records: Records) -> Table:

@@ -112,19 +112,19 @@ def _rename_ids(root: ET.Element, prefix: str) -> None:
 
 def _points(figure: Figure) -> Iterator[ET.Element]:
     """A circle with a tooltip for every point of a line whose label does not start with an underscore."""
-    width, height = (inches * POINTS_PER_INCH for inches in figure.get_size_inches())
     for axes in figure.axes:
         for line in axes.lines:
             if line.get_transform() == axes.transData and not str(line.get_label()).startswith("_"):
-                for x, y, text in _values(axes, line):
-                    place = figure.transFigure.inverted().transform(axes.transData.transform((x, y)))
-                    yield _point(place[0] * width, (1 - place[1]) * height, width, text)
+                yield from _points_of_line(figure, axes, line)
 
 
-def _values(axes: Axes, line: Line2D) -> Iterator[tuple[float, float, str]]:
+def _points_of_line(figure: Figure, axes: Axes, line: Line2D) -> Iterator[ET.Element]:
     label, describe_x = str(line.get_label()), axes.xaxis.get_major_formatter()
-    for x, y in np.asarray(line.get_xydata(), dtype=float).tolist():
-        yield x, y, f"{label}: {y:,.4g} at {describe_x(x)}"
+    width, height = (inches * POINTS_PER_INCH for inches in figure.get_size_inches())
+    values = np.asarray(line.get_xydata(), dtype=float)
+    places = figure.transFigure.inverted().transform(axes.transData.transform(values))
+    for (x, y), (right, up) in zip(values.tolist(), places.tolist(), strict=True):
+        yield _point(right * width, (1 - up) * height, width, f"{label}: {y:,.4g} at {describe_x(x)}")
 
 
 def _point(x: float, y: float, width: float, text: str) -> ET.Element:

@@ -212,17 +212,18 @@ def provenance_table(sources: Sequence[Record]) -> Table:
 
 
 def _describe_sources(sources: Sequence[Record]) -> dict[str, str]:
-    frame = pd.DataFrame([{"git_commit": None, "git_dirty": None, "time_utc": None} | source for source in sources])
     first, hardware = sources[0], sources[0].get("hardware") or {}
-    times = sorted(frame["time_utc"].dropna())
+    times = sorted(_values(sources, "time_utc"))
     memory_bytes = hardware.get("memory_bytes")
-    commits = frame.groupby(frame["git_commit"].fillna(MISSING_CELL).str[:12], sort=False)["git_dirty"]
+    commits: dict[str, list[bool]] = {}
+    for source in sources:
+        commits.setdefault((source.get("git_commit") or MISSING_CELL)[:12], []).append(bool(source.get("git_dirty")))
     return {
-        **({"published in": _gather(frame, "source")} if "source" in first else {}),
-        "commit": ", ".join(f"{commit}{_changes(dirty.eq(True))}" for commit, dirty in commits),
+        **({"published in": _gather(sources, "source")} if "source" in first else {}),
+        "commit": ", ".join(f"{commit}{_changes(dirty)}" for commit, dirty in commits.items()),
         "time (UTC)": " to ".join(dict.fromkeys((times[0], times[-1]))) if times else MISSING_CELL,
-        "seeds": _gather(frame, "seed"),
-        "data": _gather(frame, "data_fingerprint"),
+        "seeds": _gather(sources, "seed"),
+        "data": _gather(sources, "data_fingerprint"),
         "processor": str(hardware.get("cpu") or MISSING_CELL),
         "cores": format_count(hardware.get("num_cores")),
         "memory": f"{memory_bytes / 2**30:.1f} GiB" if memory_bytes else MISSING_CELL,
@@ -231,18 +232,19 @@ def _describe_sources(sources: Sequence[Record]) -> dict[str, str]:
     }
 
 
-def _changes(is_dirty: pd.Series) -> str:
+def _changes(is_dirty: Sequence[bool]) -> str:
     """How many records of a commit were made with uncommitted changes."""
-    if is_dirty.all():
+    if all(is_dirty):
         return " with changes"
-    return f" ({is_dirty.sum()} of {len(is_dirty)} records with changes)" if is_dirty.any() else ""
+    return f" ({sum(is_dirty)} of {len(is_dirty)} records with changes)" if any(is_dirty) else ""
 
 
-def _gather(frame: pd.DataFrame, column: str) -> str:
-    values = frame[column].dropna().unique().tolist() if column in frame else []
-    return (
-        ", ".join(str(int(value) if isinstance(value, float) else value) for value in sorted(values)) or MISSING_CELL
-    )
+def _gather(sources: Sequence[Record], key: str) -> str:
+    return ", ".join(map(str, sorted(_values(sources, key)))) or MISSING_CELL
+
+
+def _values(sources: Sequence[Record], key: str) -> set[Any]:
+    return {source[key] for source in sources if source.get(key) is not None}
 
 
 def _protocols(frame: pd.DataFrame) -> list[str]:

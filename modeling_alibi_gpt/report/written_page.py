@@ -82,8 +82,8 @@ def build_written_page(
     written = WrittenPage(records, figures_folder)
     path = Path(output_dir) / f"{page}.md"
     text = written.render(template)
-    figures = {Path(output_dir) / figures_folder / name: svg for name, svg in written.pictures.items()}
-    write_together({**figures, path: text.encode("utf-8")})
+    figures = {Path(output_dir) / figures_folder / name: [svg] for name, svg in written.pictures.items()}
+    write_together({**figures, path: [text.encode("utf-8")]})
     return {"html": None, "markdown": str(path), "figures": [str(figure) for figure in figures]}
 
 

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,13 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
     A failure leaves the old file unchanged.
     """
-    write_together({Path(path): data})
+    write_together({Path(path): [data]})
 
 
-def write_together(files: Mapping[Path, bytes]) -> None:
+def write_together(files: Mapping[Path, Iterable[bytes]]) -> None:
     """Write all files to temporary paths, sync them to disk, then rename them in the given order.
+
+    The content of a file comes in parts, which may be generated while it is written.
 
     A full disk raises before the first rename and leaves no partial files or new folders behind. Put files that refer
     to others last.
@@ -57,7 +59,7 @@ def write_together(files: Mapping[Path, bytes]) -> None:
             tmp_path = _tmp_path(path)
             staged.append((tmp_path, path))
             with tmp_path.open("wb") as file:
-                file.write(data)
+                file.writelines(data)
                 file.flush()
                 os.fsync(file.fileno())
         for tmp_path, path in staged:

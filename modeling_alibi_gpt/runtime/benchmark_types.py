@@ -185,14 +185,30 @@ class DataSpeed(RecordType):
     kind: Literal["data_speed"]
     contestant: str
     step: str
-    num_bytes: Positive
+    num_bytes: Positive  # of the text that was read
     num_tokens: Positive
+    file_format: str | None = None
+    file_bytes: Count = None
+    max_train_tokens: Count = None
     cpu_seconds: list[float]  # of each round
     megabytes_per_cpu_second: Number = None
     wall_seconds: Number = None
     memory_before_bytes: Count = None
     peak_memory_bytes: Count = None
     disk_bytes: Count = None
+
+
+class ReportCost(RecordType):
+    """What ``alibi-gpt report`` takes; the memory before is that of its imports."""
+
+    kind: Literal["report_cost"]
+    rows_of: str
+    num_records: Positive
+    num_figures: Positive
+    cpu_seconds: PositiveNumber
+    memory_before_bytes: Positive
+    peak_memory_bytes: Positive
+    html_bytes: Positive
 
 
 class Serving(RecordType):

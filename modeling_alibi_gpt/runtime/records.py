@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, get_args
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from modeling_alibi_gpt.runtime import benchmark_types, bias_types, context_types, prediction_types, record_types
 from modeling_alibi_gpt.runtime.atomic import to_json, write_bytes
@@ -27,6 +28,7 @@ RECORD_TYPES: dict[str, type[RecordType]] = {
 }
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "optuna", "tokenizers", "numpy")
+_SHARED = {"versions", "hardware"}
 _SOURCE_FILE = Path(__file__).resolve()
 COMMIT_VARIABLE = "ALIBI_GPT_COMMIT"
 
@@ -93,24 +95,32 @@ def read_records(path: str | Path) -> list[Record]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"records file {path} does not exist; expected a JSON Lines file")
-    complete, tail = _split_tail(path.read_bytes())
-    lines = (complete + tail if _is_record(tail) else complete).splitlines()
-    return [_parse_line(line, path, number) for number, line in enumerate(lines, start=1)]
+    with path.open("rb") as file:
+        return [
+            _parse_line(line, path, number)
+            for number, line in enumerate(file, start=1)
+            if line.endswith(b"\n") or _is_record(line)
+        ]
 
 
 def read_checked_records(path: str | Path) -> list[Record]:
     """Read a JSON Lines file and validate every record.
+
+    Records with equal versions or hardware share one object, since these make up most of a short record.
 
     Raises:
         FileNotFoundError: The file does not exist.
         ValueError: A line is not a valid record. The message names the file, the line and the field.
     """
     records = read_records(path)
+    shared: dict[str, Any] = {}
     for number, record in enumerate(records, start=1):
         try:
             check_record(record)
         except ValueError as error:
             raise ValueError(f"{path} line {number}: {error}") from error
+        origin = record["provenance"]
+        origin |= {key: shared.setdefault(str(origin[key]), origin[key]) for key in _SHARED & origin.keys()}
     return records
 
 
@@ -151,12 +161,9 @@ def _shortened(value: Any, longest: int = 60) -> str:
 
 
 def _parse_line(line: bytes, path: Path, number: int) -> Record:
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a number")
-
     try:
-        record = json.loads(line, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
+        record = from_json(line, allow_inf_nan=False)  # keeps one copy of names and short texts that repeat
+    except ValueError as error:
         raise ValueError(f"{path} line {number} is not valid JSON ({error}); fix or remove that line") from error
     if not isinstance(record, dict):
         raise ValueError(f"{path} line {number} contains {type(record).__name__}; expected a JSON object")

@@ -98,8 +98,8 @@ class DataSection:
     isolate_documents: bool = False
     """Restrict attention to each document of a packed sequence."""
     max_train_tokens: int | None = None
-    """Cut the training split to this many tokens. A ``text:`` source is then read and hashed only as far as needed
-    (at least 34 MB)."""
+    """Cut the training split to this many tokens. A source is then read and hashed only as far as needed (at least
+    34 MB); expressions such as ``train[:1%]`` are read whole."""
     max_validation_tokens: int | None = None
     """Cut the validation split to this many tokens."""
     streaming: bool = False
@@ -109,6 +109,10 @@ class DataSection:
     num_streams: Annotated[int, Field(ge=1)] = 1
     """Number of readers of a stream. Each reads its share of the files or documents, and provides its share of every
     global batch. Training is the same on any number of processes that divides this number.
+    """
+    num_shuffled_documents: Annotated[int, Field(ge=1)] = 1
+    """Documents that each reader of a stream holds at a time and puts into a random order: another in each pass, and
+    the same for every seed of a training. 1 keeps the order of the source.
     """
     num_proc: Annotated[int, Field(ge=1)] = 1
     """Number of processes that tokenize text; does not change the tokens."""
@@ -133,6 +137,8 @@ class DataSection:
 
     def _check_streaming(self) -> None:
         if not self.streaming:
+            if self.num_shuffled_documents > 1:
+                raise ValueError("data.num_shuffled_documents is of streams: expected data.streaming true, got false")
             return
         refusals = {
             "one source of text:, jsonl:, parquet: or hub:": isinstance(self.source, str) and self.source != "stdlib",

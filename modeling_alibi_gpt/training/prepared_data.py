@@ -142,12 +142,13 @@ def _stream(data: DataSection, tokenizer: PreTrainedTokenizerBase) -> tuple[Stre
         data.train_length_tokens,
         isolate_documents=data.isolate_documents,
         num_streams=data.num_streams,
+        num_shuffled_documents=data.num_shuffled_documents,
         rank=state.process_index,
         num_processes=state.num_processes,
     )
     fingerprint = stream_fingerprint(data.source, data.train_split)
-    cut = Hasher.hash((tokenizer_meaning(tokenizer), data.train_length_tokens, data.num_streams))
-    return blocks, fingerprint, f"stream-{cut}"
+    cut = (tokenizer_meaning(tokenizer), data.train_length_tokens, data.num_streams, data.num_shuffled_documents)
+    return blocks, fingerprint, f"stream-{Hasher.hash(cut)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +200,8 @@ def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
 def training_documents(data: DataSection) -> Dataset:
     """The documents that an experiment trains on.
 
-    For a mixture, these are the documents of all parts, concatenated. For a ``text:`` source with
-    ``max_train_tokens``, they are the part that is read first.
+    For a mixture, these are the documents of all parts, concatenated. For a source with ``max_train_tokens``, they are
+    the part that is read first.
 
     Raises:
         ValueError: The source is a stream, which is not read before training.

@@ -23,7 +23,7 @@ LINES: dict[str, tuple[str, str]] = {
     "nested deep": ("[" * 10**5 + "\n", " is not valid JSON"),
     "a list": ("[1]\n", " contains list"),
     "a number": ("5\n", " contains int"),
-    "NaN": ('{"kind": NaN}\n', " is not valid JSON (NaN is not a number)"),
+    "NaN": ('{"kind": NaN}\n', " is not valid JSON (expected value at line 1 column 10)"),
     "empty": ("\n", " is not valid JSON"),
     "no kind": ("{}\n", ": got a record of kind None"),
     "a kind that is a list": ('{"kind": []}\n', ": got a record of kind []"),

@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 
 from modeling_alibi_gpt.data import text_files
 from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
@@ -83,6 +85,65 @@ def test_what_is_read_decides_the_cache(tmp_path: Path, read_paths: dict[str, in
     assert fingerprint() == before
     path.write_text(text.replace("100 Eine", "100 Kein"), encoding="utf-8")
     assert fingerprint() != before
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Texts of rows, also as files of JSON Lines and Parquet with row groups of 100, and as a folder for the Hub."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets-cache"))
+    texts = [f"{number} {LINE}" * 20 if number % 7 else " " for number in range(4000)]
+    table = Dataset.from_dict({"body": texts})
+    (tmp_path / "hub").mkdir()
+    table.to_json(tmp_path / "rows.jsonl")
+    table.to_parquet(tmp_path / "hub" / "train.parquet", batch_size=100)
+    return texts
+
+
+ROW_SOURCES = ["jsonl:{}/rows.jsonl", "parquet:{}/hub/train.parquet", "hub:{}/hub"]
+
+
+@pytest.mark.parametrize("source", ROW_SOURCES)
+@pytest.mark.parametrize(("split", "max_bytes"), [("all", 30_000), ("train", 30_000), ("train", 10**9)])
+def test_the_first_rows_are_those_of_the_whole(
+    source: str, split: str, max_bytes: int, rows: list[str], tmp_path: Path
+) -> None:
+    whole = load_documents(source.format(tmp_path), split, text_column="body")
+    part = load_documents(source.format(tmp_path), split, text_column="body", max_bytes=max_bytes)
+    assert part[:] == whole[: len(part)]
+    if max_bytes == 10**9:
+        assert len(part) == len(whole) and describe_documents(part) == describe_documents(whole)
+    else:
+        sizes = [len(text.encode()) for text in part["text"]]
+        assert sum(sizes[:-1]) < max_bytes <= sum(sizes)
+
+
+@pytest.mark.parametrize("source", ROW_SOURCES)
+def test_rows_behind_are_neither_read_nor_kept(source: str, rows: list[str], tmp_path: Path) -> None:
+    """JSON Lines are read in parts of 10 MB, Parquet in groups of rows: behind the first may be anything."""
+    if source.startswith("jsonl"):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(path.read_text(encoding="utf-8") * 5 + "no JSON", encoding="utf-8")
+        assert path.stat().st_size > 1.5 * 10 * 2**20
+    else:
+        path = tmp_path / "hub" / "train.parquet"
+        start = pq.read_metadata(path).row_group(39).column(0).data_page_offset
+        data = bytearray(path.read_bytes())
+        data[start : start + 200] = bytes(200)
+        path.write_bytes(data)
+    documents = load_documents(source.format(tmp_path), "all", text_column="body", max_bytes=30_000)
+    assert documents["text"][:] == [text for text in rows if text != " "][: len(documents)]
+    cached = (tmp_path / "datasets-cache").rglob("*.arrow")
+    assert sum(path.stat().st_size for path in cached) < 2 * 30_000
+    with pytest.raises(ValueError, match=source.partition(":")[0]):
+        load_documents(source.format(tmp_path), "all", text_column="body", max_bytes=10**9)
+
+
+def test_expressions_are_read_whole_and_columns_checked(rows: list[str], tmp_path: Path) -> None:
+    source, column = f"jsonl:{tmp_path}/rows.jsonl", {"text_column": "body"}
+    found = load_documents(source, "train", train_split="train[:50%]", max_bytes=1000, **column)
+    assert found[:] == load_documents(source, "train", train_split="train[:50%]", **column)[:]
+    with pytest.raises(ValueError, match="no column of text 'text': its columns are body"):
+        load_documents(source, "all", max_bytes=1000)
 
 
 def test_more_is_read_until_it_suffices(

@@ -76,14 +76,21 @@ def test_documents_are_isolated_in_a_stream_too(texts: list[str], tokenizer: Any
         assert np.flatnonzero(block["position_ids"] == 0).tolist() == sorted({0, *(ends[ends < LENGTH - 1] + 1)})
 
 
+@pytest.mark.parametrize("num_shuffled", [1, 4])  # of the rows of one reader, fewer and more
 @pytest.mark.parametrize("num_streams", [1, 2, 4])  # six files divide among two, and not among four
 @pytest.mark.parametrize("source", SOURCES)
 def test_a_stream_goes_on_where_it_was_saved(
-    source: str, num_streams: int, texts: list[str], tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str,
+    num_streams: int,
+    num_shuffled: int,
+    texts: list[str],
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(documents_module, "PIECE_CHARACTERS", 40)
     monkeypatch.setattr(streaming, "STREAM_ROW_CHARACTERS", 100)
-    settings = {"num_streams": num_streams}
+    settings = {"num_streams": num_streams, "num_shuffled_documents": num_shuffled}
     whole = take(stream(source, tmp_path, tokenizer, **settings), 64 * num_streams)
     for num_steps in range(0, 60, 7):
         first = stream(source, tmp_path, tokenizer, **settings)
@@ -95,6 +102,22 @@ def test_a_stream_goes_on_where_it_was_saved(
         second.load(tmp_path)
         assert take(second, 4 * num_streams) == whole[num_steps * num_streams :][: 4 * num_streams], num_steps
         second.save(tmp_path, num_steps + 4)
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_shuffled_pass_has_every_document_once_in_an_order_of_its_own(
+    source: str, texts: list[str], tokenizer: Any, tmp_path: Path
+) -> None:
+    documents = [tuple(tokenizer(text)["input_ids"]) for text in texts]
+    num_tokens = 4 * sum(len(ids) + 1 for ids in documents)
+    blocks = stream(source, tmp_path, tokenizer, num_shuffled_documents=4)
+    tokens = np.concatenate(take(blocks, num_tokens // LENGTH))
+    ends = np.flatnonzero(tokens == tokenizer.eos_token_id)
+    found = [documents.index(tuple(part[part != tokenizer.eos_token_id])) for part in np.split(tokens, ends)[:-1]]
+    passes = [found[start : start + 6] for start in range(0, 18, 6)]
+    for order in passes:
+        assert (sorted(order[:4]), sorted(order[4:])) == ([0, 1, 2, 3], [4, 5])
+    assert len({*map(tuple, passes), tuple(range(6))}) == 4
 
 
 def test_processes_share_the_readers(texts: list[str], tokenizer: Any, tmp_path: Path) -> None:
@@ -132,6 +155,7 @@ def streamed(make_experiment: Callable[..., ExperimentConfig], corpus: Path, tmp
         "data.max_train_tokens=null",
         f"data.validation_source=text:{corpus}/5.txt",
         f"data.tokenizer={tmp_path}/tokenizer",
+        "data.num_shuffled_documents=2",
         "training.logging_steps=1",
     ]
 
@@ -184,6 +208,7 @@ def test_a_stream_lists_no_documents(make_experiment: Callable[..., ExperimentCo
         ("training.dataloader_num_workers=1", "needs training.dataloader_num_workers 0"),
         ("precision=auto", "needs precision float32 or bfloat16"),
         ("data.tokenizer=train", "needs data.tokenizer"),
+        ("data.streaming=false", "num_shuffled_documents is of streams: expected data.streaming true"),
         ("data.num_streams=3", r"global_batch_size \(4\) must be a multiple of data.num_streams \(3\)"),
     ],
 )

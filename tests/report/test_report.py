@@ -7,9 +7,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from modeling_alibi_gpt.report import report
+from modeling_alibi_gpt.report.drawing import Drawing
 from modeling_alibi_gpt.report.report import build_report
 from modeling_alibi_gpt.runtime.records import write_records
 from tests.support.example_records import (
@@ -242,8 +244,8 @@ def test_a_learned_beta_stands_beside_the_study_that_it_was_learned_in_and_no_ot
     beside: dict[str, list[dict[str, Any]]] = {}
     draw = report.beta_figure
 
-    def watch(trials: list[dict[str, Any]], trained: list[dict[str, Any]]) -> bytes:
-        beside[trials[0]["mode"] + " " + trials[0]["study"]] = trained
+    def watch(trials: pd.DataFrame, trained: list[dict[str, Any]]) -> Drawing:
+        beside[trials["mode"].iloc[0] + " " + trials["study"].iloc[0]] = trained
         return draw(trials, trained)
 
     monkeypatch.setattr(report, "beta_figure", watch)

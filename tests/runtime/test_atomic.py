@@ -165,7 +165,7 @@ def test_the_command_says_so_in_one_line(
 def test_a_folder_in_the_place_of_a_file_is_named_before_anything_is_written(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(IsADirectoryError, match="is a folder; expected a file"):
-        write_together({tmp_path / "new" / "a": b"1", tmp_path / "b": b"2"})
+        write_together({tmp_path / "new" / "a": [b"1"], tmp_path / "b": [b"2"]})
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 

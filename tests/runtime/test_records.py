@@ -84,7 +84,7 @@ def test_a_torn_only_line_is_no_record(path: Path) -> None:
         (b'{"kind": "no', "not valid JSON"),
         (b"", "not valid JSON"),
         (b"\xff\xfe\x00", "not valid JSON"),
-        (b'{"value": NaN}', "NaN is not a number"),
+        (b'{"value": NaN}', "not valid JSON"),
         (b"[1, 2]", "expected a JSON object"),
     ],
 )
