@@ -106,16 +106,12 @@ class DataSection:
     """Cut the validation split to this many tokens."""
     streaming: bool = False
     """Read ``source`` while it is trained on, in its own order and again and again until ``training.max_steps``, and
-    keep nothing of it on disk. Needs a ``validation_source`` and a ``tokenizer`` that is there.
-    """
+    keep nothing of it on disk. Needs a ``validation_source`` and a ``tokenizer`` that is there."""
     num_streams: Annotated[int, Field(ge=1)] = 1
-    """Readers of a stream, of which each has its share of files or documents and its share of every global batch. The
-    training is the same on any number of processes among which they divide.
-    """
+    """Readers of a stream, each with its share of files or documents and of every global batch. The training is the
+    same on any number of processes among which they divide."""
     num_shuffled_documents: Annotated[int, Field(ge=1)] = 1
-    """Documents that each reader of a stream holds at a time and puts into a random order: another in each pass, and
-    the same for every seed of a training. 1 keeps the order of the source.
-    """
+    """Documents that a reader of a stream holds and shuffles at a time, alike for every seed; 1 keeps their order."""
     num_proc: Annotated[int, Field(ge=1)] = 1
     """Processes that cut text into tokens; their number changes no token."""
     cache_dir: str = "~/.cache/alibi_gpt"
@@ -138,17 +134,15 @@ class DataSection:
             raise ValueError("data.source must name a source or at least one part of a mixture, got none")
 
     def _check_streaming(self) -> None:
-        if not self.streaming:
-            if self.num_shuffled_documents > 1:
-                raise ValueError("data.num_shuffled_documents is of streams: expected data.streaming true, got false")
-            return
+        if not self.streaming and self.num_shuffled_documents > 1:
+            raise ValueError("data.num_shuffled_documents is of streams: expected data.streaming true, got false")
         refusals = {
             "one source of text:, jsonl:, parquet: or hub:": isinstance(self.source, str) and self.source != "stdlib",
             "a data.validation_source": self.validation_source is not None,
             "data.max_train_tokens null: training.max_steps says how much is read": self.max_train_tokens is None,
         }
         for wanted, is_met in refusals.items():
-            if not is_met:
+            if self.streaming and not is_met:
                 raise ValueError(f"data.streaming needs {wanted}")
 
     @property
