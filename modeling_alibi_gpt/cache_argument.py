@@ -6,7 +6,9 @@ not read it generates without its past, and no error says so. AlibiGPT takes bot
 """
 
 import inspect
+import warnings
 
+import torch
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -30,11 +32,15 @@ def cache_name(model: PreTrainedModel) -> str:
 
 
 def one_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The cache that a model was called with under either name.
+    """The cache that a model was called with under either name; the old one warns where transformers' own models do.
 
     Raises:
         ValueError: Both are given.
     """
     if cache is not None and past_key_values is not None:
         raise ValueError("got both cache and past_key_values, which name the same argument; expected one of them")
-    return past_key_values if cache is None else cache
+    if past_key_values is None:
+        return cache
+    if CACHE_NAME == "cache" and not torch.compiler.is_compiling():
+        warnings.warn("`past_key_values` is deprecated. Use `cache` instead.", FutureWarning, stacklevel=3)
+    return past_key_values

@@ -79,6 +79,12 @@ def test_a_model_is_asked_by_which_name_it_takes_a_cache() -> None:
     assert cache_name(GPT2LMHeadModel) == CACHE_NAME
 
 
+@pytest.mark.skipif(CACHE_NAME != "cache", reason="transformers has not renamed past_key_values yet")
+def test_the_old_name_warns_as_with_models_of_transformers() -> None:
+    with pytest.warns(FutureWarning, match="`past_key_values` is deprecated"):
+        make_model()(draw_tokens(1, 4), past_key_values=DynamicCache())
+
+
 @pytest.mark.parametrize("model_class", [AlibiGPTModel, AlibiGPTForCausalLM, AlibiGPTForTokenClassification])
 def test_two_caches_are_refused(model_class: type[PreTrainedModel]) -> None:
     with pytest.raises(ValueError, match="got both cache and past_key_values"):

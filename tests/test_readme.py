@@ -378,7 +378,10 @@ def test_differences_of_converted_models_are_those_of_the_records() -> None:
 
 
 def test_costs_of_data_are_those_of_the_records() -> None:
-    by_step = group_by(read_results("data"), lambda record: record["step"])
+    records = read_results("data")
+    by_step = group_by(
+        [record for record in records if record.get("max_train_tokens") is None], lambda record: record["step"]
+    )
     rates = {record["contestant"]: record["megabytes_per_cpu_second"] for record in by_step["encode"]}
     assert_prose_has(*(f"{rate:.1f}" for rate in rates.values()))
     small, large = by_step["prepare"]
@@ -389,6 +392,23 @@ def test_costs_of_data_are_those_of_the_records() -> None:
     assert measured in DOCUMENTATION
     hours, disk = f"{seconds / gigabytes / 36:.1f} h", f"{disk_gigabytes / gigabytes * 100:.0f} GB"
     assert f"| 100 GB | {hours} | {disk} | {peak(large)} | computed from {gigabytes:.2f} GB |" in DOCUMENTATION
+    for record in by_step["train a BPE and prepare"]:
+        cost = f"{record['cpu_seconds'][0]:.2g} s | {record['disk_bytes'] / 1e6:.0f} MB | {peak(record)} | measured |"
+        assert f"| {record['num_bytes'] / 1e6:.0f} MB, `tokenizer: train` | {cost}" in DOCUMENTATION
+    of_first_tokens = [record for record in records if record.get("max_train_tokens") == 1_000_000]
+    for whole, part in zip(of_first_tokens[::2], of_first_tokens[1::2], strict=True):
+        assert whole["contestant"] == "reading all" and whole["file_format"] == part["file_format"]
+        seconds = " | ".join(f"{record['cpu_seconds'][0]:.1f} s" for record in (whole, part))
+        disks = " | ".join(f"{record['disk_bytes'] / 1e6:,.0f} MB" for record in (whole, part))
+        row = f"| `{whole['file_format']}:` | {seconds} | {peak(whole)} | {peak(part)} | {disks} |"
+        assert row in DOCUMENTATION
+
+
+def test_costs_of_reports_are_those_of_the_records() -> None:
+    for record in read_results("reports"):
+        assert_prose_has(
+            f"{record['cpu_seconds']:.0f} s", peak(record), f"{record['memory_before_bytes'] / 1e9:.2f} GB"
+        )
 
 
 def test_costs_of_commands_are_those_of_the_records() -> None:

@@ -111,7 +111,9 @@ class Drawing:
 
     def png_parts(self) -> Iterator[bytes]:
         """The PNG as one part, drawn when it is read."""
-        yield self._written(_png)
+        buffer = io.BytesIO()
+        self._written(lambda figure: figure.savefig(buffer, format="png"))
+        yield buffer.getvalue()
 
     @property
     def svg_file(self) -> bytes:
@@ -137,12 +139,6 @@ def as_drawing(draw: Callable[..., Figure]) -> Callable[..., Drawing]:
         return Drawing(partial(draw, *args, **kwargs))
 
     return drawn
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
 
 
 def in_panels(lines: Sequence[Line]) -> list[list[Line]]:

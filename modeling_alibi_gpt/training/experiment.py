@@ -65,16 +65,13 @@ class DataSection:
     """``stdlib``; ``text:GLOB`` (plain or .gz), ``jsonl:GLOB`` or ``parquet:GLOB``, with commas between several globs;
     or ``hub:NAME[:CONFIG][@REVISION]``. A list of such sources with weights is a mixture: training sequences are drawn
     by weight until one source is exhausted. A synthetic task replaces the text: ``task:copy``, ``task:recall`` or
-    ``task:passkey``, optionally with ``,KEY=NUMBER`` (see ``data/tasks.py``); its loss is on the answers only.
-    """
+    ``task:passkey``, optionally with ``,KEY=NUMBER`` (see ``data/tasks.py``); its loss is on the answers only."""
     train_split: str = "train"
     """Training split of a row source (``jsonl:``, ``parquet:``, ``hub:``): a split, or an expression such as
-    ``train[:1%]``.
-    """
+    ``train[:1%]``."""
     validation_source: str | None = None
     """Separate source for validation: local files are read whole, other sources by their validation split. Null uses
-    the validation split of ``source`` or, if it has none, holds out part of the training split.
-    """
+    the validation split of ``source`` or, if it has none, holds out part of the training split."""
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Fraction held out of a source without a validation split."""
     validation_unit: Literal["tail", "document"] | None = None
@@ -85,16 +82,14 @@ class DataSection:
     """Column of a row source that holds the text."""
     tokenizer: str | None = None
     """Name or folder of a tokenizer. ``train`` trains a byte-level BPE of the model's vocabulary size on the training
-    split. Null uses the checkpoint's tokenizer, or ``train`` for a new model.
-    """
+    split. Null uses the checkpoint's tokenizer, or ``train`` for a new model."""
     tokenizer_sample_bytes: Annotated[int, Field(ge=1)] | None = 100_000_000
     """Bytes of a larger text that a tokenizer is trained on, spread evenly over the text; null is all of it."""
     train_length_tokens: Annotated[int, Field(ge=3)]
     """Length of a training sequence, in tokens."""
     train_length_schedule: list[LengthStage] | None = None
     """Stages with shorter sequences at the start of training, one after the other, before ``train_length_tokens``. A
-    stage cuts each sequence into equal parts, so the tokens of a step and their order do not change.
-    """
+    stage cuts each sequence into equal parts, so the tokens of a step and their order do not change."""
     isolate_documents: bool = False
     """Restrict attention to each document of a packed sequence."""
     max_train_tokens: int | None = None
@@ -104,16 +99,12 @@ class DataSection:
     """Cut the validation split to this many tokens."""
     streaming: bool = False
     """Read ``source`` during training, in its own order and repeatedly until ``training.max_steps``, without caching
-    it on disk. Needs a ``validation_source`` and an existing ``tokenizer``.
-    """
+    it on disk. Needs a ``validation_source`` and an existing ``tokenizer``."""
     num_streams: Annotated[int, Field(ge=1)] = 1
     """Number of readers of a stream. Each reads its share of the files or documents, and provides its share of every
-    global batch. Training is the same on any number of processes that divides this number.
-    """
+    global batch. Training is the same on any number of processes that divides this number."""
     num_shuffled_documents: Annotated[int, Field(ge=1)] = 1
-    """Documents that each reader of a stream holds at a time and puts into a random order: another in each pass, and
-    the same for every seed of a training. 1 keeps the order of the source.
-    """
+    """Number of documents that a reader buffers and shuffles at a time, alike for every seed. 1 keeps their order."""
     num_proc: Annotated[int, Field(ge=1)] = 1
     """Number of processes that tokenize text; does not change the tokens."""
     cache_dir: str = "~/.cache/alibi_gpt"
@@ -136,17 +127,15 @@ class DataSection:
             raise ValueError("data.source must name a source or at least one part of a mixture, got none")
 
     def _check_streaming(self) -> None:
-        if not self.streaming:
-            if self.num_shuffled_documents > 1:
-                raise ValueError("data.num_shuffled_documents is of streams: expected data.streaming true, got false")
-            return
+        if not self.streaming and self.num_shuffled_documents > 1:
+            raise ValueError("data.num_shuffled_documents applies to streams: expected data.streaming true, got false")
         refusals = {
             "one source of text:, jsonl:, parquet: or hub:": isinstance(self.source, str) and self.source != "stdlib",
             "a data.validation_source": self.validation_source is not None,
             "data.max_train_tokens null: training.max_steps sets how much is read": self.max_train_tokens is None,
         }
         for wanted, is_met in refusals.items():
-            if not is_met:
+            if self.streaming and not is_met:
                 raise ValueError(f"data.streaming needs {wanted}")
 
     @property
@@ -240,38 +229,31 @@ class ExperimentConfig:
     global_batch_size: int | None = None
     """Sequences per optimizer step, over all processes and accumulation steps. The same file then gives the same
     training, except for dropout masks, on any number of processes. Null uses ``per_device_train_batch_size`` of
-    ``training``.
-    """
+    ``training``."""
     position_learning_rate: Positive = 1.0
     """Multiple of ``training.learning_rate`` for the parameters of positions: beta and slopes of ALiBi, the tables of
     T5 and shared offsets, the parameters of KERPLE and FIRE. A value other than 1 trains them without weight decay.
-    It is refused if the model has no such parameters.
-    """
+    It is refused if the model has no such parameters."""
     alibi_beta_schedule: BetaSchedule | None = None
     """Schedule of ALiBi's beta during training, such as ``{start: 32, end: 1}``; the finished model has ``end``.
-    Refused for other position methods, and if beta or slopes are learned. Null keeps ``alibi_beta`` fixed.
-    """
+    Refused for other position methods, and if beta or slopes are learned. Null keeps ``alibi_beta`` fixed."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch and uses the faster one
-    for the whole run.
-    """
+    for the whole run."""
     loss_chunk_tokens: Count | None = None
     """Number of tokens whose logits are in memory at once during training. The loss is then computed in chunks, with
     the logits of each chunk computed twice, which saves several times the memory of all logits. 1024 is a good value
-    for a large vocabulary. Null computes all logits at once.
-    """
+    for a large vocabulary. Null computes all logits at once."""
     early_stopping: EarlyStoppingSection | None = None
     """When to stop training early; null never does."""
     peak_flops: Positive | None = None
     """Peak FLOPs per second of one device in the precision of the training, from which the log gets ``mfu``, the
-    fraction used. Null uses the peak of known GPUs in bfloat16, and logs no ``mfu`` elsewhere.
-    """
+    fraction used. Null uses the peak of known GPUs in bfloat16, and logs no ``mfu`` elsewhere."""
     milestones: MilestoneSection | None = None
     """What to measure during training; null measures nothing. The records go to ``milestones.jsonl``."""
     training: dict[str, Any]
     """Fields of ``transformers.TrainingArguments``, passed on unchanged. All are listed at
-    https://huggingface.co/docs/transformers/main_classes/trainer.
-    """
+    https://huggingface.co/docs/transformers/main_classes/trainer."""
     plugins: list[str] | None = None
     """Modules to import first, for example to register a position method."""
 

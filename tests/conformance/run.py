@@ -134,7 +134,7 @@ def run_pytest(tree: Path, model: str) -> Path:
         folder = environment["TRANSFORMERS_TINY_MODEL_PATH"] = str(tree / "tiny_models")
         subprocess.run([sys.executable, HERE / "tiny_models.py", folder, model], env=environment, check=True)
     report = tree / "report.xml"
-    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "-W", "ignore", f"--junitxml={report}"]
+    options = ["-q", "--tb=short", "-p", "no:cacheprovider", "--disable-warnings", f"--junitxml={report}"]
     if importlib.util.find_spec("xdist"):
         options += ["-n", "auto"]
     subprocess.run(

@@ -208,7 +208,7 @@ def test_a_stream_lists_no_documents(make_experiment: Callable[..., ExperimentCo
         ("training.dataloader_num_workers=1", "needs training.dataloader_num_workers 0"),
         ("precision=auto", "needs precision float32 or bfloat16"),
         ("data.tokenizer=train", "needs data.tokenizer"),
-        ("data.streaming=false", "num_shuffled_documents is of streams: expected data.streaming true"),
+        ("data.streaming=false", "num_shuffled_documents applies to streams: expected data.streaming true"),
         ("data.num_streams=3", r"global_batch_size \(4\) must be a multiple of data.num_streams \(3\)"),
     ],
 )
