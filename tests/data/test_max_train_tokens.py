@@ -142,7 +142,7 @@ def test_expressions_are_read_whole_and_columns_checked(rows: list[str], tmp_pat
     source, column = f"jsonl:{tmp_path}/rows.jsonl", {"text_column": "body"}
     found = load_documents(source, "train", train_split="train[:50%]", max_bytes=1000, **column)
     assert found[:] == load_documents(source, "train", train_split="train[:50%]", **column)[:]
-    with pytest.raises(ValueError, match="no column of text 'text': its columns are body"):
+    with pytest.raises(ValueError, match="has no text column 'text': its columns are body"):
         load_documents(source, "all", max_bytes=1000)
 
 
