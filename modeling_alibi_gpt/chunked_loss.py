@@ -10,6 +10,11 @@ from torch.utils.checkpoint import checkpoint
 
 
 IGNORED_LABEL = -100
+# For `auto_docstring`, which does not know this argument of the model.
+LOSS_CHUNK_DOCS = r"""
+    loss_chunk_tokens (`int`, *optional*):
+        With `labels`, compute the loss this many tokens at a time and return no logits.
+"""
 
 
 def chunked_causal_lm_loss(

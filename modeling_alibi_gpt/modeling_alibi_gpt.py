@@ -31,7 +31,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .attention import ALL_ATTENTION_FUNCTIONS, LayerMask, attention_backend
 from .attention_context import ForwardInputs, attention_context
 from .cache_argument import CACHE_DOCS, CACHE_NAME, one_cache
-from .chunked_loss import chunked_causal_lm_loss
+from .chunked_loss import LOSS_CHUNK_DOCS, chunked_causal_lm_loss
 from .configuration_alibi_gpt import AlibiGPTConfig
 from .position_base import LayerBias, PositionMethod
 from .position_methods import POSITION_METHODS
@@ -276,12 +276,7 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
         method = self.position_method
         prepare = attention_backend(self.config._attn_implementation, cache).prepare
         inputs = ForwardInputs(
-            self.config,
-            inputs_embeds,
-            attention_mask,
-            position_ids,
-            cache,
-            may_skip_mask=not method.has_bias,
+            self.config, inputs_embeds, attention_mask, position_ids, cache, may_skip_mask=not method.has_bias
         )
         context = attention_context(inputs, kwargs)
         if use_cache and cache is None:
@@ -308,12 +303,6 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
             )
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE_NAME: cache})
-
-
-_LOSS_CHUNK_DOCS = r"""
-    loss_chunk_tokens (`int`, *optional*):
-        With `labels`, compute the loss this many tokens at a time and return no logits.
-"""
 
 
 @auto_docstring(custom_intro="AlibiGPT with a language modeling head.")
@@ -346,7 +335,7 @@ class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin
         return F.pad(attention_mask, (0, max(0, num_missing)))
 
     @can_return_tuple
-    @auto_docstring(custom_args=CACHE_DOCS + _LOSS_CHUNK_DOCS)
+    @auto_docstring(custom_args=CACHE_DOCS + LOSS_CHUNK_DOCS)
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
