@@ -264,6 +264,8 @@ def test_speeds_are_those_of_the_records() -> None:
         ("decode_speed", decode_speed_table),
     ):
         assert markdown_table(table(by_kind[kind])) in DOCUMENTATION
+    for name in ("training_loops", "compile"):
+        assert markdown_table(model_speed_table(read_results(name))) in DOCUMENTATION
 
 
 def test_gains_of_conversions_are_those_of_the_records() -> None:
