@@ -1,11 +1,9 @@
 """``alibi-gpt serve``."""
 
 import functools
-import json
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -67,8 +65,13 @@ def has_chat_template(model: str) -> bool:
 
     Args:
         model: A folder or a name on the Hub, with an optional ``@revision`` and ``:FILE.gguf``.
+
+    Raises:
+        ValueError: ``tokenizer_config.json`` cannot be read; the message names it.
     """
     from transformers.utils import cached_file
+
+    from modeling_alibi_gpt.runtime.parsing import read_mapping
 
     name, revision, gguf_file = _split(model)
     if gguf_file is not None:
@@ -77,7 +80,7 @@ def has_chat_template(model: str) -> bool:
     if any(found(file) for file in ("chat_template.jinja", "chat_template.json")):
         return True
     settings = found("tokenizer_config.json")
-    return settings is not None and bool(json.loads(Path(settings).read_text(encoding="utf-8")).get("chat_template"))
+    return settings is not None and bool(read_mapping(settings).get("chat_template"))
 
 
 def _split(model: str) -> tuple[str, str, str | None]:

@@ -125,6 +125,15 @@ def test_a_model_without_a_chat_template_is_announced(
     assert ("no chat template" in capsys.readouterr().err) == is_announced
 
 
+def test_a_damaged_tokenizer_config_is_named(
+    handed: dict[str, Any], folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path(folder) / "tokenizer_config.json").write_text("{")
+    assert serve(folder, "--device", "cpu") == 2 and not handed
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "tokenizer_config.json" in line
+
+
 def test_a_longer_training_length_gets_a_longer_cache() -> None:
     config = AlibiGPTConfig(**FIELDS, train_context_length=3000)
     assert choose_num_blocks(config, 256, 1, 2**40) == NUM_REQUESTS * 24  # 6,000 tokens are 24 blocks
