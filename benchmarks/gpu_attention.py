@@ -1,4 +1,4 @@
-"""Time ALiBi attention on a GPU against plain causal attention, by length: augmented, flex and banded.
+"""Time ALiBi attention on a GPU against plain causal attention, by length: fused, banded, augmented and flex.
 
 Flex attention kernels take long to compile. One process per head size and direction compiles in parallel; timing then
 takes place in one process at a time.
@@ -20,17 +20,20 @@ from modeling_alibi_gpt.runtime.records import Record, append_record, provenance
 
 
 COMPILE_SECONDS = 150
-VARIANTS = ["augmented", "flex", "banded"]
+VARIANTS = ["fused", "banded", "augmented", "flex"]
+# Short texts come in batches of this many tokens.
+BATCH_TOKENS = 16_384
 
 
-def make_groups() -> list[list[AttentionCase]]:
+def make_groups(variants: Sequence[str]) -> list[list[AttentionCase]]:
     """Cases by process. The first length of each compiles its own graph; the others share a dynamic one."""
 
-    def case(length_tokens: int, num_rounds: int, ways: list[str] = VARIANTS, **fields: Any) -> AttentionCase:
+    def case(length_tokens: int, num_rounds: int, **fields: Any) -> AttentionCase:
         return AttentionCase(
             lengths_tokens=[length_tokens],
             num_rounds=num_rounds,
-            ways=ways,
+            num_rows=max(1, BATCH_TOKENS // length_tokens),
+            ways=list(variants),
             num_heads=32,
             dtypes=["bfloat16"],
             **fields,
@@ -40,21 +43,14 @@ def make_groups() -> list[list[AttentionCase]]:
     for mode in ("forward", "forward_backward"):
         for head_dim in (64, 128):
             fields = {"mode": mode, "head_dim": head_dim}
-            group = [
-                case(16_384, 15, **fields),
-                case(2048, 30, **fields),
-                case(8192, 15, [*VARIANTS, "dense"], **fields),
-            ]
-            group.append(case(65_536, 3, **fields))
-            if (mode, head_dim) == ("forward", 64):
-                group.append(case(131_072, 2, **fields))
-            groups.append(group)
+            lengths = [(16_384, 15), (2048, 30), (1024, 30), (4096, 15), (8192, 15), (65_536, 3), (131_072, 2)]
+            groups.append([case(length_tokens, num_rounds, **fields) for length_tokens, num_rounds in lengths])
     return groups
 
 
 def make_tiny_groups() -> list[list[AttentionCase]]:
     shape = {"lengths_tokens": [64, 130], "num_heads": 2, "head_dim": 16, "num_rounds": 1}
-    forward = AttentionCase(ways=VARIANTS, **shape)
+    forward = AttentionCase(ways=["augmented", "flex", "banded"], **shape)
     return [[forward], [AttentionCase(ways=["augmented"], mode="forward_backward", **shape)]]
 
 
@@ -99,8 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", required=True, metavar="FILE.jsonl", help="file to which records are appended")
     parser.add_argument("--tiny", action="store_true", help="toy sizes")
+    parser.add_argument("--ways", default=",".join(VARIANTS), help="implementations to time (default %(default)s)")
     args = parser.parse_args(argv)
-    groups = make_tiny_groups() if args.tiny else make_groups()
+    groups = make_tiny_groups() if args.tiny else make_groups(args.ways.split(","))
     context = multiprocessing.get_context("spawn")
     everybody, clock = context.Barrier(len(groups)), context.Lock()
     processes = [context.Process(target=time_group, args=(group, args.output, everybody, clock)) for group in groups]

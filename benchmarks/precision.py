@@ -110,11 +110,11 @@ def _compiled_attention() -> Callable[..., Tensor]:
     return torch.compile(attention_augmented.augmented_attention, fullgraph=True, dynamic=True)
 
 
-# Without flex attention, which on a CPU computes scores like `folded`.
+# Without flex attention, which on a CPU computes scores like `folded`, and kernels that need a GPU.
 VARIANTS: dict[str, AttentionVariant] = {
     "folded": folded_attention,
     "compiled": compiled_attention,
-    **{name: partial(variant_attention, name) for name in ATTENTION_VARIANTS if name != "flex"},
+    **{name: partial(variant_attention, name) for name in ATTENTION_VARIANTS if name not in ("flex", "fused")},
 }
 # Variants that get the queries of both ends of a text in one call.
 VARIANTS_OF_BOTH_ENDS = {"compiled"}

@@ -28,6 +28,7 @@ from .attention_context import AttentionContext
 from .attention_flash import FlashAttention
 from .attention_flex import FlexAttention
 from .attention_folded import FoldedAttention, hide_far
+from .attention_fused import FusedAttention, can_fuse
 from .attention_strips import StripAttention
 
 
@@ -90,13 +91,13 @@ def folded_mask(context: AttentionContext, bias: PositionBias | None) -> Tensor 
 
 
 def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
-    """Choose the fastest exact variant: strips on a CPU, augmented keys elsewhere, a folded mask for short texts.
+    """Choose the fastest exact variant: strips on a CPU, fused kernels on a GPU, a folded mask for short texts.
 
-    Strips also serve other fixed biases of distance. Augmented keys serve learned or per-query slopes, and compiled
-    models, where one graph covers all lengths. The folded mask serves exported graphs, since every runtime supports
-    it, and slopes learned in bfloat16 or float16, whose gradient through augmented keys would be a difference of
-    large numbers. GPU kernels sum float32 products in an unspecified order, in which augmented keys lose precision;
-    there strips or folded masks replace them.
+    Strips also serve other fixed biases of distance. Augmented keys serve slopes that are learned on a CPU or vary by
+    query, and compiled models, where one graph covers all lengths. The folded mask serves exported graphs, since every
+    runtime supports it, and 16-bit models on a CPU whose slopes are learned: through augmented keys their gradient
+    would be a difference of large numbers. GPU kernels sum float32 products in any order, in which augmented keys lose
+    precision; there strips or folded masks replace them.
     """
     slopes = None
     if bias is not None and context.is_causal:
@@ -108,6 +109,8 @@ def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerM
         return StripAttention(context, _tolerance(context), biases=biases)
     if context.q_len == 1 or torch.compiler.is_exporting():
         return folded_mask(context, bias)
+    if not is_tracing(slopes) and _is_long(context) and can_fuse(context, slopes):
+        return FusedAttention(context, slopes, _tolerance(context))
     if slopes.requires_grad and context.dtype.itemsize < slopes.dtype.itemsize:
         return _folded(context, bias)
     if is_tracing(slopes):
@@ -184,7 +187,14 @@ def prepare_banded(context: AttentionContext, bias: PositionBias | None) -> Laye
             "attention back end 'alibi_banded' needs contiguous tokens: use sdpa or eager for padding between visible "
             "tokens, 4D masks, static caches and compiled packing"
         )
-    return BandedAttention(context, slopes[0, 0], bias.tolerance)
+    return banded_attention(context, slopes[0, 0], bias.tolerance)
+
+
+def banded_attention(context: AttentionContext, slopes: Tensor, tolerance: float) -> BiasedAttention:
+    """Banded attention of contiguous tokens by the fastest kernels, for slopes ``(H,)``, nats per token."""
+    if not context.keeps_windows and not is_tracing(slopes) and can_fuse(context, slopes[None, None]):
+        return FusedAttention(context, slopes[None, None], tolerance)
+    return BandedAttention(context, slopes, tolerance)
 
 
 def prepare_flex(context: AttentionContext, bias: PositionBias | None) -> FlexAttention:
@@ -222,7 +232,7 @@ def attention_forward(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    if isinstance(key, Tensor) and not isinstance(attention_mask, FlashAttention):
+    if isinstance(key, Tensor) and not isinstance(attention_mask, FlashAttention | FusedAttention):
         key = key.repeat_interleave(module.num_key_value_groups, dim=1)
         value = value.repeat_interleave(module.num_key_value_groups, dim=1)
     return attention_mask.attend(query, key, value, scaling, dropout).transpose(1, 2), None
@@ -251,13 +261,13 @@ ATTENTION_BACKENDS: dict[str, AttentionBackend] = {
     "paged|eager": AttentionBackend(folded_mask),
 }
 
-# The ALiBi implementations that the back ends choose from, by name, for benchmarks and tests. Arguments: context,
-# slopes (H,) in nats per token, and the largest weight that `banded` may leave out per query.
+# For benchmarks and tests. Arguments: context, slopes (H,) in nats per token, and the tolerance of `banded`.
 ATTENTION_VARIANTS: dict[str, Callable[[AttentionContext, Tensor, float], BiasedAttention]] = {
     "strips": lambda context, slopes, _: StripAttention(context, exact_tolerance(context.dtype), slopes),
     "augmented": lambda context, slopes, _: AugmentedAttention(context, slopes[None, None]),
+    "fused": lambda context, slopes, _: FusedAttention(context, slopes[None, None], exact_tolerance(context.dtype)),
     "flex": lambda context, slopes, _: FlexAttention(context, slopes[None, None]),
-    "banded": BandedAttention,
+    "banded": banded_attention,
 }
 
 # A local view of the registry of transformers: an entry set here affects AlibiGPT only.
@@ -271,11 +281,7 @@ AttentionMaskInterface.register("alibi_banded", sdpa_mask)
 
 
 def attention_backend(name: str, cache: Cache | None = None) -> AttentionBackend:
-    """Look up a back end.
-
-    Args:
-        name: Name of the back end.
-        cache: Cache that it must read, or None.
+    """Look up a back end by name, which must read the cache, if there is one.
 
     Raises:
         ValueError: The name is not in the registry, so attention would run without the position bias; or the back

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import torch
+
 from tests.support.full_disk import small_disk
 
 
@@ -12,3 +14,7 @@ __all__ = ["small_disk"]
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+
+if not torch.cuda.is_available():
+    # Triton kernels run in Triton's interpreter, which must be chosen before their module is imported.
+    os.environ.setdefault("TRITON_INTERPRET", "1")

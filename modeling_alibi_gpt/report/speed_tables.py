@@ -10,16 +10,17 @@ from modeling_alibi_gpt.runtime.records import Record
 WAY_NAMES = {
     "dense": "SDPA with a dense bias",
     "strips": "sdpa (from 512 tokens on)",
-    "augmented": "augmented keys (sdpa on GPUs)",
+    "fused": "sdpa on GPUs",
+    "augmented": "augmented keys (compiled sdpa)",
     "banded": "alibi_banded",
     "flex": "flex_attention",
     "eager": "eager, as BLOOM and MPT",
 }
 GPU_WAY_NAMES = {
-    "flex": "flex_attention",
+    "fused": "sdpa",
     "banded": "alibi_banded",
-    "augmented": "augmented keys (sdpa)",
-    "dense": "a dense mask",
+    "flex": "flex_attention",
+    "augmented": "augmented keys (compiled sdpa)",
 }
 
 

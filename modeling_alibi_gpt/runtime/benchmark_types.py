@@ -33,6 +33,7 @@ class TimedModel(Timed):
 class AttentionSpeed(Timed):
     kind: Literal["attention_speed"]
     mode: str
+    num_rows: int = 1
     length_tokens: int
     num_heads: int
     head_dim: int
