@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.recomputation import Gap, half_width
+
 
 ROOT = Path(__file__).resolve().parents[1]
 SECTIONS = dict(
@@ -15,22 +17,27 @@ SECTIONS = dict(
 )
 NOVELS, WIKI, LONG = "methods_gutenberg_cpu2", "methods_wikitext2_cpu2", "methods_gutenberg_gpu_2"
 BETAS, BETAS_LATER, SCREEN = "beta_gutenberg_cpu2", "beta_gutenberg_longer_cpu2", "screen_gutenberg_cpu2"
-BETAS_SMALL = "screen_beta_gutenberg_cpu2"
+BETAS_SMALL, BETAS_LONG = "screen_beta_gutenberg_cpu2", "betas_gutenberg_gpu_2"
+MAIN = "main_gutenberg_128_cpu2"
+
+
+def raw(file: str) -> list[dict[str, Any]]:
+    (path,) = (ROOT / "results").glob(f"{file}*.jsonl")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def losses(file: str) -> dict[tuple[Any, ...], float]:
     """Nats per token by variant, reading, protocol and length, the mean over seeds."""
-    (path,) = (ROOT / "results").glob(f"{file}*.jsonl")
     by_cell: dict[tuple[Any, ...], list[float]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in raw(file):
         if row["kind"] == "extrapolation" and row["error"] is None:
             cell = row["variant"], row["reading"], row["protocol"], row["length_tokens"]
             by_cell.setdefault(cell, []).append(row["nats_per_token"])
     return {cell: statistics.fmean(nats) for cell, nats in by_cell.items()}
 
 
-ALL = {file: losses(file) for file in (NOVELS, WIKI, LONG, BETAS, BETAS_LATER, SCREEN, BETAS_SMALL)}
+FILES = (MAIN, NOVELS, WIKI, LONG, BETAS, BETAS_LATER, SCREEN, BETAS_SMALL, BETAS_LONG)
+ALL = {file: losses(file) for file in FILES}
 
 
 def nats(file: str, variant: str, length: int, reading: str = "as trained", protocol: str = "sliding") -> float:
@@ -59,6 +66,24 @@ def screened(variant: str, other: str = "alibi 0.002", length: int = 128, file: 
     return one - two
 
 
+def main_above(variant: str, length: int, other: str = "alibi") -> float:
+    return above(MAIN, variant, length, other)
+
+
+def uncertainty(variant: str, length: int) -> float:
+    """Half of the interval of the difference from ALiBi in the main table, over seeds and blocks of text."""
+    rows = {
+        (row["variant"], row["seed"]): row["nats_per_token_by_block"]
+        for row in raw(MAIN)
+        if (row["kind"], row.get("protocol"), row.get("length_tokens")) == ("extrapolation", "sliding", length)
+    }
+    gap = Gap()
+    gap.by_block = [
+        [own - other for own, other in zip(rows[variant, seed], rows["alibi", seed], strict=True)] for seed in range(3)
+    ]
+    return half_width(gap)
+
+
 TABLE = (
     ("rope", "0.002"),
     ("sandwich", "0.004"),
@@ -72,38 +97,75 @@ TABLE = (
     ("none", "0.002"),
     ("sinusoidal", "0.002 a0.005"),
 )
+IN_MAIN = {name: name for name in ("rope", "sandwich", "kerple", "t5", "none", "sinusoidal")}
+IN_MAIN["learned beta"] = "alibi, learned beta"
+
+
+def cells(name: str, setting: str) -> list[float]:
+    """A row of the table of settings: two cells of the screen, and two of the main table with their intervals."""
+    screen = [
+        screened(f"{name} {setting}", length=length) for length in ((128, 1024) if name != "learned" else (128,))
+    ]
+    main = [
+        number
+        for length in (128, 4096)
+        if name in IN_MAIN
+        for number in (main_above(IN_MAIN[name], length), uncertainty(IN_MAIN[name], length))
+    ]
+    return screen + main
+
+
 EXPECTED: dict[str, list[float]] = {
     "Can it read past its training length?": [
-        *(rise(NOVELS, "alibi"), rise(WIKI, "alibi"), rise(LONG, "alibi", far=16384)),
-        *(rise(NOVELS, "rope"), rise(WIKI, "rope"), rise(LONG, "rope", far=16384)),
-        *(rise(NOVELS, "sinusoidal"), rise(WIKI, "sinusoidal"), rise(LONG, "sinusoidal", far=16384)),
-        *(rise(NOVELS, "kerple"), rise(NOVELS, "sandwich")),
+        *(rise(MAIN, "alibi"), rise(WIKI, "alibi"), rise(LONG, "alibi", far=16384)),
+        *(rise(MAIN, "rope"), rise(WIKI, "rope"), rise(LONG, "rope", far=16384)),
+        *(rise(MAIN, "sinusoidal"), rise(WIKI, "sinusoidal"), rise(LONG, "sinusoidal", far=16384)),
+        *(rise(MAIN, "none"), rise(WIKI, "none"), rise(LONG, "none", far=16384)),
+        *(rise(MAIN, "kerple"), rise(MAIN, "t5"), rise(MAIN, "sandwich")),
     ],
     "Is it the best method?": [
-        *(above(NOVELS, "rope", 128), above(WIKI, "rope", 128), above(LONG, "rope", 512)),
-        *(above(NOVELS, "rope", 4096), above(WIKI, "rope", 4096), above(LONG, "rope", 16384)),
-        *(above(NOVELS, "sandwich", 4096), above(WIKI, "sandwich", 4096), above(LONG, "sandwich", 16384)),
+        *(main_above("t5", 128), main_above("rope", 128), main_above("alibi, learned beta", 128)),
+        *(main_above("kerple", 128), main_above("sandwich", 128), main_above("alibi tuned", 128)),
+        *(main_above("rope", 4096), main_above("t5", 4096), main_above("kerple", 4096)),
+        *(main_above("sandwich", 4096), main_above("alibi tuned", 4096), main_above("alibi, learned beta", 4096)),
+        *(main_above("t5", length, "alibi, learned beta") for length in (128, 4096)),
+    ],
+    "Does the setup change the ranking?": [
+        *(main_above("rope", 128), above(NOVELS, "rope", 128), above(WIKI, "rope", 128), above(LONG, "rope", 512)),
+        *(
+            main_above("rope", 4096),
+            above(NOVELS, "rope", 4096),
+            above(WIKI, "rope", 4096),
+            above(LONG, "rope", 16384),
+        ),
+        *(above(NOVELS, "sandwich", 4096), above(WIKI, "sandwich", 4096)),
+        *(main_above("sandwich", 4096), above(LONG, "sandwich", 16384), above(LONG, "t5", 512)),
     ],
     "How much do the settings matter?": [
         screened("t5 0.002 x30", "t5 0.002 x1"),
         screened("shared offset 0.002 x30", "shared offset 0.002 x1"),
         screened("fire 0.002 x100", "fire 0.002 x1"),
         screened("sinusoidal 0.002 a0.005", "sinusoidal 0.002 a0.02"),
-        *(
-            screened(f"{name} {setting}", length=length)
-            for name, setting in TABLE
-            for length in ((128, 1024) if name != "learned" else (128,))
-        ),
+        *(number for name, setting in TABLE for number in cells(name, setting)),
     ],
     "Which β should I train with?": [
+        screened("alibi 8", "alibi", 512, BETAS_LONG),
         *(beta("32", "1"), beta("16", "1", BETAS_LATER)),
-        screened("beta 8", "beta 1", file=BETAS_SMALL),
+        *(screened("beta 8", "beta 1", file=BETAS_SMALL), main_above("alibi tuned", 128)),
+        screened("alibi 2", "alibi", 512, BETAS_LONG),
     ],
     "Can I change β after training?": [
         *(posthoc("0.5"), posthoc("2")),
         nats(NOVELS, "alibi", 4096, "linear 8") - nats(NOVELS, "alibi", 4096),
     ],
-    "Can β be learned?": [screened("learned beta 0.002 x10"), screened("learned slopes 0.004 x100")],
+    "Can β be learned?": [
+        *(
+            main_above("alibi, learned beta", length, other)
+            for length in (128, 4096)
+            for other in ("alibi", "alibi tuned")
+        ),
+        screened("learned slopes 0.004 x100"),
+    ],
     "Does it use distant text?": [
         nats(NOVELS, "alibi", 4096, protocol="nonoverlapping") - nats(NOVELS, "alibi", 128, protocol="nonoverlapping")
     ],
@@ -129,12 +191,18 @@ def test_every_figure_of_nats(section: str) -> None:
     assert printed == wanted and len(printed) == len(expected)
 
 
+def test_the_learned_betas() -> None:
+    layers = zip(*(row["beta_by_layer"] for row in raw(MAIN) if row["kind"] == "trained_beta"), strict=True)
+    first, *others = [list(layer) for layer in layers]
+    ends = [(min(values), max(values)) for values in (first, sum(others, []))]
+    printed = re.findall(r"(?<![\d.])(\d\.\d\d)\s+to\s+(\d\.\d\d)(?!\d)", SECTIONS["Can β be learned?"])
+    assert printed == [(f"{low:.2f}", f"{high:.2f}") for low, high in ends] and len(first) == 3
+
+
 def answers(variant: str, depth: float, length: int = 1024) -> str:
-    (path,) = (ROOT / "results").glob("recall_cpu2*.jsonl")
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     found = [
         row["accuracy"]
-        for row in rows
+        for row in raw("recall_cpu2")
         if row["kind"] == "recall"
         if (row["variant"], row["length_tokens"], row["depth"]) == (variant, length, depth)
     ]
@@ -150,11 +218,9 @@ def test_the_shares_of_right_answers() -> None:
 
 
 def perplexity(name: str, step: int, length: int = 128) -> str:
-    (path,) = (ROOT / "results").glob("retrofit_cpu2*.jsonl")
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     (found,) = (
         row["perplexity"]
-        for row in rows
+        for row in raw("retrofit_cpu2")
         if row["kind"] == "milestone" and row["protocol"] == "sliding"
         if (row["name"], row["step"], row["length_tokens"]) == (name, step, length)
     )
@@ -169,11 +235,9 @@ def test_the_perplexities_of_the_retrofit() -> None:
 
 
 def test_the_times_of_training_steps() -> None:
-    (path,) = (ROOT / "results").glob("speed_methods_cpu2*.jsonl")
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
     ratios = {
         row["name"]: f"{row['times_reference']:.2f}"
-        for row in rows
+        for row in raw("speed_methods_cpu2")
         if (row["kind"], row.get("mode"), row.get("length_tokens")) == ("model_speed", "training_step", 2048)
     }
     printed = re.findall(r"\b\d\.\d\d\b", SECTIONS["What does it cost?"])

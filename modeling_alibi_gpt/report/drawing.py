@@ -62,7 +62,7 @@ STYLE: Any = {
     "savefig.dpi": 150,
 }
 MAX_LINEAR_SPAN = 4  # a perplexity axis is logarithmic if the largest value exceeds the smallest by this factor
-MAX_TICKS = 11
+MAX_TICKS = 10
 MAX_LINES = 6  # in one panel
 LABEL_INCHES = 0.17  # height of a direct label
 MAX_DIRECT_LABELS, MAX_LABEL_CHARS = 12, 20  # beyond these, names go into a legend below the axes

@@ -4,10 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentFormatter
 
 from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Comparison, Curve
 from modeling_alibi_gpt.report.drawing import (
@@ -25,13 +24,16 @@ from modeling_alibi_gpt.report.drawing import (
     new_axes,
     new_panels,
 )
-from modeling_alibi_gpt.report.formats import BETA, format_count, format_ratio
+from modeling_alibi_gpt.report.formats import BETA, format_count, format_ratio, with_minus
 from modeling_alibi_gpt.report.statistics import Difference
 
 
-MARKERS = "osD^"
+# Limits and ticks of an axis that is linear near 0 and logarithmic beyond.
+WIDE_NATS, LINEAR_NATS, WIDE_TICKS = 0.3, 0.1, (-0.1, -0.05, 0, 0.05, 0.1, 0.3, 1, 3)
 NAMES = {
     "alibi": "ALiBi",
+    "alibi tuned": "ALiBi, β = 8",
+    "alibi, learned beta": "ALiBi, learned β",
     "rope": "RoPE",
     "t5": "T5",
     "kerple": "KERPLE",
@@ -69,45 +71,64 @@ def length_figure(panels: Sequence[tuple[str, Comparison]], methods: Sequence[st
 
 
 @as_drawing
-def rivals_figure(grids: Mapping[str, Comparison], methods: Sequence[str]) -> Figure:
-    """Nats above ALiBi of each method on each corpus, at the training length and at the longest length.
+def rivals_figure(grid: Comparison, variants: Sequence[str]) -> Figure:
+    """Nats above the reference of each variant, at the training length and at the longest length.
 
-    Each corpus has its own marker. The bar is the range of the seeds or, with at least three seeds, the 95 % interval.
+    A bar is the 95 % interval, or the range of the seeds if there are fewer than three. A panel with a difference
+    above ``WIDE_NATS`` has a logarithmic scale beyond ``LINEAR_NATS``.
     """
-    figure = Figure(figsize=(WIDTH_INCHES, 1.6 + 0.62 * 2 * len(methods)))
+    figure = Figure(figsize=(WIDTH_INCHES, 1.4 + 0.36 * 2 * len(variants)))
     panels = list(figure.subplots(2, 1))
-    for axes, place, title in zip(panels, (0, -1), ("at the training length", "at 32 training lengths"), strict=True):
+    multiple = grid.lengths[-1] // grid.lengths[0]
+    titles = ("at the training length", f"at {multiple} training lengths")
+    for axes, length, title in zip(panels, (grid.lengths[0], grid.lengths[-1]), titles, strict=True):
         _title(axes, title)
         axes.axvline(0, color=ALIBI_COLOUR, linewidth=2)
-        for number, (grid, marker) in enumerate(zip(grids.values(), MARKERS, strict=False)):
-            offset = (number - (len(grids) - 1) / 2) * 0.24
-            for row, method in enumerate(methods):
-                difference = _difference(grid, method, grid.lengths[place])
-                if difference is not None:
-                    _dot(axes, difference, row + offset, METHOD_COLOURS[grid.method(method)], marker)
-        axes.set_yticks(range(len(methods)), [NAMES.get(method, method) for method in methods])
-        axes.set_ylim(len(methods) - 0.4, -0.6)
-    panels[-1].set_xlabel("nats per token above ALiBi (left of the line: better)")
-    handles = [
-        matplotlib.lines.Line2D([], [], color=GREY, marker=marker, linestyle="", label=name)
-        for name, marker in zip(grids, MARKERS, strict=False)
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+        found = {variant: grid.difference(variant, grid.main_protocol, length) for variant in variants}
+        for row, (variant, difference) in enumerate(found.items()):
+            if difference is not None:
+                _dot(axes, difference, row, METHOD_COLOURS[grid.method(variant)])
+        if any(difference and abs(difference.mean) > WIDE_NATS for difference in found.values()):
+            axes.set_xscale("symlog", linthresh=LINEAR_NATS, linscale=2)
+            axes.xaxis.set(major_locator=FixedLocator(WIDE_TICKS), minor_locator=NullLocator())
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: with_minus(f"{tick:g}")))
+            axes.set_title(f"log scale beyond {LINEAR_NATS:g}", loc="right", fontsize=9, color=GREY)
+        axes.set_yticks(range(len(variants)), [NAMES.get(variant, variant) for variant in variants])
+        axes.set_ylim(len(variants) - 0.4, -0.6)
+    panels[-1].set_xlabel("nats per token above ALiBi with β = 1 (left of the line: better)")
     return figure
 
 
 @as_drawing
-def trained_betas_figure(curves: Mapping[str, Curve]) -> Figure:
-    """Nats above the lowest loss of each curve, against the beta of training; at most six curves."""
-    return _beta_figure(curves, f"{BETA} of training (log scale)", "nats above the best β")
+def trained_betas_figure(panels: Sequence[tuple[str, Mapping[str, Curve]]]) -> Figure:
+    """Nats above beta 1 of each curve, against the beta of training; at most six curves in a panel.
+
+    Args:
+        panels: Title of each panel, and its curves by name.
+    """
+    figure, all_axes = new_panels(len(panels))
+    drawn = [_beta_lines(curves, 1.0) for _, curves in panels]
+    betas = [beta for lines in drawn for line in lines for beta in line.xs]
+    for axes, (title, _), lines in zip(all_axes, panels, drawn, strict=True):
+        log2_axis(axes, betas, format_ratio)
+        _title(axes, title)
+        axes.set_ylabel(f"nats above {BETA} = 1")
+        draw_lines(axes, lines)
+    for axes, lines in zip(all_axes, drawn, strict=True):
+        name_lines(axes, lines)
+    all_axes[-1].set_xlabel(f"{BETA} of training (log scale)")
+    return figure
 
 
 @as_drawing
 def changed_betas_figure(curve: Curve, own_beta: float) -> Figure:
     """Nats above the loss at the beta of training, against the beta that a trained model is evaluated with."""
-    return _beta_figure(
-        {AFTER_TRAINING: curve}, f"{BETA} set after training (log scale)", "nats above own β", own_beta
-    )
+    figure, axes = new_axes(3.6)
+    lines = _beta_lines({AFTER_TRAINING: curve}, own_beta)
+    log2_axis(axes, lines[0].xs, format_ratio)
+    axes.set(xlabel=f"{BETA} set after training (log scale)", ylabel=f"nats above own {BETA}")
+    draw_lines(axes, lines)
+    return figure
 
 
 @as_drawing
@@ -134,20 +155,14 @@ def recall_figure(curves: Mapping[str, tuple[str, Mapping[int, Sequence[float]]]
     return figure
 
 
-def _beta_figure(curves: Mapping[str, Curve], x_label: str, y_label: str, base: float | None = None) -> Figure:
-    figure, axes = new_axes(3.6)
+def _beta_lines(curves: Mapping[str, Curve], base: float) -> list[Line]:
+    """Nats above those of the beta ``base`` on each curve, with the spread of its seeds."""
     colours = (ALIBI_COLOUR, SECOND_COLOUR, "#44aa99", "#aa4499", "#5fb3d9", "#117733")
     lines = []
     for (name, curve), colour in zip(curves.items(), colours, strict=False):
-        level = curve.lowest if base is None else base
-        found = [curve.between(beta, level) for beta in curve]
+        found = [curve.between(beta, base) for beta in curve]
         lines.append(_spread_line(Line(name, colour, list(curve), [each.mean for each in found]), found))
-    log2_axis(axes, [beta for line in lines for beta in line.xs], format_ratio)
-    axes.set(xlabel=x_label, ylabel=y_label)
-    draw_lines(axes, lines)
-    if len(lines) > 1:
-        name_lines(axes, lines)
-    return figure
+    return lines
 
 
 def _with_spread(found: Sequence[tuple[str, str, Sequence[float], Sequence[Difference | None]]]) -> list[Line]:
@@ -168,9 +183,9 @@ def _difference(grid: Comparison, variant: str, length: int) -> Difference | Non
     return grid.difference(variant, grid.main_protocol, length) if variant in grid.variants else None
 
 
-def _dot(axes: Axes, difference: Difference, y: float, colour: str, marker: str) -> None:
+def _dot(axes: Axes, difference: Difference, y: float, colour: str) -> None:
     axes.plot(difference.ends, (y, y), color=colour, linewidth=1.5)
-    axes.plot(difference.mean, y, color=colour, marker=marker, markersize=5.5)
+    axes.plot(difference.mean, y, color=colour, marker="o", markersize=5.5)
 
 
 def _title(axes: Axes, title: str) -> None:

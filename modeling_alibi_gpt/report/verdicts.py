@@ -122,7 +122,7 @@ def learning_finds_the_best(grid: Comparison) -> Findings:
         if to_best and to_one:
             trainable = grid.cell(variant, grid.main_protocol, length)["fields"]["alibi_trainable"]
             values = {"trainable": trainable, "learned": to_one, "best": curve.between(curve.lowest, 1.0)}
-            yield judge([to_best.shown], -1), {**values, "beta": curve.lowest}
+            yield judge([to_best.shown], -1), {**values, "beta": curve.lowest, "tried": list(curve)}
 
 
 def another_beta_reads_better(grid: Comparison) -> Findings:

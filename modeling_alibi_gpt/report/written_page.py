@@ -126,8 +126,9 @@ class WrittenPage:
         return f"{trainings['num_parameters'].median() / 1e6:.1f} M parameters, {found}"
 
     def rows(self, kind: str, **values: Any) -> list[Record]:
-        """The records of a kind with these values that are not part of a comparison; there is at least one."""
-        return rows_of(_found(pick(self._others[kind], **values), f"{kind} with {values}"))
+        """The records of a kind with these values, which are of a comparison only if it is named; at least one."""
+        among = self._compared if "comparison" in values else self._others
+        return rows_of(_found(pick(among[kind], **values), f"{kind} with {values}"))
 
     def answers(self, name: str) -> Answers:
         """Accuracies of a comparison on a task."""
@@ -188,6 +189,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "nats": formats.format_mean,
     "change": formats.format_change,
     "ratio": formats.format_ratio,
+    "span": formats.format_range,
     "perplexity": formats.format_perplexity,
     "percent": _percent,
     "all_below": _all_below,
