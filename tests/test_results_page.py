@@ -244,5 +244,15 @@ def test_the_times_of_training_steps() -> None:
     assert printed == [ratios[f"{method} positions"] for method in ("alibi", "rope", "t5", "kerple", "fire")]
 
 
+def test_what_the_page_on_beta_says_of_five_tokens_for_each_parameter() -> None:
+    text = (ROOT / "docs" / "beta.md").read_text(encoding="utf-8")
+    gain = -screened("alibi 8", "alibi", 512, BETAS_LONG)
+    assert f"β 8 gains {gain:.2f} nats over β 1 in models of 4.2 million" in text
+    over_one, over_eight = (
+        f"{-main_above('alibi, learned beta', 128, other):.2f}" for other in ("alibi", "alibi tuned")
+    )
+    assert f"A learned β gains {over_one} nats over β 1" in text and over_eight == over_one
+
+
 def test_every_section_with_such_a_figure_is_recomputed() -> None:
     assert set(EXPECTED) <= set(SECTIONS)

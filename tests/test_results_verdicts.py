@@ -129,6 +129,20 @@ def claimed_other_betas(grid: Grid, said: str) -> list[str]:
     return expected
 
 
+def claimed_learning(grid: Grid, said: str) -> list[str]:
+    length, (name,) = grid.lengths[0], {record["variant"] for record in grid.of_kind("trained_beta")}
+    curve, lowest = grid.curve("geometric", grid.main, length), grid.lowest("geometric", grid.main, length)
+    learned, best = (
+        signed(mean(grid.above((one, grid.main, length), (curve[1.0], grid.main, length)) or []))
+        for one in (name, curve[lowest])
+    )
+    tried = ", ".join(map(ratio, curve))
+    return [
+        f"learned {learned}",
+        f"{BETA} {ratio(lowest)} (the lowest of {tried}) {best} against {BETA} 1 at {length:,} tokens",
+    ]
+
+
 CLAIMS: dict[str, Callable[[Grid, str], list[str]]] = {
     "does no worse on far longer text": claimed_changes,
     "uses text beyond": claimed_changes,
@@ -140,6 +154,7 @@ CLAIMS: dict[str, Callable[[Grid, str], list[str]]] = {
     "keeps RoPE": claimed_readings,
     "other than the paper's 1 is better": claimed_betas,
     f"The best {BETA} depends": claimed_betas,
+    "that each layer learns": claimed_learning,
     "Slopes that differ by head": claimed_slopes,
     "other than its own": claimed_other_betas,
 }
