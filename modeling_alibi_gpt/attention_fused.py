@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from .attention_augmented import AugmentedAttention
 from .attention_context import AttentionContext
@@ -91,7 +92,8 @@ def fused_attention(
     Returns:
         ``(B, H, Q, d)``.
     """
-    return _FusedAttention.apply(query, key, value, slopes, scaling, tolerance, first_keys)
+    with torch.cuda.device_of(query):  # Triton launches kernels on the current device
+        return _FusedAttention.apply(query, key, value, slopes, scaling, tolerance, first_keys)
 
 
 class _Tiles(NamedTuple):
@@ -132,8 +134,8 @@ def _shared_bytes(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
 
 
-def _run(kernel: Any, num_programs: tuple[int, int], tiles: _Tiles, *arguments: Any) -> None:
-    kernel[num_programs](*arguments, num_warps=tiles.num_warps, num_stages=tiles.num_stages)
+def _run(kernel: Any, num_programs: int, tiles: _Tiles, *arguments: Any) -> None:
+    kernel[(num_programs,)](*arguments, num_warps=tiles.num_warps, num_stages=tiles.num_stages)
 
 
 class _Call(NamedTuple):
@@ -197,12 +199,12 @@ class _FusedAttention(torch.autograd.Function):
             norms = slopes.new_empty(num_rows, num_kv_heads, num_blocks)
             centres = slopes.new_empty(num_rows, num_kv_heads, head_dim)
             bounds = norms, centres
-            grid = num_blocks, num_rows * num_kv_heads
+            grid = (num_blocks * num_rows * num_kv_heads,)
             key_norms_kernel[grid](states[1], states[1].stride()[:3], *bounds, num_kv_heads, kv_len, head_dim, dims)
         tiles = _tiles("forward", dims, query.device)
         strides = tuple(tensor.stride()[:3] for tensor in (*states, output))
         _run(
-            forward_kernel, (num_tiles, num_rows * num_heads), tiles,
+            forward_kernel, num_tiles * num_rows * num_heads, tiles,
             states, strides, call.slopes, call.first_keys, bounds, (output, log_sums, starts), call.sizes, scaling,
             tolerance * _TOLERANCE_FACTOR, *call.shape, tiles.keys, call.has_first_keys, skips_keys,
         )  # fmt: skip
@@ -211,6 +213,7 @@ class _FusedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
         from .attention_gradients import key_gradients_kernel, query_gradients_kernel  # needs Triton
 
@@ -221,16 +224,16 @@ class _FusedAttention(torch.autograd.Function):
         states = query, key, value, output, direction
         strides = tuple(tensor.stride()[:3] for tensor in states)
         tiles = _tiles("query_gradients", call.shape[1], device)
-        grid = _cdiv(query.shape[2], tiles.queries), num_rows * query.shape[1]
-        parts = log_sums.new_empty(num_rows, query.shape[1], grid[0]) if learns_slopes else deltas
+        num_tiles = _cdiv(query.shape[2], tiles.queries)
+        parts = log_sums.new_empty(num_rows, query.shape[1], num_tiles) if learns_slopes else deltas
         _run(
-            query_gradients_kernel, grid, tiles,
+            query_gradients_kernel, num_tiles * num_rows * query.shape[1], tiles,
             states, strides, call.slopes, call.first_keys, (log_sums, starts), (gradients[0], deltas, parts),
             call.sizes, ctx.scaling, *call.shape, *tiles[:2], call.has_first_keys, learns_slopes,
         )  # fmt: skip
         tiles = _tiles("key_gradients", call.shape[1], device)
         _run(
-            key_gradients_kernel, (_cdiv(key.shape[2], tiles.keys), num_rows * key.shape[1]), tiles,
+            key_gradients_kernel, _cdiv(key.shape[2], tiles.keys) * num_rows * key.shape[1], tiles,
             (*states[:3], direction), (*strides[:3], strides[4]), call.slopes, call.first_keys,
             (log_sums, starts, deltas), gradients[1:], call.sizes, ctx.scaling, *call.shape, *tiles[:2],
             call.has_first_keys,

@@ -38,7 +38,7 @@ class CompiledOnly:
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
 
-    def __getitem__(self, grid: tuple[int, int]) -> Any:
+    def __getitem__(self, grid: tuple[int]) -> Any:
         def compile_it(*arguments: Any, **options: int) -> None:
             compiled = self.kernel.warmup(*arguments, grid=grid, **options)
             if compiled.metadata.shared > SHARED_BYTES[CAPABILITY]:
