@@ -13,7 +13,7 @@ WAY_NAMES = {
     "dense": "SDPA with a dense bias",
     "strips": "sdpa (from 512 tokens on)",
     "fused": "sdpa on GPUs",
-    "augmented": "augmented keys (compiled sdpa)",
+    "augmented": "augmented keys",
     "banded": "alibi_banded",
     "flex": "flex_attention",
     "eager": "eager, as BLOOM and MPT",
@@ -22,7 +22,7 @@ GPU_WAY_NAMES = {
     "fused": "sdpa",
     "banded": "alibi_banded",
     "flex": "flex_attention",
-    "augmented": "augmented keys (compiled sdpa)",
+    "augmented": "augmented keys",
 }
 
 
