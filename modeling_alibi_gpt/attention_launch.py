@@ -67,7 +67,7 @@ def _run(kernel: Any, num_programs: int, tiles: _Tiles, *arguments: Any) -> None
 
 
 class _Call(NamedTuple):
-    """What the kernels of one call share, beside tensors of states.
+    """What the kernels of one call share, besides the states.
 
     Attributes:
         slopes: Slopes, and the stride of a row.
