@@ -96,8 +96,7 @@ def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerM
     Strips also serve other fixed biases of distance. Augmented keys serve slopes that are learned on a CPU or vary by
     query, and compiled models, where one graph covers all lengths. The folded mask serves exported graphs, since every
     runtime supports it, and 16-bit models on a CPU whose slopes are learned: through augmented keys their gradient
-    would be a difference of large numbers. GPU kernels sum float32 products in any order, in which augmented keys lose
-    precision; there strips or folded masks replace them.
+    would be a difference of large numbers. GPUs sum float32 products in any order; there augmented keys lose digits.
     """
     slopes = None
     if bias is not None and context.is_causal:
@@ -109,7 +108,7 @@ def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerM
         return StripAttention(context, _tolerance(context), biases=biases)
     if context.q_len == 1 or torch.compiler.is_exporting():
         return folded_mask(context, bias)
-    if not is_tracing(slopes) and _is_long(context) and can_fuse(context, slopes):
+    if can_fuse(context, slopes) and _is_long(context):
         return FusedAttention(context, slopes, _tolerance(context))
     if slopes.requires_grad and context.dtype.itemsize < slopes.dtype.itemsize:
         return _folded(context, bias)
@@ -130,7 +129,7 @@ _reads_every_key: ContextVar[bool] = ContextVar("reads_every_key", default=False
 
 @contextmanager
 def reading_every_key() -> Iterator[None]:
-    """Context manager under which `sdpa` skips no key, however small its weight. Slower; for verification."""
+    """Context manager under which uncompiled `sdpa` skips no key, however small its weight. For verification."""
     token = _reads_every_key.set(True)
     try:
         yield
@@ -150,7 +149,8 @@ def _folded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
 
 def _tolerance(context: AttentionContext) -> float:
     """Largest weight that may be left out per query while the result stays exact to rounding."""
-    return 0.0 if _reads_every_key.get() else exact_tolerance(context.dtype)
+    reads_every_key = not torch.compiler.is_compiling() and _reads_every_key.get()
+    return 0.0 if reads_every_key else exact_tolerance(context.dtype)
 
 
 def _is_long(context: AttentionContext) -> bool:
@@ -192,7 +192,7 @@ def prepare_banded(context: AttentionContext, bias: PositionBias | None) -> Laye
 
 def banded_attention(context: AttentionContext, slopes: Tensor, tolerance: float) -> BiasedAttention:
     """Banded attention of contiguous tokens by the fastest kernels, for slopes ``(H,)``, nats per token."""
-    if not context.keeps_windows and not is_tracing(slopes) and can_fuse(context, slopes[None, None]):
+    if not context.keeps_windows and can_fuse(context, slopes[None, None]):
         return FusedAttention(context, slopes[None, None], tolerance)
     return BandedAttention(context, slopes, tolerance)
 

@@ -67,9 +67,10 @@ def query_gradients_kernel(
         sizes: See the forward kernel.
         scaling: Factor of ``q . k``.
     """
-    block = tl.num_programs(0) - 1 - tl.program_id(0)
-    index, row, head = tl.program_id(1), tl.program_id(1) // sizes[0], tl.program_id(1) % sizes[0]
-    at, offset, kv_head = block * QUERIES, sizes[3] - sizes[2], head // sizes[1]
+    num_tiles = tl.cdiv(sizes[2], QUERIES)
+    tile, index = num_tiles - 1 - tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles
+    row, head = index // sizes[0], index % sizes[0]
+    at, offset, kv_head = tile * QUERIES, sizes[3] - sizes[2], head // sizes[1]
     queries, stop = at + tl.arange(0, QUERIES), tl.minimum(at + QUERIES + offset, sizes[3])
     bias = scaling * LOG2_E, tl.load(slopes[0] + row * slopes[1] + head) * LOG2_E, stop - 1
     q, o, d = _load_three(states, strides, row, head, at, sizes[2], HEAD_DIM, QUERIES, DIMS)
@@ -94,7 +95,7 @@ def query_gradients_kernel(
     result = head_of(results[0], strides[0], row, head)
     store_tile(result, at, strides[0][2], sizes[2], gradient * scaling, HEAD_DIM, QUERIES, DIMS)
     if LEARNS_SLOPES:
-        tl.store(results[2] + index * tl.num_programs(0) + block, tl.sum(moments, 0))
+        tl.store(results[2] + index * num_tiles + tile, tl.sum(moments, 0))
 
 
 @triton.jit
@@ -180,9 +181,10 @@ def key_gradients_kernel(
         sizes: See the forward kernel.
         scaling: Factor of ``q . k``.
     """
-    num_kv_heads = sizes[0] // sizes[1]
-    block, row, kv_head = tl.program_id(0), tl.program_id(1) // num_kv_heads, tl.program_id(1) % num_kv_heads
-    at, offset, num_tiles = block * KEYS, sizes[3] - sizes[2], tl.cdiv(sizes[2], QUERY_TOKENS)
+    num_kv_heads, num_key_tiles = sizes[0] // sizes[1], tl.cdiv(sizes[3], KEYS)
+    tile, kv_index = tl.program_id(0) % num_key_tiles, tl.program_id(0) // num_key_tiles
+    row, kv_head = kv_index // num_kv_heads, kv_index % num_kv_heads
+    at, offset, num_tiles = tile * KEYS, sizes[3] - sizes[2], tl.cdiv(sizes[2], QUERY_TOKENS)
     keys = at + tl.arange(0, KEYS)
     key, value = head_of(states[1], strides[1], row, kv_head), head_of(states[2], strides[2], row, kv_head)
     k = load_tile(key, at, strides[1][2], sizes[3], HEAD_DIM, KEYS, DIMS, True)

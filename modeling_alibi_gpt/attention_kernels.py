@@ -87,11 +87,12 @@ def sees(own_keys, first_seen, keys, HAS_FIRST_KEYS: tl.constexpr):
 def key_norms_kernel(key, strides, norms, centres, num_heads, kv_len, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr):
     """Write the centre c ``(B, H, d)``, the mean of a sample of keys, and the largest ``|k - c|`` of every block of
     keys, ``(B, H, N)``, all float32."""
-    block, index = tl.program_id(0), tl.program_id(1)
+    num_blocks = tl.cdiv(kv_len, BLOCK_TOKENS)
+    block, index = tl.program_id(0) % num_blocks, tl.program_id(0) // num_blocks
     keys, dims = tl.arange(0, BLOCK_TOKENS), tl.arange(0, DIMS)
     states = head_of(key, strides, index // num_heads, index % num_heads)
     # Every program computes the centre again, from keys spread over the text.
-    step = tl.cast(tl.cdiv(kv_len, BLOCK_TOKENS), tl.int64)
+    step = tl.cast(num_blocks, tl.int64)
     sample = load_tile(states, 0, step * strides[2], tl.cdiv(kv_len, step), HEAD_DIM, BLOCK_TOKENS, DIMS, True)
     centre = tl.sum(sample.to(tl.float32), 0) / tl.cdiv(kv_len, step)
     if block == 0:
@@ -99,7 +100,7 @@ def key_norms_kernel(key, strides, norms, centres, num_heads, kv_len, HEAD_DIM: 
     tile = load_tile(states, block * BLOCK_TOKENS, strides[2], kv_len, HEAD_DIM, BLOCK_TOKENS, DIMS, True)
     shifted = tile.to(tl.float32) - centre[None, :]
     squares = tl.where(block * BLOCK_TOKENS + keys < kv_len, tl.sum(shifted * shifted, 1), 0.0)
-    tl.store(norms + index * tl.num_programs(0) + block, tl.sqrt(tl.max(squares, 0)))
+    tl.store(norms + index * num_blocks + block, tl.sqrt(tl.max(squares, 0)))
 
 
 @triton.jit
@@ -235,9 +236,11 @@ def forward_kernel(
         scaling: Factor of ``q . k``.
         tolerance: Largest weight that may be left out per query, if ``SKIPS_KEYS``.
     """
-    block = tl.num_programs(0) - 1 - tl.program_id(0)  # tiles that read the most keys start first
-    index, row, head = tl.program_id(1), tl.program_id(1) // sizes[0], tl.program_id(1) % sizes[0]
-    at, offset, kv_head = block * QUERY_TOKENS, sizes[3] - sizes[2], head // sizes[1]
+    num_tiles = tl.cdiv(sizes[2], QUERY_TOKENS)
+    tile = num_tiles - 1 - tl.program_id(0) % num_tiles  # tiles that read the most keys start first
+    index = tl.program_id(0) // num_tiles
+    row, head = index // sizes[0], index % sizes[0]
+    at, offset, kv_head = tile * QUERY_TOKENS, sizes[3] - sizes[2], head // sizes[1]
     queries, stop = at + tl.arange(0, QUERY_TOKENS), tl.minimum(at + QUERY_TOKENS + offset, sizes[3])
     bias = scaling * LOG2_E, tl.load(slopes[0] + row * slopes[1] + head) * LOG2_E, stop - 1
     query, token_strides = head_of(states[0], strides[0], row, head), (strides[1][2], strides[2][2])
@@ -263,4 +266,4 @@ def forward_kernel(
         state, q, others, token_strides, place, bias, start, cut, HEAD_DIM, DIMS, KEYS, False, HAS_FIRST_KEYS
     )
     _store_results(results, state, strides[3], index, at, bias, place[0], sizes, HEAD_DIM, DIMS)
-    tl.store(results[2] + index * tl.num_programs(0) + block, start)
+    tl.store(results[2] + index * num_tiles + tile, start)

@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_alibi_gpt import attention, attention_fused
+from modeling_alibi_gpt import attention, attention_fused, attention_launch
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_context import AttentionContext
@@ -34,7 +36,7 @@ LENGTHS = [(1, 1), (2, 2), (63, 63), (65, 65), (200, 200), (1, 200), (65, 200)]
 
 @pytest.fixture(autouse=True)
 def skip_keys_of_short_texts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_fused, "MIN_SKIPPED_TOKENS", 2)
+    monkeypatch.setattr(attention_launch, "MIN_SKIPPED_TOKENS", 2)
 
 
 def first_keys_of(segments: list[Segment], rows: int, q_len: int, offset: int = 0) -> Tensor:
@@ -175,7 +177,7 @@ def test_documents_before_the_tile_are_not_read() -> None:
 )
 def test_models_in_float16(case: str, layout: str, back_end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both back ends take the kernels where they run, and are as near the reference as eager."""
-    monkeypatch.setattr(attention_fused, "_has_kernels", lambda device: True)
+    monkeypatch.setattr(attention_fused, "_runs_kernels", lambda device: True)
     monkeypatch.setattr(attention, "MIN_LONG_PAIRS", 1)
     monkeypatch.setattr(attention, "MIN_LONG_QUERIES", 1)
     calls = []
@@ -187,6 +189,44 @@ def test_models_in_float16(case: str, layout: str, back_end: str, monkeypatch: p
             errors[name] = max_error(logits, expected_logits(case, layout), BATCHES[layout].visible)
     assert calls
     assert errors[back_end] <= 2.0 * errors["eager"]
+
+
+def test_compiled_gradients() -> None:
+    """Through the operators' shapes, strides and gradients, as compilers see them."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> Tensor:
+        return fused_attention(query.transpose(1, 2), key, value, slopes, SCALING, 2**-30).sin()
+
+    query, key, value = draw(2, 70, 70)
+    tensors = query.detach().transpose(1, 2).contiguous().requires_grad_(), key, value, alibi_slopes(2)[None]
+    tensors[3].requires_grad_()
+    compiled = torch.compile(attend, backend="aot_eager", fullgraph=True)
+    gradients = [torch.autograd.grad(run(*tensors).sum(), tensors) for run in (attend, compiled)]
+    for eager, found in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, eager, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("back_end", ["sdpa", "alibi_banded"])
+def test_compiled_models(back_end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph, which calls the kernels as operators, with the loss and gradients of eager code."""
+    monkeypatch.setattr(attention_fused, "_runs_kernels", lambda device: True)
+    monkeypatch.setattr(attention, "MIN_LONG_PAIRS", 1)
+    model = make_model("alibi", back_end, torch.float16).train()
+    tokens = torch.randint(0, 61, (2, 70), generator=torch.Generator().manual_seed(0))
+    losses, gradients, num_graphs = [], [], []
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        num_graphs.append(sum("fused" in str(node.target) for node in graph.graph.nodes))
+        return graph.forward
+
+    for forward in (model, torch.compile(model, backend=count, fullgraph=True)):
+        loss = forward(tokens, labels=tokens, use_cache=False).loss
+        losses.append(loss.item())
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert len(num_graphs) == 1
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    for eager, compiled in zip(*gradients, strict=True):
+        torch.testing.assert_close(compiled, eager, atol=2e-3, rtol=0)
 
 
 def test_dropout_is_left_to_augmented_keys(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +241,7 @@ def test_dropout_is_left_to_augmented_keys(monkeypatch: pytest.MonkeyPatch) -> N
 def test_what_the_kernels_support(monkeypatch: pytest.MonkeyPatch) -> None:
     slopes = alibi_slopes(2)[None, None]
     assert not can_fuse(AttentionContext.from_lengths(8, 8, torch.bfloat16), slopes)  # on a CPU
-    monkeypatch.setattr(attention_fused, "_has_kernels", lambda device: True)
+    monkeypatch.setattr(attention_fused, "_runs_kernels", lambda device: True)
     assert can_fuse(AttentionContext.from_lengths(8, 8, torch.bfloat16), slopes)
     assert not can_fuse(AttentionContext.from_lengths(8, 8, torch.float32), slopes)
     assert not can_fuse(AttentionContext.from_lengths(8, 8, torch.bfloat16), slopes.expand(1, 8, 2))

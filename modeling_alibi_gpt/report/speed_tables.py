@@ -1,5 +1,7 @@
 """Tables of speed: attention, whole models and decoding, each relative to an interleaved reference."""
 
+import pandas as pd
+
 from modeling_alibi_gpt.report.formats import MISSING_CELL, format_count, format_mebibytes
 from modeling_alibi_gpt.report.frames import Records, frame_of, rows_of
 from modeling_alibi_gpt.report.tables import Table, by_length, of_columns
@@ -11,7 +13,7 @@ WAY_NAMES = {
     "dense": "SDPA with a dense bias",
     "strips": "sdpa (from 512 tokens on)",
     "fused": "sdpa on GPUs",
-    "augmented": "augmented keys (compiled sdpa)",
+    "augmented": "augmented keys",
     "banded": "alibi_banded",
     "flex": "flex_attention",
     "eager": "eager, as BLOOM and MPT",
@@ -20,7 +22,7 @@ GPU_WAY_NAMES = {
     "fused": "sdpa",
     "banded": "alibi_banded",
     "flex": "flex_attention",
-    "augmented": "augmented keys (compiled sdpa)",
+    "augmented": "augmented keys",
 }
 
 
@@ -85,7 +87,7 @@ def decode_speed_table(records: Records) -> Table:
         "tokens per second": (1 / frame["seconds"]).map("{:.1f}".format),
         "times as fast": (1 / frame["times_reference"]).map("{:.2f}".format),
         "cache, MiB": frame["cache_bytes"].map(format_mebibytes),
-        "logits differ by": frame["max_difference"].map("{:.1e}".format),
+        "logits differ by": [MISSING_CELL if pd.isna(value) else f"{value:.1e}" for value in frame["max_difference"]],
     }
     return of_columns(columns)
 

@@ -11,7 +11,7 @@ import torch  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime import driver  # noqa: E402
 
-from modeling_alibi_gpt import attention_fused, attention_gradients, attention_kernels  # noqa: E402
+from modeling_alibi_gpt import attention_fused, attention_gradients, attention_kernels, attention_launch  # noqa: E402
 
 
 # Bytes of shared memory that a block may take, by compute capability.
@@ -38,7 +38,7 @@ class CompiledOnly:
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
 
-    def __getitem__(self, grid: tuple[int, int]) -> Any:
+    def __getitem__(self, grid: tuple[int]) -> Any:
         def compile_it(*arguments: Any, **options: int) -> None:
             compiled = self.kernel.warmup(*arguments, grid=grid, **options)
             if compiled.metadata.shared > SHARED_BYTES[CAPABILITY]:
@@ -65,8 +65,8 @@ def main() -> None:
         for name in names:
             setattr(module, name, CompiledOnly(getattr(module, name)))
     # Tiles are chosen by the device, which is not there.
-    attention_fused._tiles = lambda kernel, dims, device: attention_fused._TILES[kernel][max(64, dims)][
-        SHARED_BYTES[CAPABILITY] < attention_fused._MIN_SHARED_BYTES
+    attention_launch._tiles = lambda kernel, dims, device: attention_launch._TILES[kernel][max(64, dims)][
+        SHARED_BYTES[CAPABILITY] < attention_launch._MIN_SHARED_BYTES
     ]
     compile_for(64, torch.bfloat16, has_first_keys=False)
     compile_for(128, torch.bfloat16, has_first_keys=True)
