@@ -84,6 +84,23 @@ def test_a_figure_is_an_svg_with_its_letters(tmp_path: Path) -> None:
     assert {"ALiBi", "RoPE", "no positions", "title"} <= letters
 
 
+def test_records_of_a_comparison_are_found_by_its_name(tmp_path: Path) -> None:
+    text = f'{{{{ rows("training", comparison="{NAME}") | map(attribute="seed") | span }}}}'
+    assert page(tmp_path, text) == "0.00 to 2.00\n"
+    with pytest.raises(ValueError, match="training"):
+        page(tmp_path, '{{ rows("training") }}')
+
+
+def test_rivals_far_behind_are_on_a_logarithmic_scale(tmp_path: Path) -> None:
+    text = '{{ figure("rivals", "rivals.svg", "Rivals", g, ["rope"]) }}'
+    assert page(tmp_path, text) == "![Rivals](figures/rivals.svg)\n"
+    drawn = ElementTree.parse(tmp_path / "out" / "figures" / "rivals.svg").getroot()
+    letters = [element.text for element in drawn.iter() if element.tag.endswith("text")]
+    assert {"at the training length", "at 8 training lengths"} <= set(letters)
+    # RoPE is 0.05 below ALiBi at 128 tokens and 0.55 above at 1,024.
+    assert letters.count("log scale beyond 0.1") == 1
+
+
 def recalled(shares: dict[str, list[float]], text: str, folder: Path) -> str:
     """A page about a task whose oldest item of 128 tokens each seed of each variant answers in these shares."""
     records = [
