@@ -21,7 +21,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.timing import status_bytes
+from benchmarks.timing import PeakAnonymousMemory, status_bytes
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.documents import describe_documents, document_rows, pieces_of_row
 from modeling_alibi_gpt.data.encoder import Encoder
@@ -159,12 +159,13 @@ def _prepare(
     datasets.config.HF_DATASETS_CACHE = str(Path(folder, "cache"))
     before, started = time.process_time(), time.perf_counter()
     memory_before = psutil.Process().memory_info().rss
-    documents = load_documents(source, "all", max_bytes=max_bytes)
-    if tokenizer_name is None:
-        tokenizer = train_tokenizer(documents, 2048, sample_bytes=100_000_000)
-    else:
-        tokenizer = load_tokenizer(tokenizer_name)
-    blocks = pack_documents(documents, tokenizer, 512, max_tokens=max_tokens)
+    with PeakAnonymousMemory() as anonymous:
+        documents = load_documents(source, "all", max_bytes=max_bytes)
+        if tokenizer_name is None:
+            tokenizer = train_tokenizer(documents, 2048, sample_bytes=100_000_000)
+        else:
+            tokenizer = load_tokenizer(tokenizer_name)
+        blocks = pack_documents(documents, tokenizer, 512, max_tokens=max_tokens)
     cached = [file for file in Path(folder, "cache").rglob("*") if file.is_file()]
     figures = {
         "num_bytes": describe_documents(documents)["num_bytes"],
@@ -173,6 +174,7 @@ def _prepare(
         "wall_seconds": time.perf_counter() - started,
         "memory_before_bytes": memory_before,
         "peak_memory_bytes": status_bytes("VmHWM"),
+        "peak_anonymous_bytes": anonymous.peak_bytes,
         "disk_bytes": sum(file.stat().st_size for file in cached),
     }
     shutil.rmtree(Path(folder, "cache"))

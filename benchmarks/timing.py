@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import statistics
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 
 Candidate = Callable[[], Any]
+_SAMPLE_SECONDS = 0.05
 
 
 def time_interleaved(candidates: Mapping[str, Candidate], num_rounds: int) -> dict[str, list[float]]:
@@ -80,6 +82,32 @@ def status_bytes(field: str, process: int | str = "self") -> int:
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/{process}/status has no field {field}")
+
+
+class PeakAnonymousMemory(threading.Thread):
+    """Samples the anonymous memory of this process, which leaves out pages of memory-mapped files. A context manager.
+
+    Attributes:
+        peak_bytes: Largest sample.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes = 0
+        self._stop_event = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop_event.wait(_SAMPLE_SECONDS):
+            self.peak_bytes = max(self.peak_bytes, status_bytes("RssAnon"))
+
+    def __enter__(self) -> "PeakAnonymousMemory":
+        self.peak_bytes = status_bytes("RssAnon")
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop_event.set()
+        self.join()
 
 
 def _synchronize() -> None:

@@ -404,7 +404,9 @@ def test_costs_of_data_are_those_of_the_records() -> None:
         assert whole["contestant"] == "reading all" and whole["file_format"] == part["file_format"]
         seconds = " | ".join(f"{record['cpu_seconds'][0]:.1f} s" for record in (whole, part))
         disks = " | ".join(f"{record['disk_bytes'] / 1e6:,.0f} MB" for record in (whole, part))
-        row = f"| `{whole['file_format']}:` | {seconds} | {peak(whole)} | {peak(part)} | {disks} |"
+        anonymous = " | ".join(f"{record['peak_anonymous_bytes'] / 1e9:.2f} GB" for record in (whole, part))
+        memory = f"{peak(whole)} | {peak(part)} | {anonymous}"
+        row = f"| `{whole['file_format']}:` | {seconds} | {memory} | {disks} |"
         assert row in DOCUMENTATION
 
 

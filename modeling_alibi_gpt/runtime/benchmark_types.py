@@ -196,6 +196,7 @@ class DataSpeed(RecordType):
     wall_seconds: Number = None
     memory_before_bytes: Count = None
     peak_memory_bytes: Count = None
+    peak_anonymous_bytes: Count = None  # without pages of memory-mapped files
     disk_bytes: Count = None
 
 

@@ -38,6 +38,7 @@ def test_a_preparation_is_measured_in_a_process_of_its_own(source: str) -> None:
     check_record(record)
     assert record["num_bytes"] == record["file_bytes"] == 2 * (5002 + 3002) + 5002, "whole rows up to the size"
     assert record["peak_memory_bytes"] > record["memory_before_bytes"] > 0
+    assert record["peak_memory_bytes"] > record["peak_anonymous_bytes"] > 0
     assert record["disk_bytes"] > record["num_bytes"] + 4 * record["num_tokens"], "the text and its tokens"
 
 
