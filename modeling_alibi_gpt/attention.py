@@ -32,7 +32,7 @@ from .attention_fused import FusedAttention, can_fuse
 from .attention_strips import StripAttention
 
 
-# Below these sizes the folded mask, which is built once for all layers, is faster. Measured on two CPU cores.
+# Below these sizes the folded mask, which is built once for all layers, is faster on two CPU cores.
 MIN_LONG_PAIRS = 512 * 512
 MIN_LONG_QUERIES = 32
 
@@ -58,7 +58,7 @@ class BiasedAttention(Protocol):
     """Visibility and bias of a layer, with the attention function that applies them."""
 
     def attend(self, query: Tensor, key: Any, value: Any, scaling: float, dropout: float) -> Tensor:
-        """Return ``(B, H, Q, d)`` for queries ``(B, H, Q, d)`` and for keys and values ``(B, H, K, d)``."""
+        """Return ``(B, H, Q, d)`` for queries of this shape and for keys and values ``(B, H or H_kv, K, d)``."""
 
 
 LayerMask = Tensor | BiasedAttention | None
@@ -91,12 +91,12 @@ def folded_mask(context: AttentionContext, bias: PositionBias | None) -> Tensor 
 
 
 def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
-    """Choose the fastest exact variant: strips on a CPU, fused kernels on a GPU, a folded mask for short texts.
+    """Choose the fastest exact variant: a folded mask for short texts, strips on a CPU, fused kernels on a GPU.
 
-    Strips also serve other fixed biases of distance. Augmented keys serve slopes that are learned on a CPU or vary by
-    query, and compiled models, where one graph covers all lengths. The folded mask serves exported graphs, since every
-    runtime supports it, and 16-bit models on a CPU whose slopes are learned: through augmented keys their gradient
-    would be a difference of large numbers. GPUs sum float32 products in any order; there augmented keys lose digits.
+    Strips also serve other fixed biases of distance. Fused kernels serve half precision. Augmented keys serve slopes
+    that are learned or vary by query, and models compiled for a CPU, where one graph covers all lengths. The folded
+    mask serves exported graphs, since every runtime supports it, and 16-bit slopes where augmented keys would make
+    their gradient a difference of large numbers. In float32 on a GPU, which sums in any order, these lose digits.
     """
     slopes = None
     if bias is not None and context.is_causal:
@@ -182,7 +182,7 @@ def prepare_banded(context: AttentionContext, bias: PositionBias | None) -> Laye
         )
     if context.q_len == 1 and not context.keeps_windows:
         return folded_mask(context, bias)
-    if context.segments() is None:
+    if not context.is_whole and context.segments() is None:
         raise ValueError(
             "attention back end 'alibi_banded' needs contiguous tokens: use sdpa or eager for padding between visible "
             "tokens, 4D masks, static caches and compiled packing"

@@ -206,9 +206,9 @@ class AttentionContext:
 
         Queries in no segment see their own key.
         """
-        segments = self.segments()
         if self.is_whole:
             return None
+        segments = self.segments()
         own_keys = torch.arange(self.kv_len - self.q_len, self.kv_len, device=self.query_positions.device)
         rows_agree = all(segment.rows == slice(0, self.num_rows) for segment in segments)
         first_keys = own_keys.repeat(1 if rows_agree else self.num_rows, 1)

@@ -42,6 +42,8 @@ class FusedAttention:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Return ``(B, H, Q, d)`` for queries ``(B, H, Q, d)`` and for keys and values ``(B, H_kv, K, d)``."""
+        # Autocast normalizes queries and keys in float32.
+        query, key, value = (states.to(self.context.dtype) for states in (query, key, value))
         if dropout > 0.0 or query.shape[-1] > MAX_HEAD_DIM:
             num_groups = query.shape[1] // key.shape[1]
             key, value = (states.repeat_interleave(num_groups, dim=1) for states in (key, value))
@@ -52,14 +54,23 @@ class FusedAttention:
 
 
 def can_fuse(context: AttentionContext, slopes: Tensor) -> bool:
-    """Whether the kernels support this device, dtype, visibility, and slopes ``(1 or B, 1 or Q, H)``.
+    """Whether the kernels support the device, the dtype, the visibility, the model and slopes ``(1 or B, 1 or Q, H)``.
 
-    Of what traces a model, only ``torch.compile`` can call them.
+    Of all tracers, only ``torch.compile`` can call them.
     """
     if is_tracing(slopes) and (not torch.compiler.is_compiling() or torch.compiler.is_exporting()):
         return False
-    is_supported = context.dtype in DTYPES and slopes.shape[1] == 1 and context.is_causal
-    return is_supported and _has_kernels(slopes.device) and context.segments() is not None
+    if context.dtype not in DTYPES or slopes.shape[1] != 1 or not (context.is_causal and _suits_model(context)):
+        return False
+    return _has_kernels(slopes.device) and (context.is_whole or context.segments() is not None)
+
+
+def _suits_model(context: AttentionContext) -> bool:
+    """Whether the head size is supported and there is no dropout, which only training uses."""
+    if context.inputs is None:
+        return True
+    config = context.inputs.config
+    return config.head_dim <= MAX_HEAD_DIM and not (config.attention_dropout and torch.is_grad_enabled())
 
 
 @torch.compiler.assume_constant_result
@@ -90,13 +101,21 @@ def fused_attention(
         key: ``(B, H_kv, K, d)``, like ``value``; H is a multiple of H_kv.
         value: ``(B, H_kv, K, d)``.
         slopes: ``(1 or B, H)`` float32, nats per token.
-        scaling: Factor of ``q . k``.
+        scaling: Factor of ``q . k``, above 0.
         tolerance: Largest attention weight that may be left out per query.
         first_keys: ``(1 or B, Q)`` int32, the first key that each query sees, at most its own; None means key 0.
 
     Returns:
         ``(B, H, Q, d)``.
+
+    Raises:
+        ValueError: There are more queries than keys, or H is not a multiple of H_kv.
     """
+    if query.shape[2] > key.shape[2] or query.shape[1] % key.shape[1]:
+        raise ValueError(
+            f"expected at least as many keys as queries and heads in groups of equal size, got queries "
+            f"{tuple(query.shape)} and keys {tuple(key.shape)}"
+        )
     return _FusedAttention.apply(query, key, value, slopes, scaling, tolerance, first_keys)
 
 
@@ -107,7 +126,7 @@ class _FusedAttention(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         query, key, value, slopes, scaling, tolerance, first_keys = arguments
         states = tuple(_with_dense_rows(tensor) for tensor in (query, key, value))
-        slopes = slopes.detach().contiguous()
+        slopes, first_keys = slopes.detach().contiguous(), None if first_keys is None else first_keys.contiguous()
         run = forward_operator if torch.compiler.is_compiling() else forward
         output, log_sums, starts = run(*states, slopes, scaling, tolerance, first_keys)
         ctx.save_for_backward(*states, output, slopes, log_sums, starts, first_keys)
@@ -125,6 +144,5 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _with_dense_rows(states: Tensor) -> Tensor:
-    """A copy unless the numbers of a token are adjacent and no heads or tokens share memory, as the kernels need."""
-    is_shared = any(size > 1 and stride == 0 for size, stride in zip(states.shape, states.stride(), strict=True))
-    return states.contiguous() if is_shared or states.stride(-1) != 1 else states
+    """A copy unless the numbers of a token are adjacent in memory, as the kernels need."""
+    return states if states.stride(-1) == 1 else states.contiguous()

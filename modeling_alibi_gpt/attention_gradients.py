@@ -57,13 +57,13 @@ def query_gradients_kernel(
 
     Args:
         states: Queries, keys, values, output and directions.
-        strides: Strides of these five.
+        strides: Strides of these five and of the gradients.
         slopes: See the forward kernel.
         first_keys: See the forward kernel.
         saved: Logs of the softmax denominators and first keys of the tiles, from the forward kernel.
-        results: Where to write the gradients of the queries, with the strides of the queries; the sums over d of
-            output times direction ``(B, H, Q)``, which the other kernel reads; and the parts of the gradients of the
-            slopes ``(B, H, number of tiles)``, if ``LEARNS_SLOPES``.
+        results: Where to write the gradients of the queries; the sums over d of output times direction ``(B, H, Q)``,
+            which the other kernel reads; and the parts of the gradients of the slopes ``(B, H, number of tiles)``, if
+            ``LEARNS_SLOPES``.
         sizes: See the forward kernel.
         scaling: Factor of ``q . k``.
     """
@@ -92,8 +92,8 @@ def query_gradients_kernel(
         gradient, moments, q, d, shift, delta, others, token_strides, place, bias, cut, stop,
         HEAD_DIM, DIMS, KEYS, True, HAS_FIRST_KEYS, LEARNS_SLOPES,
     )  # fmt: skip
-    result = head_of(results[0], strides[0], row, head)
-    store_tile(result, at, strides[0][2], sizes[2], gradient * scaling, HEAD_DIM, QUERIES, DIMS)
+    result = head_of(results[0], strides[5], row, head)
+    store_tile(result, at, strides[5][2], sizes[2], gradient * scaling, HEAD_DIM, QUERIES, DIMS)
     if LEARNS_SLOPES:
         tl.store(results[2] + index * num_tiles + tile, tl.sum(moments, 0))
 
@@ -111,7 +111,7 @@ def _load_three(
 
 @triton.jit
 def _stop_query(starts, num_tiles, first, key_stop):
-    """End of the last tile of queries that reads a key before ``key_stop``; tiles before ``first`` are not asked."""
+    """End of the last tile of queries that reads a key before ``key_stop``; tiles before ``first`` are ignored."""
     last = first - 1
     for at in tl.range(first, num_tiles, _NUM_STARTS):
         tiles = at + tl.arange(0, _NUM_STARTS)
@@ -173,11 +173,11 @@ def key_gradients_kernel(
 
     Args:
         states: Queries, keys, values and directions.
-        strides: Strides of these four.
+        strides: Strides of these four and of the gradients of keys and values.
         slopes: See the forward kernel.
         first_keys: See the forward kernel.
         saved: Logs of the softmax denominators, first keys of the tiles, and sums of output times direction.
-        results: Where to write the gradients of keys and values, with their strides.
+        results: Where to write the gradients of keys and values.
         sizes: See the forward kernel.
         scaling: Factor of ``q . k``.
     """
@@ -252,6 +252,6 @@ def key_gradients_kernel(
             True,
             HAS_FIRST_KEYS,
         )
-    key, value = head_of(results[0], strides[1], row, kv_head), head_of(results[1], strides[2], row, kv_head)
-    store_tile(key, at, strides[1][2], sizes[3], gradients[0] * scaling, HEAD_DIM, KEYS, DIMS)
-    store_tile(value, at, strides[2][2], sizes[3], gradients[1], HEAD_DIM, KEYS, DIMS)
+    key, value = head_of(results[0], strides[4], row, kv_head), head_of(results[1], strides[5], row, kv_head)
+    store_tile(key, at, strides[4][2], sizes[3], gradients[0] * scaling, HEAD_DIM, KEYS, DIMS)
+    store_tile(value, at, strides[5][2], sizes[3], gradients[1], HEAD_DIM, KEYS, DIMS)

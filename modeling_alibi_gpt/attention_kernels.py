@@ -24,18 +24,19 @@ except ImportError as error:
 
 
 QUERY_TOKENS = tl.constexpr(128)
-# Keys of a block, whose longest bounds the weight of all; tiles of keys consist of whole blocks.
+# Keys per block; the longest key bounds the weight of the whole block. Tiles of keys consist of whole blocks.
 BLOCK_TOKENS = tl.constexpr(64)
-# Blocks before a tile's first query that are read before the bounds are computed, and a power of two that covers
-# these and the tile's own.
+# Keys before a tile's own that are read before the bounds are computed, and a power of two that covers their blocks
+# and the tile's own.
 _NEAR_TOKENS = tl.constexpr(128)
 _NUM_NEAR_BLOCKS = tl.constexpr(8)
+# Blocks whose weights are bounded at once.
 _NUM_BOUNDS = tl.constexpr(128)
 # Error bound of a float32 sum of a few hundred products, relative to its largest possible value.
 _ROUNDING = tl.constexpr(2**-14)
 LOG2_E = tl.constexpr(1.4426950408889634)
 # Below any score, but finite, so that its difference from itself is 0.
-_LOWEST = tl.constexpr(-1e30)
+_LOWEST = tl.constexpr(-3e38)
 
 
 @triton.jit
@@ -119,8 +120,7 @@ def _attend(
         place: Own key and first visible key of every query, and K.
         bias: Factor of ``q . k``, slope, and the key without bias.
         start: First key.
-        stop: End of the keys. If not ``IS_CUT``, it ends a tile and every query sees the last key's tile whole, but
-            for first keys.
+        stop: End of the keys. Unless ``IS_CUT``, these are whole tiles that every query sees, apart from first keys.
     """
     accumulator, sums, maxima = state
     for at in tl.range(start, stop, KEYS):

@@ -2,8 +2,7 @@
 """Launches of the fused kernels, in eager code and as operators for compilers. Exported to the Hub.
 
 Shapes: B batch, H heads, H_kv key/value heads, Q queries, K keys, d head size, M tiles of queries. Arguments are those
-of :func:`~modeling_alibi_gpt.attention_fused.fused_attention`; the last dimension of states has stride 1, and no two
-heads or tokens share memory.
+of :func:`~modeling_alibi_gpt.attention_fused.fused_attention`; the last dimension of states has stride 1.
 """
 
 import functools
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-# Computing which keys to skip does not pay in shorter texts.
+# Computing which keys to skip does not pay off for shorter texts.
 MIN_SKIPPED_TOKENS = 1024
 # Constants of the kernels, whose module needs Triton.
 _QUERY_TOKENS, _BLOCK_TOKENS = 128, 64
@@ -162,20 +161,20 @@ def backward(
     deltas = torch.empty_like(log_sums)
     *gradients, slope_gradients = _empty_gradients(query, key, value, slopes)
     states = query, key, value, output, direction
-    strides = tuple(tensor.stride()[:3] for tensor in states)
+    strides = tuple(tensor.stride()[:3] for tensor in (*states, *gradients))
     with torch.cuda.device_of(query):
         tiles = _tiles("query_gradients", call.shape[1], query.device)
         num_tiles = _cdiv(query.shape[2], tiles.queries)
         parts = log_sums.new_empty(num_rows, query.shape[1], num_tiles) if learns_slopes else deltas
         _run(
             query_gradients_kernel, num_tiles * num_rows * query.shape[1], tiles,
-            states, strides, call.slopes, call.first_keys, (log_sums, starts), (gradients[0], deltas, parts),
+            states, strides[:6], call.slopes, call.first_keys, (log_sums, starts), (gradients[0], deltas, parts),
             call.sizes, scaling, *call.shape, *tiles[:2], call.has_first_keys, learns_slopes,
         )  # fmt: skip
         tiles = _tiles("key_gradients", call.shape[1], query.device)
         _run(
             key_gradients_kernel, _cdiv(key.shape[2], tiles.keys) * num_rows * key.shape[1], tiles,
-            (*states[:3], direction), (*strides[:3], strides[4]), call.slopes, call.first_keys,
+            (*states[:3], direction), (*strides[:3], strides[4], *strides[6:]), call.slopes, call.first_keys,
             (log_sums, starts, deltas), tuple(gradients[1:]), call.sizes, scaling, *call.shape, *tiles[:2],
             call.has_first_keys,
         )  # fmt: skip
@@ -185,21 +184,16 @@ def backward(
 
 
 def _empty_gradients(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor) -> tuple[Tensor, ...]:
-    """Tensors with the strides of these, even where the strides leave gaps."""
-    gradients = (
-        torch.empty_strided(states.shape, states.stride(), dtype=states.dtype, device=states.device)
-        for states in (query, key, value)
-    )
-    return *gradients, torch.zeros_like(slopes)
+    return *(torch.empty_like(states) for states in (query, key, value)), torch.zeros_like(slopes)
 
 
 def _cdiv(number: int, size: int) -> int:
     return -(-number // size)
 
 
-# Compilers call the kernels as operators. A name may be registered once, and an exported folder has its own copy of
-# this module.
-_NAMESPACE = re.sub(r"\W", "_", __name__)
+# Compilers call the kernels as operators. Names of operators are ASCII and unique; an exported folder has its own copy
+# of this module, whose name has any letters that a folder's may have.
+_NAMESPACE = "alibi_gpt_" + re.sub(r"[^0-9A-Za-z]", lambda match: f"_{ord(match[0]):x}", __name__)
 forward_operator = torch.library.custom_op(f"{_NAMESPACE}::forward", forward, mutates_args=())
 backward_operator = torch.library.custom_op(f"{_NAMESPACE}::backward", backward, mutates_args=())
 

@@ -1,8 +1,10 @@
 """Fused kernels, run by Triton's interpreter: forward and gradients against the float64 loop, and what they skip."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from modeling_alibi_gpt.attention_fused import FusedAttention, can_fuse, fused_a
 from modeling_alibi_gpt.attention_segments import Segment
 from tests.support.attention_cases import (
     ADVERSARIES,
+    HEAD_DIM,
     SCALING,
     SEGMENTS,
     TOLERANCE,
@@ -212,21 +215,72 @@ def test_compiled_models(back_end: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(attention_fused, "_runs_kernels", lambda device: True)
     monkeypatch.setattr(attention, "MIN_LONG_PAIRS", 1)
     model = make_model("alibi", back_end, torch.float16).train()
-    tokens = torch.randint(0, 61, (2, 70), generator=torch.Generator().manual_seed(0))
-    losses, gradients, num_graphs = [], [], []
+    torch._dynamo.reset()
+    num_kernels = []
 
     def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
-        num_graphs.append(sum("fused" in str(node.target) for node in graph.graph.nodes))
+        nodes = [
+            node for part in graph.modules() if isinstance(part, torch.fx.GraphModule) for node in part.graph.nodes
+        ]
+        num_kernels.append(sum("launch.forward" in str(node.target) for node in nodes))
         return graph.forward
 
-    for forward in (model, torch.compile(model, backend=count, fullgraph=True)):
-        loss = forward(tokens, labels=tokens, use_cache=False).loss
-        losses.append(loss.item())
-        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
-    assert len(num_graphs) == 1
-    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
-    for eager, compiled in zip(*gradients, strict=True):
-        torch.testing.assert_close(compiled, eager, atol=2e-3, rtol=0)
+    compiled_model = torch.compile(model, backend=count, fullgraph=True)
+    for length in (70, 90, 110):
+        tokens = torch.randint(0, 61, (2, length), generator=torch.Generator().manual_seed(0))
+        losses, gradients = [], []
+        for forward in (model, compiled_model):
+            loss = forward(tokens, labels=tokens, use_cache=False).loss
+            losses.append(loss.item())
+            gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+        assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+        for eager, compiled in zip(*gradients, strict=True):
+            torch.testing.assert_close(compiled, eager, atol=2e-3, rtol=0)
+    # The second length compiles a graph for all lengths.
+    assert len(num_kernels) == 2 and min(num_kernels) > 0
+
+
+def test_states_of_several_dtypes() -> None:
+    """Autocast on a GPU normalizes queries and keys in float32."""
+    query, key, value = draw(2, 65, 65, torch.float16)
+    attention = FusedAttention(AttentionContext.from_lengths(65, 65, torch.float16), alibi_slopes(2)[None, None], 0.0)
+    output = attention.attend(query.float(), key.float(), value, SCALING, 0.0)
+    assert torch.equal(output, attention.attend(query, key, value, SCALING, 0.0))
+    assert torch.autograd.grad(output.sum(), query)[0].isfinite().all()
+
+
+def test_overlapping_states() -> None:
+    """Keys that share memory get gradients of their own, which torch adds up."""
+    memory = torch.randn(1, 2, 100, HEAD_DIM, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    keys = memory.as_strided((1, 2, 65, HEAD_DIM), (0, 100 * HEAD_DIM, HEAD_DIM // 2, 1))
+    query, _, value = draw(2, 65, 65, rows=1)
+    found = fused_attention(query, keys, value, alibi_slopes(2)[None], SCALING, 0.0)
+    expected = reference(query, keys, value, alibi_slopes(2))
+    gradients = [torch.autograd.grad(result.square().sum(), memory)[0] for result in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 9, HEAD_DIM), (1, 3, 8, HEAD_DIM)])
+def test_shapes_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    query, (_, key, value) = torch.zeros(shape), draw(2, 8, 8, rows=1)
+    with pytest.raises(ValueError, match="expected at least as many keys"):
+        fused_attention(query, key, value, alibi_slopes(shape[1])[None], SCALING, 0.0)
+
+
+def test_a_folder_with_any_name_loads(tmp_path: Path) -> None:
+    """Its copy of the kernels registers operators, whose names are ASCII."""
+    save = (
+        "import sys; from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM as Model;"
+        "AlibiGPTConfig.register_for_auto_class(); Model.register_for_auto_class('AutoModelForCausalLM');"
+        "Model(AlibiGPTConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1))"
+        ".save_pretrained(sys.argv[1])"
+    )
+    load = "import sys, transformers as t; t.AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)"
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
+    for code in (save, load):
+        command = [sys.executable, "-c", code, str(tmp_path / "modèle 模型")]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert result.returncode == 0, result.stderr[-2000:]
 
 
 def test_dropout_is_left_to_augmented_keys(monkeypatch: pytest.MonkeyPatch) -> None:
