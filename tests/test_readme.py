@@ -410,6 +410,12 @@ def test_costs_of_data_are_those_of_the_records() -> None:
         assert row in DOCUMENTATION
 
 
+def test_the_cost_of_a_length_warmup_is_that_of_the_records() -> None:
+    losses = {record["name"]: record["validation_nats_per_token"] for record in read_results("length_warmup")}
+    costs = [losses[f"gutenberg_length_warmup-{seed}"] - losses[f"gutenberg-{seed}"] for seed in range(3)]
+    assert_prose_has(f"{min(costs):.3f} to {max(costs):.3f} nats higher")
+
+
 def test_costs_of_reports_are_those_of_the_records() -> None:
     for record in read_results("reports"):
         assert_prose_has(
