@@ -199,14 +199,19 @@ def test_the_learned_betas() -> None:
     assert printed == [(f"{low:.2f}", f"{high:.2f}") for low, high in ends] and len(first) == 3
 
 
-def answers(variant: str, depth: float, length: int = 1024) -> str:
+def seeds_of(variant: str, depth: float, length: int, task: str) -> list[float]:
     found = [
         row["accuracy"]
-        for row in raw("recall_cpu2")
+        for row in raw(f"{task}_cpu2")
         if row["kind"] == "recall"
         if (row["variant"], row["length_tokens"], row["depth"]) == (variant, length, depth)
     ]
     assert len(found) == 3
+    return found
+
+
+def answers(variant: str, depth: float, length: int = 1024, task: str = "recall") -> str:
+    found = seeds_of(variant, depth, length, task)
     return f"{100 * sum(found) / 3:.0f}"
 
 
@@ -214,7 +219,12 @@ def test_the_shares_of_right_answers() -> None:
     trained = answers("alibi", 0.0, 64)
     oldest = [answers(method, 0.0) for method in ("alibi", "rope", "sandwich", "kerple", "none")]
     printed = re.findall(r"(\d+)\s%", SECTIONS["Does it use distant text?"])
-    assert printed == [trained, *oldest, answers("alibi", 1.0)]
+    methods = ("alibi", "t5", "rope", "none", "kerple", "sandwich")
+    passkeys = [answers(method, 0.0, 256, "passkey") for method in methods]
+    for method in ("kerple", "sandwich"):
+        assert sorted(seeds_of(method, 0.0, 256, "passkey"))[1:].count(1.0) == 1, "all with one seed of three"
+    far = [answers("alibi", depth, 1024, "passkey") for depth in (0.0, 0.75)]
+    assert printed == [trained, *oldest, answers("alibi", 1.0), *passkeys, *far]
 
 
 def perplexity(name: str, step: int, length: int = 128) -> str:

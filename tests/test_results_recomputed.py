@@ -3,6 +3,9 @@
 import math
 import re
 from collections.abc import Callable
+from functools import partial
+
+import pytest
 
 from tests.support.recomputation import (
     BETA,
@@ -129,8 +132,9 @@ FINDINGS: dict[str, Callable[[Grid, re.Match[str]], list[str]]] = {
     rf"Trained with {BETA} 1, evaluated at (?P<length>\S+) tokens": read_with_another_beta,
     r"(?P<name>.+) against (?P<other>.+), (?:sliding|non-overlapping): ": learned_against,
 }
+TASKS = {"Associative recall, associative recall": "associative recall", "Passkey, passkey": "passkey"}
 OWN_FINDINGS = (
-    "Associative recall, associative recall",
+    *TASKS,
     "What holds",
     "Comparison with the paper",
     "Milestones of training",
@@ -281,11 +285,15 @@ def protocol_of(words: str) -> str:
     return "sliding" if words.startswith("sliding") else "nonoverlapping"
 
 
-def shares_of(variant: str, length: int, depth: float | None = None) -> list[float]:
+def answers_of(task: str) -> list[Record]:
+    return [record for record in of_kind("recall") if record["comparison"] == task]
+
+
+def shares_of(task: str, variant: str, length: int, depth: float | None = None) -> list[float]:
     """The shares of right answers of every seed, at one depth or at each of them."""
     return [
         record["accuracy"]
-        for record in of_kind("recall")
+        for record in answers_of(task)
         if (record["variant"], record["length_tokens"]) == (variant, length) and record["error"] is None
         if depth in (None, record["depth"])
     ]
@@ -295,11 +303,11 @@ def two_digits(value: float) -> str:
     return f"{round(value, 9):.2f}"
 
 
-def check_recall(rows: list[list[str]]) -> None:
+def check_recall(task: str, rows: list[list[str]]) -> None:
     lengths = [tokens(cell) for cell in rows[0][2:]]
     for name, depth, *cells in rows[1:]:
         for length, cell in zip(lengths, cells, strict=True):
-            shares = shares_of(name, length, float(depth))
+            shares = shares_of(task, name, length, float(depth))
             expected = "failed"
             if shares:
                 low, middle, high = map(two_digits, (min(shares), mean(shares), max(shares)))
@@ -307,24 +315,23 @@ def check_recall(rows: list[list[str]]) -> None:
             assert cell.startswith(expected)
 
 
-def test_the_findings_of_recall() -> None:
-    lines = [line[2:] for line in lines_of("Associative recall, associative recall") if line.startswith("- ")]
+@pytest.mark.parametrize("title", TASKS)
+def test_the_findings_of_recall(title: str) -> None:
+    task, lines = TASKS[title], [line[2:] for line in lines_of(title) if line.startswith("- ")]
     for line in lines:
         name = line.partition(":")[0]
-        lengths = sorted(
-            {r["length_tokens"] for r in of_kind("recall") if r["variant"] == name and r["error"] is None}
-        )
-        near, far = (two_digits(mean(shares_of(name, length))) for length in (lengths[0], lengths[-1]))
-        ends = (two_digits(mean(shares_of(name, lengths[-1], depth))) for depth in (0.0, 1.0))
+        lengths = sorted({r["length_tokens"] for r in answers_of(task) if r["variant"] == name and r["error"] is None})
+        near, far = (two_digits(mean(shares_of(task, name, length))) for length in (lengths[0], lengths[-1]))
+        ends = (two_digits(mean(shares_of(task, name, lengths[-1], depth))) for depth in (0.0, 1.0))
         expected = "{} at {:,} tokens, {} at {:,} ({} at depth 0, {} at depth 1)".format(
             near, lengths[0], far, lengths[-1], *ends
         )
         assert expected in line or len(lengths) == 1, line
-    assert len(lines) == len({r["variant"] for r in of_kind("recall")})
+    assert len(lines) == len({r["variant"] for r in answers_of(task)})
 
 
 OWN_TABLES = {
-    "Associative recall, associative recall": check_recall,
+    **{title: partial(check_recall, task) for title, task in TASKS.items()},
     "Comparison with the paper": check_published,
     "Milestones of training": check_milestones,
     "Speed of models": check_speeds,
