@@ -83,7 +83,9 @@ def test_workers_share_a_study_on_a_server(server_url: str, tmp_path: Path) -> N
     points = [2.0**power for power in range(-3, 5)]
     (tmp_path / "runs").mkdir()
     context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=share_points, args=(server_url, points, 6, tmp_path / "runs")) for _ in range(2)]
+    workers = [
+        context.Process(target=share_points, args=(server_url, points, 6, tmp_path / "runs", 2)) for _ in range(2)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:

@@ -87,7 +87,7 @@ def straight(root: Path, start: Callable[..., BaseProcess]) -> SweepConfig:
 def test_every_trial_runs_at_one_worker_only(tmp_path: Path, start: Callable[..., BaseProcess]):
     url, points = f"sqlite:///{tmp_path / 'study.db'}", [2.0**power for power in range(-3, 7)]
     (tmp_path / "runs").mkdir()
-    workers = [start(share_points, url, points, 10, tmp_path / "runs") for _ in range(4)]
+    workers = [start(share_points, url, points, 10, tmp_path / "runs", 4) for _ in range(4)]
     assert exit_codes(workers) == [0, 0, 0, 0]
     for name in ("grid", "sampled"):
         trials = optuna.load_study(study_name=name, storage=url).get_trials()
