@@ -164,6 +164,31 @@ def _read_queries(
 
 
 @triton.jit
+def _read_head(
+    gradients, k, v, others, strides, place, bias, starts, at, sizes,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    HAS_FIRST_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Add what one query head contributes. ``starts`` points to the first keys of its tiles; ``at`` is the first."""
+    offset, num_tiles = sizes[3] - sizes[2], tl.cdiv(sizes[2], QUERY_TOKENS)
+    start = tl.maximum(at - offset, 0) // QUERIES * QUERIES
+    stop = tl.minimum(_stop_query(starts, num_tiles, start // QUERY_TOKENS, at + KEYS), sizes[2])
+    # From here on, queries follow every key. The last tile of queries may be shorter.
+    cut = tl.cdiv(tl.maximum(at + KEYS - 1 - offset, 0), QUERIES) * QUERIES
+    cut = tl.maximum(tl.minimum(cut, stop), start)
+    tail = tl.maximum(stop // QUERIES * QUERIES, cut)
+    gradients = _read_queries(
+        gradients, k, v, others, strides, place, bias, start, cut, HEAD_DIM, DIMS, QUERIES, True, HAS_FIRST_KEYS
+    )
+    gradients = _read_queries(
+        gradients, k, v, others, strides, place, bias, cut, tail, HEAD_DIM, DIMS, QUERIES, False, HAS_FIRST_KEYS
+    )
+    return _read_queries(
+        gradients, k, v, others, strides, place, bias, tail, stop, HEAD_DIM, DIMS, QUERIES, True, HAS_FIRST_KEYS
+    )
+
+
+@triton.jit
 def key_gradients_kernel(
     states, strides, slopes, first_keys, saved, results, sizes, scaling,
     HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
@@ -190,68 +215,16 @@ def key_gradients_kernel(
     k = load_tile(key, at, strides[1][2], sizes[3], HEAD_DIM, KEYS, DIMS, True)
     v = load_tile(value, at, strides[2][2], sizes[3], HEAD_DIM, KEYS, DIMS, True)
     place, token_strides = (keys, row, first_keys, sizes[2], offset), (strides[0][2], strides[3][2])
-    start = tl.maximum(at - offset, 0) // QUERIES * QUERIES
-    all_see = (
-        tl.cdiv(tl.maximum(at + KEYS - 1 - offset, 0), QUERIES) * QUERIES
-    )  # from here on, queries follow every key
     gradients = tl.zeros([KEYS, DIMS], tl.float32), tl.zeros([KEYS, DIMS], tl.float32)
     for head in tl.range(kv_head * sizes[1], (kv_head + 1) * sizes[1]):
         index = row * sizes[0] + head
         bias = scaling * LOG2_E, tl.load(slopes[0] + row * slopes[1] + head) * LOG2_E
         query, direction = head_of(states[0], strides[0], row, head), head_of(states[3], strides[3], row, head)
         others = query, direction, saved[0] + index * sizes[2], saved[2] + index * sizes[2]
-        stop = _stop_query(saved[1] + index * num_tiles, num_tiles, start // QUERY_TOKENS, at + KEYS)
-        stop = tl.minimum(stop, sizes[2])
-        cut = tl.maximum(tl.minimum(all_see, stop), start)
-        tail = tl.maximum(stop // QUERIES * QUERIES, cut)  # the last tile may be shorter
-        gradients = _read_queries(
-            gradients,
-            k,
-            v,
-            others,
-            token_strides,
-            place,
-            bias,
-            start,
-            cut,
-            HEAD_DIM,
-            DIMS,
-            QUERIES,
-            True,
-            HAS_FIRST_KEYS,
-        )
-        gradients = _read_queries(
-            gradients,
-            k,
-            v,
-            others,
-            token_strides,
-            place,
-            bias,
-            cut,
-            tail,
-            HEAD_DIM,
-            DIMS,
-            QUERIES,
-            False,
-            HAS_FIRST_KEYS,
-        )
-        gradients = _read_queries(
-            gradients,
-            k,
-            v,
-            others,
-            token_strides,
-            place,
-            bias,
-            tail,
-            stop,
-            HEAD_DIM,
-            DIMS,
-            QUERIES,
-            True,
-            HAS_FIRST_KEYS,
-        )
+        gradients = _read_head(
+            gradients, k, v, others, token_strides, place, bias, saved[1] + index * num_tiles, at, sizes,
+            HEAD_DIM, DIMS, QUERIES, KEYS, HAS_FIRST_KEYS,
+        )  # fmt: skip
     key, value = head_of(results[0], strides[4], row, kv_head), head_of(results[1], strides[5], row, kv_head)
     store_tile(key, at, strides[4][2], sizes[3], gradients[0] * scaling, HEAD_DIM, KEYS, DIMS)
     store_tile(value, at, strides[5][2], sizes[3], gradients[1], HEAD_DIM, KEYS, DIMS)

@@ -54,11 +54,8 @@ def _tiles(kernel: str, dims: int, device: torch.device) -> _Tiles:
     large, small = _TILES[kernel][max(64, dims)]
     if device.type != "cuda":
         return large
-    return large if _shared_bytes(device) >= _MIN_SHARED_BYTES else small
-
-
-def _shared_bytes(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin
+    properties = torch.cuda.get_device_properties(device)
+    return large if properties.shared_memory_per_block_optin >= _MIN_SHARED_BYTES else small
 
 
 def _run(kernel: Any, num_programs: int, tiles: _Tiles, *arguments: Any) -> None:
