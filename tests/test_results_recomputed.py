@@ -17,6 +17,7 @@ from tests.support.recomputation import (
     SECTIONS,
     Grid,
     Record,
+    answers_of,
     deviation,
     full,
     grid_before,
@@ -28,6 +29,7 @@ from tests.support.recomputation import (
     number,
     of_kind,
     ratio,
+    shares_of,
     signed,
     span,
     tables_of,
@@ -283,20 +285,6 @@ def check_speeds(rows: list[list[str]]) -> None:
 
 def protocol_of(words: str) -> str:
     return "sliding" if words.startswith("sliding") else "nonoverlapping"
-
-
-def answers_of(task: str) -> list[Record]:
-    return [record for record in of_kind("recall") if record["comparison"] == task]
-
-
-def shares_of(task: str, variant: str, length: int, depth: float | None = None) -> list[float]:
-    """The shares of right answers of every seed, at one depth or at each of them."""
-    return [
-        record["accuracy"]
-        for record in answers_of(task)
-        if (record["variant"], record["length_tokens"]) == (variant, length) and record["error"] is None
-        if depth in (None, record["depth"])
-    ]
 
 
 def two_digits(value: float) -> str:

@@ -135,6 +135,20 @@ class Grid:
         return f"{ends} tokens per parameter, {seeds} seed{'s' if seeds > 1 else ''}, {tokens:,} tokens read"
 
 
+def answers_of(task: str) -> list[Record]:
+    return [record for record in of_kind("recall") if record["comparison"] == task]
+
+
+def shares_of(task: str, variant: str, length: int, depth: float | None = None) -> list[float]:
+    """The shares of right answers of every seed, at one depth or at each of them."""
+    return [
+        record["accuracy"]
+        for record in answers_of(task)
+        if (record["variant"], record["length_tokens"]) == (variant, length) and record["error"] is None
+        if depth in (None, record["depth"])
+    ]
+
+
 def read(paths: list[Path]) -> list[Record]:
     return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
 
