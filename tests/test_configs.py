@@ -25,6 +25,12 @@ from modeling_alibi_gpt.training.trainer import train
 
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+EVALUATIONS = {  # by the schema that the first line of the file names
+    "context": ContextConfig,
+    "evaluation": PerplexityConfig,
+    "extrapolation": ExtrapolationConfig,
+    "recall": RecallConfig,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -85,15 +91,10 @@ def test_sweeps_are_read(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "evaluation").glob("*.yaml")), ids=lambda path: path.name)
 def test_evaluations_are_read(path: Path) -> None:
-    if path.name in ("context.yaml", "passkey_prompt.yaml"):
-        of_model = {"context.yaml": ContextConfig, "passkey_prompt.yaml": RecallConfig}[path.name]
-        load_config(of_model, str(path), models=["runs/demo/alibi"])
-    elif path.name == "perplexity.yaml":
-        load_config(PerplexityConfig, str(path), model="runs/demo/alibi")
-    elif path.name == "length_extrapolation.yaml":
-        load_config(ExtrapolationConfig, str(path), models=["runs/demo/alibi"])
-    else:
-        load_config(ExtrapolationConfig, str(path))
+    text = path.read_text(encoding="utf-8")
+    config_class = EVALUATIONS[Path(text.splitlines()[0]).stem]
+    models = {"model": "runs/demo/alibi"} if config_class is PerplexityConfig else {"models": ["runs/demo/alibi"]}
+    load_config(config_class, str(path), **({} if "\nmodels:" in text else models))
 
 
 @pytest.mark.parametrize("size", [128, 256])
