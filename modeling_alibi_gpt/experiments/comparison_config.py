@@ -4,9 +4,9 @@ from dataclasses import field
 from typing import Any
 
 from modeling_alibi_gpt.experiments.budgets import check_budgets
-from modeling_alibi_gpt.experiments.run_names import check_names
 from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
+from modeling_alibi_gpt.runtime.run_names import check_names
 
 
 _OF_RUNS = {"models", "names", "overrides", "output"}

@@ -18,9 +18,9 @@ from modeling_alibi_gpt.experiments.budgets import (
     trunk_segments,
 )
 from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
-from modeling_alibi_gpt.experiments.run_names import run_folder_name
 from modeling_alibi_gpt.runtime.config import build_config, convert_value
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
+from modeling_alibi_gpt.runtime.run_names import run_folder_name
 from modeling_alibi_gpt.runtime.variants import BETA_SCHEDULE, POSITION_RATE, TRAINING_PREFIX, is_setting
 from modeling_alibi_gpt.training.experiment import BetaSchedule, ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.model_setup import laid_over, model_config

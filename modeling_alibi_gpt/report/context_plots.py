@@ -1,10 +1,12 @@
 """Figures about the use of distant text; each function returns a drawing."""
 
+from dataclasses import replace
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from modeling_alibi_gpt.report.context_tables import READINGS, is_baseline, with_share
+from modeling_alibi_gpt.report.context_tables import READINGS, last_occurrences, with_share
 from modeling_alibi_gpt.report.drawing import (
     WIDTH_INCHES,
     Line,
@@ -17,7 +19,7 @@ from modeling_alibi_gpt.report.drawing import (
     new_axes,
 )
 from modeling_alibi_gpt.report.formats import format_count
-from modeling_alibi_gpt.report.frames import Records, alibi_first, frame_of, rows_of
+from modeling_alibi_gpt.report.frames import Records, alibi_first, frame_of
 
 
 @as_drawing
@@ -51,25 +53,35 @@ def recall_figure(records: Records) -> Figure:
 
 @as_drawing
 def context_figure(records: Records) -> Figure:
-    """Nats above the whole context against the number of kept tokens, one panel per way of removing the rest."""
+    """Nats above the whole context against the number of kept tokens, one panel per way of removing the rest.
+
+    Bands range from the lowest to the highest model of a name.
+    """
     frame = alibi_first(frame_of(records))
     frame = frame[frame["error"].isna() & frame["kept_tokens"].notna()]
-    figure = Figure(figsize=(WIDTH_INCHES, 0.4 + 3.3 * len(READINGS)))
-    panels = figure.subplots(len(READINGS), sharex=True, squeeze=False)[:, 0]
+    readings = [reading for reading in READINGS if (frame["reading"] == reading).any()]
+    figure = Figure(figsize=(WIDTH_INCHES, 0.4 + 3.3 * len(readings)))
+    panels = figure.subplots(len(readings), sharex=True, squeeze=False)[:, 0]
     words = {"replaced": "the rest is the text of another document", "cut": "the rest is cut off"}
     drawn = []
-    for axes, reading in zip(panels, READINGS, strict=True):
+    for axes, reading in zip(panels, readings, strict=True):
         group = frame[frame["reading"] == reading].sort_values("kept_tokens", kind="stable")
-        curves = [
-            (str(name), of["position_method"].iloc[0], of["kept_tokens"].tolist(), of["difference_nats"].tolist())
-            for name, of in alibi_first(group).groupby("name", sort=False)
+        curves, spreads = [], []
+        for name, of_name in alibi_first(group).groupby("name", sort=False):
+            spread = of_name.groupby("kept_tokens")["difference_nats"].agg(["mean", "min", "max"])
+            method = of_name["position_method"].iloc[0]
+            curves.append((str(name), method, spread.index.tolist(), spread["mean"].tolist()))
+            spreads.append(spread)
+        lines = [
+            replace(line, low=spread["min"].tolist(), high=spread["max"].tolist())
+            for line, spread in zip(method_lines(curves), spreads, strict=True)
         ]
         log2_axis(axes, frame["kept_tokens"].tolist(), format_count)
         axes.set_title(words[reading], loc="left", fontsize=10, fontweight="bold", pad=18)
         axes.set_ylabel("nats per token above the whole")
         axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
         mark_training_lengths(axes, group["train_context_length"].dropna().tolist())
-        drawn.append((axes, method_lines(curves)))
+        drawn.append((axes, lines))
         draw_lines(*drawn[-1])
     for axes, lines in drawn:
         name_lines(axes, lines)
@@ -85,16 +97,15 @@ def last_occurrence_figure(records: Records) -> Figure:
     model. A point covers the distances up to the next point.
     """
     frame = alibi_first(frame_of(records))
-    frame = frame[frame["error"].isna()]
-    whole = {row["name"]: row for row in rows_of(frame[frame["reading"] == "whole"])}
+    methods = dict(zip(frame["name"], frame["position_method"], strict=True))
     curves = []
-    for row in rows_of(frame[is_baseline(frame)]):
-        if row["name"] not in whole:
-            continue
-        cut, full = (each["nats_by_last_occurrence"] for each in (row, whole[row["name"]]))
-        points = zip(cut["edges_tokens"], cut["nats_per_token"], full["nats_per_token"], strict=False)
-        xs, ys = zip(*((edge, a - b) for edge, a, b in points if a is not None and b is not None), strict=True)
-        curves.append((row["name"], row["position_method"], xs, ys))
+    for name, readings in last_occurrences(frame).items():
+        if len(readings) == 2:
+            whole, cut = readings.values()
+            losses = zip(cut["edges_tokens"], cut["nats_per_token"], whole["nats_per_token"], strict=False)
+            points = [(edge, one - other) for edge, one, other in losses if None not in (one, other)]
+            xs, ys = zip(*points, strict=True)
+            curves.append((name, methods[name], xs, ys))
     figure, axes = new_axes()
     lines = method_lines(curves)
     log2_axis(axes, [x for line in lines for x in line.xs], format_count)

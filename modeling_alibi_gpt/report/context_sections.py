@@ -12,7 +12,7 @@ from modeling_alibi_gpt.report.context_tables import (
     recall_table,
     with_share,
 )
-from modeling_alibi_gpt.report.frames import alibi_first, distinct_names, pick, rows_of
+from modeling_alibi_gpt.report.frames import alibi_first, distinct_names, merged_seeds, pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, file_stem, make_section
 from modeling_alibi_gpt.runtime.records import Record
 
@@ -32,7 +32,7 @@ def recall_sections(by_kind: Frames) -> list[Section]:
 
 def context_sections(by_kind: Frames) -> list[Section]:
     """How much loss rises when distant text is replaced or cut off, and for which tokens."""
-    frame = distinct_names(by_kind["context"])
+    frame = merged_seeds(distinct_names(by_kind["context"]))
     keys = ["context_tokens", "scored_tokens", "num_windows"]
     return [section for _, group in frame.groupby(keys, sort=False) for section in _context_sections(group)]
 
@@ -83,14 +83,15 @@ def _context_sections(frame: pd.DataFrame) -> list[Section]:
         alt = "Loss above that with the whole context, against the tokens that are kept"
         pictures.append(Picture("context.png", context_figure(measured), alt))
     findings = []
-    for name, of_model in alibi_first(frame).groupby("name", sort=False):
-        trained = of_model["train_context_length"].iloc[0]
-        at_home = rows_of(of_model[of_model["kept_tokens"] == trained]) if pd.notna(trained) else []
-        changes = {row["reading"]: context_difference(row, of_model) for row in at_home}
+    for name, of_name in alibi_first(frame).groupby("name", sort=False):
+        trained = of_name["train_context_length"].iloc[0]
+        at_home = pick(of_name, kept_tokens=trained) if pd.notna(trained) else of_name[:0]
+        by_reading = {reading: rows_of(pick(at_home, reading=reading)) for reading in READINGS}
+        changes = {reading: context_difference(rows, of_name) for reading, rows in by_reading.items() if rows}
         if changes:
-            changes = {reading: changes.get(reading) for reading in READINGS}
             findings.append({"name": name, "trained": trained, "changes": changes})
-    values = {"first": rows_of(frame)[0], "findings": findings}
+    num_seeds = frame.groupby("name")["model"].nunique().max()
+    values = {"first": rows_of(frame)[0], "findings": findings, "num_seeds": num_seeds}
     sections = [make_section(TEMPLATE, "context", pictures=pictures, tables=[context_table(frame)], **values)]
     if not is_baseline(measured).any():
         return sections

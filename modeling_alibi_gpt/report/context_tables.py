@@ -42,38 +42,51 @@ def with_share(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def context_table(records: Records) -> Table:
-    """Nats above the whole context, one row per model and reading and one column per number of kept tokens."""
+    """Nats above the whole context, one row per name and reading and one column per number of kept tokens."""
     frame = alibi_first(frame_of(records))
     notes = [row["error"] and f"{row['name']}: {row['error']}" for row in rows_of(frame)]
     footnotes = list(dict.fromkeys(note for note in notes if note))
     kept = sorted(int(k) for k in frame["kept_tokens"].dropna().unique())
     rows = []
-    for name, of_model in frame.groupby("name", sort=False):
-        whole = pick(of_model, reading="whole")["nats_per_token"].tolist()
+    for name, of_name in frame.groupby("name", sort=False):
+        whole = pick(of_name, reading="whole")["nats_per_token"].tolist()
         for reading in READINGS:
-            cells = {row["kept_tokens"]: row for row in rows_of(pick(of_model, reading=reading))}
-            texts = [_above(cells[k], of_model, footnotes) if k in cells else MISSING_CELL for k in kept]
-            rows.append([str(name), reading, *texts, *map(format_nats, whole[:1] or [None])])
+            cells = [rows_of(pick(of_name, reading=reading, kept_tokens=k)) for k in kept]
+            texts = [_above(cell, of_name, footnotes) if cell else MISSING_CELL for cell in cells]
+            rows.append([str(name), reading, *texts, format_nats(fmean(whole) if whole else None)])
     return Table(["model", "beyond", *map(format_count, kept), "whole"], rows, 2, footnotes=footnotes)
 
 
 def last_occurrence_table(records: Records) -> Table:
-    """Nats per token, one row per model and reading and one column per distance bin, after a row of token counts."""
-    frame = alibi_first(frame_of(records))
-    drawn = frame[frame["error"].isna()]
-    drawn = drawn[(drawn["reading"] == "whole") | is_baseline(drawn)]
+    """Nats per token, one row per name and reading and one column per distance bin, after a row of token counts."""
     header: list[str] = []
     rows: list[list[str]] = []
-    for row in rows_of(drawn):
-        bins = row["nats_by_last_occurrence"]
-        edges = bins["edges_tokens"]
-        header = [f"{low:,} to {high - 1:,}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
-        values = [*bins["nats_per_token"], bins["not_before_nats_per_token"]]
-        if not rows:
-            counts = [*bins["num_tokens"], bins["not_before_num_tokens"]]
-            rows.append(["tokens", "", *map(format_count, counts)])
-        rows.append([row["name"], read_as(row), *map(format_nats, values)])
+    for name, readings in last_occurrences(alibi_first(frame_of(records))).items():
+        for reading, bins in readings.items():
+            edges = bins["edges_tokens"]
+            header = [f"{low:,} to {high - 1:,}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+            if not rows:
+                counts = [*bins["num_tokens"], bins["not_before_num_tokens"]]
+                rows.append(["tokens", "", *map(format_count, counts)])
+            values = [*bins["nats_per_token"], bins["not_before_nats_per_token"]]
+            rows.append([name, reading, *map(format_nats, values)])
     return Table(["model", "read", *header, "not before"], rows, 2)
+
+
+def last_occurrences(frame: pd.DataFrame) -> dict[str, dict[str, Record]]:
+    """Loss by last occurrence, averaged over the models of each name, by name and reading.
+
+    The readings are ``whole`` and the context cut to the training length, such as ``cut at 128``, in this order.
+    """
+    found: dict[str, dict[str, Record]] = {}
+    for name, of_name in frame[frame["error"].isna()].groupby("name", sort=False):
+        found[str(name)] = readings = {}
+        for part in (pick(of_name, reading="whole"), of_name[is_baseline(of_name)]):
+            if len(part):
+                kept = part["kept_tokens"].iloc[0]
+                reading = "whole" if pd.isna(kept) else f"cut at {format_count(int(kept))}"
+                readings[reading] = _mean_bins(part["nats_by_last_occurrence"].tolist())
+    return found
 
 
 def is_baseline(frame: pd.DataFrame) -> pd.Series:
@@ -81,26 +94,36 @@ def is_baseline(frame: pd.DataFrame) -> pd.Series:
     return (frame["reading"] == "cut") & (frame["kept_tokens"] == frame["train_context_length"]).fillna(False)
 
 
-def read_as(row: Record) -> str:
-    """``whole``, or ``cut at 128``."""
-    return row["reading"] if row["reading"] == "whole" else f"{row['reading']} at {format_count(row['kept_tokens'])}"
+def context_difference(rows: Sequence[Record], of_name: pd.DataFrame) -> Difference | None:
+    """Loss increase when part of the context is replaced or cut off; None if a model failed.
 
-
-def context_difference(row: Record, of_model: pd.DataFrame) -> Difference | None:
-    """Loss increase of a model when part of its context is replaced or cut off; None if it failed."""
-    whole = rows_of(pick(of_model, reading="whole"))
-    if row["error"] is not None or not whole or whole[-1]["error"] is not None:
+    Args:
+        rows: The reading, one record for each model of the name.
+        of_name: All records of these models.
+    """
+    whole = {row["model"]: row for row in rows_of(pick(of_name, reading="whole"))}
+    pairs = [(row, whole.get(row["model"])) for row in rows]
+    if not all(row["error"] is None and other and other["error"] is None for row, other in pairs):
         return None
-    blocks = block_differences([row["nats_per_token_by_block"]], [whole[-1]["nats_per_token_by_block"]])
-    return within_a_model([row["difference_nats"]], blocks)
+    one, other = ([row["nats_per_token_by_block"] for row in each] for each in zip(*pairs, strict=True))
+    return within_a_model([row["difference_nats"] for row in rows], block_differences(one, other))
 
 
-def _above(row: Record, of_model: pd.DataFrame, footnotes: Sequence[str]) -> str:
-    difference = context_difference(row, of_model)
+def _above(rows: Sequence[Record], of_name: pd.DataFrame, footnotes: Sequence[str]) -> str:
+    difference = context_difference(rows, of_name)
     if difference is None:
-        note = f"{row['name']}: {row['error']}"
-        return f"failed ({footnotes.index(note) + 1})" if note in footnotes else MISSING_CELL
+        notes = [f"{row['name']}: {row['error']}" for row in rows if row["error"] is not None]
+        return f"failed ({footnotes.index(notes[0]) + 1})" if notes else MISSING_CELL
     return with_minus(f"{difference.mean:+.3f} \N{PLUS-MINUS SIGN} {difference.noise:.3f}")
+
+
+def _mean_bins(bins: Sequence[Record]) -> Record:
+    """The mean loss of each bin; the counts are those of the text, and so equal for all models of a tokenizer."""
+    columns = zip(*(each["nats_per_token"] for each in bins), strict=True)
+    return bins[0] | {
+        "nats_per_token": [_mean_or_none(column) for column in columns],
+        "not_before_nats_per_token": _mean_or_none([each["not_before_nats_per_token"] for each in bins]),
+    }
 
 
 def _shares(shares: Sequence[float], notes: Sequence[str], footnotes: Sequence[str]) -> str:
@@ -108,3 +131,7 @@ def _shares(shares: Sequence[float], notes: Sequence[str], footnotes: Sequence[s
         return f"failed ({footnotes.index(notes[0]) + 1})"
     mean = f"{round(fmean(shares), 9):.2f}"  # the order of summation must not change how a tie rounds
     return f"{mean} ({min(shares):.2f} to {max(shares):.2f})" if len(shares) > 1 else mean
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    return None if None in values else fmean(value for value in values if value is not None)

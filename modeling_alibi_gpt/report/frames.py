@@ -11,6 +11,7 @@ import pandas as pd
 from modeling_alibi_gpt.runtime.atomic import write_text
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.records import RECORD_TYPES, Record
+from modeling_alibi_gpt.runtime.run_names import without_seed
 from modeling_alibi_gpt.runtime.variants import BETA_DEFAULTS, corpus_of, what_varies
 
 
@@ -76,6 +77,13 @@ def distinct_names(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows, with the location of the model appended to a name that several models share."""
     is_shared = frame.groupby("name")["model"].transform("nunique") > 1
     return frame.assign(name=frame["name"].where(~is_shared, frame["name"] + " (" + frame["model"] + ")"))
+
+
+def merged_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with one name for models that differ only in the seed: ``a-seed0`` and ``a-seed1`` become ``a``."""
+    name = frame["name"].map(without_seed)
+    is_shared = frame.groupby([name, frame["position_method"]])["model"].transform("nunique") > 1
+    return frame.assign(name=name.where(is_shared, frame["name"]))
 
 
 def alibi_first(frame: pd.DataFrame) -> pd.DataFrame:

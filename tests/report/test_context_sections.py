@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import matplotlib.image
 import pytest
 
 from modeling_alibi_gpt.report.context_tables import context_table, last_occurrence_table, recall_table
@@ -63,6 +64,24 @@ def test_differences_stand_by_kept_tokens() -> None:
     ]
 
 
+def test_models_that_differ_in_the_seed_share_a_row(tmp_path: Path) -> None:
+    records = []
+    for seed, worth in enumerate((0.09, 0.10, 0.11)):
+        of_seed = {"name": f"rope-seed{seed}", "model": f"runs/rope-seed{seed}"}
+        records += [context_record("rope", "whole", None) | of_seed]
+        for reading in ("replaced", "cut"):
+            part = context_record("rope", reading, 128)
+            losses = [loss + worth - part["difference_nats"] for loss in part["nats_per_token_by_block"]]
+            records += [part | of_seed | {"difference_nats": worth, "nats_per_token_by_block": losses}]
+    text, _ = page(records, tmp_path)
+    half = 4.3027 * 0.01 / 3**0.5  # Student's t with two degrees of freedom: the difference is the same in all blocks
+    measured = f"+0.100 \N{PLUS-MINUS SIGN} {half:.3f}"
+    assert f"| rope | cut | {measured} | 4.0000 |" in text
+    assert f"training length: replaced {measured} nats, higher than the whole; cut off {measured} nats" in text
+    assert "half of the 95 % interval over seeds and blocks" in text
+    assert "| rope | cut at 128 |" in text and "rope-seed" not in text
+
+
 def test_a_failure_is_a_footnote() -> None:
     failed = context_record("rope", "cut", 32)
     failed |= {"error": "no memory", "nats_per_token": None, "difference_nats": None}
@@ -70,6 +89,16 @@ def test_a_failure_is_a_footnote() -> None:
     check_record(failed)
     table = context_table([context_record("rope", "whole", None), failed])
     assert (table.rows[1][2], table.footnotes) == ("failed (1)", ["rope: no memory"])
+
+
+def test_a_reading_that_always_failed_has_no_panel(tmp_path: Path) -> None:
+    records = [context_record("alibi", "whole", None), context_record("alibi", "cut", 128)]
+    both = [*records, context_record("alibi", "replaced", 128)]
+    heights = []
+    for name, some in (("one", records), ("both", both)):
+        assert page(some, tmp_path / name)[1] == ["context.png", "last_occurrence.png"]
+        heights.append(matplotlib.image.imread(tmp_path / name / "figures" / "context.png").shape[0])
+    assert heights[0] < heights[1]
 
 
 def test_losses_stand_by_last_occurrence() -> None:

@@ -6,12 +6,18 @@ from collections.abc import Iterable
 
 MAX_NAME_CHARACTERS = 100
 # Letters of any language, digits and characters that all file systems allow; no leading dot, which hides a file.
+_SEED = re.compile(r"-seed\d+$")
 _NOT_IN_A_FOLDER_NAME = re.compile(r"^\.+|[^\w.,=+()%-]")
 
 
 def run_folder_name(variant: str, seed: int) -> str:
     """A safe folder name for one run, whatever the name of its variant."""
     return f"{_NOT_IN_A_FOLDER_NAME.sub('-', variant)}-seed{seed}"
+
+
+def without_seed(name: str) -> str:
+    """The name of a run's folder, or of the model in it, without the seed."""
+    return _SEED.sub("", name)
 
 
 def check_names(kind: str, names: Iterable[str]) -> None:
