@@ -59,20 +59,26 @@ class Series:
         return iter(zip(self.budgets, self.best, strict=True))
 
 
+def series_of(name: str, by_kind: Mapping[str, pd.DataFrame]) -> Series | None:
+    """The budgets of a series with this name; None if it varies no beta."""
+    budgets = beta_budgets(pick(by_kind["comparison"], series=name))
+    if not budgets:
+        return None
+    told = pick(by_kind["prediction"], comparison=name) if "prediction" in by_kind else pd.DataFrame()
+    predictions = {row["budget_tokens"]: row for row in rows_of(told)}
+    training = pick(by_kind["training"], series=name)
+    sizes = {"num_parameters": int(training["num_parameters"].max()), "num_seeds": training["seed"].nunique()}
+    return Series(name, budgets, [best_of(budget) for budget in budgets], predictions, **sizes)
+
+
 def budget_section(by_kind: Mapping[str, pd.DataFrame]) -> tuple[list[Section], list[str]]:
     """The section, if any series varies beta, and the names of the comparisons that it covers."""
     series, covered = [], []
     for name, cells in by_kind["comparison"].groupby("series", sort=False):
-        budgets = beta_budgets(cells)
-        if not budgets:
-            continue
-        covered += cells["comparison"].unique().tolist()
-        told = pick(by_kind["prediction"], comparison=name) if "prediction" in by_kind else pd.DataFrame()
-        training = pick(by_kind["training"], series=name)
-        predictions = {row["budget_tokens"]: row for row in rows_of(told)}
-        sizes = {"num_parameters": int(training["num_parameters"].max()), "num_seeds": training["seed"].nunique()}
-        best = [best_of(budget) for budget in budgets]
-        series.append(Series(str(name), budgets, best, predictions, **sizes))
+        one = series_of(str(name), by_kind)
+        if one is not None:
+            covered += cells["comparison"].unique().tolist()
+            series.append(one)
     if not series:
         return [], []
     alt = f"The best {BETA} and what it is worth, against tokens of training"

@@ -15,11 +15,14 @@ import pandas as pd
 from jinja2 import Environment, TemplateError
 
 from modeling_alibi_gpt.report import formats, result_plots
+from modeling_alibi_gpt.report.beta_budgets import Estimate
+from modeling_alibi_gpt.report.budget_sections import Series, budget_figure, series_of
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.comparison_sections import basis
 from modeling_alibi_gpt.report.complete import check_page_records
+from modeling_alibi_gpt.report.context_tables import context_difference
 from modeling_alibi_gpt.report.drawing import Drawing
-from modeling_alibi_gpt.report.frames import frames, pick, rows_of
+from modeling_alibi_gpt.report.frames import frames, merged_seeds, pick, rows_of
 from modeling_alibi_gpt.report.page import SETTINGS
 from modeling_alibi_gpt.report.statistics import Difference
 from modeling_alibi_gpt.runtime.atomic import write_together
@@ -27,12 +30,14 @@ from modeling_alibi_gpt.runtime.records import Record
 
 
 LINE_CHARACTERS = 120
+SUBJECTS = ("comparison", "basis", "rows", "answers", "budgets", "distant", "figure")  # what a template may call
 WRAPPING: Any = {"break_long_words": False, "break_on_hyphens": False}
 FIGURES: dict[str, Callable[..., Drawing]] = {
     "lengths": result_plots.length_figure,
     "rivals": result_plots.rivals_figure,
     "trained_betas": result_plots.trained_betas_figure,
     "changed_betas": result_plots.changed_betas_figure,
+    "budgets": budget_figure,
     "recall": result_plots.recall_figure,
 }
 
@@ -99,6 +104,7 @@ class WrittenPage:
         self._figures_folder = figures_folder
         self._compared = frames(record for record in records if "comparison" in record)
         self._others = frames(record for record in records if "comparison" not in record)
+        self._contexts = merged_seeds(self._others["context"]) if "context" in self._others else pd.DataFrame()
 
     def render(self, template: str | Path) -> str:
         """Render the page as Markdown.
@@ -108,7 +114,7 @@ class WrittenPage:
         """
         environment = Environment(**SETTINGS)
         environment.filters |= FILTERS
-        names = {name: getattr(self, name) for name in ("comparison", "basis", "rows", "answers", "figure")}
+        names = {name: getattr(self, name) for name in SUBJECTS}
         try:
             text = environment.from_string(Path(template).read_text(encoding="utf-8")).render(names)
         except (TemplateError, KeyError, ValueError) as error:
@@ -134,6 +140,19 @@ class WrittenPage:
         """Accuracies of a comparison on a task."""
         return Answers(_found(pick(self._compared["recall"], comparison=name), name))
 
+    def budgets(self, name: str) -> Series:
+        """The best beta and its worth at each training budget of a series."""
+        found = series_of(name, self._compared)
+        if found is None:
+            raise ValueError(f"no budgets of {name}")
+        return found
+
+    def distant(self, name: str, kept_tokens: int, reading: str = "cut") -> Difference | None:
+        """Loss with the nearest ``kept_tokens`` of context minus loss with all of it; None if a model failed."""
+        of_name = _found(pick(self._contexts, name=name), f"context with {name}")
+        rows = rows_of(_found(pick(of_name, reading=reading, kept_tokens=kept_tokens), f"{kept_tokens} tokens kept"))
+        return context_difference(rows, of_name)
+
     def figure(self, kind: str, file_name: str, alt: str, *subjects: Any) -> str:
         """Draw a figure of ``FIGURES`` and return its Markdown."""
         self.pictures[file_name] = FIGURES[kind](*subjects).svg_file
@@ -158,6 +177,18 @@ def _checked(
 def _wrapped(block: str) -> str:
     """Wrap a paragraph to ``LINE_CHARACTERS``; headings, tables, lists and figures are left as they are."""
     return block if block.startswith(("#", "|", "!", "-")) else textwrap.fill(block, LINE_CHARACTERS, **WRAPPING)
+
+
+def _gain(*, is_shown: bool) -> Callable[[Estimate], str]:
+    """A filter that writes a gain, and raises a ValueError unless its interval is above 0, or else reaches 0."""
+
+    def write(gain: Estimate) -> str:
+        if (gain.ends[0] > 0) != is_shown:
+            word, (low, high) = "a gain" if is_shown else "no gain", gain.ends
+            raise ValueError(f"a sentence speaks of {word}, but the interval is {low:.4f} to {high:.4f} nats")
+        return f"{gain.value:.3f}"
+
+    return write
 
 
 def _percent(shares: Sequence[float]) -> str:
@@ -186,7 +217,10 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "lower": _checked("lower", lambda difference: difference.sign < 0, signed=False),
     "level": _checked("level", lambda difference: difference.is_level),
     "undecided": _checked("undecided", lambda difference: difference.sign == 0),
+    "gain": _gain(is_shown=True),
+    "no_gain": _gain(is_shown=False),
     "nats": formats.format_mean,
+    "count": formats.format_count,
     "change": formats.format_change,
     "ratio": formats.format_ratio,
     "span": formats.format_range,

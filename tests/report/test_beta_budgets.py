@@ -1,27 +1,14 @@
 """Beta against the budget of training: fits, intervals and predictions of losses that follow a formula."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.report import beta_budgets
 from modeling_alibi_gpt.report.beta_budgets import Budget, best_of, fit_minimum, predict, predict_budget
 from modeling_alibi_gpt.report.report import build_report
-from tests.support.example_records import PROVENANCE, extrapolation_record, training_record
-
-
-BETAS = 2.0 ** np.arange(-1, 7)
-# The best beta falls by the root of the tokens, its worth by their logarithm squared.
-TOKENS = [2**19, 2**20, 2**21, 2**22, 2**23]
-
-
-def nats(tokens: int) -> np.ndarray:
-    """By beta: 0.05 nats for the first factor of two from the best, which is 16 at the smallest budget."""
-    best = 4 - 0.5 * np.log2(tokens / TOKENS[0])
-    return 4 + 0.05 * (np.log2(BETAS) - best) ** 2
+from tests.support.budget_cases import BETAS, TOKENS, budget_records, nats
 
 
 def budget(tokens: int, spread: float = 0.0, num_seeds: int = 2, num_blocks: int = 8) -> Budget:
@@ -87,41 +74,10 @@ def test_nothing_is_predicted_from_budgets_whose_best_beta_was_not_reached() -> 
     assert predict([budget(tokens) for tokens in TOKENS[:2]], TOKENS[4]) is None
 
 
-def records(num_budgets: int) -> list[dict[str, Any]]:
-    """What a comparison with these budgets writes, but for predictions."""
-    written = []
-    for tokens in TOKENS[:num_budgets]:
-        name = f"betas, {tokens:,} tokens"
-        labels = {"comparison": name, "series": "betas", "budget_tokens": tokens}
-        of_budget = []
-        for beta, loss in zip(BETAS, nats(tokens), strict=True):
-            fields = {} if beta == 1 else {"alibi_beta": float(beta)}
-            for seed in (0, 1):
-                place = {**labels, "variant": f"beta {beta:g}", "fields": fields, "seed": seed}
-                row = extrapolation_record("alibi", "sliding", 128)
-                of_budget.append(
-                    {
-                        **row,
-                        **place,
-                        "name": f"beta {beta:g}",
-                        "reading": "as trained",
-                        "nats_per_token": loss + 0.01 * seed,
-                        "overrides": {},
-                    }
-                )
-                trained = training_record("alibi", seed)
-                of_budget.append({**trained, **place, "num_train_tokens": tokens})
-        corpus = {"kind": "corpus", "comparison": name, "source": "text:x", "num_documents": 1, "num_bytes": 10}
-        corpus |= {"fingerprint": "0", "documents": ["a.txt"], "provenance": PROVENANCE}
-        cells = [cell | labels for cell in comparison_records(of_budget, reference="beta 1", corpus="novels")]
-        written += [corpus, *of_budget, *[cell | {"series": "betas", "budget_tokens": tokens} for cell in cells]]
-    return written
-
-
 def test_the_report_shows_what_was_found_and_what_was_predicted(tmp_path: Path) -> None:
-    prediction = predict_budget(records(4), TOKENS[4])
+    prediction = predict_budget(budget_records(4), TOKENS[4])
     assert prediction is not None
-    paths = build_report([*records(5), prediction], tmp_path, title="t")
+    paths = build_report([*budget_records(5), prediction], tmp_path, title="t")
     page = Path(paths["markdown"]).read_text(encoding="utf-8")
     assert page.count("\n## ") == 3, "the conclusion, one section for all budgets, and provenance"
     assert f"| betas | {TOKENS[0]:,} | 16 (16 to 16) | 0.800 (0.800 to 0.800) |" in page
@@ -134,4 +90,4 @@ def test_the_report_shows_what_was_found_and_what_was_predicted(tmp_path: Path) 
     assert prediction["provenance"]["time_utc"] in page and prediction["provenance"]["git_commit"][:12] in page
     assert [Path(figure).name for figure in paths["figures"]] == ["beta_budgets.png"]
     with pytest.raises(ValueError, match="cannot be predicted: one of 8,388,608 was already evaluated"):
-        predict_budget(records(5), TOKENS[4])
+        predict_budget(budget_records(5), TOKENS[4])

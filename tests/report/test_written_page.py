@@ -1,26 +1,30 @@
 """Pages that a person wrote: numbers are filled in, and a sentence that the records do not support stops the build."""
 
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from modeling_alibi_gpt.report.written_page import build_written_page
+from tests.support.budget_cases import budget_records
 from tests.support.comparison_cases import methods
-from tests.support.context_cases import recall_record
+from tests.support.context_cases import context_records, recall_record
 
 
 NAME = methods()[0]["comparison"]
 GRID = f'{{% set g = comparison("{NAME}") %}}\n'
 
 
-def page(folder: Path, text: str) -> str:
+def filled(records: list[dict[str, Any]], text: str, folder: Path) -> str:
     template = folder / "page.md.j2"
-    template.write_text(GRID + text, encoding="utf-8")
+    template.write_text(text, encoding="utf-8")
     place = {"page": "page", "figures_folder": "figures"}
-    return Path(build_written_page(methods(), template, folder / "out", **place)["markdown"]).read_text(
-        encoding="utf-8"
-    )
+    return Path(build_written_page(records, template, folder / "out", **place)["markdown"]).read_text(encoding="utf-8")
+
+
+def page(folder: Path, text: str) -> str:
+    return filled(methods(), GRID + text, folder)
 
 
 @pytest.mark.parametrize(
@@ -108,10 +112,7 @@ def recalled(shares: dict[str, list[float]], text: str, folder: Path) -> str:
         for variant, each in shares.items()
         for seed, share in enumerate(each)
     ]
-    template = folder / "page.md.j2"
-    template.write_text('{% set task = answers("task") %}\n' + text, encoding="utf-8")
-    place = {"page": "page", "figures_folder": "figures"}
-    return Path(build_written_page(records, template, folder / "out", **place)["markdown"]).read_text(encoding="utf-8")
+    return filled(records, '{% set task = answers("task") %}\n' + text, folder)
 
 
 def test_shares_of_right_answers_are_filled_in(tmp_path: Path) -> None:
@@ -127,3 +128,26 @@ def test_answers_are_drawn_for_each_variant(tmp_path: Path) -> None:
     assert recalled({"a": [0.25, 0.35], "b": [0.5, 0.4]}, text, tmp_path) == "![Answers](figures/recall.svg)\n"
     drawn = ElementTree.parse(tmp_path / "out" / "figures" / "recall.svg").getroot()
     assert {"a", "b"} <= {element.text for element in drawn.iter() if element.tag.endswith("text")}
+
+
+def test_gains_of_tuning_are_filled_in(tmp_path: Path) -> None:
+    text = (
+        '{% set found = budgets("betas") %}\n{{ found.best[0].worth | gain }} at {{ found.budgets[0].tokens | count }}'
+    )
+    assert filled(budget_records(3), text, tmp_path) == "0.800 at 524,288\n"
+    with pytest.raises(ValueError, match=r"speaks of no gain, but the interval is 0\.8000 to 0\.8000 nats"):
+        filled(budget_records(3), text.replace("| gain", "| no_gain"), tmp_path)
+    text = '{{ figure("budgets", "budgets.svg", "Budgets", [budgets("betas")]) }}'
+    assert filled(budget_records(3), text, tmp_path) == "![Budgets](figures/budgets.svg)\n"
+    with pytest.raises(ValueError, match="no budgets of others"):
+        filled(budget_records(3), '{{ budgets("others") }}', tmp_path)
+
+
+def test_the_worth_of_distant_text_is_filled_in(tmp_path: Path) -> None:
+    text = '{{ distant("rope", 128) | higher }} and {{ distant("rope", 128, "replaced") | higher }}'
+    assert filled(context_records(), text, tmp_path) == "0.050 and 0.300\n"
+    with pytest.raises(ValueError, match="a sentence says 'higher' of"):
+        filled(context_records(), '{{ distant("alibi", 128) | higher }}', tmp_path)
+    for missing in ('distant("none", 128)', 'distant("rope", 100)'):
+        with pytest.raises(ValueError, match="no record of"):
+            filled(context_records(), "{{ " + missing + " | nats }}", tmp_path)
