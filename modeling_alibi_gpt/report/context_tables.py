@@ -58,17 +58,21 @@ def context_table(records: Records) -> Table:
 
 
 def last_occurrence_table(records: Records) -> Table:
-    """Nats per token, one row per name and reading and one column per distance bin, after a row of token counts."""
+    """Nats per token, one row per name and reading and one column per distance bin with tokens.
+
+    The first row has the numbers of tokens.
+    """
     header: list[str] = []
     rows: list[list[str]] = []
     for name, readings in last_occurrences(alibi_first(frame_of(records))).items():
         for reading, bins in readings.items():
-            edges = bins["edges_tokens"]
-            header = [f"{low:,} to {high - 1:,}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+            edges, counts = bins["edges_tokens"], bins["num_tokens"]
+            taken = [column for column, count in enumerate(counts) if count]
+            header = [f"{edges[column]:,} to {edges[column + 1] - 1:,}" for column in taken]
             if not rows:
-                counts = [*bins["num_tokens"], bins["not_before_num_tokens"]]
-                rows.append(["tokens", "", *map(format_count, counts)])
-            values = [*bins["nats_per_token"], bins["not_before_nats_per_token"]]
+                found = [*(counts[column] for column in taken), bins["not_before_num_tokens"]]
+                rows.append(["tokens", "", *map(format_count, found)])
+            values = [*(bins["nats_per_token"][column] for column in taken), bins["not_before_nats_per_token"]]
             rows.append([name, reading, *map(format_nats, values)])
     return Table(["model", "read", *header, "not before"], rows, 2)
 
