@@ -137,6 +137,11 @@ def test_the_readme_is_one_screen_and_names_its_two_commands() -> None:
     assert targets == {"demo", "test"}
 
 
+def test_the_table_of_attention_files_lists_all_of_them() -> None:
+    listed = re.findall(r"^\| `(attention\w*\.py)` \|", PAGES["docs/architecture.md"], flags=re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "modeling_alibi_gpt").glob("attention*.py"))
+
+
 def test_make_check_is_what_ci_runs() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (needed,) = re.findall(r"^check: (.*) ##", makefile, flags=re.MULTILINE)
