@@ -273,7 +273,7 @@ def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights, moved apart until neighbours are at least ``gap`` apart."""
+    """Ascending heights, moved apart until neighbors are at least ``gap`` apart."""
     spread = list(heights)
     for index in range(1, len(spread)):
         spread[index] = max(spread[index], spread[index - 1] + gap)
