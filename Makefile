@@ -1,8 +1,8 @@
-# Every habit is one word. `make` alone lists them.
+# `make` without a target lists the targets.
 PYTHON ?= python3
 VENV ?= .venv
 RUN := $(VENV)/bin/python
-# Tests and demo never ask the Hub; a network test is run by name.
+# Tests and the demo never contact the Hub.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: help install demo bench gpu results test test-attention test-slow test-integrations tour conformance wheel-check docs schemas lint format types check clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-15s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-18s %s\n", $$1, $$2}'
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -40,10 +40,10 @@ demo: $(VENV)/.installed ## train, sweep beta, extrapolate and report, in minute
 		runs/demo/alibi/training.jsonl runs/demo/rope/training.jsonl \
 		runs/demo/sweep/trials.jsonl runs/demo/posthoc/trials.jsonl runs/demo/extrapolation.jsonl
 
-bench: test-attention ## time attention, models and decoding, in some ten minutes
+bench: test-attention ## time attention, models and decoding, in about ten minutes
 	$(RUN) scripts/benchmark.py --config configs/benchmark/cpu.yaml
 
-test-attention: $(VENV)/.installed-dev ## run the tests of attention, without which nothing is timed
+test-attention: $(VENV)/.installed-dev ## run the tests of attention, which must pass before anything is timed
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/test_attention.py
 
 gpu: $(VENV)/.installed-dev ## test, time and compare on one CUDA GPU, in ten minutes
@@ -82,14 +82,14 @@ lint: $(VENV)/.installed-dev ## check style
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 
-format: $(VENV)/.installed-dev ## mend style
+format: $(VENV)/.installed-dev ## fix style
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-types: $(VENV)/.installed-dev ## check the types of the pure files
+types: $(VENV)/.installed-dev ## check the types of the files that pyproject.toml lists
 	$(RUN) -m mypy
 
 check: lint types test tour conformance wheel-check docs ## style, types, tests, the notebook, conformance, the wheel and the documentation, as in CI
 
-clean: ## remove what make made
+clean: ## remove .venv, runs, builds and caches
 	rm -rf $(VENV) runs site build dist .pytest_cache .ruff_cache .mypy_cache *.egg-info

@@ -23,5 +23,5 @@ with sync_playwright() as playwright:
     print(playwright.chromium.executable_path)
 ' && exit
 
-echo "skipped: the tests of pages in a browser, for no Chromium could be installed; the end of its log:" >&2
+echo "skipped: the tests of pages in a browser, because no Chromium could be installed; the end of its log:" >&2
 tail -n 3 "$log" >&2

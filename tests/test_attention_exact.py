@@ -48,7 +48,7 @@ def test_exact_means_a_sixty_fourth_of_half_a_unit_in_the_last_place() -> None:
 def test_long_texts_equal_float64_forward_and_backward(
     num_heads: int, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To what the same kernel loses that reads every key, for its rounding is the same."""
+    """As exactly as the same kernel does when it reads every key, because its rounding is the same."""
     find_bands_from(monkeypatch, 2)
     tensors, slopes = draw(num_heads, length, length, rows=1), alibi_slopes(num_heads)
     context = last_queries_context(length, length, torch.float32)

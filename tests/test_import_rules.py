@@ -125,7 +125,7 @@ def test_position_methods_are_chosen_by_their_table_alone() -> None:
     comparison = re.compile(r"position_method\s*(==|!=|in)\s*[\"'(]")
     for path in PACKAGE.rglob("*.py"):
         hits = comparison.findall(path.read_text(encoding="utf-8"))
-        # A sweep of beta refuses what has no beta; a record says what varies; a figure gives ALiBi its colour.
+        # A sweep of beta refuses what has no beta; a record says what varies; a figure gives ALiBi its color.
         assert not hits or path.name in ("beta_objectives.py", "variants.py") or path.parent.name == "report", path
 
 

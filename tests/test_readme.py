@@ -137,6 +137,11 @@ def test_the_readme_is_one_screen_and_names_its_two_commands() -> None:
     assert targets == {"demo", "test"}
 
 
+def test_the_table_of_attention_files_lists_all_of_them() -> None:
+    listed = re.findall(r"^\| `(attention\w*\.py)` \|", PAGES["docs/architecture.md"], flags=re.MULTILINE)
+    assert sorted(listed) == sorted(path.name for path in (ROOT / "modeling_alibi_gpt").glob("attention*.py"))
+
+
 def test_make_check_is_what_ci_runs() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (needed,) = re.findall(r"^check: (.*) ##", makefile, flags=re.MULTILINE)
@@ -151,7 +156,7 @@ def test_the_dashboard_is_pointed_at_the_study_of_the_sweep_beside_it() -> None:
 
 def test_what_a_command_needs_beyond_the_package_is_said_and_exists() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
-    named = set(re.findall(r"(?:-e '\.|'alibi-gpt)\[(\w+)\]'", DOCUMENTATION))
+    named = set(re.findall(r"'(?:\.|alibi-gpt)\[(\w+)\]'", DOCUMENTATION))
     assert {"all", "convert", "dashboard", "integrations", "serve"} <= named <= extras.keys()
 
 

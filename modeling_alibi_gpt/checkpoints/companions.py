@@ -39,7 +39,7 @@ def companion_files(folder: Path, names: Sequence[str] = COMPANION_FILES) -> lis
 
 
 def copy_licences(source: Path, folder: Path) -> None:
-    """Copy the licence files of a checkpoint folder. Raises a ``ValueError`` if one is a link."""
+    """Copy the license files of a checkpoint folder. Raises a ``ValueError`` if one is a link."""
     for path in companion_files(source, LICENCE_FILES):
         shutil.copyfile(path, folder / path.name)
 

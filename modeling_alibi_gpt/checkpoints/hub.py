@@ -41,7 +41,7 @@ class ExportConfig:
 def export_to_hub(config: ExportConfig) -> dict[str, Any]:
     """Write a folder that ``from_pretrained(folder, trust_remote_code=True)`` loads without this package.
 
-    Weights, tokenizer and licence are copied unchanged, together with the model files of this package. ``config.json``
+    Weights, tokenizer and license are copied unchanged, together with the model files of this package. ``config.json``
     names the class for every head, and the model card explains how to load the model. No other code is copied.
 
     Returns:

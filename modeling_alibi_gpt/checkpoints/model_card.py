@@ -1,4 +1,4 @@
-"""Model cards of written checkpoints: licence, origin of the model and how to load it."""
+"""Model cards of written checkpoints: license, origin of the model and how to load it."""
 
 import re
 from collections.abc import Sequence

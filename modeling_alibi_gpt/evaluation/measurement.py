@@ -22,7 +22,7 @@ from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import provenance
 
 
-# Enough blocks for a standard error, each long enough to be nearly independent of its neighbours.
+# Enough blocks for a standard error, each long enough to be nearly independent of its neighbors.
 NUM_BLOCKS = 16
 
 

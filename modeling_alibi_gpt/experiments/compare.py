@@ -152,7 +152,7 @@ def _read(evaluation: ExtrapolationConfig | RecallConfig) -> list[dict[str, Any]
 
 
 def _collect(name: str, run: Run) -> list[dict[str, Any]]:
-    """The records of a run, labelled with its comparison, variant, seed and reading."""
+    """The records of a run, labeled with its comparison, variant, seed and reading."""
     where = {"comparison": name, "variant": run.variant, "fields": run.fields, "seed": run.seed}
     # A shared training has a generic name.
     named = where | {"name": run.variant}

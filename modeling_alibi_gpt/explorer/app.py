@@ -192,7 +192,7 @@ def _show(triggers: Sequence[Any], answer: Callable[..., tuple[Figure, str]], in
 
 
 def _as_html(answer: Callable[..., tuple[Figure, str]]) -> Callable[..., tuple[str, str]]:
-    """Return the figure as inline SVG, which follows the colour scheme, and show errors as messages."""
+    """Return the figure as inline SVG, which follows the color scheme, and show errors as messages."""
 
     @wraps(answer)
     def run(*args: Any) -> tuple[str, str]:

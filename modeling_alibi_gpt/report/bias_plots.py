@@ -18,7 +18,7 @@ BIAS_COLOURS = LinearSegmentedColormap.from_list("bias", ["#a83606", "#dd6a35", 
 
 @as_drawing
 def bias_figure(record: Record) -> Figure:
-    """The ``(T, T)`` bias of each head as small multiples on one colour scale; future keys stay blank."""
+    """The ``(T, T)`` bias of each head as small multiples on one color scale; future keys stay blank."""
     bias = np.array(record["bias"], dtype=float)  # (H, T, T), NaN where null
     num_heads, num_positions, _ = bias.shape
     num_columns = 3 if num_heads in (5, 6, 9) else min(num_heads, 4)
@@ -45,7 +45,7 @@ def bias_figure(record: Record) -> Figure:
 
 @as_drawing
 def bias_by_distance_figure(record: Record) -> Figure:
-    """The bias of each head against distance, one line per layer, with the bias before training in grey.
+    """The bias of each head against distance, one line per layer, with the bias before training in gray.
 
     Each line is shifted to 0 at distance 0, because softmax ignores a constant.
     """

@@ -1,4 +1,4 @@
-"""The style of the figures of a report: colours, axes, directly labelled curves and marks.
+"""The style of the figures of a report: colors, axes, directly labeled curves and marks.
 
 A figure is 5.4 inches wide at 150 dots per inch, so that its text is readable on a phone 390 pixels wide.
 """
@@ -25,7 +25,7 @@ T = TypeVar("T")
 WIDTH_INCHES = 5.4
 INK, GREY, PALE = "#2b2b2b", "#767676", "#b0b0b0"
 ALIBI_COLOUR, SECOND_COLOUR = "#d1430b", "#332288"
-# Paul Tol's muted scheme, which is safe for colour-blind readers; only ALiBi is bright.
+# Paul Tol's muted scheme, which is safe for color-blind readers; only ALiBi is bright.
 METHOD_COLOURS = {
     "alibi": ALIBI_COLOUR,
     "sinusoidal": SECOND_COLOUR,
@@ -38,7 +38,7 @@ METHOD_COLOURS = {
     "shared_offset": "#882255",
     "sandwich": "#4477aa",
 }
-# If all curves share one method, the first has its colour and the others have these.
+# If all curves share one method, the first has its color and the others have these.
 VARIANT_COLOURS = ("#332288", "#44aa99", "#117733", "#aa4499", "#5fb3d9", "#882255")
 MARKERS, DASHES = "osD^vP", ("-", "--", ":", "-.")
 STYLE: Any = {
@@ -70,7 +70,7 @@ MAX_DIRECT_LABELS, MAX_LABEL_CHARS = 12, 20  # beyond these, names go into a leg
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. ``dashes`` selects its dashes and marker among curves of one colour; a main curve is bold.
+    """One curve. ``dashes`` selects its dashes and marker among curves of one color; a main curve is bold.
 
     ``low`` and ``high`` are the ends of its spread at each point, if known.
     """
@@ -90,7 +90,7 @@ Curve = tuple[str, str, Sequence[float], Sequence[float]]  # name, position meth
 
 
 def method_lines(curves: Sequence[Curve]) -> list[Line]:
-    """Curves in the colours of their position methods, or in distinct colours if all share one method."""
+    """Curves in the colors of their position methods, or in distinct colors if all share one method."""
     methods = [method for _, method, _, _ in curves]
     colours = [METHOD_COLOURS.get(method, GREY) for method in methods]
     if len(set(methods)) == 1:
@@ -186,7 +186,7 @@ def perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def mark_training_lengths(axes: Axes, lengths_tokens: Sequence[int | None]) -> None:
-    """A vertical line at every training length (None is unknown), labelled above the axes."""
+    """A vertical line at every training length (None is unknown), labeled above the axes."""
     lengths = sorted({length for length in lengths_tokens if length})
     for length in lengths:
         axes.axvline(length, color=GREY, linestyle="--", linewidth=1, zorder=1)
@@ -258,7 +258,7 @@ def _name_below(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
-    """Names to the right of the axes, level with the ends of their curves; a shorter curve is labelled at its end."""
+    """Names to the right of the axes, level with the ends of their curves; a shorter curve is labeled at its end."""
     last_x = max(line.xs[-1] for line in lines)
     styles = {line.name: _name_style(line.color) for line in lines}
     for line in lines:
@@ -273,7 +273,7 @@ def _name_ends(axes: Axes, lines: Sequence[Line]) -> None:
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Ascending heights, moved apart until neighbours are at least ``gap`` apart."""
+    """Ascending heights, moved apart until neighbors are at least ``gap`` apart."""
     spread = list(heights)
     for index in range(1, len(spread)):
         spread[index] = max(spread[index], spread[index - 1] + gap)

@@ -47,7 +47,7 @@ MIN_POINT_TOKENS = 100
 
 @as_drawing
 def beta_figure(records: Records, trained: Sequence[Record]) -> Figure:
-    """Perplexity against beta: seeds as faint points, their mean as a line, the chosen beta labelled.
+    """Perplexity against beta: seeds as faint points, their mean as a line, the chosen beta labeled.
 
     Hollow points are betas that are not distinguishable from the lowest. Trials that were pruned or failed are crosses
     at the bottom. At least one trial must be complete.

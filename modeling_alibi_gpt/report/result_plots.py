@@ -1,4 +1,4 @@
-"""Figures of a written page, as SVG: at most six labelled curves per panel, with the spread of their seeds."""
+"""Figures of a written page, as SVG: at most six labeled curves per panel, with the spread of their seeds."""
 
 import statistics
 from collections.abc import Mapping, Sequence

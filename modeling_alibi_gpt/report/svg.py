@@ -1,4 +1,4 @@
-"""Figures as SVG with real text. Inline figures follow the colour scheme of the page and show values on hover."""
+"""Figures as SVG with real text. Inline figures follow the color scheme of the page and show values on hover."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 # The browser renders the text, and ids are the same in every run.
 RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "report"}
 POINTS_PER_INCH = 72  # the unit of matplotlib's SVG
-# Replacements in dark mode for figure colours.
+# Replacements in dark mode for figure colors.
 DARK_COLOURS = {
     "#000000": "#e8e6e3",
     "#2b2b2b": "#e8e6e3",
@@ -39,7 +39,7 @@ REFERENCE = re.compile(r"#([\w-]+)")
 
 
 def dark_css() -> str:
-    """CSS declarations of the figure colours in dark mode."""
+    """CSS declarations of the figure colors in dark mode."""
     return " ".join(f"--c-{light[1:]}: {dark};" for light, dark in DARK_COLOURS.items())
 
 
@@ -54,7 +54,7 @@ def svg_file(figure: Figure) -> bytes:
 def inline_svg(figure: Figure) -> str:
     """A self-contained ``<svg>`` element for the body of an HTML page.
 
-    Every colour ``#rrggbb`` becomes ``var(--c-rrggbb, #rrggbb)``, so that a page can change it in dark mode. Every
+    Every color ``#rrggbb`` becomes ``var(--c-rrggbb, #rrggbb)``, so that a page can change it in dark mode. Every
     point of a named line gets an element of class ``point`` with a text of class ``tip``, to be shown on hover or
     focus.
     """

@@ -1,4 +1,4 @@
-"""The model card of a finished run: text and figures from its record, licence from the checkpoint it started from."""
+"""The model card of a finished run: text and figures from its record, license from the checkpoint it started from."""
 
 import logging
 import re
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 def save_training_card(
     config: ExperimentConfig, record: dict[str, Any], model: PreTrainedConfig, folder: Path
 ) -> None:
-    """Write the ``README.md`` of a trained model, and copy the licence files of the checkpoint that it started from.
+    """Write the ``README.md`` of a trained model, and copy the license files of the checkpoint that it started from.
 
     The card may be published, so it contains no local paths.
 
@@ -105,12 +105,12 @@ def _results(config: ExperimentConfig, record: dict[str, Any]) -> list[EvalResul
 
 
 def _of_the_checkpoint(checkpoint: str, folder: Path) -> dict[str, Any]:
-    """Metadata that a model inherits from its checkpoint, after copying the licence files."""
+    """Metadata that a model inherits from its checkpoint, after copying the license files."""
     if not Path(checkpoint).is_dir():
         try:
             card = ModelCard.load(checkpoint, ignore_metadata_errors=True)
         except (OSError, ValueError) as error:
-            logger.warning("cannot read the licence of %s (%s); add it to %s/README.md", checkpoint, error, folder)
+            logger.warning("cannot read the license of %s (%s); add it to %s/README.md", checkpoint, error, folder)
             return {"base_model": checkpoint}
         return {"base_model": checkpoint, **_licence(card)}
     copy_licences(Path(checkpoint), folder)

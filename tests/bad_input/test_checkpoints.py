@@ -195,7 +195,7 @@ def _quantization_cases() -> list[Case]:
         case
         for name, (value, message) in said.items()
         for case in loading_cases(
-            f"a quantisation {name}",
+            f"a quantization {name}",
             lambda model, v=value: edit_json(model / "config.json", quantization_config=v),
             message,
         )

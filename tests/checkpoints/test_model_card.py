@@ -1,4 +1,4 @@
-"""The model card of every folder that is written: licence kept, origin named, and loading code that runs."""
+"""The model card of every folder that is written: license kept, origin named, and loading code that runs."""
 
 import os
 import re

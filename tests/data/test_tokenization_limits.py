@@ -1,4 +1,4 @@
-"""Tokenising stops where enough tokens are asked for, and its bar moves from the first documents on."""
+"""Tokenizing stops where enough tokens are asked for, and its bar moves from the first documents on."""
 
 import datasets
 import pytest

@@ -18,12 +18,12 @@ SETTINGS = {
     "int8": BitsAndBytesConfig(load_in_8bit=True),
 }
 BLOCK_SIZE = 64  # values that share a scale in nf4
-WIDEST_GAP = 0.304  # between neighbouring values of nf4, -1 and -0.696
+WIDEST_GAP = 0.304  # between neighboring values of nf4, -1 and -0.696
 HALF_STEP = 0.5 / 127 + 2**-11  # of int8 that was float16 before, relative to the largest of the row
 
 
 def weight_of(layer: nn.Linear) -> Tensor:
-    """The numbers that a quantised weight stands for."""
+    """The numbers that a quantized weight stands for."""
     weight = layer.weight
     if isinstance(layer, bitsandbytes.nn.Linear4bit):
         return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state)
@@ -62,16 +62,16 @@ def root_mean_square(difference: Tensor) -> float:
 
 @pytest.mark.parametrize("fields", [{}, {"alibi_trainable": "slopes"}], ids=str)
 @pytest.mark.parametrize("name", list(SETTINGS))
-def test_a_checkpoint_loads_quantised_and_is_within_its_rounding(
+def test_a_checkpoint_loads_quantized_and_is_within_its_rounding(
     make_model, tmp_path, name: str, fields: dict
 ) -> None:
     model = make_model(**WIDTHS, **fields)
     model.save_pretrained(tmp_path)
-    quantised = AutoModelForCausalLM.from_pretrained(
+    quantized = AutoModelForCausalLM.from_pretrained(
         tmp_path, quantization_config=SETTINGS[name], device_map="cpu"
     ).eval()
     exact = copy.deepcopy(model)
-    for path, layer in quantised.model.layers.named_modules():
+    for path, layer in quantized.model.layers.named_modules():
         if not isinstance(layer, nn.Linear):
             continue
         assert type(layer) is not nn.Linear, path
@@ -86,14 +86,14 @@ def test_a_checkpoint_loads_quantised_and_is_within_its_rounding(
             layer.weight.data = layer.weight.bfloat16().float() if name == "nf4" else layer.weight
 
     expected = logits(exact)
-    error, rounding = (root_mean_square(logits(each) - expected) for each in (quantised, rounded))
+    error, rounding = (root_mean_square(logits(each) - expected) for each in (quantized, rounded))
     assert error < 2 * rounding < root_mean_square(expected) / 2
-    slopes, before = (each.model.position_method.layer_slopes(1) for each in (quantised, model))
+    slopes, before = (each.model.position_method.layer_slopes(1) for each in (quantized, model))
     assert torch.equal(slopes, before)
 
 
 @pytest.mark.parametrize("name", list(SETTINGS))
-def test_generation_of_a_quantised_model_reads_its_cache(make_model, tmp_path, name: str) -> None:
+def test_generation_of_a_quantized_model_reads_its_cache(make_model, tmp_path, name: str) -> None:
     make_model(**WIDTHS).save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path, quantization_config=SETTINGS[name], device_map="cpu")
     prompt = torch.tensor([[5, 9, 30, 7, 11]])

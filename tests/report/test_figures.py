@@ -41,7 +41,7 @@ def tick_labels(axes: Axes) -> list[str]:
 
 
 def curve(axes: Axes, colour: str) -> list[tuple[float, float]]:
-    """The points of the one curve of that colour."""
+    """The points of the one curve of that color."""
     (line,) = [line for line in axes.lines if line.get_color() == colour and line.get_linewidth() > 1]
     return [(float(x), float(y)) for x, y in line.get_xydata()]
 

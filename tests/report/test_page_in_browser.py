@@ -1,4 +1,4 @@
-"""The report in a real browser: it fits a phone, follows the colour scheme, and its points tell their values."""
+"""The report in a real browser: it fits a phone, follows the color scheme, and its points tell their values."""
 
 import json
 import re

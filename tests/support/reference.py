@@ -1,7 +1,7 @@
 """Float64 reference of the whole model in plain loops, derived from the mathematics; shares no code with the package.
 
 A token sees the visible tokens of its own document up to itself, and its position counts them. Padding and packing are
-therefore not modelled: each document of each row is cut out and computed as a separate sequence that starts at 0.
+therefore not modeled: each document of each row is cut out and computed as a separate sequence that starts at 0.
 """
 
 import math

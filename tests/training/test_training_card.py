@@ -1,4 +1,4 @@
-"""The model card of a run: figures from the record, no place on this machine, and the licence of the checkpoint."""
+"""The model card of a run: figures from the record, no place on this machine, and the license of the checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path

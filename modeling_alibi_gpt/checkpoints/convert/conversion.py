@@ -91,7 +91,7 @@ class ConvertConfig:
 
 
 def convert(config: ConvertConfig) -> dict[str, Any]:
-    """Convert a checkpoint to another family: weights, config and model card; tokenizer and licence are copied.
+    """Convert a checkpoint to another family: weights, config and model card; tokenizer and license are copied.
 
     Tensors are read one by one and written file by file, so a checkpoint may be larger than memory. The source is
     checked before anything is written.

@@ -1,4 +1,4 @@
-"""General metadata of a GGUF file: name, size and licence of the model."""
+"""General metadata of a GGUF file: name, size and license of the model."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,7 @@ from modeling_alibi_gpt.checkpoints.model_card import read_card
 
 
 def add_metadata(writer: Any, folder: Path, name: str | None, num_parameters: int) -> None:
-    """Add name, size label and the licence in the model card, if any, to a ``gguf.GGUFWriter``.
+    """Add name, size label and the license in the model card, if any, to a ``gguf.GGUFWriter``.
 
     Args:
         writer: The writer.

@@ -1,4 +1,4 @@
-// Charts as SVG, and the heat map on a canvas. Colours run from the first head to the last.
+// Charts as SVG, and the heat map on a canvas. Colors run from the first head to the last.
 
 const HEIGHT = 320, LEFT = 64, RIGHT = 14, TOP = 8, BOTTOM = 40;
 

@@ -123,7 +123,7 @@ def test_a_wrong_dtype(script, source, capsys) -> None:
     assert "ln_f.weight is int8, expected one of float64" in refusal(script, source, capsys)
 
 
-def test_a_quantised_checkpoint(script, source, capsys) -> None:
+def test_a_quantized_checkpoint(script, source, capsys) -> None:
     edit_config(source, quantization_config={"quant_method": "gptq"})
     assert "might change the computation: quantization_config" in refusal(script, source, capsys)
 
