@@ -250,9 +250,10 @@ def forward_kernel(
         tolerance: Largest weight that may be left out per query, if ``SKIPS_KEYS``.
     """
     num_tiles = tl.cdiv(sizes[2], QUERY_TOKENS)
-    tile = num_tiles - 1 - tl.program_id(0) % num_tiles  # tiles that read the most keys start first
-    index = tl.program_id(0) // num_tiles
-    row, head = index // sizes[0], index % sizes[0]
+    # Tiles that read the most keys start first: the last ones, and the heads with the flattest slopes, mostly the last.
+    tile, index = num_tiles - 1 - tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles
+    row, head = index // sizes[0], sizes[0] - 1 - index % sizes[0]
+    index = row * sizes[0] + head
     at, offset, kv_head = tile * QUERY_TOKENS, sizes[3] - sizes[2], head // sizes[1]
     queries, stop = at + tl.arange(0, QUERY_TOKENS), tl.minimum(at + QUERY_TOKENS + offset, sizes[3])
     bias = scaling * LOG2_E, tl.load(slopes[0] + row * slopes[1] + head) * LOG2_E, stop - 1
