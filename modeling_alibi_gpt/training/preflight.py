@@ -70,15 +70,19 @@ def _check_chunked_loss(arguments: TrainingArguments, model: PreTrainedConfig) -
 
 def _check_checkpointing(arguments: TrainingArguments, model: PreTrainedConfig) -> None:
     """Raise a ValueError if the backward pass of each layer would go through one bias that the layers share."""
-    is_reentrant = (arguments.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+    of_torch = {**(arguments.activation_checkpointing_kwargs or {})}
+    for of_trainer in ("every_n_layers", "offload"):
+        of_torch.pop(of_trainer, None)
+    # Without any of torch's keys, transformers sets use_reentrant to false; torch's own default is true.
+    is_reentrant = bool(of_torch) and of_torch.get("use_reentrant", True)
     if not (arguments.activation_checkpointing and is_reentrant and learns_positions(model)):
         return
     with torch.device("meta"):
         method = POSITION_METHODS[model.position_method](model)
     if not method.bias_differs_by_layer:
         raise ValueError(
-            "use_reentrant of training.activation_checkpointing_kwargs cannot be true with position_method "
-            f"{model.position_method}, whose learned bias is shared by all layers: set it to false"
+            f"position_method {model.position_method} has a learned bias that all layers share, which reentrant "
+            "checkpointing cannot train: set use_reentrant: false in training.activation_checkpointing_kwargs"
         )
 
 

@@ -64,16 +64,20 @@ CHECKPOINTED = "training.activation_checkpointing=true"
 REENTRANT = "training.activation_checkpointing_kwargs={use_reentrant: %s}"
 
 
+@pytest.mark.parametrize("kwargs", [REENTRANT % "true", "training.activation_checkpointing_kwargs={debug: false}"])
 @pytest.mark.parametrize("method", SHARED)
 def test_a_learned_bias_that_layers_share_cannot_be_checkpointed_reentrantly(
-    make_experiment: MakeExperiment, method: str
+    make_experiment: MakeExperiment, method: str, kwargs: str
 ) -> None:
     settings = [f"model.overrides.position_method={method}"]
     settings += ["model.overrides.fire_shared_by_layers=true"] if method == "fire" else []
-    with pytest.raises(ValueError, match=f"use_reentrant.* cannot be true .* position_method {method}"):
-        check_experiment(make_experiment(*settings, CHECKPOINTED, REENTRANT % "true"))
+    with pytest.raises(ValueError, match=f"position_method {method} .*: set use_reentrant: false in"):
+        check_experiment(make_experiment(*settings, CHECKPOINTED, kwargs))
     check_experiment(make_experiment(*settings, CHECKPOINTED, REENTRANT % "false"))
-    check_experiment(make_experiment(*settings, REENTRANT % "true"))  # nothing is checkpointed
+    check_experiment(make_experiment(*settings, kwargs))  # nothing is checkpointed
+    check_experiment(
+        make_experiment(*settings, CHECKPOINTED, "training.activation_checkpointing_kwargs={offload: true}")
+    )
 
 
 @pytest.mark.parametrize("settings", [(), ("model.overrides.alibi_trainable=slopes",)])
