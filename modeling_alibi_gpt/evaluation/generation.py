@@ -55,7 +55,7 @@ def generate_text(config: GenerateConfig) -> dict[str, Any]:
     tokenizer = load_model_tokenizer(config.model)
     model = load_causal_lm(config.model, dtype=config.dtype, attn_implementation=config.attn_implementation)
     set_seed(config.seed)
-    # Nothing else may restrict sampling: transformers draws from 50 tokens by default, and adds the checkpoint's settings.
+    # By default, transformers draws from 50 tokens and adds the generation settings of the checkpoint.
     model.generation_config = GenerationConfig()
     sampling = {"temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.do_sample else {}
     settings = GenerationConfig(
