@@ -202,19 +202,19 @@ def _quantization_cases() -> list[Case]:
     ]
 
 
-def _export_cases() -> list[Case]:
-    spoils: dict[str, tuple[Spoil, str]] = {
-        "a broken generation_config.json": (partial(_text, "generation_config.json", "{"), "is not valid JSON"),
-        "a generation_config.json that is a list": (
-            partial(_text, "generation_config.json", "[]"),
-            "expected a mapping",
-        ),
+def _generation_cases() -> list[Case]:
+    said = {
+        "cut": ("{", " is not valid JSON"),
+        "that is a list": ("[]", ": expected a mapping"),
+        "that is a string": ('"x"', ": expected a mapping"),
+        "that is null": ("null", ": expected a mapping"),
+        "with a value of a wrong type": ('{"watermarking_config": 5}', " cannot be used"),
     }
+    name = "generation_config.json"
     return [
         case
-        for name, (spoil, message) in spoils.items()
-        for case in loading_cases(name, spoil, message)
-        if case.script == "export_to_hub"
+        for words, (text, message) in said.items()
+        for case in loading_cases(f"a {name} {words}", partial(_text, name, text), f"{name}{message}")
     ]
 
 
@@ -275,6 +275,6 @@ def test_silent_changes(case: Case, tmp_path: Path, inputs: Inputs, capfd: pytes
     refused(case, tmp_path, inputs, capfd)
 
 
-@parametrized(_tokenizer_cases() + _export_cases())
+@parametrized(_tokenizer_cases() + _generation_cases())
 def test_companions(case: Case, tmp_path: Path, inputs: Inputs, capfd: pytest.CaptureFixture[str]) -> None:
     refused(case, tmp_path, inputs, capfd)
