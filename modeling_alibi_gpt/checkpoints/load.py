@@ -130,7 +130,7 @@ def load_causal_lm(
         (loading["unexpected_keys"], "weights do not belong to the model in config.json"),
     ):
         if names:  # transformers initializes or drops them with only a warning
-            raise ValueError(f"{model_dir}: {len(names)} {complaint}, e.g. {min(names)}")
+            raise ValueError(f"{model_dir}: {complaint} ({len(names):,}), e.g. {min(names)}")
     return model.eval()
 
 

@@ -108,7 +108,7 @@ def read_rows(source: str, split: str, *, train_split: str, text_column: str, va
 def read_first_rows(
     source: str, split: str, max_bytes: int, *, train_split: str, text_column: str, validation_fraction: float
 ) -> Iterator[Document]:
-    """The first documents of a split, as of ``read_rows``, until they have so many bytes; no row behind is read."""
+    """The first documents of a split, as of ``read_rows``, until they have that many bytes; no later row is read."""
     rows_of = row_source(source)
     splits = rows_of.load(streaming=True)
     taken_from, hashes = resolve_split(source, split, list(splits), train_split, validation_fraction)

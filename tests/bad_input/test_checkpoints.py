@@ -115,10 +115,14 @@ def _weight_cases() -> list[Case]:
         "a header alone": (partial(_cut, 8), "is truncated or damaged", False),
         "a header of terabytes": (_claim, "is truncated or damaged", False),
         "a missing shard": (partial(_without, "*-00001-of-*.safetensors"), "which is not in the folder", True),
-        "no weights": (partial(_without, "*.safetensors"), "no weights found", False),
+        "no weights": (
+            partial(_without, "*.safetensors"),
+            "'alibi-gpt convert --allow-pickle' reads pickled ones",
+            False,
+        ),
         "a missing weight": (
             partial(_tensors, lambda t: t.pop("model.norm.weight")),
-            "are missing, e.g. model.n",
+            "are missing (1), e.g. model.n",
             False,
         ),
         "another shape": (
@@ -128,7 +132,7 @@ def _weight_cases() -> list[Case]:
         ),
         "a strange weight": (
             partial(_tensors, lambda t: t.update({"model.extra": torch.ones(1)})),
-            "1 weights do not belong to the model in its config, e.g. model.extra",
+            "weights do not belong to the model in its config (1), e.g. model.extra",
             False,
         ),
         "a weight elsewhere": (partial(_first_shard, "model-00002-of-00002.safetensors"), "", True),

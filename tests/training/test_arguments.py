@@ -82,7 +82,11 @@ def test_a_launcher_cannot_change_the_precision(
         (["training.save_total_limit=0"], "training.save_total_limit must be above 0, got 0"),
         (["training.seed=-1"], r"training.seed must be at least 0 and below 2\*\*32, got -1"),
         (["training.dataloader_num_workers=1000000"], "training.dataloader_num_workers must be from 0 to 1024"),
-        (["training.max_steps=10000000000000000000000"], "must be an integer of at most 64 bits"),
+        (["training.max_steps=10000000000000000000000"], "must be an integer of at most 63 bits, got one of 74 bits"),
+        (
+            [f"training.max_steps={2**63}"],
+            "'training.max_steps' must be an integer of at most 63 bits, got one of 64 bits",
+        ),
         (["training.log_level=bogus"], "training.log_level must be one of .*debug, .*, got 'bogus'"),
         (["training.log_level_replica=loud"], "training.log_level_replica must be one of"),
         (["training.train_sampling_strategy=bogus"], "training.train_sampling_strategy must be one of random"),
