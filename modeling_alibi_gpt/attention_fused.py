@@ -66,11 +66,12 @@ def can_fuse(context: AttentionContext, slopes: Tensor) -> bool:
 
 
 def _suits_model(context: AttentionContext) -> bool:
-    """Whether the head size is supported and there is no dropout, which only training uses."""
+    """Whether the head size is supported and there is no dropout, or its fallback can be built within a layer."""
     if context.inputs is None:
         return True
     config = context.inputs.config
-    return config.head_dim <= MAX_HEAD_DIM and not (config.attention_dropout and torch.is_grad_enabled())
+    may_drop = config.attention_dropout and (torch.is_grad_enabled() or context.inputs.cache is not None)
+    return config.head_dim <= MAX_HEAD_DIM and not may_drop
 
 
 @torch.compiler.assume_constant_result
@@ -134,8 +135,15 @@ class _FusedAttention(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
+        # autograd.grad skips the error of once_differentiable, and would leave these terms out.
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError("fused attention has no second derivatives: set attn_implementation='eager'")
+        return _FusedAttention._gradients(ctx, direction)
+
+    @staticmethod
+    @once_differentiable
+    def _gradients(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
         run = backward_operator if torch.compiler.is_compiling() else backward
         learns_slopes = ctx.needs_input_grad[3]
         direction = _with_dense_rows(direction)

@@ -9,6 +9,8 @@ arXiv:2307.08691). Two things are ALiBi's own:
 * The nearest keys are read first. Their softmax denominator and the norms of the other keys bound the weight of every
   block of keys further away. Leading blocks are skipped while their total stays within the tolerance. The bound is
   that of :mod:`~modeling_alibi_gpt.attention_bounds`, with a denominator that is known instead of bounded.
+* The same norms bound how far a score can exceed the largest near one. Mostly that is little, and then the far keys
+  need no running maximum.
 
 Scores are in units of log 2, because hardware computes ``exp2``.
 
@@ -32,6 +34,9 @@ _NEAR_TOKENS = tl.constexpr(128)
 _NUM_NEAR_BLOCKS = tl.constexpr(8)
 # Blocks whose weights are bounded at once.
 _NUM_BOUNDS = tl.constexpr(128)
+# How far scores may exceed the maximum that is subtracted: 2 to this power has to be a weight.
+_MAX_EXCESS_FLOAT16 = tl.constexpr(14.0)
+_MAX_EXCESS = tl.constexpr(60.0)
 # Error bound of a float32 sum of a few hundred products, relative to its largest possible value.
 _ROUNDING = tl.constexpr(2**-14)
 LOG2_E = tl.constexpr(1.4426950408889634)
@@ -108,12 +113,12 @@ def key_norms_kernel(key, strides, norms, centres, num_heads, kv_len, HEAD_DIM: 
 def _attend(
     state, q, states, strides, place, bias, start, stop,
     HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, KEYS: tl.constexpr,
-    IS_CUT: tl.constexpr, HAS_FIRST_KEYS: tl.constexpr,
+    IS_CUT: tl.constexpr, HAS_FIRST_KEYS: tl.constexpr, KEEPS_MAXIMA: tl.constexpr,
 ):  # fmt: skip
     """Continue the online softmax of a tile of queries over the keys from ``start`` up to ``stop``.
 
     Args:
-        state: Weighted sum of values, sum of weights and largest score.
+        state: Weighted sum of values, sum of weights, and largest score, unless ``KEEPS_MAXIMA``.
         q: The queries.
         states: Pointers to the keys and values of the head.
         strides: Their strides per token.
@@ -123,19 +128,22 @@ def _attend(
         stop: End of the keys. Unless ``IS_CUT``, these are whole tiles that every query sees, apart from first keys.
     """
     accumulator, sums, maxima = state
+    within_tile = bias[1] * tl.arange(0, KEYS)
     for at in tl.range(start, stop, KEYS):
-        keys = at + tl.arange(0, KEYS)
         k = load_tile(states[0], at, strides[0], place[2], HEAD_DIM, KEYS, DIMS, IS_CUT)
-        scores = tl.dot(q, tl.trans(k)) * bias[0] + (bias[1] * (keys - bias[2]))[None, :]
+        scores = tl.dot(q, tl.trans(k)) * bias[0] + (within_tile + bias[1] * (at - bias[2]))[None, :]
         if IS_CUT or HAS_FIRST_KEYS:
+            keys = at + tl.arange(0, KEYS)
             is_seen = sees(place[0][:, None], place[1][:, None], keys[None, :], HAS_FIRST_KEYS)
             scores = tl.where(is_seen, scores, float("-inf"))
-        highest = tl.maximum(maxima, tl.max(scores, 1))
-        weights, shrink = tl.exp2(scores - highest[:, None]), tl.exp2(maxima - highest)
-        sums = sums * shrink + tl.sum(weights, 1)
+        if not KEEPS_MAXIMA:
+            highest = tl.maximum(maxima, tl.max(scores, 1))
+            shrink = tl.exp2(maxima - highest)
+            accumulator, sums, maxima = accumulator * shrink[:, None], sums * shrink, highest
+        weights = tl.exp2(scores - maxima[:, None])
+        sums += tl.sum(weights, 1)
         v = load_tile(states[1], at, strides[1], place[2], HEAD_DIM, KEYS, DIMS, IS_CUT)
-        accumulator = tl.dot(weights.to(v.dtype), v, accumulator * shrink[:, None])
-        maxima = highest
+        accumulator = tl.dot(weights.to(v.dtype), v, accumulator)
     return accumulator, sums, maxima
 
 
@@ -169,13 +177,24 @@ def _num_negligible(longest_query, least_known, centre_norm, norms, slope, origi
 
 
 @triton.jit
-def _first_key_that_matters(
-    q, sums, maxima, is_real, near, bounds, bias, tolerance, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr
-):
-    """First key to read before key ``near``, given the online softmax over the keys from there on.
+def _largest_norm(norms, first_block, num_blocks):
+    """Largest ``|k - c|`` of the blocks from ``first_block`` up to ``num_blocks``."""
+    largest = 0.0
+    for start in tl.range(first_block, num_blocks, _NUM_BOUNDS):
+        number = start + tl.arange(0, _NUM_BOUNDS)
+        largest = tl.maximum(largest, tl.max(tl.load(norms + number, mask=number < num_blocks, other=0.0), 0))
+    return largest
+
+
+@triton.jit
+def _far_keys(q, sums, maxima, is_real, near, bounds, bias, tolerance, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr):
+    """Bounds on the keys before key ``near``, given the online softmax over the keys from there on.
 
     ``bounds`` holds pointers to the norms of the head's blocks of keys and to its centre. ``is_real`` says which
     queries exist.
+
+    Returns:
+        The first key that matters, and how far a score from there on may exceed the largest so far.
     """
     dims, exact = tl.arange(0, DIMS), q.to(tl.float32)
     centre = tl.load(bounds[1] + dims, mask=dims < HEAD_DIM, other=0.0)
@@ -183,25 +202,19 @@ def _first_key_that_matters(
     query_norms = tl.sqrt(tl.sum(exact * exact, 1)) * bias[0]
     blocks = near // BLOCK_TOKENS + tl.arange(0, _NUM_NEAR_BLOCKS)
     near_norm = tl.max(tl.load(bounds[0] + blocks, mask=blocks * BLOCK_TOKENS <= bias[2], other=0.0), 0)
-    known = maxima + tl.log2(sums) - tl.sum(exact * centre[None, :], 1) * bias[0]
-    known -= query_norms * (near_norm + centre_norm) * _ROUNDING
-    least_known = tl.min(tl.where(is_real, known, float("inf")), 0)
-    num_blocks = tl.where(bias[1] > 0.0, near // BLOCK_TOKENS, 0)
-    return BLOCK_TOKENS * _num_negligible(
-        tl.max(query_norms, 0), least_known, centre_norm, bounds[0], bias[1], bias[2], num_blocks, tolerance
-    )
-
-
-@triton.jit
-def _read_near(
-    state, q, states, strides, place, bias, bounds, is_real, start, cut, tolerance,
-    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, KEYS: tl.constexpr, HAS_FIRST_KEYS: tl.constexpr,
-):  # fmt: skip
-    """Read the nearest whole tiles of keys. Return the state, the first key that matters, and where these end."""
-    near = tl.maximum(start, cut - _NEAR_TOKENS)
-    state = _attend(state, q, states, strides, place, bias, near, cut, HEAD_DIM, DIMS, KEYS, False, HAS_FIRST_KEYS)
-    first = _first_key_that_matters(q, state[1], state[2], is_real, near, bounds, bias, tolerance, HEAD_DIM, DIMS)
-    return state, tl.maximum(start, first // KEYS * KEYS), near
+    centred = maxima - tl.sum(exact * centre[None, :], 1) * bias[0]
+    centred -= query_norms * (near_norm + centre_norm) * _ROUNDING
+    least_known = tl.min(tl.where(is_real, centred + tl.log2(sums), float("inf")), 0)
+    longest_query, num_blocks = tl.max(query_norms, 0), near // BLOCK_TOKENS
+    num_skipped = _num_negligible(
+        longest_query, least_known, centre_norm, bounds[0], bias[1], bias[2],
+        tl.where(bias[1] > 0.0, num_blocks, 0), tolerance,
+    )  # fmt: skip
+    norm = _largest_norm(bounds[0], num_skipped, num_blocks)
+    norm += (norm + centre_norm) * _ROUNDING
+    largest_bias = bias[1] * (tl.where(bias[1] > 0.0, near - 1, 0) - bias[2])
+    excess = longest_query * norm + largest_bias - tl.min(tl.where(is_real, centred, float("inf")), 0)
+    return num_skipped * BLOCK_TOKENS, excess
 
 
 @triton.jit
@@ -251,19 +264,28 @@ def forward_kernel(
     sums, maxima = tl.zeros([QUERY_TOKENS], tl.float32), tl.full([QUERY_TOKENS], _LOWEST, tl.float32)
     state = tl.zeros([QUERY_TOKENS, DIMS], tl.float32), sums, maxima
     cut = (at + offset + 1) // KEYS * KEYS  # no query of the tile precedes a key before this one
-    state = _attend(
-        state, q, others, token_strides, place, bias, cut, stop, HEAD_DIM, DIMS, KEYS, True, HAS_FIRST_KEYS
-    )
     start = tl.minimum(tl.min(first_seen, 0) // KEYS * KEYS, cut)
+    near = tl.maximum(start, cut - _NEAR_TOKENS) if SKIPS_KEYS else cut
+    state = _attend(
+        state, q, others, token_strides, place, bias, near, stop, HEAD_DIM, DIMS, KEYS, True, HAS_FIRST_KEYS, False
+    )
+    excess = float("inf")
     if SKIPS_KEYS:
         kv_index = row * (sizes[0] // sizes[1]) + kv_head
         of_head = bounds[0] + kv_index * tl.cdiv(sizes[3], BLOCK_TOKENS), bounds[1] + kv_index * HEAD_DIM
-        state, start, cut = _read_near(
-            state, q, others, token_strides, place, bias, of_head, queries < sizes[2], start, cut, tolerance,
-            HEAD_DIM, DIMS, KEYS, HAS_FIRST_KEYS,
+        is_real = queries < sizes[2]
+        first, excess = _far_keys(q, state[1], state[2], is_real, near, of_head, bias, tolerance, HEAD_DIM, DIMS)
+        start = tl.maximum(start, first // KEYS * KEYS)
+    max_excess: tl.constexpr = _MAX_EXCESS_FLOAT16 if q.dtype == tl.float16 else _MAX_EXCESS
+    if excess <= max_excess:
+        state = _attend(
+            state, q, others, token_strides, place, bias, start, near,
+            HEAD_DIM, DIMS, KEYS, False, HAS_FIRST_KEYS, True,
         )  # fmt: skip
-    state = _attend(
-        state, q, others, token_strides, place, bias, start, cut, HEAD_DIM, DIMS, KEYS, False, HAS_FIRST_KEYS
-    )
+    else:
+        state = _attend(
+            state, q, others, token_strides, place, bias, start, near,
+            HEAD_DIM, DIMS, KEYS, False, HAS_FIRST_KEYS, False,
+        )  # fmt: skip
     _store_results(results, state, strides[3], index, at, bias, place[0], sizes, HEAD_DIM, DIMS)
     tl.store(results[2] + index * num_tiles + tile, start)
