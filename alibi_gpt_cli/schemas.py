@@ -23,6 +23,7 @@ from alibi_gpt_cli.export import export
 from alibi_gpt_cli.extrapolate import extrapolate
 from alibi_gpt_cli.generate import generate
 from alibi_gpt_cli.init import CONFIGS
+from alibi_gpt_cli.margins import margins
 from alibi_gpt_cli.recall import recall
 from alibi_gpt_cli.report import report
 from alibi_gpt_cli.settings_help import SCHEMAS
@@ -38,6 +39,7 @@ SETTINGS: dict[str, tuple[Callable[..., None], str]] = {
     "extrapolation": (extrapolate, "modeling_alibi_gpt.evaluation.extrapolation.ExtrapolationConfig"),
     "context": (context, "modeling_alibi_gpt.evaluation.context.ContextConfig"),
     "recall": (recall, "modeling_alibi_gpt.evaluation.recall.RecallConfig"),
+    "margins": (margins, "modeling_alibi_gpt.evaluation.margins.MarginsConfig"),
     "comparison": (compare, "modeling_alibi_gpt.experiments.compare.ComparisonConfig"),
     "sweep": (sweep, "modeling_alibi_gpt.experiments.sweep_config.SweepConfig"),
     "conversion": (convert, "modeling_alibi_gpt.checkpoints.convert.conversion.ConvertConfig"),

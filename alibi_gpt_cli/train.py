@@ -65,7 +65,9 @@ def _described(plan: dict[str, Any]) -> str:
     lines += [
         f"{plan['num_steps']:,} steps of {plan['num_sequences_per_step']:,} sequences of "
         f"{plan['train_length_tokens']:,} tokens: {plan['num_train_tokens']:,} tokens",
-        f"  {plan['num_epochs']:.2f} epochs over the {plan['num_text_tokens']:,} tokens of the training text",
+        "  read from a stream, whose length is unknown"
+        if plan["num_epochs"] is None
+        else f"  {plan['num_epochs']:.2f} epochs over the {plan['num_text_tokens']:,} tokens of the training text",
         f"memory on {plan['device']} in {plan['precision']}: {format_bytes(sum(memory.values()))}, estimated",
     ]
     lines += [f"  {part:12} {format_bytes(number):>15}" for part, number in memory.items()]

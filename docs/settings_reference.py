@@ -12,6 +12,7 @@ COMMANDS = {
     "extrapolation": "alibi-gpt extrapolate",
     "context": "alibi-gpt context",
     "recall": "alibi-gpt recall",
+    "margins": "alibi-gpt margins",
     "sweep": "alibi-gpt sweep",
     "comparison": "alibi-gpt compare",
     "conversion": "alibi-gpt convert",

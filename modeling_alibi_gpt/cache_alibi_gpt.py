@@ -263,13 +263,14 @@ def slopes_of_layers(model: PreTrainedModel) -> list[Tensor]:
     Raises:
         ValueError: The model does not use ALiBi with one slope per head.
     """
-    method, position = model.base_model.position_method, torch.zeros(1, 1, dtype=torch.long, device=model.device)
-    slopes = [method(idx, position, None, torch.float32) for idx in range(model.config.num_hidden_layers)]
-    scaling = model.config.alibi_scaling or {"type": "none"}
-    if any(layer is None for layer in slopes) or scaling["type"].startswith("dynamic"):
+    config, method = model.config, getattr(model.base_model, "position_method", None)
+    position = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+    slopes = [method and method(idx, position, None, torch.float32) for idx in range(config.num_hidden_layers)]
+    scaling = getattr(config, "alibi_scaling", None)
+    if any(layer is None for layer in slopes) or (scaling is not None and scaling["type"].startswith("dynamic")):
         raise ValueError(
-            "AlibiWindowCache needs ALiBi with one slope per head: position_method 'alibi' without dynamic "
-            f"alibi_scaling, got {model.config.position_method!r} and {model.config.alibi_scaling}"
+            "expected ALiBi with one slope per head: position_method 'alibi' without dynamic alibi_scaling, got "
+            f"{getattr(config, 'position_method', config.model_type)!r} and {scaling}"
         )
     return [layer[0, 0] for layer in slopes]
 

@@ -98,11 +98,11 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> dict[Path, list
     if any(folder.glob("pytorch_model*.bin")):
         raise ValueError(
             f"{folder}: no file named {SAFE_WEIGHTS_NAME}; the weights are pickled, and a pickle can run code: "
-            "use scripts/convert.py --allow-pickle, which reads them with weights_only=True"
+            "use 'alibi-gpt convert --allow-pickle', which reads them with weights_only=True"
         )
     raise ValueError(
         f"{folder}: no weights found, expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME} "
-        "(scripts/convert.py --allow-pickle reads pickled ones)"
+        "('alibi-gpt convert --allow-pickle' reads pickled ones)"
     )
 
 
@@ -175,10 +175,10 @@ def _check_shapes(stored: Mapping[str, Shape], expected: WeightShapes) -> None:
     if first_missing := next((name for name in needed if name not in stored), None):
         num_held = sum(name not in may_lack and expected.get(name) is not None for name in stored)
         num_missing = expected.num_tensors - len(may_lack) - num_held
-        raise ValueError(f"{num_missing:,} weights that its config requires are missing, e.g. {first_missing}")
+        raise ValueError(f"weights that its config requires are missing ({num_missing:,}), e.g. {first_missing}")
     unknown = [name for name in stored if expected.get(name) is None and not name.startswith(_HEAD_PREFIXES)]
     if unknown:
-        raise ValueError(f"{len(unknown)} weights do not belong to the model in its config, e.g. {min(unknown)}")
+        raise ValueError(f"weights do not belong to the model in its config ({len(unknown):,}), e.g. {min(unknown)}")
 
 
 def _check_other_family(stored: Mapping[str, Shape], config: PreTrainedConfig) -> None:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modeling_alibi_gpt
 from modeling_alibi_gpt.checkpoints.companions import TOKENIZER_FILES, companion_files, refuse_link
@@ -14,7 +14,6 @@ from modeling_alibi_gpt.checkpoints.load import load_model_config, load_model_to
 from modeling_alibi_gpt.checkpoints.model_card import PROGRAM, loading_code, read_card, save_card
 from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.runtime.config import config_dataclass
-from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
 # Every class that a user may load, independent of the class that the weights were trained as.
@@ -63,8 +62,6 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
     files, card = _files_to_copy(source), read_card(source)
     if any(path.name in TOKENIZER_FILES for path in files):
         load_model_tokenizer(source)
-    if (source / GENERATION_CONFIG_NAME).is_file():
-        read_mapping(source / GENERATION_CONFIG_NAME)
     with atomic_directory(target) as tmp_path:
         for path in files:
             shutil.copyfile(path, tmp_path / path.name)

@@ -8,7 +8,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from modeling_alibi_gpt.checkpoints.folder import check_hub_index, check_weights
 from modeling_alibi_gpt.checkpoints.model_size import check_model_memory
@@ -48,7 +56,8 @@ def load_model_config(
 
     Raises:
         ValueError: The folder is missing, its ``config.json`` cannot be read, an override is unknown, out of range or
-            without effect, or the weights in the folder do not match the configuration.
+            without effect, its ``generation_config.json`` cannot be used, or the weights in the folder do not match
+            the configuration.
     """
     folder, overrides = Path(model), overrides or {}
     is_on_hub = allow_hub and not folder.is_dir()
@@ -69,6 +78,7 @@ def load_model_config(
     if is_on_hub:
         check_hub_index(str(model))
     else:
+        _check_generation_config(folder / GENERATION_CONFIG_NAME)
         check_weights(folder, config)
     return config
 
@@ -120,7 +130,7 @@ def load_causal_lm(
         (loading["unexpected_keys"], "weights do not belong to the model in config.json"),
     ):
         if names:  # transformers initializes or drops them with only a warning
-            raise ValueError(f"{model_dir}: {len(names)} {complaint}, e.g. {min(names)}")
+            raise ValueError(f"{model_dir}: {complaint} ({len(names):,}), e.g. {min(names)}")
     return model.eval()
 
 
@@ -165,6 +175,17 @@ def check_overrides(overrides: Iterable[str], config_class: type[PreTrainedConfi
     own = {field.name for field in dataclasses.fields(config_class)} - of_any_model
     for key in overrides:
         refuse_unknown_key(key, own, where)
+
+
+def _check_generation_config(path: Path) -> None:
+    """Raise a ValueError unless a file is absent or valid; transformers silently ignores one that does not parse."""
+    if not path.is_file():
+        return
+    values = read_mapping(path)
+    try:
+        GenerationConfig.from_dict(values)
+    except Exception as error:  # a value of another type may raise anything
+        raise ValueError(f"{path} cannot be used: {error}") from error
 
 
 def _check_slope_overrides(overrides: Iterable[str], config: PreTrainedConfig, where: str) -> None:

@@ -5,7 +5,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from transformers import GenerationConfig, pipeline, set_seed
 
-from modeling_alibi_gpt.checkpoints.load import DTYPES, load_causal_lm, load_model_tokenizer, train_context_length
+from modeling_alibi_gpt.checkpoints.load import (
+    COMPUTE_DTYPES,
+    load_causal_lm,
+    load_model_tokenizer,
+    train_context_length,
+)
 from modeling_alibi_gpt.runtime.config import Count, Positive, config_dataclass
 from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
@@ -28,7 +33,7 @@ class GenerateConfig:
     """Nucleus sampling: share of the probability from which tokens are drawn."""
     seed: int = 0
     """Seed of sampling."""
-    dtype: Literal[*DTYPES] = "float32"
+    dtype: Literal[*COMPUTE_DTYPES] = "float32"
     """``float32`` or ``bfloat16``."""
     attn_implementation: str | None = None
     """Attention back end; null is the model's default."""
@@ -50,7 +55,9 @@ def generate_text(config: GenerateConfig) -> dict[str, Any]:
     tokenizer = load_model_tokenizer(config.model)
     model = load_causal_lm(config.model, dtype=config.dtype, attn_implementation=config.attn_implementation)
     set_seed(config.seed)
-    sampling = {"temperature": config.temperature, "top_p": config.top_p} if config.do_sample else {}
+    # By default, transformers draws from 50 tokens and adds the generation settings of the checkpoint.
+    model.generation_config = GenerationConfig()
+    sampling = {"temperature": config.temperature, "top_p": config.top_p, "top_k": 0} if config.do_sample else {}
     settings = GenerationConfig(
         max_new_tokens=config.max_new_tokens,
         do_sample=config.do_sample,

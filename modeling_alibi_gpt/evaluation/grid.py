@@ -13,8 +13,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm, train_context_length
 from modeling_alibi_gpt.evaluation.measurement import ReadingConfig
 from modeling_alibi_gpt.runtime.config import config_dataclass
-from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state
-from modeling_alibi_gpt.runtime.records import append_record, read_records
+from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state, sync_errors
+from modeling_alibi_gpt.runtime.records import append_record, read_checked_records
 
 
 Row = dict[str, Any]
@@ -83,6 +83,9 @@ def run_grid(
         grid: The rows to measure.
         key_fields: Fields that identify a row of this kind, in addition to its provenance and overrides.
         on_row: Called in the main process with each record, new or already in the file, as soon as it is available.
+
+    Raises:
+        ValueError: A line of the output file is not a valid record. The message names the file and the line.
     """
     finished = _finished_rows(config.output, grid[0].blanks[0]["kind"], key_fields)
     is_main = process_state().is_main_process
@@ -152,10 +155,11 @@ def _measured(of_model: ModelRows, model: PreTrainedModel, blank: Row) -> Row:
 def _finished_rows(output: str, kind: str, key_fields: Sequence[str]) -> dict[tuple[Any, ...], Row]:
     """Rows of a kind in the output file by key, as the main process reads it."""
     finished = [None]
-    if process_state().is_main_process and Path(output).exists():
-        finished = [read_records(output)]
+    with sync_errors():
+        if process_state().is_main_process and Path(output).exists():
+            finished = [read_checked_records(output)]
     broadcast_object_list(finished)
-    return {_row_key(row, key_fields): row for row in finished[0] or [] if row.get("kind") == kind}
+    return {_row_key(row, key_fields): row for row in finished[0] or [] if row["kind"] == kind}
 
 
 def _row_key(row: Row, key_fields: Sequence[str]) -> tuple[Any, ...]:

@@ -3,11 +3,19 @@
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedConfig
 
 from modeling_alibi_gpt.alibi import alibi_windows
 from modeling_alibi_gpt.cache_alibi_gpt import measured_margins, slopes_of_layers
-from modeling_alibi_gpt.checkpoints.load import checkpoint_fingerprint, load_causal_lm, load_model_tokenizer
+from modeling_alibi_gpt.checkpoints.load import (
+    checkpoint_fingerprint,
+    load_causal_lm,
+    load_model_config,
+    load_model_tokenizer,
+)
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, load_text, measurement_provenance
+from modeling_alibi_gpt.position_base import PositionMethod
+from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.records import Record, append_record, check_record
 
@@ -23,6 +31,11 @@ class MarginsConfig(MeasurementConfig):
     output: str | None = None
     """JSON Lines file to which the record is appended."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stride_tokens is not None:
+            raise ValueError("stride_tokens is not used here: margins read one window")
+
 
 def measure_margins(config: MarginsConfig) -> Record:
     """Measure one checkpoint and return its ``margins`` record, appended to ``config.output``.
@@ -30,9 +43,13 @@ def measure_margins(config: MarginsConfig) -> Record:
     Raises:
         ValueError: The model does not use ALiBi with one slope per head, or the text is too short.
     """
+    model_config = load_model_config(config.model)
+    _check_slopes(model_config)
     text = load_text(config, load_model_tokenizer(config.model))
     text.check_length(config.length_tokens)
-    model = load_causal_lm(config.model, dtype=config.dtype, attn_implementation=config.attn_implementation)
+    model = load_causal_lm(
+        config.model, model_config, dtype=config.dtype, attn_implementation=config.attn_implementation
+    )
     input_ids = torch.as_tensor(text.stream.input_ids[: config.length_tokens])[None].long()
     margins = measured_margins(model, input_ids)
     slopes = torch.stack(slopes_of_layers(model))
@@ -52,3 +69,17 @@ def measure_margins(config: MarginsConfig) -> Record:
     if config.output is not None:
         append_record(config.output, record)
     return record
+
+
+def _check_slopes(model: PreTrainedConfig) -> None:
+    """Raise a ValueError unless a model of this config uses ALiBi with one slope per head."""
+    if model.model_type != "alibi_gpt":
+        raise ValueError(
+            f"margins need an AlibiGPT with ALiBi, got a model of type {model.model_type}: if that has ALiBi, convert "
+            "it with 'alibi-gpt convert'"
+        )
+    needs, scaling = "margins need ALiBi with one slope per head", model.alibi_scaling
+    if POSITION_METHODS[model.position_method].query_slopes is PositionMethod.query_slopes:
+        raise ValueError(f"{needs}, got position_method {model.position_method}")
+    if scaling is not None and scaling["type"].startswith("dynamic"):
+        raise ValueError(f"{needs}, got alibi_scaling {scaling}, whose slopes differ by query")

@@ -63,7 +63,7 @@ class MeasurementConfig(ReadingConfig):
     """Column with the text, for sources of rows."""
     max_tokens: Count | None = None
     """Largest number of tokens to read, from the start of the text."""
-    stride_tokens: int | None = None
+    stride_tokens: Count | None = None
     """Stride of ``sliding`` windows; null is a quarter of their length."""
 
     def __post_init__(self) -> None:

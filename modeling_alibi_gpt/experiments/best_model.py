@@ -19,7 +19,7 @@ def copy_model(source: Path, folder: Path) -> None:
     except ValueError as error:
         raise ValueError(
             f"{source} is the best trial, but its model is damaged ({error}): restore the file, or train it again "
-            "with scripts/train.py and the experiment in best.json"
+            "with 'alibi-gpt train' and the experiment in best.json"
         ) from error
     weights = [path for pattern in WEIGHT_PATTERNS for path in source.glob(pattern)]
     with atomic_directory(folder, replaces=True) as tmp_path:

@@ -159,9 +159,9 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
 
 
 def _check_ints(value: Any, where: str) -> None:
-    """Raise ValueError for an integer, at any depth, that does not fit in 64 bits."""
+    """Raise ValueError for an integer, at any depth, that does not fit in 64 bits with its sign."""
     if isinstance(value, int) and abs(value) > _MAX_INT:
-        raise ValueError(f"'{where}' must be an integer of at most 64 bits, got one of {value.bit_length()} bits")
+        raise ValueError(f"'{where}' must be an integer of at most 63 bits, got one of {value.bit_length()} bits")
     prefix = f"{where}." if where and not where.endswith(".") else where
     if isinstance(value, Mapping):
         for key, inner in value.items():

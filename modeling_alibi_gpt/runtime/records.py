@@ -49,14 +49,14 @@ def _complaint(record: Record, error: ValidationError) -> str:
     errors = error.errors(include_url=False)
     missing = [str(each["loc"][0]) for each in errors if each["type"] == "missing" and len(each["loc"]) == 1]
     if missing:
-        return f"a {record['kind']} record needs {', '.join(missing)}; got only {', '.join(record)}"
+        return f"a record of kind {record['kind']} needs {', '.join(missing)}; got only {', '.join(record)}"
     first = errors[0]
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     field, *within = first["loc"]
     if first["type"] == "extra_forbidden" and not within:
         known = ", ".join(RECORD_TYPES[record["kind"]].model_fields)
-        return f"'{field}' is not a field of a {record['kind']} record; expected {known}"
+        return f"'{field}' is not a field of a record of kind {record['kind']}; expected {known}"
     expected = {
         "missing": f"an object with {first['loc'][-1]}",
         "extra_forbidden": f"an object without {first['loc'][-1]}",

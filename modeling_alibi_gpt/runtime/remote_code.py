@@ -44,5 +44,5 @@ def load_failure(error: Exception) -> str:
         return str(error)
     return (
         "it contains Python code, which is not run by default; read that code, and if you trust it, add "
-        f"{FLAG} to train, evaluate, extrapolate or generate"
+        f"{FLAG} to train, evaluate, extrapolate, context, recall, generate, margins or explore"
     )

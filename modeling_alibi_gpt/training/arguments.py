@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 from transformers import SchedulerType, Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 from transformers.training_args import trainer_log_levels
 from transformers.utils import is_liger_kernel_available
 
@@ -64,11 +64,15 @@ _EARLY_STOPPING_DEFAULTS = {
     "restore_callback_states_from_checkpoint": True,  # otherwise a resumed run restarts its patience
 }
 _METRICS = ("loss", "nats_per_token")
+# Fields that must keep their default.
 _REFUSED = {
     "bf16": "set 'precision' of the experiment to bfloat16 or auto instead",
     "fp16": "set 'precision' of the experiment to bfloat16 or auto instead",
     "auto_find_batch_size": "the experiment fixes the global batch size; raise gradient_accumulation_steps instead",
+    "eval_do_concat_batches": "nats_per_token is computed from the sequences of all batches",
     "ignore_data_skip": "a resumed run would see different data",
+    "label_names": "the labels are always called 'labels'",
+    "prediction_loss_only": "nats_per_token is computed from the predictions of an evaluation",
     "resume_from_checkpoint": "the same command resumes by itself; to start from another run, set model.checkpoint",
     "save_only_model": "a killed run could not resume from such checkpoints",
 }
@@ -105,6 +109,7 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
         raise ValueError("precision 'auto' is measured on one process; set float32 or bfloat16 for several")
     _check_sharding(arguments)
     _check_names(arguments)
+    _check_schedule(arguments)
     _check_installed(arguments)
     _check_intervals(arguments)
     if config.early_stopping is not None:
@@ -116,11 +121,11 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
 
 def _check_fields(config: ExperimentConfig) -> None:
     hints = typing.get_type_hints(TrainingArguments)
-    fields = [field.name for field in dataclasses.fields(TrainingArguments)]
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
     for key, value in config.training.items():
-        refuse_unknown_key(key, fields, "training.")
+        refuse_unknown_key(key, defaults, "training.")
         convert_value(value, hints[key], f"training.{key}")
-        if value and key in _REFUSED:
+        if key in _REFUSED and value not in (None, defaults[key]):
             raise ValueError(f"training.{key} cannot be set: {_REFUSED[key]}")
         words, holds = _RANGE_OF_FIELD.get(key, ("", lambda value: True))
         if value is not None and not holds(value):
@@ -155,12 +160,25 @@ def _check_names(arguments: TrainingArguments) -> None:
             raise ValueError(
                 f"training.report_to {name!r} is unknown or not installed; available: {', '.join(available)}"
             )
-    schedule = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[SchedulerType(arguments.lr_scheduler_type)])
-    for key in arguments.lr_scheduler_kwargs or {}:
-        refuse_unknown_key(key, schedule.parameters, "training.lr_scheduler_kwargs.")
     metric = (arguments.metric_for_best_model or "loss").removeprefix("eval_")
     if metric not in _METRICS:
         raise ValueError(f"training.metric_for_best_model must be one of {', '.join(_METRICS)}, got {metric!r}")
+
+
+def _check_schedule(arguments: TrainingArguments) -> None:
+    """Raise a ValueError unless the schedule of the learning rate can be built; Trainer does that after the model."""
+    kind, values = SchedulerType(arguments.lr_scheduler_type), arguments.lr_scheduler_kwargs or {}
+    parameters = inspect.signature(TYPE_TO_SCHEDULER_FUNCTION[kind]).parameters
+    if "kwargs" not in parameters:
+        for key in values:
+            refuse_unknown_key(key, parameters, "training.lr_scheduler_kwargs.")
+    optimizer, num_steps = torch.optim.SGD([torch.zeros(1)], lr=arguments.learning_rate), max(1, arguments.max_steps)
+    try:
+        get_scheduler(kind, optimizer, arguments.get_warmup_steps(num_steps), num_steps, values)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(
+            f"training.lr_scheduler_type {kind.value} cannot be used: {error}; got lr_scheduler_kwargs {values}"
+        ) from error
 
 
 def _check_choice(key: str, value: Any, choices: Collection[Any]) -> None:

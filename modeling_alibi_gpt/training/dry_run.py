@@ -21,6 +21,7 @@ from transformers import (
     set_seed,
 )
 
+from modeling_alibi_gpt.data.streaming import StreamedBlocks
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
@@ -50,11 +51,11 @@ def dry_run(config: ExperimentConfig) -> dict[str, Any]:
 
     Returns:
         ``num_parameters`` and ``num_parameters_by_part``; ``num_steps``, ``num_sequences_per_step``,
-        ``num_train_tokens``, ``num_text_tokens`` and ``num_epochs`` over the text; ``weights_bytes``,
-        ``gradients_bytes``, ``optimizer_bytes`` and ``activations_bytes``, which is what autograd saves in one forward
-        pass, without temporary buffers; ``peak_memory_bytes`` as measured on CUDA, None elsewhere;
-        ``seconds_per_step``, the median of ``num_timed_steps``, and ``train_seconds``, estimated from it without
-        evaluations and checkpoints.
+        ``num_train_tokens``; ``num_text_tokens`` and ``num_epochs`` over the text, None for a stream;
+        ``weights_bytes``, ``gradients_bytes``, ``optimizer_bytes`` and ``activations_bytes``, which is what autograd
+        saves in one forward pass, without temporary buffers; ``peak_memory_bytes`` as measured on CUDA, None
+        elsewhere; ``seconds_per_step``, the median of ``num_timed_steps``, and ``train_seconds``, estimated from it
+        without evaluations and checkpoints.
 
     Raises:
         ValueError: The experiment is invalid, or several processes were started.
@@ -69,6 +70,7 @@ def dry_run(config: ExperimentConfig) -> dict[str, Any]:
     trainer, clock = _trained_a_little(config, model, data)
     length, num_steps = config.data.train_length_tokens, trainer.state.max_steps
     num_sequences = trainer.get_total_train_batch_size(trainer.args)
+    num_text_sequences = None if isinstance(data.train, StreamedBlocks) else len(data.train)
     timed = clock.seconds[1:] or clock.seconds  # the first step warms up caches and kernels
     return {
         "name": config.name,
@@ -80,8 +82,8 @@ def dry_run(config: ExperimentConfig) -> dict[str, Any]:
         "num_sequences_per_step": num_sequences,
         "train_length_tokens": length,
         "num_train_tokens": num_steps * num_sequences * length,
-        "num_text_tokens": len(data.train) * length,
-        "num_epochs": num_steps * num_sequences / len(data.train),
+        "num_text_tokens": None if num_text_sequences is None else num_text_sequences * length,
+        "num_epochs": None if num_text_sequences is None else num_steps * num_sequences / num_text_sequences,
         **_memory(trainer),
         "seconds_per_step": statistics.median(timed),
         "num_timed_steps": len(timed),

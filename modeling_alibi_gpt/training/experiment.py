@@ -218,7 +218,7 @@ class EarlyStoppingSection:
 
 @config_dataclass
 class ExperimentConfig:
-    """One training run: the configuration of ``scripts/train.py``, and the contents of ``best.json`` of a sweep."""
+    """One training run: the settings of ``alibi-gpt train``, and the contents of ``best.json`` of a sweep."""
 
     name: str
     """Name of the run in records and figures."""

@@ -1,5 +1,6 @@
 """Check an experiment before any text is read and any folder is created."""
 
+import torch
 from transformers import PreTrainedConfig, TrainingArguments
 from transformers.utils import is_flash_attn_2_available
 
@@ -7,6 +8,7 @@ from modeling_alibi_gpt.attention import attention_backend
 from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, check_memory
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.data.tasks import is_task
+from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.beta_schedule import refuse_best_model
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
@@ -19,7 +21,8 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
 
     Raises:
         ValueError: The model or an argument is invalid, a package is missing, model or batch exceed memory, or a
-            position learning rate, beta schedule or chunked loss would have no effect.
+            position learning rate, beta schedule or chunked loss would have no effect, or reentrant checkpointing
+            would fail.
     """
     arguments = build_arguments(config)
     model = model_config(config.model)
@@ -40,6 +43,7 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
         _check_beta_schedule(config, config.alibi_beta_schedule.start, model)
     if config.loss_chunk_tokens is not None:
         _check_chunked_loss(arguments, model)
+    _check_checkpointing(arguments, model)
     _check_logits(config, arguments, model)
     return arguments
 
@@ -61,6 +65,24 @@ def _check_chunked_loss(arguments: TrainingArguments, model: PreTrainedConfig) -
         raise ValueError(
             "loss_chunk_tokens and training.label_smoothing_factor cannot both be set: smoothed labels need all "
             "logits at once"
+        )
+
+
+def _check_checkpointing(arguments: TrainingArguments, model: PreTrainedConfig) -> None:
+    """Raise a ValueError if the backward pass of each layer would go through one bias that the layers share."""
+    of_torch = {**(arguments.activation_checkpointing_kwargs or {})}
+    for of_trainer in ("every_n_layers", "offload"):
+        of_torch.pop(of_trainer, None)
+    # Without any of torch's keys, transformers sets use_reentrant to false; torch's own default is true.
+    is_reentrant = bool(of_torch) and of_torch.get("use_reentrant", True)
+    if not (arguments.activation_checkpointing and is_reentrant and learns_positions(model)):
+        return
+    with torch.device("meta"):
+        method = POSITION_METHODS[model.position_method](model)
+    if not method.bias_differs_by_layer:
+        raise ValueError(
+            f"position_method {model.position_method} has a learned bias that all layers share, which reentrant "
+            "checkpointing cannot train: set use_reentrant: false in training.activation_checkpointing_kwargs"
         )
 
 

@@ -224,7 +224,7 @@ def _record(
         "loss_history": [
             {"step": entry["step"], "nats_per_token": entry["loss"]}
             for entry in trainer.state.log_history
-            if "loss" in entry
+            if "loss" in entry and not arguments.label_smoothing_factor  # a smoothed loss is not nats per token
         ],
         "provenance": provenance(seed=arguments.seed, data_fingerprint=data.fingerprint),
     }

@@ -115,10 +115,14 @@ def _weight_cases() -> list[Case]:
         "a header alone": (partial(_cut, 8), "is truncated or damaged", False),
         "a header of terabytes": (_claim, "is truncated or damaged", False),
         "a missing shard": (partial(_without, "*-00001-of-*.safetensors"), "which is not in the folder", True),
-        "no weights": (partial(_without, "*.safetensors"), "no weights found", False),
+        "no weights": (
+            partial(_without, "*.safetensors"),
+            "'alibi-gpt convert --allow-pickle' reads pickled ones",
+            False,
+        ),
         "a missing weight": (
             partial(_tensors, lambda t: t.pop("model.norm.weight")),
-            "are missing, e.g. model.n",
+            "are missing (1), e.g. model.n",
             False,
         ),
         "another shape": (
@@ -128,7 +132,7 @@ def _weight_cases() -> list[Case]:
         ),
         "a strange weight": (
             partial(_tensors, lambda t: t.update({"model.extra": torch.ones(1)})),
-            "1 weights do not belong to the model in its config, e.g. model.extra",
+            "weights do not belong to the model in its config (1), e.g. model.extra",
             False,
         ),
         "a weight elsewhere": (partial(_first_shard, "model-00002-of-00002.safetensors"), "", True),
@@ -202,19 +206,19 @@ def _quantization_cases() -> list[Case]:
     ]
 
 
-def _export_cases() -> list[Case]:
-    spoils: dict[str, tuple[Spoil, str]] = {
-        "a broken generation_config.json": (partial(_text, "generation_config.json", "{"), "is not valid JSON"),
-        "a generation_config.json that is a list": (
-            partial(_text, "generation_config.json", "[]"),
-            "expected a mapping",
-        ),
+def _generation_cases() -> list[Case]:
+    said = {
+        "cut": ("{", " is not valid JSON"),
+        "that is a list": ("[]", ": expected a mapping"),
+        "that is a string": ('"x"', ": expected a mapping"),
+        "that is null": ("null", ": expected a mapping"),
+        "with a value of a wrong type": ('{"watermarking_config": 5}', " cannot be used"),
     }
+    name = "generation_config.json"
     return [
         case
-        for name, (spoil, message) in spoils.items()
-        for case in loading_cases(name, spoil, message)
-        if case.script == "export_to_hub"
+        for words, (text, message) in said.items()
+        for case in loading_cases(f"a {name} {words}", partial(_text, name, text), f"{name}{message}")
     ]
 
 
@@ -275,6 +279,6 @@ def test_silent_changes(case: Case, tmp_path: Path, inputs: Inputs, capfd: pytes
     refused(case, tmp_path, inputs, capfd)
 
 
-@parametrized(_tokenizer_cases() + _export_cases())
+@parametrized(_tokenizer_cases() + _generation_cases())
 def test_companions(case: Case, tmp_path: Path, inputs: Inputs, capfd: pytest.CaptureFixture[str]) -> None:
     refused(case, tmp_path, inputs, capfd)

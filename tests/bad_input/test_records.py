@@ -56,10 +56,10 @@ def _field_cases() -> list[Case]:
         for field in [name for name, schema in fields.items() if schema.is_required() and name != "kind"]:
             without = {key: value for key, value in record.items() if key != field}
             arguments = partial(_records, [RECORDS["training"], without])
-            message = f"records.jsonl line 2: a {kind} record needs {field}"
+            message = f"records.jsonl line 2: a record of kind {kind} needs {field}"
             cases.append(Case(f"{kind} without {field}", "report", arguments, message))
         arguments = partial(_records, [RECORDS["training"], {**record, "colour": "red"}])
-        message = f"records.jsonl line 2: 'colour' is not a field of a {kind} record"
+        message = f"records.jsonl line 2: 'colour' is not a field of a record of kind {kind}"
         cases.append(Case(f"{kind} with a field of its own", "report", arguments, message))
     return cases
 

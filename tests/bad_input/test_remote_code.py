@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from typing import Any
 import pytest
 import torch
 import transformers.dynamic_module_utils
+import typer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from alibi_gpt_cli.main import app
 from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.runtime.manifest import write_manifest
+from modeling_alibi_gpt.runtime.remote_code import FLAG, load_failure
 from tests.bad_input.loading import LOADING
 from tests.bad_input.refusals import SCRIPTS, Inputs, config_file, edit_json, experiment, script
 
@@ -144,6 +148,19 @@ def test_no_command_runs_it(
     assert not ran.exists() and not modules.exists()
     if command in (*TRUSTING, "compare", "sweep_beta"):
         assert REFUSAL in printed.err
+
+
+def test_the_refusal_names_every_command_that_has_the_flag() -> None:
+    commands = typer.main.get_command(app).commands
+    having = {
+        name
+        for name, command in commands.items()
+        if FLAG in [word for option in command.params for word in option.opts]
+    }
+    assert set(re.findall(r"[a-z]+", load_failure(ValueError("set trust_remote_code=True")).partition(FLAG)[2])) == {
+        *having,
+        *("to", "or"),
+    }
 
 
 def test_a_process_that_is_piped_a_yes_runs_nothing(foreign: Path, inputs: Inputs, ran: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -143,6 +144,22 @@ def test_finished_rows_are_not_computed_again(config: ExtrapolationConfig, reque
     seen = []
     assert run_extrapolation(config, on_row=seen.append) == rows == seen
     assert Path(config.output).read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"kind": "extrapolation"}', "a record of kind extrapolation needs provenance, name, "),
+        ('{"name": "alibi"}', "got a record of kind None"),
+    ],
+)
+def test_an_incomplete_row_is_refused_by_file_and_line(
+    config: ExtrapolationConfig, no_loading: None, line: str, message: str
+):
+    Path(config.output).write_text(f"{line}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=f"^{re.escape(config.output)} line 1: {message}"):
+        run_extrapolation(config)
+    assert Path(config.output).read_text(encoding="utf-8") == f"{line}\n"
 
 
 @pytest.mark.parametrize("change", ["weights", "text", "dtype", "stride_tokens", "names"])

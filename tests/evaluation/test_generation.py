@@ -1,10 +1,14 @@
 """Text from a checkpoint: what a model cannot do is said in words."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GenerationMixin, GPT2Config, GPT2LMHeadModel
 
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
@@ -21,3 +25,51 @@ def test_beyond_a_table_of_positions_is_an_error_in_words(tmp_path: Path) -> Non
     assert generate_text(GenerateConfig(model=str(folder), prompt="one", max_new_tokens=4))["text"].startswith("one")
     with pytest.raises(ValueError, match="position table of 16 tokens: lower max_new_tokens"):
         generate_text(GenerateConfig(model=str(folder), prompt="one", max_new_tokens=64, do_sample=False))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ({}, ["TemperatureLogitsWarper", "TopPLogitsWarper"]),
+        ({"temperature": 1.0, "top_p": 1.0}, []),
+        ({"do_sample": False}, []),
+    ],
+)
+def test_tokens_are_drawn_by_the_settings_alone(
+    make_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, sampling: dict[str, Any], expected: list[str]
+) -> None:
+    used, make_processors = [], GenerationMixin._get_logits_processor
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        used.append(make_processors(*args, **kwargs))
+        return used[-1]
+
+    monkeypatch.setattr(GenerationMixin, "_get_logits_processor", spy)
+    generate_text(GenerateConfig(model=make_folder("alibi"), prompt="plan", max_new_tokens=2, **sampling))
+    (processors,) = used
+    assert [type(processor).__name__ for processor in processors] == expected
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+@pytest.mark.parametrize(
+    "of_checkpoint",
+    [
+        {"num_beams": 0},
+        {"num_beams": 3},
+        {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "min_p": 0.5, "top_k": 1},
+        {"suppress_tokens": list(range(200)), "min_new_tokens": 30},
+    ],
+)
+def test_generation_settings_of_the_checkpoint_have_no_effect(
+    make_folder: Callable[[str], str], tmp_path: Path, of_checkpoint: dict[str, Any], do_sample: bool
+) -> None:
+    settings = {"prompt": "plan window", "max_new_tokens": 30, "do_sample": do_sample}
+    plain = generate_text(GenerateConfig(model=make_folder("alibi"), **settings))
+    folder = Path(shutil.copytree(make_folder("alibi"), tmp_path / "model"))
+    (folder / "generation_config.json").write_text(json.dumps(of_checkpoint), encoding="utf-8")
+    assert generate_text(GenerateConfig(model=str(folder), **settings)) == plain
+
+
+def test_float16_is_not_offered() -> None:
+    with pytest.raises(ValueError, match="'dtype' must be 'float32' or 'bfloat16', got 'float16'"):
+        GenerateConfig(model="anywhere", prompt="plan", dtype="float16")

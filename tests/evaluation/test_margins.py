@@ -1,12 +1,17 @@
 """Margins of a model on a text: bounds that its own scores keep, and a record of what follows from them."""
 
+import json
 import math
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
+from alibi_gpt_cli.main import main
 from modeling_alibi_gpt.alibi import alibi_windows
 from modeling_alibi_gpt.cache_alibi_gpt import measured_margins
 from modeling_alibi_gpt.evaluation.margins import MarginsConfig, measure_margins
@@ -48,7 +53,51 @@ def test_the_record_names_windows_of_every_head(
             assert left_out <= math.log(record["tolerance"]) + 1e-9
 
 
-def test_positions_without_slopes_are_refused() -> None:
-    model = make_model("rope")
-    with pytest.raises(ValueError, match="one slope per head"):
-        measured_margins(model, torch.zeros(1, 4, dtype=torch.long))
+@pytest.mark.parametrize("make", [lambda: make_model("rope"), lambda: GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2))])
+def test_positions_without_slopes_are_refused(make: Callable[[], PreTrainedModel]) -> None:
+    with pytest.raises(ValueError, match="^expected ALiBi with one slope per head"):
+        measured_margins(make(), torch.zeros(1, 4, dtype=torch.long))
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("mpt", "margins need an AlibiGPT with ALiBi, got a model of type mpt: .*'alibi-gpt convert'"),
+        ("rope", "margins need ALiBi with one slope per head, got position_method rope$"),
+        ("t5", "margins need ALiBi with one slope per head, got position_method t5$"),
+        ("dynamic", "margins need ALiBi with one slope per head, got alibi_scaling {'type': 'dynamic_linear'"),
+    ],
+)
+def test_a_model_without_margins_is_refused_before_anything_is_read(
+    make_folder: Callable[[str], str], tmp_path: Path, folder: str, message: str
+) -> None:
+    path = Path(make_folder("alibi" if folder == "dynamic" else folder))
+    if folder == "dynamic":
+        path = Path(shutil.copytree(path, tmp_path / "dynamic"))
+        fields = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        fields["alibi_scaling"] = {"type": "dynamic_linear"}
+        (path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        measure_margins(MarginsConfig(model=str(path), source="text:/nowhere/*.txt"))
+
+
+def test_the_command_reads_settings_as_evaluate_does(
+    make_folder: Callable[[str], str], source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = tmp_path / "margins.yaml"
+    settings.write_text(f"source: {source}\nlength_tokens: 300\n", encoding="utf-8")
+    command = ["margins", "--model", make_folder("alibi"), "--config", str(settings), "--length-tokens", "100"]
+    assert main([*command, "--set", "dtype=bfloat16", "--set", "attn_implementation=eager", "--json"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    record = json.loads(lines[-1])
+    assert lines[0].startswith("layer 0: margins of ") and record["length_tokens"] == 100
+    origin = record["provenance"]
+    assert (origin["source"], origin["dtype"], origin["attn_implementation"]) == (source, "bfloat16", "eager")
+    for setting, message in (
+        ("max_tokens=50", "error: the text has 51 tokens, .* raise max_tokens or lower the length"),
+        ("stride_tokens=4", "error: stride_tokens is not used here: margins read one window"),
+        ("stride=4", "error: unknown key 'stride'"),
+    ):
+        assert main([*command, "--set", setting]) == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert re.match(message, error)

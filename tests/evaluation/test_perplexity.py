@@ -73,6 +73,7 @@ def test_bfloat16_is_the_dtype_of_the_weights(make_folder, source: str):
         ({"length_tokens": 0}, "'length_tokens' must be at least 1"),
         ({"length_tokens": 100_000}, "the text has .* a window of 100000 needs 100001"),
         ({"protocol": "sliding", "stride_tokens": 17}, "in 1..16"),
+        ({"protocol": "sliding", "stride_tokens": 0, "length_tokens": None}, "'stride_tokens' must be at least 1"),
         ({"stride_tokens": 4}, "needs protocol=sliding"),
         ({"dtype": "float8"}, "'dtype' must be 'float32' or 'bfloat16', got 'float8'"),
         ({"attn_implementation": "flash_attention_2"}, "cannot be loaded"),

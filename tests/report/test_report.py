@@ -268,7 +268,7 @@ def runs_of(beside: dict[str, list[dict[str, Any]]]) -> dict[str, list[float]]:
     [
         ([], "got no records"),
         ([bias_record(), {"kind": "speed"}], "kind 'speed'; expected one of training"),
-        ([{"kind": "training", "name": "alibi"}], "a training record needs provenance"),
+        ([{"kind": "training", "name": "alibi"}], "a record of kind training needs provenance"),
         ([bias_record(), beta_record("retrain", 0, 1.0) | {"mode": "guess"}], "mode 'guess'; expected one of retrain"),
     ],
 )

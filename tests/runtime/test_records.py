@@ -196,9 +196,11 @@ def test_provenance_knows_the_commit_only_of_the_checkout_that_tracks_it(
 def test_a_record_of_a_known_kind_has_its_fields_and_no_others() -> None:
     whole = {"kind": "bias_matrix", "name": "a", "slopes": [1.0], "bias": [[[0.0]]], "provenance": {}}
     check_record(whole)
-    with pytest.raises(ValueError, match="a bias_matrix record needs provenance, slopes, bias"):
+    with pytest.raises(ValueError, match="a record of kind bias_matrix needs provenance, slopes, bias"):
         check_record({"kind": "bias_matrix", "name": "a"})
-    with pytest.raises(ValueError, match="'extra' is not a field of a bias_matrix record; expected kind, provenance"):
+    with pytest.raises(
+        ValueError, match="'extra' is not a field of a record of kind bias_matrix; expected kind, provenance"
+    ):
         check_record(whole | {"extra": 1})
     with pytest.raises(ValueError, match="kind 'biased'; expected one of training, published, milestone"):
         check_record({"kind": "biased"})

@@ -9,6 +9,9 @@ import torch
 from modeling_alibi_gpt.training.arguments import build_arguments
 
 
+PLATEAU = ("training.lr_scheduler_type=reduce_lr_on_plateau", "training.eval_strategy=epoch")
+
+
 def test_defaults_lie_beneath_what_the_experiment_says(make_experiment: Callable[..., Any]) -> None:
     arguments = build_arguments(make_experiment())
     assert (arguments.save_total_limit, arguments.greater_is_better, arguments.report_to) == (2, False, [])
@@ -79,7 +82,11 @@ def test_a_launcher_cannot_change_the_precision(
         (["training.save_total_limit=0"], "training.save_total_limit must be above 0, got 0"),
         (["training.seed=-1"], r"training.seed must be at least 0 and below 2\*\*32, got -1"),
         (["training.dataloader_num_workers=1000000"], "training.dataloader_num_workers must be from 0 to 1024"),
-        (["training.max_steps=10000000000000000000000"], "must be an integer of at most 64 bits"),
+        (["training.max_steps=10000000000000000000000"], "must be an integer of at most 63 bits, got one of 74 bits"),
+        (
+            [f"training.max_steps={2**63}"],
+            "'training.max_steps' must be an integer of at most 63 bits, got one of 64 bits",
+        ),
         (["training.log_level=bogus"], "training.log_level must be one of .*debug, .*, got 'bogus'"),
         (["training.log_level_replica=loud"], "training.log_level_replica must be one of"),
         (["training.train_sampling_strategy=bogus"], "training.train_sampling_strategy must be one of random"),
@@ -98,6 +105,23 @@ def test_a_launcher_cannot_change_the_precision(
             "unknown key 'training.lr_scheduler_kwargs.num_cycle'; did you mean .*num_cycles'",
         ),
         (["training.metric_for_best_model=accuracy"], "must be one of loss, nats_per_token, got 'accuracy'"),
+        (["training.eval_do_concat_batches=false"], "training.eval_do_concat_batches cannot be set"),
+        (["training.label_names=[x]"], "training.label_names cannot be set"),
+        (["training.label_names=[]"], "training.label_names cannot be set"),
+        (["training.prediction_loss_only=true"], "training.prediction_loss_only cannot be set"),
+        (
+            ["training.lr_scheduler_type=warmup_stable_decay"],
+            "training.lr_scheduler_type warmup_stable_decay cannot be used: .*'num_decay_steps'",
+        ),
+        (["training.lr_scheduler_type=cosine_with_min_lr"], "cannot be used: .*min_lr or min_lr_rate should be set"),
+        (
+            ["training.lr_scheduler_type=polynomial", "training.lr_scheduler_kwargs={lr_end: 1}"],
+            "training.lr_scheduler_type polynomial cannot be used: lr_end",
+        ),
+        (
+            [*PLATEAU, "training.lr_scheduler_kwargs={factr: 0.5}"],
+            "training.lr_scheduler_type reduce_lr_on_plateau cannot be used: .*'factr'",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_refused(
@@ -115,6 +139,10 @@ def test_what_cannot_be_meant_is_refused(
         ["training.save_strategy=epoch", "training.logging_strategy=epoch"],
         ["training.bf16=false"],
         ["training.metric_for_best_model=eval_nats_per_token", "training.report_to=[tensorboard]"],
+        ["training.eval_do_concat_batches=true", "training.label_names=null", "training.prediction_loss_only=false"],
+        ["training.lr_scheduler_type=warmup_stable_decay", "training.lr_scheduler_kwargs={num_decay_steps: 3}"],
+        ["training.lr_scheduler_type=inverse_sqrt", "training.warmup_steps=0.1", "training.max_steps=-1"],
+        [*PLATEAU, "training.lr_scheduler_kwargs={factor: 0.5}"],
     ],
 )
 def test_what_breaks_no_promise_is_allowed(make_experiment: Callable[..., Any], settings: list[str]) -> None:

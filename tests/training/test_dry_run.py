@@ -10,6 +10,8 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 
 from alibi_gpt_cli.main import main
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.data.corpora import load_documents
+from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from modeling_alibi_gpt.training import dry_run as dry_run_module
 from modeling_alibi_gpt.training.dry_run import dry_run, parameters_by_part
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
@@ -39,6 +41,22 @@ def test_it_says_what_the_training_does(settings: tuple[str, ...], make_experime
     assert plan["num_epochs"] == record["num_train_tokens"] / (14 * 32)
     assert (plan["device"], plan["precision"], plan["num_timed_steps"]) == ("cpu", "float32", 3)
     assert plan["train_seconds"] == plan["seconds_per_step"] * plan["num_steps"] > 0
+
+
+def test_a_stream_has_no_number_of_tokens(
+    experiment_file: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, folder = f"text:{corpus}/*.txt", experiment_file.parent / "tokenizer"
+    train_tokenizer(load_documents(source, "all"), 270).save_pretrained(folder)
+    settings = ("streaming=true", "max_train_tokens=null", f"validation_source={source}", f"tokenizer={folder}")
+    command = ["train", "--config", str(experiment_file), "--dry-run", "--json"]
+    for setting in settings:
+        command += ["--set", f"data.{setting}"]
+    assert main(command) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    plan = json.loads(last)
+    assert (plan["num_text_tokens"], plan["num_epochs"], plan["num_train_tokens"]) == (None, None, 10 * 4 * 32)
+    assert "  read from a stream, whose length is unknown" in lines
 
 
 def test_memory(make_experiment: MakeExperiment) -> None:

@@ -9,6 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from modeling_alibi_gpt.checkpoints import model_size
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.trainer import train
 
 
 MakeExperiment = Callable[..., ExperimentConfig]
@@ -56,3 +57,31 @@ def test_a_chunked_loss_that_would_change_nothing_is_refused(make_experiment: Ma
         check_experiment(make_experiment("loss_chunk_tokens=50", *gpt2))
     with pytest.raises(ValueError, match="loss_chunk_tokens and training.label_smoothing_factor"):
         check_experiment(make_experiment("loss_chunk_tokens=50", "training.label_smoothing_factor=0.1"))
+
+
+SHARED = ("t5", "shared_offset", "kerple", "fire")
+CHECKPOINTED = "training.activation_checkpointing=true"
+REENTRANT = "training.activation_checkpointing_kwargs={use_reentrant: %s}"
+
+
+@pytest.mark.parametrize("kwargs", [REENTRANT % "true", "training.activation_checkpointing_kwargs={debug: false}"])
+@pytest.mark.parametrize("method", SHARED)
+def test_a_learned_bias_that_layers_share_cannot_be_checkpointed_reentrantly(
+    make_experiment: MakeExperiment, method: str, kwargs: str
+) -> None:
+    settings = [f"model.overrides.position_method={method}"]
+    settings += ["model.overrides.fire_shared_by_layers=true"] if method == "fire" else []
+    with pytest.raises(ValueError, match=f"position_method {method} .*: set use_reentrant: false in"):
+        check_experiment(make_experiment(*settings, CHECKPOINTED, kwargs))
+    check_experiment(make_experiment(*settings, CHECKPOINTED, REENTRANT % "false"))
+    check_experiment(make_experiment(*settings, kwargs))  # nothing is checkpointed
+    check_experiment(
+        make_experiment(*settings, CHECKPOINTED, "training.activation_checkpointing_kwargs={offload: true}")
+    )
+
+
+@pytest.mark.parametrize("settings", [(), ("model.overrides.alibi_trainable=slopes",)])
+def test_other_biases_train_with_reentrant_checkpoints(
+    make_experiment: MakeExperiment, settings: tuple[str, ...]
+) -> None:
+    train(make_experiment(*settings, CHECKPOINTED, REENTRANT % "true", "training.max_steps=1"))

@@ -80,6 +80,11 @@ def test_evaluations_and_tensorboard(make_experiment: MakeExperiment) -> None:
     assert [event.step for event in scalars.Scalars("eval/nats_per_token")] == [4, 8, 10]
 
 
+def test_a_smoothed_loss_is_not_recorded_as_nats_per_token(make_experiment: MakeExperiment) -> None:
+    config = make_experiment("training.label_smoothing_factor=0.5", "training.max_steps=2")
+    assert train(config)["loss_history"] == []
+
+
 def test_the_best_model_is_that_of_the_lowest_loss(make_experiment: MakeExperiment) -> None:
     settings = ["eval_strategy=steps", "eval_steps=2", "save_steps=2", "load_best_model_at_end=true"]
     settings += ["metric_for_best_model=nats_per_token", "learning_rate=3.0", "lr_scheduler_type=constant"]
