@@ -16,7 +16,16 @@ from transformers.generation.continuous_batching.cache import PagedAttentionCach
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import is_tracing
 
-from .attention_segments import Segment, Slots, document_numbers, segments_of_documents, segments_of_visible_runs
+from .attention_segments import (
+    Segment,
+    Slots,
+    document_numbers,
+    documents_between_padding,
+    masked_by_slots,
+    segments_of_documents,
+    segments_of_visible_runs,
+    visible_positions,
+)
 from .cache_argument import CACHE_NAME
 
 
@@ -72,13 +81,19 @@ class AttentionContext:
 
     @classmethod
     def from_padding(cls, inputs: ForwardInputs) -> "AttentionContext":
-        """With a mask ``(B, K)``: positions count the visible tokens of a row, wherever its padding is."""
+        """With a mask ``(B, K)``: positions count the visible tokens, wherever the padding is.
+
+        Explicit positions without a cache divide a row into packed documents, as without padding.
+        """
         queries, keys, is_aligned = _slots(inputs)
         visible = inputs.attention_mask.to(device=keys.device, dtype=torch.long)
         # A static cache has slots beyond the mask, which no query sees yet.
         visible = F.pad(visible, (0, max(0, keys.shape[0] - visible.shape[-1])))
-        positions = (visible.cumsum(-1) - 1).clamp(min=0)
-        slots = Slots(queries, keys, inputs.attention_mask, None)
+        documents = None
+        if inputs.position_ids is not None and inputs.cache is None:
+            documents = documents_between_padding(inputs.position_ids, visible)
+        positions = visible_positions(visible, documents)
+        slots = Slots(queries, keys, inputs.attention_mask, documents)
         return cls._from(inputs, positions[:, queries], positions[:, keys], slots, is_aligned)
 
     @classmethod
@@ -124,16 +139,12 @@ class AttentionContext:
 
     @classmethod
     def _from(
-        cls,
-        inputs: ForwardInputs,
-        query_positions: Tensor,
-        key_positions: Tensor,
-        slots: Slots | None,
-        is_aligned: bool,
+        cls, inputs: ForwardInputs, queries: Tensor, keys: Tensor, slots: Slots | None, is_aligned: bool
     ) -> "AttentionContext":
+        """A context of these positions."""
         return cls(
-            query_positions,
-            key_positions,
+            queries,
+            keys,
             dtype=_attention_dtype(inputs.inputs_embeds),
             num_rows=inputs.inputs_embeds.shape[0],
             slots=slots,
@@ -188,18 +199,17 @@ class AttentionContext:
             allow_is_causal_skip=self.inputs.may_skip_mask,
             **{CACHE_NAME: self.inputs.cache},
         )
-        if self.slots is None or self.slots.visible is None:
-            return mask
-        return _let_fully_masked_queries_attend_to_self(mask, self.slots.queries, self.slots.keys)
+        has_padding = self.slots is not None and self.slots.visible is not None
+        return masked_by_slots(mask, self.slots) if has_padding and isinstance(mask, Tensor) else mask
 
     def _make_segments(self) -> list[Segment] | None:
         if self.is_whole:
             return [Segment(slice(0, self.num_rows), slice(0, self.q_len), 0)]
         if not (self.is_causal and self.is_aligned) or is_tracing(self.query_positions):
             return None
-        if self.slots.visible is not None:
-            return segments_of_visible_runs(self.slots.visible, self.q_len)
-        return segments_of_documents(self.slots.documents)
+        if self.slots.documents is not None:
+            return segments_of_documents(self.slots.documents, self.slots.visible)
+        return segments_of_visible_runs(self.slots.visible, self.q_len)
 
     def first_keys(self) -> Tensor | None:
         """First key that each query sees, ``(1 or B, Q)`` int64, from segments; None if all see key 0.
@@ -233,7 +243,8 @@ def attention_context(inputs: ForwardInputs, kwargs: dict[str, Any]) -> Attentio
     """Determine positions and visibility from the arguments of a forward call.
 
     With a padding mask, positions count the visible tokens. Otherwise, with an empty cache, they are the caller's
-    ``position_ids`` if given (packed documents restart at 0). In all other cases they are cache slots.
+    ``position_ids`` if given. In all other cases they are cache slots. With an empty cache, ``position_ids`` divide
+    rows into packed documents, with and without padding.
 
     Args:
         inputs: The arguments as the model received them.
@@ -278,19 +289,6 @@ def _slots(inputs: ForwardInputs) -> tuple[Tensor, Tensor, bool]:
     # In a fixed-size cache, or one that dropped its first tokens, the keys do not end with the last query's.
     is_aligned = isinstance(q_offset, int) and (kv_offset, kv_len) == (0, q_offset + q_len)
     return query_slots, key_slots, is_aligned
-
-
-def _let_fully_masked_queries_attend_to_self(
-    mask: Tensor | None, query_slots: Tensor, key_slots: Tensor
-) -> Tensor | None:
-    """Let padding queries, which see no key, see their own: an empty softmax yields NaN or wrong gradients."""
-    if not isinstance(mask, Tensor):
-        return mask
-    is_own = query_slots[:, None] == key_slots[None, :]
-    if mask.dtype == torch.bool:
-        return mask | (is_own & ~mask.any(-1, keepdim=True))
-    is_fully_masked = (mask <= torch.finfo(mask.dtype).min).all(-1, keepdim=True)
-    return mask.masked_fill(is_own & is_fully_masked, 0.0)
 
 
 def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:

@@ -250,7 +250,7 @@ def forward_kernel(
         tolerance: Largest weight that may be left out per query, if ``SKIPS_KEYS``.
     """
     num_tiles = tl.cdiv(sizes[2], QUERY_TOKENS)
-    # Tiles that read the most keys start first: the last ones, and the heads with the flattest slopes, mostly the last.
+    # Tiles that read the most keys start first: the last of a head, and the last heads, whose slopes are flattest.
     tile, index = num_tiles - 1 - tl.program_id(0) % num_tiles, tl.program_id(0) // num_tiles
     row, head = index // sizes[0], sizes[0] - 1 - index % sizes[0]
     index = row * sizes[0] + head

@@ -1,5 +1,7 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Two compact representations of visibility: segments of consecutive tokens, and slots. Exported to the Hub.
+"""Two compact representations of visibility, segments of consecutive tokens and slots, and what masks owe them.
+
+Exported to the Hub.
 
 Shapes: B batch, Q queries, K keys.
 """
@@ -11,6 +13,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.utils import is_tracing
 
 
 class Segment(NamedTuple):
@@ -53,6 +56,45 @@ def document_numbers(position_ids: Tensor) -> Tensor:
     return F.pad(torch.diff(position_ids, dim=-1) != 1, (1, 0)).cumsum(-1)
 
 
+def documents_between_padding(position_ids: Tensor, visible: Tensor) -> Tensor | None:
+    """Document index of each token of padded rows, ``(B, K)`` int64; padding belongs to the document before it.
+
+    None if every row is one document, as in generation, which passes positions with its padding masks.
+
+    A document ends where the position of the next visible token is higher neither by one nor by the number of slots
+    that it is further on, because positions may count the padding in between or not.
+
+    Args:
+        position_ids: ``(1 or B, K)``, of which those of padding mean nothing.
+        visible: ``(B, K)`` int64, 0 for padding.
+    """
+    num_keys = visible.shape[-1]
+    ranks = visible.cumsum(-1) - 1
+    places = torch.where(visible.bool(), ranks, num_keys)
+
+    def step(values: Tensor) -> Tensor:
+        """Increase of a value since the visible token before."""
+        values = values.expand(visible.shape)
+        compact = values.new_zeros(visible.shape[0], num_keys + 1).scatter(-1, places, values)
+        return values - compact.gather(-1, (ranks - 1).clamp(min=0))
+
+    steps, gaps = step(position_ids), step(torch.arange(num_keys, device=visible.device))
+    documents = (visible.bool() & (ranks > 0) & (steps != 1) & (steps != gaps)).cumsum(-1)
+    return documents if is_tracing(documents) or bool(documents.any()) else None
+
+
+def visible_positions(visible: Tensor, documents: Tensor | None) -> Tensor:
+    """Positions ``(B, K)`` that count the visible tokens of a row, or of each of its documents."""
+    counts = (visible.cumsum(-1) - 1).clamp(min=0)
+    if documents is None:
+        return counts
+    num_keys = visible.shape[-1]
+    is_first = F.pad(torch.diff(documents, dim=-1), (1, 0)).bool()
+    places = torch.where(is_first, documents, num_keys)
+    first_counts = counts.new_zeros(visible.shape[0], num_keys + 1).scatter(-1, places, counts)
+    return counts - first_counts.gather(-1, documents)
+
+
 def segments_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Segment] | None:
     """One segment per row, from its first to its last visible token; None if a row has padding in between."""
     visible = attention_mask.bool()
@@ -70,13 +112,32 @@ def segments_of_visible_runs(attention_mask: Tensor, q_len: int) -> list[Segment
     return list(_join_equal_rows(runs))
 
 
-def segments_of_documents(documents: Tensor) -> list[Segment]:
-    """One segment per document and row."""
+def segments_of_documents(documents: Tensor, visible: Tensor | None = None) -> list[Segment] | None:
+    """One segment per document and row; None if a document has padding in between."""
+    padding = -1
     segments = []
-    for row in documents:
-        edges = itertools.accumulate(row.bincount().tolist(), initial=0)
-        segments.append([Segment(slice(0, 0), slice(*edge), edge[0]) for edge in itertools.pairwise(edges)])
+    for row in documents if visible is None else torch.where(visible.bool(), documents, padding):
+        numbers, counts = (each.tolist() for each in row.unique_consecutive(return_counts=True))
+        edges = itertools.pairwise(itertools.accumulate(counts, initial=0))
+        runs = [(number, edge) for number, edge in zip(numbers, edges, strict=True) if number != padding]
+        if len({number for number, _ in runs}) < len(runs):
+            return None
+        segments.append([Segment(slice(0, 0), slice(*edge), edge[0]) for _, edge in runs])
     return list(_join_equal_rows(segments))
+
+
+def masked_by_slots(mask: Tensor, slots: Slots) -> Tensor:
+    """A causal padding mask ``(B, 1, Q, K)``, bool or additive, without keys of other documents.
+
+    Padding queries, which see no key, see their own: an empty softmax yields NaN or wrong gradients.
+    """
+    is_bool = mask.dtype == torch.bool
+    lowest = False if is_bool else torch.finfo(mask.dtype).min
+    if slots.documents is not None:
+        mask = mask.masked_fill((slots.documents[:, :, None] != slots.documents[:, None, :])[:, None], lowest)
+    is_own = slots.queries[:, None] == slots.keys[None, :]
+    is_fully_masked = (mask <= lowest).all(-1, keepdim=True)
+    return mask.masked_fill(is_own & is_fully_masked, True if is_bool else 0.0)
 
 
 def _join_equal_rows(segments_by_row: list[list[Segment]]) -> Iterator[Segment]:

@@ -51,6 +51,44 @@ def test_documents_restart_and_do_not_see_each_other() -> None:
     assert_visible(context, (torch.ones(5, 5).tril().bool() & (document[:, None] == document))[None])
 
 
+@pytest.mark.parametrize("positions", [[1, 0, 1, 1, 2, 0, 1, 1], [1, 0, 1, 2, 3, 0, 1, 2]])
+def test_documents_restart_between_padding(positions: list[int]) -> None:
+    """Positions may skip the padding or count it."""
+    mask = torch.tensor([[0, 1, 1, 0, 1, 1, 1, 0]])
+    context = attention_context(inputs_of(1, 8, attention_mask=mask, position_ids=torch.tensor([positions])), {})
+    assert context.query_positions.tolist() == [[0, 0, 1, 1, 2, 0, 1, 1]]
+    assert context.segments() is None  # the first document has padding in between
+    document = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1])
+    visible = mask.bool()[:, None] & torch.ones(8, 8).tril().bool() & (document[:, None] == document)
+    fully_masked = ~visible.any(-1)
+    assert fully_masked.nonzero().tolist() == [[0, 0]]
+    assert_visible(context, visible | (torch.eye(8, dtype=torch.bool) & fully_masked[..., None]))
+
+
+def test_documents_between_padding_are_segments() -> None:
+    mask, position_ids = torch.tensor([[0, 1, 1, 1, 0, 1]]), torch.tensor([[1, 0, 1, 0, 1, 0]])
+    context = attention_context(inputs_of(1, 6, attention_mask=mask, position_ids=position_ids), {})
+    rows = slice(0, 1)
+    assert context.segments() == [
+        Segment(rows, slice(1, 3), 1),
+        Segment(rows, slice(3, 4), 3),
+        Segment(rows, slice(5, 6), 5),
+    ]
+    assert context.first_keys().tolist() == [[0, 1, 1, 3, 4, 5]]
+
+
+def test_positions_of_one_document_change_nothing() -> None:
+    """Generation passes positions with its padding masks."""
+    mask = torch.tensor([[0, 0, 1, 1], [1, 0, 1, 1]])
+    given = attention_context(
+        inputs_of(2, 4, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=1)), {}
+    )
+    assert given.slots.documents is None
+    assert torch.equal(
+        given.query_positions, attention_context(inputs_of(2, 4, attention_mask=mask), {}).query_positions
+    )
+
+
 def test_a_cache_puts_queries_last() -> None:
     cache = DynamicCache(config=CONFIG)
     cache.update(torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4), 0)

@@ -59,6 +59,22 @@ def test_one_graph_for_every_length(counter, back_end: str, padded: bool) -> Non
     assert counts == [counts[0]] * len(batches)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_packed_documents_with_a_mask_are_isolated_in_a_graph_too(counter, padded: bool) -> None:
+    """Whether a mask hides anything is unknown in a graph, and must not matter."""
+    model, tokens = _model(), _tokens(2, 12)
+    positions = torch.tensor([[*range(5), *range(7)], [*range(12)]])
+    visible = torch.ones(2, 12, dtype=torch.long)
+    visible[1, 9:] = 0 if padded else 1
+    expected = model(tokens, position_ids=positions, use_cache=False).logits
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    for run in (model, compiled):
+        logits = run(tokens, attention_mask=visible, position_ids=positions, use_cache=False).logits
+        torch.testing.assert_close(logits[visible.bool()], expected[visible.bool()], atol=ATOL, rtol=0)
+    assert counter.frame_count == 1
+
+
 POSITION_METHODS = {
     "t5": {},
     "shared_offset": {"train_context_length": 16},

@@ -76,8 +76,8 @@ def plan_conversion(
         ignored: Regular expressions for the names of source tensors that are not weights.
 
     Raises:
-        ValueError: Source tensors are not used, target tensors are not filled, or shapes differ. The message names
-            them.
+        ValueError: Source tensors are not used, the target has no place for them or is not filled, or shapes differ.
+            The message names them.
     """
     rules = list(rules)
     if tied:
@@ -93,6 +93,8 @@ def plan_conversion(
         elif all(name in source for name in step.sources):
             plan.steps.append(_checked(step, source, expected, dtype))
             filled.update(step.targets)
+    if surplus := filled - set(expected):
+        raise ValueError(f"{source.folder}: the target model, as its config says, has no place for {_listed(surplus)}")
     unused = [name for name in source if name not in used and not any(re.fullmatch(kind, name) for kind in ignored)]
     if unused:
         raise ValueError(f"{source.folder}: the target model has no equivalent of the weights {_listed(unused)}")
@@ -161,7 +163,7 @@ def _checked(step: Step, source: SourceWeights, expected: Mapping[str, torch.Siz
     """The step with its size in bytes, determined by running it on the meta device."""
     num_bytes = 0
     for name, tensor in zip(step.targets, step.run(source.describe), strict=True):
-        if name in expected and tensor.shape != expected[name]:
+        if tensor.shape != expected.get(name, tensor.shape):
             raise ValueError(
                 f"{source.folder}: {', '.join(step.sources)} would give {name} the shape {tuple(tensor.shape)}, but "
                 f"config.json requires {tuple(expected[name])}"

@@ -69,7 +69,7 @@ class Objective(Protocol):
         """Validation nats per token with learned beta or slopes; the learned values go to the trial's attributes."""
 
     def best_experiment(self, beta: float) -> dict[str, Any]:
-        """A complete experiment that ``scripts/train.py`` accepts."""
+        """A complete experiment that ``alibi-gpt train`` accepts."""
 
     def save_best_model(self, beta: float, folder: Path) -> bool:
         """Write the model of the best beta for ``from_pretrained``; False if only another machine has it."""
@@ -88,6 +88,8 @@ class RetrainObjective:
         trial = self._experiment(Path("unused"), sweep.seeds[0], beta=1.0)
         if (method := getattr(model_config(trial.model), "position_method", None)) != "alibi":
             raise ValueError(f"a sweep of beta needs position_method alibi, but the experiment has {method!r}")
+        if self.experiment.alibi_beta_schedule is not None:
+            raise ValueError("a sweep trains each beta without a schedule: remove alibi_beta_schedule")
         if self.experiment.precision == "auto":
             raise ValueError("a sweep needs one precision for all its trainings: float32 or bfloat16, not auto")
         if check_experiment(trial).eval_strategy == "no" and sweep.pruning:
@@ -230,6 +232,7 @@ class PosthocObjective:
             "model": {"checkpoint": self.sweep.checkpoint, "overrides": {BETA: beta}},
             "data": {"train_length_tokens": self.length_tokens, **base["data"], "tokenizer": None},
             "training": {**base["training"], "output_dir": str(Path(self.sweep.output_dir) / "best_run")},
+            "alibi_beta_schedule": None,
         }
         return dataclasses.asdict(build_config(ExperimentConfig, {**base, **values}))
 

@@ -113,19 +113,30 @@ class Batch:
 
 
 def make_batches() -> dict[str, Batch]:
-    """Three rows of 19 tokens, of which 19, 12 and 5 are visible in padded layouts; whole chunks are padding."""
+    """Three rows of 19 tokens, of which 19, 12 and 5 are visible in padded layouts; whole chunks are padding.
+
+    Packed rows with padding have it behind the documents, before them, and within them; positions skip it.
+    """
     token_ids = torch.randint(SMALL["vocab_size"], (3, 19), generator=torch.Generator().manual_seed(1))
     slots, lengths = torch.arange(19), torch.tensor([[19], [12], [5]])
     holes = torch.ones(3, 19, dtype=torch.long)
     holes[1, 3:10] = 0
     holes[2, [0, 1, 4, 5, 6, 7, 8, 11, 12, 13, 14, 16, 17, 18]] = 0
     packed = [[*range(7), *range(12)], [*range(19)], [*range(1), *range(5), *range(13)]]
+    mixed = [
+        [*range(7), *range(5), *[0] * 7],
+        [1, 1, 1, *range(3), 2, 2, 3, 4, 5, *range(8)],
+        [*range(3), 2, 2, *range(3, 7), *range(3), 2, *range(3, 9)],
+    ]
+    gaps = torch.ones(3, 19, dtype=torch.long)
+    gaps[0, 12:] = gaps[1, [0, 1, 2, 6, 7]] = gaps[2, [3, 4, 12]] = 0
     return {
         "whole": Batch(token_ids),
         "left": Batch(token_ids, visible=(slots >= 19 - lengths).long()),
         "right": Batch(token_ids, visible=(slots < lengths).long()),
         "middle": Batch(token_ids, visible=holes),
         "packed": Batch(token_ids, position_ids=torch.tensor(packed)),
+        "packed_padded": Batch(token_ids, visible=gaps, position_ids=torch.tensor(mixed)),
     }
 
 
