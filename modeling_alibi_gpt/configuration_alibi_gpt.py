@@ -277,12 +277,14 @@ class AlibiGPTConfig(PreTrainedConfig):
             setattr(config, key, value)
         was_trained = known.get("alibi_trainable", "none") == config.alibi_trainable
         config._learns_from_here = config.alibi_trainable != "none" and not was_trained
+        config._set_on_loading = tuple(kwargs)
         config.validate()  # kwargs are assigned field by field, which checks only types
         return (config, unused) if kwargs.get("return_unused_kwargs", False) else config
 
     def _remove_keys_not_serialized(self, d: dict[str, Any]) -> None:
         super()._remove_keys_not_serialized(d)
         d.pop("_learns_from_here", None)
+        d.pop("_set_on_loading", None)
 
     @classmethod
     def _unread_alibi_fields(cls, values: dict[str, Any], position_method: str) -> list[str]:

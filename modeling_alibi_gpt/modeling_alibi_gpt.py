@@ -33,6 +33,7 @@ from .attention_context import ForwardInputs, attention_context
 from .cache_argument import CACHE_DOCS, CACHE_NAME, one_cache
 from .chunked_loss import LOSS_CHUNK_DOCS, chunked_causal_lm_loss
 from .configuration_alibi_gpt import AlibiGPTConfig
+from .position_alibi import missing_weights
 from .position_base import LayerBias, PositionMethod
 from .position_methods import POSITION_METHODS
 from .tensor_parallel import shared_by_ranks
@@ -233,10 +234,8 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
             module.init_weights()
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
-        """Slopes that become trainable on loading start from the config, so do not report them as missing keys."""
         super()._adjust_missing_and_unexpected_keys(loading_info)
-        if getattr(self.config, "_learns_from_here", False):
-            loading_info.missing_keys = {name for name in loading_info.missing_keys if ".bias_log_" not in name}
+        loading_info.missing_keys = missing_weights(self.config, loading_info.missing_keys)
 
 
 @auto_docstring(custom_intro="The decoder without a head, which returns hidden states.")

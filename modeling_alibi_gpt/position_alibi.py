@@ -5,6 +5,7 @@ Shapes: B batch (or 1 if all rows agree), H heads, Q queries, K keys.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ from .tensor_parallel import heads_of_rank
 
 ALIBI_TRAINABLE = ("none", "beta", "slopes")
 ALIBI_SCALING_TYPES = ("linear", "ntk", "dynamic_linear", "dynamic_ntk")
+
+# By ``alibi_trainable``, the fields that a checkpoint with trained slopes stores as weights instead.
+FIELDS_IN_WEIGHTS = {
+    "none": (),
+    "beta": ("alibi_beta",),
+    "slopes": ("alibi_beta", "alibi_slope_kind", "alibi_slopes", "alibi_bias_max"),
+}
 
 
 class AlibiPositions(Float32Positions):
@@ -110,6 +118,34 @@ class AlibiPositions(Float32Positions):
         # Subtract before rounding; float32 represents positions exactly up to 2**24.
         distance = (query_positions[:, :, None].to(dtype) - key_positions[:, None, :].to(dtype)).abs()
         return -slopes * distance[:, None]
+
+
+def check_not_in_weights(fields: Collection[str], trainable: str, where: str = "") -> None:
+    """Raise a ValueError if one of the fields, set for a checkpoint, has been replaced by trained weights.
+
+    Args:
+        fields: Names of config fields.
+        trainable: ``alibi_trainable`` of the checkpoint.
+        where: Prefix of a field in the user's settings, for the message.
+    """
+    for name in FIELDS_IN_WEIGHTS[trainable]:
+        if name in fields:
+            raise ValueError(
+                f"{where}{name} has no effect: the checkpoint stores it as weights (alibi_trainable {trainable})"
+            )
+
+
+def missing_weights(config: Any, names: Collection[str]) -> set[str]:
+    """The weights that a checkpoint should have, of those that it lacks: slopes that learn from here on are not.
+
+    Raises:
+        ValueError: A field was set, on loading, that the checkpoint stores as weights.
+    """
+    if getattr(config, "_learns_from_here", False):
+        return {name for name in names if ".bias_log_" not in name}
+    if not any(".bias_log_" in name for name in names):
+        check_not_in_weights(getattr(config, "_set_on_loading", ()), config.alibi_trainable)
+    return set(names)
 
 
 def _check_slope_fields(config: Any) -> None:

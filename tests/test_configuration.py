@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from modeling_alibi_gpt import AlibiGPTConfig
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from tests.support.exact_cases import POSITION_CASES, SMALL
 
 
@@ -183,6 +184,18 @@ def test_another_method_chosen_while_loading_leaves_the_fields_of_alibi_behind(t
     AlibiGPTConfig(alibi_slope_kind="uniform", alibi_trainable="slopes").save_pretrained(tmp_path)
     loaded = AlibiGPTConfig.from_pretrained(tmp_path, position_method="none")
     assert (loaded.alibi_slope_kind, loaded.alibi_trainable) == ("geometric", "none")
+
+
+def test_a_field_that_loaded_weights_replace_is_refused(tmp_path: Path) -> None:
+    fields = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    AlibiGPTForCausalLM(AlibiGPTConfig(alibi_trainable="beta", **fields)).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"^alibi_beta has no effect: .* as weights \(alibi_trainable beta\)"):
+        AlibiGPTForCausalLM.from_pretrained(tmp_path, alibi_beta=5.0)
+    assert AlibiGPTForCausalLM.from_pretrained(tmp_path, alibi_bias_max=4.0).config.alibi_bias_max == 4.0
+    # Without the weights, the field has an effect.
+    config = AlibiGPTConfig.from_pretrained(tmp_path, alibi_beta=5.0)
+    assert AlibiGPTForCausalLM(config).model.position_method.layer_slopes(0)[0].item() == pytest.approx(5 * 2**-4)
+    assert AlibiGPTForCausalLM.from_pretrained(tmp_path, alibi_beta=5.0, alibi_trainable="slopes")
 
 
 def test_what_is_overridden_while_loading_is_checked(tmp_path) -> None:

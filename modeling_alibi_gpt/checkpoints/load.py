@@ -22,6 +22,7 @@ from modeling_alibi_gpt.checkpoints.folder import check_hub_index, check_weights
 from modeling_alibi_gpt.checkpoints.model_size import check_model_memory
 from modeling_alibi_gpt.checkpoints.quantization import check_quantization
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
+from modeling_alibi_gpt.position_alibi import check_not_in_weights
 from modeling_alibi_gpt.runtime.config import refuse_unknown_key
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_failure
@@ -30,11 +31,6 @@ from modeling_alibi_gpt.runtime.remote_code import is_remote_code_trusted, load_
 # Dtypes of stored weights; models compute in the first two.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COMPUTE_DTYPES = ("float32", "bfloat16")
-# By ``alibi_trainable``, the fields that a checkpoint with trained slopes stores as weights instead.
-_TRAINED_FIELDS = {
-    "beta": ("alibi_beta",),
-    "slopes": ("alibi_beta", "alibi_slope_kind", "alibi_slopes", "alibi_bias_max"),
-}
 # Config fields of other families for the longest length seen in training.
 _CONTEXT_FIELDS = ("train_context_length", "max_position_embeddings", "max_seq_len")
 
@@ -68,7 +64,7 @@ def load_model_config(
             read_mapping(folder / "config.json")
         config = AutoConfig.from_pretrained(model, trust_remote_code=is_remote_code_trusted())
         check_overrides(overrides, type(config), where)
-        _check_slope_overrides(overrides, config, where)
+        check_not_in_weights(overrides, getattr(config, "alibi_trainable", "none"), where)
         config = AutoConfig.from_pretrained(model, trust_remote_code=is_remote_code_trusted(), **overrides)
         config.validate()  # setting overrides one by one checks only their types
         check_quantization(config)
@@ -186,16 +182,6 @@ def _check_generation_config(path: Path) -> None:
         GenerationConfig.from_dict(values)
     except Exception as error:  # a value of another type may raise anything
         raise ValueError(f"{path} cannot be used: {error}") from error
-
-
-def _check_slope_overrides(overrides: Iterable[str], config: PreTrainedConfig, where: str) -> None:
-    """Raise a ValueError if an override sets a field that trained weights have replaced."""
-    kind = getattr(config, "alibi_trainable", "none")
-    for key in _TRAINED_FIELDS.get(kind, ()):
-        if key in overrides:
-            raise ValueError(
-                f"{where}{key} has no effect: the checkpoint stores it as weights (alibi_trainable {kind})"
-            )
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.trial import Trial
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modeling_alibi_gpt.checkpoints.companions import copy_licences
 from modeling_alibi_gpt.checkpoints.load import (
@@ -34,6 +34,7 @@ from modeling_alibi_gpt.runtime.config import build_config, load_config
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.records import provenance
+from modeling_alibi_gpt.training.beta_schedule import set_alibi_beta
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
@@ -44,7 +45,6 @@ from modeling_alibi_gpt.training.trainer import RECORD_FILE
 
 BETA = "alibi_beta"
 TRAINABLE = "alibi_trainable"
-
 logger = logging.getLogger(__name__)
 
 
@@ -89,7 +89,7 @@ class RetrainObjective:
         if (method := getattr(model_config(trial.model), "position_method", None)) != "alibi":
             raise ValueError(f"a sweep of beta needs position_method alibi, but the experiment has {method!r}")
         if self.experiment.alibi_beta_schedule is not None:
-            raise ValueError("a sweep trains each beta without a schedule: remove alibi_beta_schedule")
+            raise ValueError("a sweep trains with one beta at a time: remove alibi_beta_schedule")
         if self.experiment.precision == "auto":
             raise ValueError("a sweep needs one precision for all its trainings: float32 or bfloat16, not auto")
         if check_experiment(trial).eval_strategy == "no" and sweep.pruning:
@@ -205,8 +205,9 @@ class PosthocObjective:
         return []
 
     def evaluate_beta(self, trial: Trial | GridTrial) -> float:
+        set_alibi_beta(self.model, trial.params[BETA])
         scores = score_stream(
-            _with_beta(self.model, trial.params[BETA]),
+            self.model,
             self.text.stream.input_ids,
             length_tokens=self.length_tokens,
             protocol="nonoverlapping",
@@ -237,8 +238,10 @@ class PosthocObjective:
         return dataclasses.asdict(build_config(ExperimentConfig, {**base, **values}))
 
     def save_best_model(self, beta: float, folder: Path) -> bool:
+        model = load_causal_lm(self.sweep.checkpoint)
+        set_alibi_beta(model, beta)
         with atomic_directory(folder, replaces=True) as tmp_path:
-            save_model_folder(_with_beta(load_causal_lm(self.sweep.checkpoint), beta), self.tokenizer, tmp_path)
+            save_model_folder(model, self.tokenizer, tmp_path)
             save_card(
                 tmp_path,
                 read_card(Path(self.sweep.checkpoint)),
@@ -295,9 +298,3 @@ def train_and_clean(experiment: ExperimentConfig, callbacks: Sequence[TrainerCal
 def _remove_checkpoints(folder: Path) -> None:
     for checkpoint in folder.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-
-
-def _with_beta(model: PreTrainedModel, beta: float) -> PreTrainedModel:
-    model.config.alibi_beta = beta
-    model.model.position_method.init_weights()
-    return model

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.training.beta_schedule import set_alibi_beta
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ def trying_beta(model: AlibiGPTForCausalLM, beta: float) -> Iterator[None]:
         ValueError: The model does not use ALiBi, its slopes were trained and so do not depend on beta, or ``beta`` is
             not a finite number above 0.
     """
-    config, positions = model.config, model.model.position_method
+    config = model.config
     if not has_fixed_alibi(model):
         raise ValueError(
             f"expected a model with alibi and untrained slopes, got position_method {config.position_method!r} "
@@ -54,12 +55,10 @@ def trying_beta(model: AlibiGPTForCausalLM, beta: float) -> Iterator[None]:
         )
     own = config.alibi_beta
     try:
-        config.alibi_beta = beta
-        positions.init_weights()
+        set_alibi_beta(model, beta)
         yield
     finally:
-        config.alibi_beta = own
-        positions.init_weights()
+        set_alibi_beta(model, own)
 
 
 def has_fixed_alibi(model: AlibiGPTForCausalLM) -> bool:

@@ -72,6 +72,20 @@ def edit_weights(folder: Path, **changes: Tensor | None) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "name"),
+    [("use_bias", r"model\.layers\.0\.\S+\.bias"), ("embedding_layer_norm", r"model\.embedding_norm\.\S+")],
+)
+def test_an_override_cannot_drop_weights(field: str, name: str, tmp_path: Path) -> None:
+    bloom().save_pretrained(tmp_path / "original")
+    config = ConvertConfig(
+        model=str(tmp_path / "original"), output_dir=str(tmp_path / "converted"), overrides={field: False}
+    )
+    with pytest.raises(ValueError, match=f"has no place for .*{name}"):
+        convert(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["original"]
+
+
+@pytest.mark.parametrize(
     ("name", "tensor", "message"),
     [
         ("transformer__h__9__mlp__extra", torch.ones(3), r"no equivalent of the weights h\.9\.mlp\.extra"),

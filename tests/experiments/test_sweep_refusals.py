@@ -33,6 +33,7 @@ RETRAIN_MISTAKES = {
     "experiment=/nowhere.yaml": "/nowhere.yaml: no such file",
     "pruning=true": "set training.eval_strategy in the experiment",
     "bettas=[1]": "unknown key 'bettas'; did you mean 'betas'?",
+    "experiment_overrides=['alibi_beta_schedule={start: 4, end: 1}']": "remove alibi_beta_schedule",
     "experiment_overrides=[precision=auto]": "one precision for all its trainings",
     "experiment.model.overrides.position_method=sinusoidal": "needs position_method alibi, but the experiment",
     "experiment.data.source=text:/nowhere/*.txt": "/nowhere/*.txt",
