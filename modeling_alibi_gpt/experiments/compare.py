@@ -13,7 +13,8 @@ from modeling_alibi_gpt.data.corpora import describe_documents
 from modeling_alibi_gpt.data.tasks import is_task
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
-from modeling_alibi_gpt.evaluation.measurement import load_text_documents
+from modeling_alibi_gpt.evaluation.grid import DEFAULT_MULTIPLES
+from modeling_alibi_gpt.evaluation.measurement import load_text, load_text_documents
 from modeling_alibi_gpt.evaluation.recall import RecallConfig, run_recall
 from modeling_alibi_gpt.experiments.beta_predictions import known_predictions
 from modeling_alibi_gpt.experiments.budgets import remove_trunks, train_from_trunk
@@ -124,13 +125,19 @@ def _runs(config: ComparisonConfig) -> list[Run]:
 def _check_texts(run: Run) -> str:
     """Read the training and evaluation texts of a run, and return the fingerprint of the training text.
 
-    The texts are cached, and are the same for all runs. Raises a ValueError if one cannot be read.
+    The texts are cached, and are the same for all runs. Raises a ValueError if one cannot be read, or is too short for
+    a length of the evaluation.
     """
     named_tokenizer(run.experiment)
     evaluation = run.evaluations[AS_TRAINED]
-    if isinstance(evaluation, ExtrapolationConfig):
-        load_text_documents(evaluation)
-    return prepare_data(run.experiment).fingerprint
+    if not isinstance(evaluation, ExtrapolationConfig):
+        return prepare_data(run.experiment).fingerprint
+    load_text_documents(evaluation)
+    data = prepare_data(run.experiment)
+    text, trained = load_text(evaluation, data.tokenizer), run.experiment.data.train_length_tokens
+    for length in evaluation.lengths_tokens or [multiple * trained for multiple in DEFAULT_MULTIPLES]:
+        text.check_length(length)
+    return data.fingerprint
 
 
 def _with_shared_training(run: Run, trainings_dir: str | None, text: str) -> Run:

@@ -18,13 +18,14 @@ from modeling_alibi_gpt.experiments.budgets import (
     trunk_segments,
 )
 from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
+from modeling_alibi_gpt.position_alibi import check_not_in_weights
 from modeling_alibi_gpt.runtime.config import build_config, convert_value
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.run_names import run_folder_name
 from modeling_alibi_gpt.runtime.variants import BETA_SCHEDULE, POSITION_RATE, TRAINING_PREFIX, is_setting
 from modeling_alibi_gpt.training.experiment import BetaSchedule, ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.model_setup import laid_over, model_config
-from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.preflight import check_back_end, check_experiment
 
 
 ROWS_FILE = "extrapolation.jsonl"
@@ -76,12 +77,16 @@ def make_run(
     trained = model_config(model)
     evaluation_class = RecallConfig if is_task(base.data.source) else ExtrapolationConfig
     for name, overrides in readings.items():
-        read = model_config(_with_fields(model, overrides))
-        if isinstance(read, AlibiGPTConfig) and weight_shapes(read) != weight_shapes(trained):
+        read, where = model_config(_with_fields(model, overrides)), f"inference_overrides.{variant}.{name}"
+        if not isinstance(read, AlibiGPTConfig):
+            continue
+        if weight_shapes(read) != weight_shapes(trained):
             raise ValueError(
-                f"inference_overrides.{variant}.{name} needs other weights than the trained ones, got {overrides}: "
-                "leave out fields that change weights"
+                f"{where} needs other weights than the trained ones, got {overrides}: leave out fields that change "
+                "weights"
             )
+        check_not_in_weights(overrides, trained.alibi_trainable, f"{where}.")
+        check_back_end(config.evaluation.get("attn_implementation"), "evaluation.")
     evaluations = {
         name: {"models": [str(folder)], "names": [name], "overrides": overrides, "output": str(folder / ROWS_FILE)}
         for name, overrides in readings.items()

@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 NUM_REPEATS = 3
 
 
-def faster_precision(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dict[str, float | str]:
+def faster_precision(model: PreTrainedModel, batch: Mapping[str, Any]) -> dict[str, float | str]:
     """Time forward and backward pass in float32 and under bfloat16 autocast, alternately, and choose the faster.
 
     The weights and the random state are unchanged afterwards; gradients are cleared.
@@ -25,7 +26,7 @@ def faster_precision(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dic
         ``precision`` (``float32`` or ``bfloat16``) and the median seconds of a step in each.
     """
     model.train()
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+    inputs = {name: each.to(model.device) if isinstance(each, Tensor) else each for name, each in batch.items()}
     seconds: dict[bool, list[float]] = {False: [], True: []}
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         for _ in range(NUM_REPEATS + 1):
@@ -40,7 +41,7 @@ def faster_precision(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> dic
     }
 
 
-def _step_seconds(model: PreTrainedModel, inputs: Mapping[str, Tensor], autocast: bool) -> float:
+def _step_seconds(model: PreTrainedModel, inputs: Mapping[str, Any], autocast: bool) -> float:
     _synchronize(model.device)
     start = time.perf_counter()
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=autocast):

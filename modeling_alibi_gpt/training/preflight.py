@@ -26,13 +26,8 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
     """
     arguments = build_arguments(config)
     model = model_config(config.model)
-    if isinstance(model, AlibiGPTConfig) and config.model.attn_implementation is not None:
-        attention_backend(config.model.attn_implementation)
-        if config.model.attn_implementation == "flash_attention_2" and not is_flash_attn_2_available():
-            raise ValueError(
-                "model.attn_implementation 'flash_attention_2' needs the package flash-attn and a supported GPU, "
-                "which are not available: use sdpa or flex_attention"
-            )
+    if isinstance(model, AlibiGPTConfig):
+        check_back_end(config.model.attn_implementation, "model.")
     if config.position_learning_rate != 1.0 and not learns_positions(model):
         raise ValueError(
             f"position_learning_rate {config.position_learning_rate:g} would have no effect: the model learns no "
@@ -46,6 +41,21 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
     _check_checkpointing(arguments, model)
     _check_logits(config, arguments, model)
     return arguments
+
+
+def check_back_end(name: str | None, where: str) -> None:
+    """Raise a ValueError unless AlibiGPT has an attention back end of this name on this machine; None is the default.
+
+    ``where`` is the prefix of ``attn_implementation`` in the user's settings.
+    """
+    if name is None:
+        return
+    attention_backend(name)
+    if name == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            f"{where}attn_implementation 'flash_attention_2' needs the package flash-attn and a supported GPU, "
+            "which are not available: use sdpa or flex_attention"
+        )
 
 
 def _check_beta_schedule(config: ExperimentConfig, start: float, model: PreTrainedConfig) -> None:

@@ -151,7 +151,9 @@ def make_trainer(
         )
     if config.precision == "auto":
         batch = collator([data.train[i] for i in range(min(arguments.per_device_train_batch_size, len(data.train)))])
-        precision = _measured_precision(Path(arguments.output_dir), model.to(arguments.device), batch)
+        if config.loss_chunk_tokens is not None:
+            batch["loss_chunk_tokens"] = config.loss_chunk_tokens
+        precision = _measured_precision(arguments, model.to(arguments.device), batch)
         arguments = build_arguments(dataclasses.replace(config, precision=precision))
     length, stop = partial(scheduled_length, config.data), config.early_stopping
     early_stopping = [EarlyStoppingCallback(stop.patience_evaluations, stop.min_improvement_nats)] if stop else []
@@ -174,10 +176,14 @@ def make_trainer(
     return trainer
 
 
-def _measured_precision(output_dir: Path, model: PreTrainedModel, batch: dict[str, Tensor]) -> str:
+def _measured_precision(arguments: TrainingArguments, model: PreTrainedModel, batch: dict[str, Any]) -> str:
     """Measure once and store the result, because a resumed run must keep its precision."""
-    path = output_dir / PRECISION_FILE
+    path = Path(arguments.output_dir) / PRECISION_FILE
     if not path.exists():
+        if arguments.activation_checkpointing:  # Trainer enables it only later
+            of_torch = dict(arguments.activation_checkpointing_kwargs or {})
+            own = {key: of_torch.pop(key) for key in ("every_n_layers", "offload") if key in of_torch}
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs=of_torch or None, **own)
         write_json(path, faster_precision(model, batch))
     return read_mapping(path)["precision"]
 

@@ -191,6 +191,10 @@ def _overrides(of_alibi: Any) -> dict[str, Any]:
             {"inference_overrides": {"alibi": {"x": {"alibi_trainable": "beta"}}}},
             "alibi.x needs other weights",
         ),
+        (
+            {"variants": {"alibi": {"alibi_trainable": "beta"}}, **_overrides({"x": {"alibi_beta": 2.0}})},
+            "inference_overrides.alibi.x.alibi_beta has no effect",
+        ),
         ({"evaluation": {}}, "evaluation.source is missing"),
         ({"evaluation": {"source": "text:nowhere/*"}}, "no file matches 'nowhere/\\*'"),
         ({"evaluation": {"source": "web:x"}}, "unknown source 'web:x'"),
@@ -203,7 +207,14 @@ def _overrides(of_alibi: Any) -> dict[str, Any]:
         ),
         ({"evaluation": {"source": "stdlib", "protocols": ["once"]}}, "protocol must be one of .*, got 'once'"),
         ({"evaluation": {"source": "stdlib", "lengths_tokens": [0]}}, "length_tokens must be at least 1, got 0"),
-        ({"evaluation": {"source": "stdlib", "attn_implementation": "x"}}, "attn_implementation must be one of eager"),
+        (
+            {"evaluation": {"source": "stdlib", "attn_implementation": "x"}},
+            "attention back end 'x' would .* use one of eager",
+        ),
+        (
+            {"evaluation": {"source": "stdlib", "attn_implementation": "flash_attention_2"}},
+            "evaluation.attn_implementation 'flash_attention_2' needs",
+        ),
         ({"variants": {"alibi": {}, "": {}}}, "printable names .*, got ''"),
         ({"variants": {"alibi": {}, "alibi ": {}}}, "printable names .*, got 'alibi '"),
         ({"variants": {"alibi": {}, "a  b": {}}}, "printable names .*, got 'a  b'"),
@@ -218,6 +229,15 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         run_comparison(ComparisonConfig(**(settings | change)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_text_too_short_for_the_evaluation_is_refused_before_anything_is_trained(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    evaluation = settings["evaluation"] | {"lengths_tokens": [64, 10**7]}
+    with pytest.raises(ValueError, match="a window of 10000000 needs 10000001"):
+        run_comparison(ComparisonConfig(**(settings | {"evaluation": evaluation})))
     assert not (tmp_path / "out").exists()
 
 

@@ -98,6 +98,26 @@ def test_auto_trains_in_what_was_measured(
         assert chosen[field] == named[field]
 
 
+def test_a_step_is_measured_with_what_saves_memory(
+    make_experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def faster(model: AlibiGPTForCausalLM, batch: dict[str, Any]) -> dict[str, Any]:
+        counts = []
+        hook = model.lm_head.register_forward_hook(
+            lambda module, inputs, output: counts.append(output[..., 0].numel())
+        )
+        faster_precision(model, batch)
+        hook.remove()
+        seen.append((max(counts, default=0), model.is_activation_checkpointing))
+        return measured("float32")(model, batch)
+
+    monkeypatch.setattr(trainer, "faster_precision", faster)
+    train(make_experiment("precision=auto", "loss_chunk_tokens=16", "training.gradient_checkpointing=true"))
+    assert seen[0][0] <= 16 and seen[0][1]
+
+
 def test_auto_measures_once_a_run(
     make_experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
