@@ -315,6 +315,18 @@ def test_claims_are_judged_as_the_records_say() -> None:
         assert_prose_has(f"{-curve.between(curve.choice.taken, 1.0).mean:.2f}")
 
 
+def test_times_of_the_forward_kernel_are_those_of_the_records() -> None:
+    (times,), (tests,) = ((ROOT / "results").glob(f"{name}_h200_*.jsonl") for name in ("kernel_times", "gpu_tests"))
+    assert_links_to(times)
+    assert_links_to(tests)
+    rows = {(row["head_dim"], row["length_tokens"]): row["times_plain"] for row in read_records(times)}
+    for head_dim in (64, 128):
+        now = (rows[head_dim, length]["fewer_maxima_and_flattest_heads_first"] for length in (1024, 2048, 4096, 16384))
+        assert f"| {head_dim} | now | {' | '.join(f'{ratio:.2f}' for ratio in now)} |" in DOCUMENTATION
+    (outcome,) = read_records(tests)
+    assert (outcome["failed"], outcome["unfinished"]) == (0, []) and f"{outcome['passed']} passed" in DOCUMENTATION
+
+
 def test_figures_from_a_gpu_are_those_of_the_records() -> None:
     (path,) = (ROOT / "results").glob("gpu_h200_*.jsonl")
     assert_links_to(path)

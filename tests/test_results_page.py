@@ -18,7 +18,7 @@ SECTIONS = dict(
 NOVELS, WIKI, LONG = "methods_gutenberg_cpu2", "methods_wikitext2_cpu2", "methods_gutenberg_gpu_2"
 BETAS, BETAS_LATER, SCREEN = "beta_gutenberg_cpu2", "beta_gutenberg_longer_cpu2", "screen_gutenberg_cpu2"
 BETAS_SMALL, BETAS_LONG = "screen_beta_gutenberg_cpu2", "betas_gutenberg_gpu_2"
-MAIN = "main_gutenberg_128_cpu2"
+MAIN, LARGER = "main_gutenberg_128_cpu2", "main_gutenberg_gpu_2"
 
 
 def raw(file: str) -> list[dict[str, Any]]:
@@ -36,7 +36,7 @@ def losses(file: str) -> dict[tuple[Any, ...], float]:
     return {cell: statistics.fmean(nats) for cell, nats in by_cell.items()}
 
 
-FILES = (MAIN, NOVELS, WIKI, LONG, BETAS, BETAS_LATER, SCREEN, BETAS_SMALL, BETAS_LONG)
+FILES = (MAIN, LARGER, NOVELS, WIKI, LONG, BETAS, BETAS_LATER, SCREEN, BETAS_SMALL, BETAS_LONG)
 ALL = {file: losses(file) for file in FILES}
 
 
@@ -45,7 +45,7 @@ def nats(file: str, variant: str, length: int, reading: str = "as trained", prot
 
 
 def rise(file: str, variant: str, reading: str = "as trained", far: int = 4096) -> float:
-    near = 512 if file == LONG else 128
+    near = 512 if file in (LONG, LARGER) else 128
     return nats(file, variant, far, reading) - nats(file, variant, near)
 
 
@@ -68,6 +68,17 @@ def screened(variant: str, other: str = "alibi 0.002", length: int = 128, file: 
 
 def main_above(variant: str, length: int, other: str = "alibi") -> float:
     return above(MAIN, variant, length, other)
+
+
+def distant(name: str, kept: int, reading: str = "cut") -> float:
+    """Nats above the whole context, the mean over three seeds."""
+    rows = [row for row in raw("context_gutenberg_cpu2") if row["name"].startswith(f"{name}-seed")]
+    part, whole = (
+        [row["nats_per_token"] for row in rows if (row["reading"], row["kept_tokens"]) == wanted]
+        for wanted in ((reading, kept), ("whole", None))
+    )
+    assert len(part) == len(whole) == 3
+    return statistics.fmean(part) - statistics.fmean(whole)
 
 
 def uncertainty(variant: str, length: int) -> float:
@@ -129,6 +140,8 @@ EXPECTED: dict[str, list[float]] = {
         *(main_above("rope", 4096), main_above("t5", 4096), main_above("kerple", 4096)),
         *(main_above("sandwich", 4096), main_above("alibi tuned", 4096), main_above("alibi, learned beta", 4096)),
         *(main_above("t5", length, "alibi, learned beta") for length in (128, 4096)),
+        *(above(LARGER, name, 512) for name in ("rope", "alibi, learned beta", "alibi tuned", "t5", "kerple")),
+        *(rise(LARGER, "alibi", far=16384), above(LARGER, "rope", 16384), above(LARGER, "t5", 16384)),
     ],
     "Does the setup change the ranking?": [
         *(main_above("rope", 128), above(NOVELS, "rope", 128), above(WIKI, "rope", 128), above(LONG, "rope", 512)),
@@ -167,7 +180,10 @@ EXPECTED: dict[str, list[float]] = {
         screened("learned slopes 0.004 x100"),
     ],
     "Does it use distant text?": [
-        nats(NOVELS, "alibi", 4096, protocol="nonoverlapping") - nats(NOVELS, "alibi", 128, protocol="nonoverlapping")
+        *(distant("alibi", 32), distant("alibi", 64), distant("alibi", 32, "replaced")),
+        *(distant("alibi", 64, "replaced"), distant("alibi", 256, "replaced"), distant("kerple", 128)),
+        *(distant("alibi,-learned-beta", 128), distant("t5", 128), distant("rope", 128)),
+        nats(NOVELS, "alibi", 4096, protocol="nonoverlapping") - nats(NOVELS, "alibi", 128, protocol="nonoverlapping"),
     ],
     "Can RoPE be stretched instead?": [
         nats(NOVELS, "rope", 1024, "yarn 8") - nats(NOVELS, "rope", 1024),
@@ -224,6 +240,7 @@ def test_the_shares_of_right_answers() -> None:
     for method in ("kerple", "sandwich"):
         assert sorted(seeds_of(method, 0.0, 256, "passkey"))[1:].count(1.0) == 1, "all with one seed of three"
     far = [answers("alibi", depth, 1024, "passkey") for depth in (0.0, 0.75)]
+    far.append("95")  # the confidence of an interval
     assert printed == [trained, *oldest, answers("alibi", 1.0), *passkeys, *far]
 
 

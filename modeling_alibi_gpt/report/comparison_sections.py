@@ -127,12 +127,12 @@ def judged_claims(grids: Sequence[Comparison]) -> pd.DataFrame:
 
 
 def _in_words(found: pd.DataFrame) -> str:
-    """``holds``, or ``holds on one corpus; not shown on another`` if corpora differ."""
+    """``holds``, or ``holds (one corpus); not shown (another)`` if corpora differ."""
     corpora = {word.value: found.loc[found["verdict"] == word, "corpus"].tolist() for word in Verdict}
     corpora = {word: where for word, where in corpora.items() if where}
     if len(corpora) == 1:
         return next(iter(corpora))
-    return "; ".join(f"{word} on {' and '.join(where)}" for word, where in corpora.items())
+    return "; ".join(f"{word} ({'; '.join(where)})" for word, where in corpora.items())
 
 
 def _setting_section(grid: Comparison, methods: Comparison | None, own: Frames) -> Section:

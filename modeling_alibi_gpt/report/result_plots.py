@@ -34,6 +34,9 @@ NAMES = {
     "alibi": "ALiBi",
     "alibi tuned": "ALiBi, β = 8",
     "alibi, learned beta": "ALiBi, learned β",
+    # Names of their folders.
+    "alibi-tuned": "ALiBi, β = 8",
+    "alibi,-learned-beta": "ALiBi, learned β",
     "rope": "RoPE",
     "t5": "T5",
     "kerple": "KERPLE",
@@ -150,6 +153,26 @@ def recall_figure(curves: Mapping[str, tuple[str, Mapping[int, Sequence[float]]]
     log2_axis(axes, [x for line in lines for x in line.xs], format_count)
     axes.set(xlabel="length of the text in tokens (log scale)", ylabel="right answers", ylim=(0, 1.04))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    draw_lines(axes, lines)
+    name_lines(axes, lines)
+    return figure
+
+
+@as_drawing
+def distant_figure(curves: Mapping[str, tuple[str, Mapping[int, Difference]]]) -> Figure:
+    """Nats above the whole context against the number of nearest tokens that are kept, with the 95 % interval.
+
+    Args:
+        curves: For each name, its position method and the differences by number of kept tokens; at most six names.
+    """
+    figure, axes = new_axes(3.6)
+    found = [
+        (NAMES.get(name, name), method, list(by_kept), list(by_kept.values()))
+        for name, (method, by_kept) in curves.items()
+    ]
+    lines = _with_spread(found)
+    log2_axis(axes, [x for line in lines for x in line.xs], format_count)
+    axes.set(xlabel="nearest tokens that stay (log scale)", ylabel="nats above the whole context")
     draw_lines(axes, lines)
     name_lines(axes, lines)
     return figure

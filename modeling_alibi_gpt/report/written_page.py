@@ -30,7 +30,16 @@ from modeling_alibi_gpt.runtime.records import Record
 
 
 LINE_CHARACTERS = 120
-SUBJECTS = ("comparison", "basis", "rows", "answers", "budgets", "distant", "figure")  # what a template may call
+SUBJECTS = (
+    "comparison",
+    "basis",
+    "rows",
+    "answers",
+    "budgets",
+    "distant",
+    "contexts",
+    "figure",
+)  # what a template may call
 WRAPPING: Any = {"break_long_words": False, "break_on_hyphens": False}
 FIGURES: dict[str, Callable[..., Drawing]] = {
     "lengths": result_plots.length_figure,
@@ -38,6 +47,7 @@ FIGURES: dict[str, Callable[..., Drawing]] = {
     "trained_betas": result_plots.trained_betas_figure,
     "changed_betas": result_plots.changed_betas_figure,
     "budgets": budget_figure,
+    "distant": result_plots.distant_figure,
     "recall": result_plots.recall_figure,
 }
 
@@ -152,6 +162,15 @@ class WrittenPage:
         of_name = _found(pick(self._contexts, name=name), f"context with {name}")
         rows = rows_of(_found(pick(of_name, reading=reading, kept_tokens=kept_tokens), f"{kept_tokens} tokens kept"))
         return context_difference(rows, of_name)
+
+    def contexts(self, names: Sequence[str], reading: str) -> dict[str, tuple[str, dict[int, Difference | None]]]:
+        """The position method of each name, and ``distant`` by the number of kept tokens."""
+        found = {}
+        for name in names:
+            of_name = _found(pick(self._contexts, name=name), f"context with {name}")
+            kept = sorted(int(k) for k in pick(of_name, reading=reading)["kept_tokens"].unique())
+            found[name] = str(of_name["position_method"].iloc[0]), {k: self.distant(name, k, reading) for k in kept}
+        return found
 
     def figure(self, kind: str, file_name: str, alt: str, *subjects: Any) -> str:
         """Draw a figure of ``FIGURES`` and return its Markdown."""

@@ -104,7 +104,7 @@ def test_corpora_that_disagree_are_named() -> None:
     rows = [record for record in records if record["kind"] != "comparison"]
     other = grid_of(comparison_records(rows, reference="alibi", corpus="Mars"))
     held, measured = verdict("no worse on far longer text", one, other)
-    assert held == "holds on test; does not hold on Mars"
+    assert held == "holds (test); does not hold (Mars)"
     assert measured.endswith("Mars: +0.200 from 128 to 1,024 tokens")
 
 
