@@ -28,8 +28,6 @@ from modeling_alibi_gpt.report.speed_tables import (
     attention_speed_table,
     conversion_speed_table,
     decode_speed_table,
-    gpu_attention_table,
-    gpu_model_table,
     model_speed_table,
 )
 from modeling_alibi_gpt.report.tables import Table, beta_table, extrapolation_table
@@ -313,39 +311,6 @@ def test_claims_are_judged_as_the_records_say() -> None:
         curve = grid.curve("geometric", 128)
         assert curve.choice.level == betas
         assert_prose_has(f"{-curve.between(curve.choice.taken, 1.0).mean:.2f}")
-
-
-def test_times_of_the_forward_kernel_are_those_of_the_records() -> None:
-    (times,), (tests,) = ((ROOT / "results").glob(f"{name}_h200_*.jsonl") for name in ("kernel_times", "gpu_tests"))
-    assert_links_to(times)
-    assert_links_to(tests)
-    rows = {(row["head_dim"], row["length_tokens"]): row["times_plain"] for row in read_records(times)}
-    for head_dim in (64, 128):
-        now = (rows[head_dim, length]["fewer_maxima_and_flattest_heads_first"] for length in (1024, 2048, 4096, 16384))
-        assert f"| {head_dim} | now | {' | '.join(f'{ratio:.2f}' for ratio in now)} |" in DOCUMENTATION
-    (outcome,) = read_records(tests)
-    assert (outcome["failed"], outcome["unfinished"]) == (0, []) and f"{outcome['passed']} passed" in DOCUMENTATION
-
-
-def test_figures_from_a_gpu_are_those_of_the_records() -> None:
-    (path,) = (ROOT / "results").glob("gpu_h200_*.jsonl")
-    assert_links_to(path)
-    by_kind = group_by(read_records(path), lambda record: record["kind"])
-    assert markdown_table(gpu_model_table(by_kind["model_speed"])) in DOCUMENTATION
-    assert markdown_table(gpu_attention_table(by_kind["attention_speed"])) in DOCUMENTATION
-    assert markdown_table(decode_speed_table(by_kind["decode_speed"])) in DOCUMENTATION
-    (tests,) = by_kind["gpu_tests"]
-    assert tests["failed"] == 0 and not tests["unfinished"]
-    assert_prose_has(str(tests["passed"]), str(tests["skipped"]))
-    attention = {
-        (record["name"], record["mode"], record["head_dim"], record["length_tokens"]): record
-        for record in by_kind["attention_speed"]
-    }
-    for name in ("plain", "flex"):
-        record = attention[name, "forward", 128, 65_536]
-        # Two matrix products, of which causal attention needs half.
-        flops = 4 * record["length_tokens"] ** 2 * record["head_dim"] * record["num_heads"] / 2
-        assert_prose_has(f"{flops / record['seconds'] / 1e12:.0f}")
 
 
 def test_windows_of_the_trained_model_are_those_of_the_record() -> None:
