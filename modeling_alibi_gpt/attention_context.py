@@ -21,6 +21,7 @@ from .attention_segments import (
     Slots,
     document_numbers,
     documents_between_padding,
+    first_keys_of,
     masked_by_slots,
     segments_of_documents,
     segments_of_visible_runs,
@@ -218,13 +219,10 @@ class AttentionContext:
         """
         if self.is_whole:
             return None
-        segments = self.segments()
-        own_keys = torch.arange(self.kv_len - self.q_len, self.kv_len, device=self.query_positions.device)
-        rows_agree = all(segment.rows == slice(0, self.num_rows) for segment in segments)
-        first_keys = own_keys.repeat(1 if rows_agree else self.num_rows, 1)
-        for segment in segments:
-            first_keys[segment.rows, segment.queries] = segment.first_key
-        return first_keys
+        if "first_keys" not in self._made:  # a write per segment, which layers should not repeat
+            own_keys = torch.arange(self.kv_len - self.q_len, self.kv_len, device=self.query_positions.device)
+            self._made["first_keys"] = first_keys_of(self.segments(), own_keys, self.num_rows)
+        return self._made["first_keys"]
 
     def fully_masked_queries(self) -> Tensor | None:
         """``(B, 1, Q, 1)`` bool, True for queries in no segment; None if all are in one."""

@@ -126,6 +126,15 @@ def segments_of_documents(documents: Tensor, visible: Tensor | None = None) -> l
     return list(_join_equal_rows(segments))
 
 
+def first_keys_of(segments: list[Segment], own_keys: Tensor, num_rows: int) -> Tensor:
+    """First key that each query sees, ``(1 or B, Q)`` int64; queries in no segment see their own, ``own_keys``."""
+    rows_agree = all(segment.rows == slice(0, num_rows) for segment in segments)
+    first_keys = own_keys.repeat(1 if rows_agree else num_rows, 1)
+    for segment in segments:
+        first_keys[segment.rows, segment.queries] = segment.first_key
+    return first_keys
+
+
 def masked_by_slots(mask: Tensor, slots: Slots) -> Tensor:
     """A causal padding mask ``(B, 1, Q, K)``, bool or additive, without keys of other documents.
 

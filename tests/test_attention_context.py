@@ -80,9 +80,8 @@ def test_documents_between_padding_are_segments() -> None:
 def test_positions_of_one_document_change_nothing() -> None:
     """Generation passes positions with its padding masks."""
     mask = torch.tensor([[0, 0, 1, 1], [1, 0, 1, 1]])
-    given = attention_context(
-        inputs_of(2, 4, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=1)), {}
-    )
+    position_ids = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 1)
+    given = attention_context(inputs_of(2, 4, attention_mask=mask, position_ids=position_ids), {})
     assert given.slots.documents is None
     assert torch.equal(
         given.query_positions, attention_context(inputs_of(2, 4, attention_mask=mask), {}).query_positions
