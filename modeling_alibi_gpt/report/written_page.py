@@ -210,6 +210,12 @@ def _gain(*, is_shown: bool) -> Callable[[Estimate], str]:
     return write
 
 
+def _with_interval(estimate: Estimate) -> str:
+    """``14 (1.5 to 18)``: a beta, to two digits."""
+    value, low, high = (formats.format_ratio(each, 2) for each in (estimate.value, *estimate.ends))
+    return f"{value} ({low} to {high})"
+
+
 def _percent(shares: Sequence[float]) -> str:
     if not shares:
         raise ValueError("there are no accuracies to write: expected at least one seed")
@@ -236,6 +242,7 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "lower": _checked("lower", lambda difference: difference.sign < 0, signed=False),
     "level": _checked("level", lambda difference: difference.is_level),
     "undecided": _checked("undecided", lambda difference: difference.sign == 0),
+    "with_interval": _with_interval,
     "gain": _gain(is_shown=True),
     "no_gain": _gain(is_shown=False),
     "nats": formats.format_mean,

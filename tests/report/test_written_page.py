@@ -137,6 +137,8 @@ def test_gains_of_tuning_are_filled_in(tmp_path: Path) -> None:
     assert filled(budget_records(3), text, tmp_path) == "0.800 at 524,288\n"
     with pytest.raises(ValueError, match=r"speaks of no gain, but the interval is 0\.8000 to 0\.8000 nats"):
         filled(budget_records(3), text.replace("| gain", "| no_gain"), tmp_path)
+    text = '{{ budgets("betas").best[2].beta | with_interval }}'
+    assert filled(budget_records(3), text, tmp_path) == "8 (8 to 8)\n"
     text = '{{ figure("budgets", "budgets.svg", "Budgets", [budgets("betas")]) }}'
     assert filled(budget_records(3), text, tmp_path) == "![Budgets](figures/budgets.svg)\n"
     with pytest.raises(ValueError, match="no budgets of others"):
