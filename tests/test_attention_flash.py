@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modeling_alibi_gpt import attention_flash
 from tests.support.exact_cases import BATCHES, CASES, make_model
-from tests.test_modeling_exact import FEEDS, INPUTS, TOLERANCE, expected_logits, feed_at_once, max_error
+from tests.test_modeling_exact import FEEDS, HAVE_HOLES, INPUTS, TOLERANCE, expected_logits, feed_at_once, max_error
 
 
 FLASH_CASES = [
@@ -110,7 +110,7 @@ def flash_model(case: str, dtype: torch.dtype = torch.float32):
 
 
 def can_be_read(layout: str, feed: str) -> bool:
-    return layout != "middle" and not (feed == "static" and BATCHES[layout].visible is not None)
+    return layout not in HAVE_HOLES and not (feed == "static" and BATCHES[layout].visible is not None)
 
 
 @pytest.mark.parametrize(("layout", "feed"), [inputs for inputs in INPUTS if can_be_read(*inputs)])
