@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from modeling_alibi_gpt.report.beta_budgets import Best, Budget, Estimate, best_of, beta_budgets, power_law
 from modeling_alibi_gpt.report.drawing import (
@@ -16,14 +16,18 @@ from modeling_alibi_gpt.report.drawing import (
     WIDTH_INCHES,
     Line,
     as_drawing,
+    draw_lines,
     log2_axis,
     name_lines,
 )
-from modeling_alibi_gpt.report.formats import BETA, MISSING_CELL, format_count, format_ratio
+from modeling_alibi_gpt.report.formats import BETA, MISSING_CELL, format_count, format_ratio, with_minus
 from modeling_alibi_gpt.report.frames import pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, make_section
 from modeling_alibi_gpt.report.tables import Table
 from modeling_alibi_gpt.runtime.records import Record
+
+
+BESIDE = 1.06  # a prediction is drawn to the right of the value that was found
 
 
 @dataclass(frozen=True)
@@ -114,45 +118,41 @@ def _prediction_tables(series: Sequence[Series]) -> list[Table]:
 
 @as_drawing
 def budget_figure(series: Sequence[Series]) -> Figure:
-    """The best beta (top) and its worth (bottom) against tokens, on log axes; predictions are white diamonds."""
-    figure = Figure(figsize=(WIDTH_INCHES, 6.6))
+    """The best beta (top, log scale) and its worth (bottom) against tokens.
+
+    White diamonds, to the right of what was found, are predictions.
+    """
+    figure = Figure(figsize=(WIDTH_INCHES, 6.0))
     above, below = figure.subplots(2, sharex=True)
     tokens = [t for one in series for t in [*(budget.tokens for budget in one.budgets), *one.predictions]]
     colours = [ALIBI_COLOUR, *VARIANT_COLOURS]
-    for axes, name, label in ((above, "beta", f"best {BETA}"), (below, "worth", f"nats above it at {BETA} 1")):
+    for axes, name, of_prediction in ((above, "beta", "beta"), (below, "worth", "worth_nats")):
         lines = []
         for colour, one in zip(colours, series, strict=False):
-            estimates = [getattr(best, name) for best in one.best]
-            drawn = [(b.tokens, e) for b, e in zip(one.budgets, estimates, strict=True) if e.value > 0]
-            lines.append(_draw(axes, one.name, colour, drawn))
-        for colour, one in zip(colours, series, strict=False):
-            field = {"beta": ("beta", "beta_ends"), "worth": ("worth_nats", "worth_ends_nats")}[name]
-            told = [(t, Estimate(row[field[0]], row[field[1]])) for t, row in one.predictions.items()]
-            _bars(axes, told, color=colour, marker="D", markersize=8, mfc="white", linestyle="none", zorder=1)
+            ends = of_prediction.replace(name, f"{name}_ends")
+            told = [(t * BESIDE, Estimate(row[of_prediction], row[ends])) for t, row in one.predictions.items()]
+            _bars(axes, told, color=colour, marker="D", markersize=7, mfc="white", zorder=3)
+            found = [(budget.tokens, getattr(best, name)) for budget, best in one]
+            _bars(axes, found, color=colour, marker="o", markersize=5)
+            xs, ys = [tokens / 1e6 for tokens, _ in found], [each.value for _, each in found]
+            lines.append(Line(one.name, colour, xs, ys))
         log2_axis(axes, [each / 1e6 for each in tokens], lambda tick: f"{tick:g}")
-        axes.set(yscale="log", ylabel=f"{label} (log scale)")
-        if name == "beta":
-            _beta_ticks(axes)
-        else:
-            axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 5)), minor_locator=NullLocator())
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
-    below.set_xlabel("million tokens of training (log scale)")
-    name_lines(below, lines)
+        if name == "worth":
+            axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
+        draw_lines(axes, lines, markers=False)
+    above.set(yscale="log", ylabel=f"best {BETA} (log scale)")
+    _beta_ticks(above)
+    below.set(xlabel="million tokens of training (log scale)", ylabel=f"nats gained over {BETA} = 1")
+    if len(series) > 1:
+        name_lines(below, lines)
     return figure
 
 
-def _draw(axes: Axes, name: str, colour: str, points: Sequence[tuple[int, Estimate]]) -> Line:
-    _bars(axes, points, color=colour, marker="o", markersize=5, linewidth=1.8)
-    line = Line(name, colour, [tokens / 1e6 for tokens, _ in points], [each.value for _, each in points])
-    axes.plot(line.xs, line.ys, color=colour, linewidth=1.8)
-    return line
-
-
-def _bars(axes: Axes, points: Sequence[tuple[int, Estimate]], **style: Any) -> None:
-    """Points with their intervals, clipped above zero for the log axis: that of a worth may reach below zero."""
+def _bars(axes: Axes, points: Sequence[tuple[float, Estimate]], **style: Any) -> None:
+    """Points with their intervals."""
     for tokens, each in points:
-        ends = [max(1e-4, each.value - each.ends[0]), max(0.0, each.ends[1] - each.value)]
-        axes.errorbar([tokens / 1e6], [each.value], yerr=[[min(ends[0], each.value * 0.99)], [ends[1]]], **style)
+        ends = [[max(0.0, each.value - each.ends[0])], [max(0.0, each.ends[1] - each.value)]]
+        axes.errorbar([tokens / 1e6], [each.value], yerr=ends, linestyle="none", **style)
 
 
 def _beta_ticks(axes: Axes) -> None:
@@ -176,4 +176,4 @@ def _range(value: float, ends: Sequence[float], num_digits: int) -> str:
 
 
 def _nats(value: float, ends: Sequence[float]) -> str:
-    return f"{value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})"
+    return with_minus(f"{value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})")
