@@ -254,4 +254,5 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "percent": _percent,
     "all_below": _all_below,
     "times": lambda value: f"{value:.2f}",
+    "unsigned": lambda value: f"{value:.3f}",
 }
