@@ -1,6 +1,7 @@
 """Every figure of nats in RESULTS.md, worked out anew from the raw records by code that the report does not use."""
 
 import json
+import math
 import re
 import statistics
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.recomputation import Gap, half_width
+from tests.support.recomputed_budgets import lowest, straight_line
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +81,48 @@ def distant(name: str, kept: int, reading: str = "cut") -> float:
     )
     assert len(part) == len(whole) == 3
     return statistics.fmean(part) - statistics.fmean(whole)
+
+
+BUDGETS, BUDGETS_TOKENS = "beta_budget_gutenberg_cpu2", (512_000, 1_024_000, 2_048_000, 4_096_000, 8_192_000)
+
+
+def curve_of(budget_tokens: int) -> dict[float, float]:
+    """Nats per token by beta, the mean over two seeds."""
+    found: dict[float, list[float]] = {}
+    for row in raw(BUDGETS):
+        if row["kind"] == "extrapolation" and row["budget_tokens"] == budget_tokens:
+            found.setdefault(float(row["fields"].get("alibi_beta", 1.0)), []).append(row["nats_per_token"])
+    assert len(found) == 8 and {len(each) for each in found.values()} == {2}
+    return {value: statistics.fmean(found[value]) for value in sorted(found)}
+
+
+def gain(budget_tokens: int) -> float:
+    curve = curve_of(budget_tokens)
+    return curve[1.0] - lowest(curve)[1]
+
+
+def half_above_one(budget_tokens: int) -> float:
+    curve = curve_of(budget_tokens)
+    return curve[0.5] - curve[1.0]
+
+
+def predicted_gain() -> float:
+    """Of the largest budget, by a power law through the others."""
+    logs = [[math.log(value) for value in each] for each in (BUDGETS_TOKENS[:-1], map(gain, BUDGETS_TOKENS[:-1]))]
+    slope, height = straight_line(*logs)
+    return math.exp(height + slope * math.log(BUDGETS_TOKENS[-1]))
+
+
+def predicted_ends() -> list[float]:
+    """As recorded before the budget was evaluated."""
+    (told,) = (r for r in raw(BUDGETS) if r["kind"] == "prediction" and r["budget_tokens"] == BUDGETS_TOKENS[-1])
+    return list(told["worth_ends_nats"])
+
+
+def test_the_best_betas_of_the_budgets() -> None:
+    text = " ".join(SECTIONS["Which β should I train with?"].split())
+    for place, words in ((0, "the best β is"), (1, "after one million it is"), (4, "nats at")):
+        assert f"{words} {lowest(curve_of(BUDGETS_TOKENS[place]))[0]:.2g} (" in text
 
 
 def uncertainty(variant: str, length: int) -> float:
@@ -162,10 +206,11 @@ EXPECTED: dict[str, list[float]] = {
         *(number for name, setting in TABLE for number in cells(name, setting)),
     ],
     "Which β should I train with?": [
-        screened("alibi 8", "alibi", 512, BETAS_LONG),
+        *(gain(budget_tokens) for budget_tokens in BUDGETS_TOKENS),
+        *(predicted_gain(), *predicted_ends(), half_above_one(BUDGETS_TOKENS[0]), half_above_one(BUDGETS_TOKENS[-1])),
         *(beta("32", "1"), beta("16", "1", BETAS_LATER)),
         *(screened("beta 8", "beta 1", file=BETAS_SMALL), main_above("alibi tuned", 128)),
-        screened("alibi 2", "alibi", 512, BETAS_LONG),
+        *(above(LARGER, "alibi tuned", 512), screened("alibi 8", "alibi", 512, BETAS_LONG)),
     ],
     "Can I change β after training?": [
         *(posthoc("0.5"), posthoc("2")),

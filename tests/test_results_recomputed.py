@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 
+from tests.support import recomputed_budgets as budgets
 from tests.support.recomputation import (
     BETA,
     DASH,
@@ -37,7 +38,7 @@ from tests.support.recomputation import (
     tokens,
 )
 from tests.support.recomputed_context import TITLES as CONTEXT
-from tests.support.recomputed_context import check_context, check_context_finding, check_last_occurrences
+from tests.support.recomputed_context import check_context, check_last_occurrences
 
 
 def changes(grid: Grid, match: re.Match[str]) -> list[str]:
@@ -137,7 +138,7 @@ FINDINGS: dict[str, Callable[[Grid, re.Match[str]], list[str]]] = {
     r"(?P<name>.+) against (?P<other>.+), (?:sliding|non-overlapping): ": learned_against,
 }
 TASKS = {"Associative recall, associative recall": "associative recall", "Passkey, passkey": "passkey"}
-OWN_FINDINGS = (*TASKS, *CONTEXT, "What holds", "Comparison with the paper", "Milestones of training")
+OWN_FINDINGS = (*TASKS, *CONTEXT, budgets.TITLE, "What holds", "Comparison with the paper", "Milestones of training")
 
 
 def test_the_findings_of_comparisons() -> None:
@@ -315,16 +316,10 @@ def test_the_findings_of_recall(title: str) -> None:
     assert len(lines) == len({r["variant"] for r in answers_of(task)})
 
 
-def test_the_findings_of_context() -> None:
-    findings = [line[2:] for line in lines_of(CONTEXT[0]) if line.startswith("- ")]
-    assert len(findings) == 6
-    for line in findings:
-        check_context_finding(line)
-
-
 OWN_TABLES = {
     **{title: partial(check_recall, task) for title, task in TASKS.items()},
     **dict(zip(CONTEXT, (check_context, check_last_occurrences), strict=True)),
+    budgets.TITLE: budgets.check_budgets,
     "Comparison with the paper": check_published,
     "Milestones of training": check_milestones,
     "Speed of models": check_speeds,

@@ -261,7 +261,7 @@ RECORDS = read([ROOT / path for path in CONFIG["records"]])
 SECTIONS = sections_of((ROOT / "docs" / "results" / "tables.md").read_text(encoding="utf-8"))
 GRIDS = {
     name: Grid([record for record in RECORDS if record.get("comparison") == name])
-    for name in dict.fromkeys(r["comparison"] for r in RECORDS if r["kind"] == "comparison")
+    for name in dict.fromkeys(r["comparison"] for r in RECORDS if r["kind"] == "comparison" and not r.get("series"))
 }
 # Numbers in nats, none of which may remain in a line after its findings are removed.
 LEFT_OVER = re.compile(rf"[+{MINUS}]\d|\d\.\d")

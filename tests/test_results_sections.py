@@ -1,0 +1,28 @@
+"""The findings about distant text and about training budgets in docs/results/tables.md, worked out anew."""
+
+import math
+
+from tests.support.recomputation import BETA, lines_of
+from tests.support.recomputed_budgets import TITLE, best_and_worth, digits, losses, straight_line
+from tests.support.recomputed_context import TITLES, check_context_finding
+
+
+def test_the_findings_of_context() -> None:
+    findings = [line[2:] for line in lines_of(TITLES[0]) if line.startswith("- ")]
+    assert len(findings) == 6
+    for line in findings:
+        check_context_finding(line)
+
+
+def test_the_finding_of_the_budgets() -> None:
+    (line,) = (line for line in lines_of(TITLE) if line.startswith("- "))
+    sizes = [512_000, 1_024_000, 2_048_000, 4_096_000, 8_192_000]
+    found = [best_and_worth(losses("beta by budget on Gutenberg, width 128", size)) for size in sizes]
+    (first_beta, first_worth), (last_beta, last_worth) = found[0], found[-1]
+    assert f"the best {BETA} is {digits(first_beta)} after {sizes[0]:,} tokens and {digits(last_beta)} after" in line
+    assert f"tuning is worth {first_worth:.3f} nats, then {last_worth:.3f}." in line
+    factors = [
+        2 ** straight_line([math.log(size) for size in sizes], [math.log(each[column]) for each in found])[0]
+        for column in (0, 1)
+    ]
+    assert f"the best {BETA} by a factor of {factors[0]:.2f} and its worth by a factor of {factors[1]:.2f}." in line
