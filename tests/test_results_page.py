@@ -318,8 +318,11 @@ def test_the_times_of_training_steps() -> None:
 
 def test_what_the_page_on_beta_says_of_five_tokens_for_each_parameter() -> None:
     text = (ROOT / "docs" / "beta.md").read_text(encoding="utf-8")
-    gain = -screened("alibi 8", "alibi", 512, BETAS_LONG)
-    assert f"β 8 gains {gain:.2f} nats over β 1 in models of 4.2 million" in text
+    of_eight = -screened("alibi 8", "alibi", 512, BETAS_LONG)
+    assert f"β 8 gains {of_eight:.2f} nats over β 1 in models of 4.2 million" in text
+    (first, early), (last, late) = (lowest(curve_of(size))[:1] + (gain(size),) for size in BUDGETS_TOKENS[::4])
+    assert f"it is {first:.2g} after half a million tokens, worth {early:.2f} nats" in " ".join(text.split())
+    assert f"{last:.2g} after eight million, worth {late:.2f} (two seeds" in " ".join(text.split())
     over_one, over_eight = (
         f"{-main_above('alibi, learned beta', 128, other):.2f}" for other in ("alibi", "alibi tuned")
     )

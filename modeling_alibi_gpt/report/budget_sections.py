@@ -126,11 +126,11 @@ def budget_figure(series: Sequence[Series]) -> Figure:
     above, below = figure.subplots(2, sharex=True)
     tokens = [t for one in series for t in [*(budget.tokens for budget in one.budgets), *one.predictions]]
     colours = [ALIBI_COLOUR, *VARIANT_COLOURS]
-    for axes, name, of_prediction in ((above, "beta", "beta"), (below, "worth", "worth_nats")):
+    predicted = {"beta": ("beta", "beta_ends"), "worth": ("worth_nats", "worth_ends_nats")}
+    for axes, (name, (value, ends)) in zip((above, below), predicted.items(), strict=True):
         lines = []
         for colour, one in zip(colours, series, strict=False):
-            ends = of_prediction.replace(name, f"{name}_ends")
-            told = [(t * BESIDE, Estimate(row[of_prediction], row[ends])) for t, row in one.predictions.items()]
+            told = [(t * BESIDE, Estimate(row[value], row[ends])) for t, row in one.predictions.items()]
             _bars(axes, told, color=colour, marker="D", markersize=7, mfc="white", zorder=3)
             found = [(budget.tokens, getattr(best, name)) for budget, best in one]
             _bars(axes, found, color=colour, marker="o", markersize=5)

@@ -119,6 +119,13 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
     return arguments
 
 
+def checkpointing_options(arguments: TrainingArguments) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of activation checkpointing that transformers reads itself, and those that it passes to torch."""
+    of_torch = dict(arguments.activation_checkpointing_kwargs or {})
+    own = {key: of_torch.pop(key) for key in ("every_n_layers", "offload") if key in of_torch}
+    return own, of_torch
+
+
 def _check_fields(config: ExperimentConfig) -> None:
     hints = typing.get_type_hints(TrainingArguments)
     defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}

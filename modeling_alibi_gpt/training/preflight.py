@@ -9,7 +9,7 @@ from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, check_memor
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.data.tasks import is_task
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
-from modeling_alibi_gpt.training.arguments import build_arguments
+from modeling_alibi_gpt.training.arguments import build_arguments, checkpointing_options
 from modeling_alibi_gpt.training.beta_schedule import refuse_best_model
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
@@ -80,9 +80,7 @@ def _check_chunked_loss(arguments: TrainingArguments, model: PreTrainedConfig) -
 
 def _check_checkpointing(arguments: TrainingArguments, model: PreTrainedConfig) -> None:
     """Raise a ValueError if the backward pass of each layer would go through one bias that the layers share."""
-    of_torch = {**(arguments.activation_checkpointing_kwargs or {})}
-    for of_trainer in ("every_n_layers", "offload"):
-        of_torch.pop(of_trainer, None)
+    _, of_torch = checkpointing_options(arguments)
     # Without any of torch's keys, transformers sets use_reentrant to false; torch's own default is true.
     is_reentrant = bool(of_torch) and of_torch.get("use_reentrant", True)
     if not (arguments.activation_checkpointing and is_reentrant and learns_positions(model)):

@@ -32,7 +32,7 @@ from modeling_alibi_gpt.runtime.distributed import process_state, sync_errors
 from modeling_alibi_gpt.runtime.manifest import write_manifest
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.records import provenance, write_records
-from modeling_alibi_gpt.training.arguments import build_arguments
+from modeling_alibi_gpt.training.arguments import build_arguments, checkpointing_options
 from modeling_alibi_gpt.training.auto_precision import faster_precision
 from modeling_alibi_gpt.training.beta_schedule import BetaScheduleCallback
 from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
@@ -181,8 +181,7 @@ def _measured_precision(arguments: TrainingArguments, model: PreTrainedModel, ba
     path = Path(arguments.output_dir) / PRECISION_FILE
     if not path.exists():
         if arguments.activation_checkpointing:  # Trainer enables it only later
-            of_torch = dict(arguments.activation_checkpointing_kwargs or {})
-            own = {key: of_torch.pop(key) for key in ("every_n_layers", "offload") if key in of_torch}
+            own, of_torch = checkpointing_options(arguments)
             model.activation_checkpointing_enable(activation_checkpointing_kwargs=of_torch or None, **own)
         write_json(path, faster_precision(model, batch))
     return read_mapping(path)["precision"]
