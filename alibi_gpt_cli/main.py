@@ -1,5 +1,6 @@
 """Entry point of ``alibi-gpt``: its commands, and the parsing of the command line."""
 
+import io
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
@@ -86,6 +87,8 @@ def _options(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line ``arguments`` (default: those of this process) and return the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # not every encoding has β, such as cp1252 on Windows
+        sys.stdout.reconfigure(errors="backslashreplace")
     words = repeated_options(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     return run_app(app, words, PROGRAM)
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -45,6 +46,13 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["--help"]) == 0
     named = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("│ ")]
     assert [name for name in named if name in COMMANDS] == list(COMMANDS)
+
+
+def test_a_terminal_that_cannot_show_a_letter_gets_its_number(tmp_path: Path) -> None:
+    """As on Windows, where output to a file has few letters: a finished command must not fail while it prints β."""
+    command = [sys.executable, "-m", "alibi_gpt_cli", "init", str(tmp_path / "β")]
+    done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "cp1252"}, check=True)
+    assert b"\\u03b2" in done.stdout and done.stderr == b""
 
 
 def test_the_wheel_installs_the_command() -> None:
