@@ -13,7 +13,7 @@ from modeling_alibi_gpt.checkpoints.folder import weight_files
 from modeling_alibi_gpt.checkpoints.load import load_model_config, load_model_tokenizer
 from modeling_alibi_gpt.checkpoints.model_card import PROGRAM, loading_code, read_card, save_card
 from modeling_alibi_gpt.runtime.atomic import atomic_directory
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
 
 
 # Every class that a user may load, independent of the class that the weights were trained as.
@@ -31,9 +31,9 @@ AUTO_MAP = {
 class ExportConfig:
     """Settings of ``alibi-gpt export``."""
 
-    model: str
+    model: UserPath
     """Checkpoint folder."""
-    output_dir: str
+    output_dir: UserPath
     """Folder to create; it must be empty if it exists."""
 
 

@@ -40,7 +40,7 @@ from modeling_alibi_gpt.evaluation.measurement import (
 from modeling_alibi_gpt.evaluation.scoring import score_tails
 from modeling_alibi_gpt.report.context_tables import context_table
 from modeling_alibi_gpt.report.tables import table_text
-from modeling_alibi_gpt.runtime.config import Count, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 
 
@@ -68,7 +68,7 @@ class ContextConfig(MeasurementConfig, GridConfig):
     """Number of windows, spread evenly over the documents that are long enough; no window crosses from one document to
     the next.
     """
-    output: str = "runs/context.jsonl"
+    output: UserPath = "runs/context.jsonl"
     """JSON Lines file to which each finished row is appended. Rows in it are not computed again, not even failed ones;
     delete their lines to retry them.
     """

@@ -27,7 +27,7 @@ from modeling_alibi_gpt.evaluation.measurement import (
 from modeling_alibi_gpt.evaluation.scoring import WindowScores, score_stream
 from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
 from modeling_alibi_gpt.report.tables import extrapolation_table, table_text
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 
 
@@ -43,7 +43,7 @@ class ExtrapolationConfig(MeasurementConfig, GridConfig):
     """Window lengths; null is 1, 2, 4, 8 and 16 times the shortest training length of the models."""
     protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS))
     """``nonoverlapping``, ``sliding`` or both."""
-    output: str = "runs/extrapolation.jsonl"
+    output: UserPath = "runs/extrapolation.jsonl"
     """JSON Lines file to which each finished row is appended. Rows in it are not computed again, not even failed ones;
     delete their lines to retry them.
     """

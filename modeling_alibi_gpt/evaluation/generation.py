@@ -11,7 +11,7 @@ from modeling_alibi_gpt.checkpoints.load import (
     load_model_tokenizer,
     train_context_length,
 )
-from modeling_alibi_gpt.runtime.config import Count, Positive, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, Positive, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
 
@@ -19,7 +19,7 @@ from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 class GenerateConfig:
     """Settings of ``alibi-gpt generate``."""
 
-    model: str
+    model: UserPath
     """Checkpoint folder; its own tokenizer is used."""
     prompt: str
     """Start of the text."""

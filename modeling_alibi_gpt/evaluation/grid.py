@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm, train_context_length
 from modeling_alibi_gpt.evaluation.measurement import ReadingConfig
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state, sync_errors
 from modeling_alibi_gpt.runtime.records import append_record, read_checked_records
 
@@ -27,13 +27,13 @@ _KEY_PROVENANCE = ("model_fingerprint", "stream_fingerprint", "dtype", "attn_imp
 class GridConfig(ReadingConfig):
     """The checkpoints to measure and the file for the results."""
 
-    models: list[str]
+    models: list[UserPath]
     """Checkpoint folders; each model uses its own tokenizer."""
     names: list[str] | None = None
     """Names of the models in the records; null takes the last parts of each path, as many as make the names unique."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Fields that override the config of every model, such as ``alibi_scaling``."""
-    output: str
+    output: UserPath
     """JSON Lines file to which each finished row is appended. Rows in it are not computed again, not even failed ones;
     delete their lines to retry them.
     """

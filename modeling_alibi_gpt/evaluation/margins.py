@@ -16,7 +16,7 @@ from modeling_alibi_gpt.checkpoints.load import (
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, load_text, measurement_provenance
 from modeling_alibi_gpt.position_base import PositionMethod
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
-from modeling_alibi_gpt.runtime.config import Count, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.records import Record, append_record, check_record
 
 
@@ -24,11 +24,11 @@ from modeling_alibi_gpt.runtime.records import Record, append_record, check_reco
 class MarginsConfig(MeasurementConfig):
     """Settings of ``alibi-gpt margins``."""
 
-    model: str
+    model: UserPath
     """Checkpoint folder; its own tokenizer is used."""
     length_tokens: Count = 4096
     """Number of tokens to read as one window."""
-    output: str | None = None
+    output: UserPath | None = None
     """JSON Lines file to which the record is appended."""
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ from modeling_alibi_gpt.evaluation.measurement import (
 )
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
-from modeling_alibi_gpt.runtime.config import Count, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import append_record
 
@@ -28,7 +28,7 @@ from modeling_alibi_gpt.runtime.records import append_record
 class PerplexityConfig(MeasurementConfig):
     """Settings of ``alibi-gpt evaluate``."""
 
-    model: str
+    model: UserPath
     """Checkpoint folder; its own tokenizer is used."""
     name: str | None = None
     """Name in the record; null is the name of the folder."""
@@ -36,7 +36,7 @@ class PerplexityConfig(MeasurementConfig):
     """Window length; null is the model's training length."""
     protocol: Literal[*PROTOCOLS] = "nonoverlapping"
     """``nonoverlapping`` or ``sliding``."""
-    output: str | None = None
+    output: UserPath | None = None
     """JSON Lines file to which the record is appended."""
     plugins: list[str] | None = None
     """Modules to import first, such as one that registers a position method."""

@@ -28,7 +28,7 @@ from modeling_alibi_gpt.evaluation.passkey_prompt import PROMPT_PASSKEY, passkey
 from modeling_alibi_gpt.evaluation.scoring import score_tails
 from modeling_alibi_gpt.report.context_tables import recall_table
 from modeling_alibi_gpt.report.tables import table_text
-from modeling_alibi_gpt.runtime.config import Count, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import provenance
 
@@ -55,7 +55,7 @@ class RecallConfig(GridConfig):
     """Number of sequences at each length and depth."""
     seed: int = 0
     """Seed of the sequences; no training sees them."""
-    output: str = "runs/recall.jsonl"
+    output: UserPath = "runs/recall.jsonl"
     """JSON Lines file to which each finished row is appended. Rows in it are not computed again, not even failed ones;
     delete their lines to retry them.
     """

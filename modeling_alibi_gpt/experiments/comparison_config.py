@@ -4,7 +4,7 @@ from dataclasses import field
 from typing import Any
 
 from modeling_alibi_gpt.experiments.budgets import check_budgets
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.run_names import check_names
 
@@ -20,7 +20,7 @@ class ComparisonConfig:
     """Name of the comparison in its records."""
     corpus: str | None = None
     """Name of the training text, for tables and figures; defaults to ``name``."""
-    experiment: str | dict[str, Any]
+    experiment: UserPath | dict[str, Any]
     """Path of the experiment that every run is based on, or its contents as a mapping."""
     experiment_overrides: list[str] = field(default_factory=list)
     """``a.b=value`` assignments that override it."""
@@ -48,9 +48,9 @@ class ComparisonConfig:
     """Settings of ``ExtrapolationConfig`` (text, lengths, protocols), or of ``RecallConfig`` if the models learn a
     task.
     """
-    output_dir: str
+    output_dir: UserPath
     """Folder for the runs and ``comparison.jsonl``."""
-    trainings_dir: str | None = None
+    trainings_dir: UserPath | None = None
     """Folder of trainings that comparisons and sweeps share. A training with the same settings, text and seed is run
     once and reused. Null keeps the trainings of this comparison in ``output_dir``.
     """

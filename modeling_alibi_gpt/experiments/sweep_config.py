@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig
-from modeling_alibi_gpt.runtime.config import Count, Positive, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, Positive, UserPath, config_dataclass
 
 
 LEARNABLE = ("beta", "slopes")
@@ -19,13 +19,13 @@ class SweepConfig(MeasurementConfig):
 
     mode: Literal["retrain", "posthoc"] = "retrain"
     """``retrain`` (one training per beta and seed) or ``posthoc`` (one checkpoint, evaluated at each beta)."""
-    output_dir: str
+    output_dir: UserPath
     """Folder for trials, best configuration, best model and the default study."""
-    experiment: str | dict[str, Any] | None = None
+    experiment: UserPath | dict[str, Any] | None = None
     """For ``retrain``: path of an experiment, or its contents as a mapping."""
     experiment_overrides: list[str] = dataclasses.field(default_factory=list)
     """For ``retrain``: ``a.b=value`` assignments that override the experiment."""
-    checkpoint: str | None = None
+    checkpoint: UserPath | None = None
     """For ``posthoc``: folder of the model."""
     length_tokens: Count | None = None
     """For ``posthoc``: window length; null is the training length."""
@@ -51,7 +51,7 @@ class SweepConfig(MeasurementConfig):
     """For ``retrain``: parameters to learn for comparison (``beta``, ``slopes``), each with every seed."""
     study_name: str = "beta"
     """Name of the study in the storage; learned parameters have their own study, ``NAME-trained``."""
-    trainings_dir: str | None = None
+    trainings_dir: UserPath | None = None
     """For ``retrain``: folder of trainings that comparisons and sweeps share. A training with the same settings, text
     and seed is run once and reused. Null keeps the trainings of this sweep in ``output_dir``.
     """

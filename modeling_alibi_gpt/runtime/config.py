@@ -3,12 +3,13 @@
 import dataclasses
 import difflib
 import json
+import os
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from modeling_alibi_gpt.runtime.parsing import MAX_DEPTH, parse_yaml, read_mapping
@@ -19,6 +20,8 @@ Config = TypeVar("Config")
 # Common field types.
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
+# A path; shells do not expand its "~" in a file or after "--set key=".
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 _MAX_INT = 2**63 - 1
 _TYPES = ConfigDict(strict=True, allow_inf_nan=False)

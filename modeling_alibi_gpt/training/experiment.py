@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
+import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from modeling_alibi_gpt.runtime.config import Count, Positive, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, Positive, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
 
@@ -14,9 +15,9 @@ from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 class ModelSection:
     """The model to train: ``config`` for a new one, or ``checkpoint`` for fine-tuning."""
 
-    config: str | dict[str, Any] | None = None
+    config: UserPath | dict[str, Any] | None = None
     """Path of a ``config.json``, or its contents as a mapping."""
-    checkpoint: str | None = None
+    checkpoint: UserPath | None = None
     """Folder or Hub name of a model to fine-tune."""
     overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Config fields that override those of ``config`` or ``checkpoint``, such as ``alibi_beta``."""
@@ -80,7 +81,7 @@ class DataSection:
     """
     text_column: str = "text"
     """Column of a row source that holds the text."""
-    tokenizer: str | None = None
+    tokenizer: UserPath | None = None
     """Name or folder of a tokenizer. ``train`` trains a byte-level BPE of the model's vocabulary size on the training
     split. Null uses the checkpoint's tokenizer, or ``train`` for a new model."""
     tokenizer_sample_bytes: Annotated[int, Field(ge=1)] | None = 100_000_000
@@ -216,6 +217,12 @@ class EarlyStoppingSection:
     """
 
 
+def _with_user_path(training: dict[str, Any]) -> dict[str, Any]:
+    """Expand the "~" of the folder, as ``TrainingArguments`` does."""
+    folder = training.get("output_dir")
+    return {**training, "output_dir": os.path.expanduser(folder)} if isinstance(folder, str) else training
+
+
 @config_dataclass
 class ExperimentConfig:
     """One training run: the settings of ``alibi-gpt train``, and the contents of ``best.json`` of a sweep."""
@@ -251,7 +258,7 @@ class ExperimentConfig:
     fraction used. Null uses the peak of known GPUs in bfloat16, and logs no ``mfu`` elsewhere."""
     milestones: MilestoneSection | None = None
     """What to measure during training; null measures nothing. The records go to ``milestones.jsonl``."""
-    training: dict[str, Any]
+    training: Annotated[dict[str, Any], AfterValidator(_with_user_path)]
     """Fields of ``transformers.TrainingArguments``, passed on unchanged. All are listed at
     https://huggingface.co/docs/transformers/main_classes/trainer."""
     plugins: list[str] | None = None

@@ -359,3 +359,17 @@ def test_fine_tuning_is_swept_from_one_checkpoint(finished: SweepConfig, tmp_pat
     learned = {"checkpoint": f"{finished.output_dir}/trained/beta-seed-0"}
     with pytest.raises(ValueError, match="alibi_beta has no effect"):
         run_sweep(dataclasses.replace(config, experiment=experiment | {"model": learned}))
+
+
+def test_a_tilde_in_a_file_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    experiment = tiny_experiment(tmp_path, output_dir="~/run", max_steps=2)
+    path = tmp_path / "sweep.yaml"
+    path.write_text(yaml.safe_dump({"experiment": experiment, "betas": [1.0], "trained": [], "output_dir": "~/sweep"}))
+    result = run_sweep(load_config(SweepConfig, str(path)))
+    assert result["best_model"] == str(tmp_path / "home" / "sweep" / "best_model")
+    assert PerplexityConfig(model="~/sweep/best_model", source="stdlib").model == result["best_model"]
+    best = load_config(ExperimentConfig, result["best_config"], ["training.output_dir=~/run"])
+    assert best.training["output_dir"] == str(tmp_path / "home" / "run")
+    assert not (tmp_path / "~").exists()

@@ -26,7 +26,7 @@ from modeling_alibi_gpt.checkpoints.streaming import Plan, plan_conversion, writ
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.runtime.atomic import atomic_directory, require_empty, write_json
-from modeling_alibi_gpt.runtime.config import Count, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
@@ -46,9 +46,9 @@ _PICKLE_PATTERNS = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 class ConvertConfig:
     """Settings of ``alibi-gpt convert``."""
 
-    model: str
+    model: UserPath
     """Checkpoint folder, or name on the Hub."""
-    output_dir: str
+    output_dir: UserPath
     """Folder to create; it must be empty if it exists."""
     to: Literal[*TARGETS] = OURS
     """Target format: ``alibi_gpt``, another family to export an AlibiGPT to, or ``gguf`` (a ``model.gguf`` for
