@@ -10,10 +10,12 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, Sampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from modeling_alibi_gpt.data.streaming import StreamedBlocks
 from modeling_alibi_gpt.runtime.manifest import write_manifest
+from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.training.experiment import check_position_learning_rate
 from modeling_alibi_gpt.training.length_schedule import cut_batch
 from modeling_alibi_gpt.training.optimizer import set_position_learning_rate
@@ -143,6 +145,17 @@ class DeterministicTrainer(Trainer):
         if isinstance(self.train_dataset, StreamedBlocks):
             self.train_dataset.save(Path(output_dir), self.state.global_step)
         self.accelerator.wait_for_everyone()
+
+    def _init_training_state(
+        self, max_steps: int, steps_per_epoch: int, num_epochs: int, checkpoint: str | None, trial: Any
+    ) -> tuple[int, int]:
+        """Find the checkpoint of the best model in the folder of the run, which may have been moved."""
+        progress = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
+        if checkpoint is not None:
+            best = Path(str(read_mapping(Path(checkpoint, TRAINER_STATE_NAME)).get("best_model_checkpoint")))
+            if (moved := Path(self.args.output_dir, best.name)).is_dir():
+                self.state.best_model_checkpoint = str(moved)
+        return progress
 
     def _run_epoch(self, **kwargs: Any) -> None:
         """Train only if steps are left: from a checkpoint of the last step, Trainer would train one more."""

@@ -54,7 +54,7 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
     check_indexes(output_dir)
     claim = output_dir / EXPERIMENT_FILE
     if claim.exists():
-        differing = differing_keys(_claimed_settings(claim, config), _settings(config))
+        differing = _differing_settings(claim, config)
         if differing and _has_results(output_dir):
             raise ValueError(
                 f"{output_dir} contains another run, with different values of {', '.join(differing)}; "
@@ -125,7 +125,7 @@ def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
 
 def _write_claim(output_dir: Path, config: Any, text: dict[str, str]) -> None:
     claim, data, settings = output_dir / EXPERIMENT_FILE, output_dir / DATA_FILE, _settings(config)
-    if not claim.exists() or differing_keys(_claimed_settings(claim, config), settings):
+    if not claim.exists() or _differing_settings(claim, config):
         for name in (PRECISION_FILE, MILESTONES_FILE, DATA_FILE):
             (output_dir / name).unlink(missing_ok=True)
     if not claim.exists() or read_mapping(claim) != settings:
@@ -198,9 +198,13 @@ def _settings(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _claimed_settings(claim: Path, config: Any) -> dict[str, Any]:
-    """The settings that a folder was claimed for; keys that an earlier version lacks have their default."""
-    return with_defaults(type(config), read_mapping(claim))
+def _differing_settings(claim: Path, config: Any) -> list[str]:
+    """The settings that differ from those that a folder was claimed for.
+
+    Keys that an earlier version lacks have their default. The path of the folder may differ, since it may be moved.
+    """
+    differing = differing_keys(with_defaults(type(config), read_mapping(claim)), _settings(config))
+    return [key for key in differing if key != "training.output_dir"]
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

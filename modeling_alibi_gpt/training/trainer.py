@@ -83,7 +83,7 @@ def train(
         check_output_dir(output_dir, config)
         finished = finished_record(output_dir, reads_model=is_main)
     if finished is not None:
-        return finished
+        return finished | {"model_dir": arguments.output_dir}  # the folder may have been moved
     with ExitStack() as held, whole_checkpoints_on_a_full_disk(output_dir):
         with sync_errors():  # the main process goes first and fills the caches for the others
             data = prepare_data(config) if is_main else None
@@ -100,6 +100,8 @@ def train(
         checkpoint = newest_checkpoint(output_dir, start, data.text)
         if checkpoint and isinstance(data.train, StreamedBlocks):
             data.train.load(Path(checkpoint))
+        # An evaluation at the start of a resumed training would count once more, for example for early stopping.
+        trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
         result = trainer.train(resume_from_checkpoint=checkpoint)
         record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
         whole = trainer.whole_model(model_class)

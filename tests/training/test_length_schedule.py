@@ -103,13 +103,16 @@ def test_a_training_stops_early(make_experiment: Any) -> None:
 
 
 @pytest.mark.parametrize("killed_at", ["open checkpoint-6/trainer_state.json", "os.mkdir .saving"])
-def test_a_killed_training_stops_where_the_straight_one_does(experiment_file: Path, killed_at: str) -> None:
+@pytest.mark.parametrize("at_start", [[], ["training.eval_on_start=true"]], ids=["", "evaluated at its start"])
+def test_a_killed_training_stops_where_the_straight_one_does(
+    experiment_file: Path, killed_at: str, at_start: list[str]
+) -> None:
     """Patience is counted across the kill; one killed after it had stopped trains no more."""
-    folder = experiment_file.parent
-    assert exit_code(start_training(experiment_file, *STOPPED, f"training.output_dir={folder / 'straight'}")) == 0
-    killed = start_training(experiment_file, *STOPPED, killed_at=killed_at)
+    folder, settings = experiment_file.parent, [*STOPPED, *at_start]
+    assert exit_code(start_training(experiment_file, *settings, f"training.output_dir={folder / 'straight'}")) == 0
+    killed = start_training(experiment_file, *settings, killed_at=killed_at)
     assert exit_code(killed) == -signal.SIGKILL
-    assert exit_code(start_training(experiment_file, *STOPPED)) == 0
+    assert exit_code(start_training(experiment_file, *settings)) == 0
     records = [read_records(folder / name / "training.jsonl")[0] for name in ("straight", "run")]
     assert [record["num_steps"] for record in records] == [8, 8]
     assert records[1]["resumed_from"] is not None

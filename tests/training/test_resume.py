@@ -127,6 +127,28 @@ def test_other_ways_to_train_resume_too(
     assert outcome(tmp_path / "run") == outcome(tmp_path / "straight" / "run")
 
 
+def test_a_run_that_was_moved_goes_on_and_keeps_its_best_model(
+    experiment_file: Path, write_experiment: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    """Also where its folder is only spelled in another way; the checkpoint of the best model moves with it."""
+    best = ["load_best_model_at_end=true", "metric_for_best_model=nats_per_token", "learning_rate=3.0"]
+    settings = [f"training.{setting}" for setting in (*best, "eval_strategy=steps", "eval_steps=2", "save_steps=2")]
+    (tmp_path / "straight").mkdir()
+    straight = start_training(write_experiment(tmp_path / "straight"), *settings)
+    assert exit_code(start_training(experiment_file, *settings, killed_at="os.mkdir checkpoint-8")) == -signal.SIGKILL
+    state = json.loads((tmp_path / "run" / "checkpoint-6" / "trainer_state.json").read_text())
+    assert state["best_global_step"] < 6, "this learning rate must diverge, or the test shows nothing"
+    (tmp_path / "run").rename(tmp_path / "moved")
+    moved = f"training.output_dir={tmp_path}/straight/../moved/"
+    assert exit_code(start_training(experiment_file, *settings, moved)) == 0
+    assert exit_code(straight) == 0
+    assert outcome(tmp_path / "moved") == outcome(tmp_path / "straight" / "run")
+    assert read_records(tmp_path / "moved" / "training.jsonl")[0]["resumed_from"] == "checkpoint-6"
+    finished = load_config(ExperimentConfig, str(experiment_file), [*settings, f"training.output_dir={tmp_path}/end"])
+    (tmp_path / "moved").rename(tmp_path / "end")
+    assert train(finished)["model_dir"] == str(tmp_path / "end")
+
+
 class Interrupted:
     """A run that was killed after its second checkpoint was whole, and that can be set back to that moment."""
 
