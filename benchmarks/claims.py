@@ -78,10 +78,9 @@ def _claims(sampling: str, num_trials: int, num_workers: int, folder: str) -> tu
 def _work(sampling: str, num_trials: int, folder: str, begin: float) -> tuple[list[tuple[float, float]], int]:
     """Run a share of the trials. Returns start and end of each objective, and peak memory in bytes."""
     objective = FreeObjective()
-    betas = np.geomspace(0.125, 8.0, num_trials).tolist() if sampling == "grid" else None
-    config = SweepConfig(
-        mode="posthoc", checkpoint="unused", output_dir=folder, betas=betas, num_trials=num_trials, sampler_seed=0
-    )
+    grid = {"betas": np.geomspace(0.125, 8.0, num_trials).tolist()}
+    values = grid if sampling == "grid" else {"num_trials": num_trials}
+    config = SweepConfig(mode="posthoc", checkpoint="unused", output_dir=folder, **values)
     study = open_study(config.study_name, open_storage(config.storage_url), objective.settings)
     time.sleep(max(0.0, begin - time.time()))
     run_trials(config, objective, study, None)

@@ -1,6 +1,7 @@
 """Settings of a sweep of beta: its mode, its grid or range, its seeds and its outputs."""
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,9 @@ from modeling_alibi_gpt.runtime.config import Count, Positive, UserPath, config_
 
 
 LEARNABLE = ("beta", "slopes")
+_OF_TEXT = (*(each.name for each in dataclasses.fields(MeasurementConfig)), "length_tokens")
+_OF_TRAININGS = ("experiment_overrides", "seeds", "pruning", "trained", "trainings_dir")
+_OF_SAMPLING = ("beta_low", "beta_high", "num_trials", "sampler_seed")
 
 
 @config_dataclass
@@ -64,12 +68,24 @@ class SweepConfig(MeasurementConfig):
         needed, unused = inputs[self.mode]
         if getattr(self, needed) is None or getattr(self, unused) is not None:
             raise ValueError(f"mode {self.mode} needs '{needed}' and does not use '{unused}'")
-        if self.mode == "posthoc" and self.pruning:
-            raise ValueError("pruning stops trainings, but mode posthoc has none: set it to false")
         if self.betas == [] or self.beta_low >= self.beta_high:
             raise ValueError("set at least one beta in 'betas', or beta_low below beta_high")
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must be distinct numbers, at least one, got {self.seeds}")
+        if self.mode == "retrain":
+            self._refuse_unused(_OF_TEXT, "mode retrain reads the text of the experiment; set it there")
+        else:
+            self._refuse_unused(_OF_TRAININGS, "mode posthoc trains nothing")
+        if self.betas is not None:
+            self._refuse_unused(_OF_SAMPLING, "betas are given, so none is sampled")
+
+    def _refuse_unused(self, names: Iterable[str], reason: str) -> None:
+        """Raise a ValueError if one of these fields does not have its default."""
+        fields = {each.name: each for each in dataclasses.fields(self)}
+        for name in names:
+            default, factory = fields[name].default, fields[name].default_factory
+            if getattr(self, name) != (default if factory is dataclasses.MISSING else factory()):
+                raise ValueError(f"{name} would have no effect: {reason}")
 
     @property
     def storage_url(self) -> str:

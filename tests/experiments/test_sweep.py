@@ -180,16 +180,15 @@ class Interrupt(TrainerCallback):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("betas", [[1.0], None], ids=["grid", "sampled"])
+@pytest.mark.parametrize("values", [{"betas": [1.0]}, {"num_trials": 1}], ids=["grid", "sampled"])
 def test_an_interrupted_trial_goes_on_from_its_checkpoint(
-    root: Path, finished: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, betas: list[float] | None
+    root: Path, finished: SweepConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
 ):
     config = SweepConfig(
         output_dir=str(tmp_path / "interrupted"),
         experiment=tiny_experiment(root),
-        betas=betas,
-        num_trials=1,
         trained=[],
+        **values,
     )
     train = runner.train
     monkeypatch.setattr(runner, "train", lambda experiment, **kwargs: train(experiment, callbacks=[Interrupt()]))
@@ -200,7 +199,7 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
     [folder] = Path(config.output_dir, "trials").glob("beta-*")
     assert training_record(folder)["resumed_from"] == "checkpoint-4"
     assert not list(folder.glob("checkpoint-*")), "checkpoints of finished trials are of no use"
-    if betas:
+    if "betas" in values:
         whole = records_of(finished, "beta_trial")[1]
         assert result["nats_per_token"] == whole["nats_per_token_by_seed"][0]
 

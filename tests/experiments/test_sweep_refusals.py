@@ -37,6 +37,9 @@ RETRAIN_MISTAKES = {
     "experiment_overrides=[precision=auto]": "one precision for all its trainings",
     "experiment.model.overrides.position_method=sinusoidal": "needs position_method alibi, but the experiment",
     "experiment.data.source=text:/nowhere/*.txt": "/nowhere/*.txt",
+    "source=text:books/*.txt": "source would have no effect: mode retrain reads the text of the experiment",
+    "dtype=bfloat16": "dtype would have no effect: mode retrain",
+    "length_tokens=8": "length_tokens would have no effect: mode retrain",
     "experiment_overrides=[training.max_step=1]": "unknown key 'training.max_step'",
     "storage=sqlite:////dev/null/study.db": "/dev/null",
     "storage=nonsense://study": "storage nonsense://study cannot be opened as a study",
@@ -62,7 +65,11 @@ def test_mistakes_in_a_retrain_sweep(mistake: str, root: Path, tmp_path: Path, c
 
 POSTHOC_MISTAKES = {
     "checkpoint=/nowhere": "/nowhere: no model here",
-    "pruning=true": "pruning stops trainings, but mode posthoc has none",
+    "pruning=true": "pruning would have no effect: mode posthoc trains nothing",
+    "seeds=[0, 1]": "seeds would have no effect: mode posthoc trains nothing",
+    "experiment_overrides=[training.max_steps=2]": "experiment_overrides would have no effect: mode posthoc",
+    "trained=[slopes]": "trained would have no effect: mode posthoc",
+    "trainings_dir=shared": "trainings_dir would have no effect: mode posthoc",
     "length_tokens=0": "'length_tokens' must be at least 1, got 0",
     "length_tokens=100000": "a window of 100000 needs 100001",
     "stride_tokens=4": "needs protocol=sliding",
@@ -75,6 +82,13 @@ POSTHOC_MISTAKES = {
 def test_mistakes_in_a_posthoc_sweep(mistake: str, posthoc: SweepConfig, tmp_path: Path, capsys):
     arguments = ["mode=posthoc", f"checkpoint={posthoc.checkpoint}", f"source={posthoc.source}", mistake]
     refused(arguments, tmp_path / "refused", POSTHOC_MISTAKES[mistake], capsys)
+
+
+@pytest.mark.parametrize("setting", ["num_trials=4", "beta_low=0.5", "beta_high=2.0", "sampler_seed=1"])
+def test_a_grid_samples_nothing(setting: str, root: Path, tmp_path: Path, capsys):
+    arguments = [f"experiment={json.dumps(tiny_experiment(root))}", "betas=[1.0, 2.0]", setting]
+    message = f"{setting.partition('=')[0]} would have no effect: betas are given, so none is sampled"
+    refused(arguments, tmp_path / "refused", message, capsys)
 
 
 @pytest.mark.parametrize("method", ["sinusoidal", "mpt"])
