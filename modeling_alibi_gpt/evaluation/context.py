@@ -136,7 +136,7 @@ def run_context(config: ContextConfig, on_row: Callable[[Row], None] = lambda ro
     """
     configs = [load_model_config(model_dir, config.overrides) for model_dir in config.models]
     context, kept, edges = _sizes(config, configs)
-    documents = load_text_documents(config)
+    documents = load_text_documents(config, config.models)
     data_fingerprint = describe_documents(documents)["fingerprint"]
     grid = []
     for (name, model_dir), model_config in zip(config.named_models, configs, strict=True):

@@ -119,7 +119,7 @@ def _load_subjects(config: ExtrapolationConfig) -> list[Subject]:
     subjects = []
     for name, model_dir in config.named_models:
         model_config = load_model_config(model_dir, config.overrides)  # fail before any text is read
-        text = load_text(config, load_model_tokenizer(model_dir))
+        text = load_text(config, load_model_tokenizer(model_dir), model_dir)
         provenance = measurement_provenance(config, text, checkpoint_fingerprint(model_dir))
         subjects.append(
             Subject(

@@ -3,8 +3,9 @@
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +20,9 @@ from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.records import provenance
+from modeling_alibi_gpt.runtime.run_names import EXPERIMENT_FILE
 
 
 # Enough blocks for a standard error, each long enough to be nearly independent of its neighbors.
@@ -58,7 +61,11 @@ class MeasurementConfig(ReadingConfig):
     ``all`` for files and ``validation`` otherwise.
     """
     validation_fraction: float = 0.1
-    """Share held out for validation if the source has no such split: the end of each ``text:`` document, or rows."""
+    """Share held out for validation if the source has no such split; at most that of the training."""
+    validation_unit: Literal["tail", "document"] | None = None
+    """What is held out, as in the training: the ``tail`` of each document, or whole documents (``document``). Null is
+    ``tail`` for ``text:`` and ``document`` for rows.
+    """
     text_column: str = "text"
     """Column with the text, for sources of rows."""
     max_tokens: Count | None = None
@@ -96,13 +103,46 @@ class EvaluationText:
             )
 
 
-def load_text(config: MeasurementConfig, tokenizer: PreTrainedTokenizerBase) -> EvaluationText:
+def check_held_out(config: MeasurementConfig, trained: Mapping[str, Any], model: str) -> None:
+    """Raise a ValueError if the validation share of files contains text that a model was trained on.
+
+    Args:
+        config: Settings of the measurement.
+        trained: ``data`` settings of the training.
+        model: The model, for the message.
+    """
+    source = trained.get("source")
+    sources = [part.get("source") for part in source] if isinstance(source, list) else [source]
+    if config.text_split != "validation" or config.source not in sources or not is_of_files(config.source):
+        return
+    fraction, unit = trained.get("validation_fraction", 0.1), trained.get("validation_unit")
+    is_tail = [each != "document" for each in (unit, config.validation_unit)]
+    if trained.get("validation_source") is not None:
+        held_out = "nothing, since it had a validation_source of its own"
+    elif config.validation_fraction > fraction or (config.source.startswith("text:") and is_tail[0] != is_tail[1]):
+        held_out = f"validation_fraction {fraction:g} and validation_unit {'tail' if is_tail[0] else 'document'}"
+    else:
+        return
+    raise ValueError(
+        f"split validation of {config.source} contains text that {model} was trained on: its training held out "
+        f"{held_out}"
+    )
+
+
+def load_text(
+    config: MeasurementConfig, tokenizer: PreTrainedTokenizerBase, model_dir: str | None = None
+) -> EvaluationText:
     """Load and encode the text of a measurement. The main process goes first, so that the others use its cache.
 
+    Args:
+        config: Settings of the measurement.
+        tokenizer: Tokenizer of the model.
+        model_dir: Folder of the model, as in ``load_text_documents``; None for a model that is not trained yet.
+
     Raises:
-        ValueError: The source or split does not exist or contains no text.
+        ValueError: As in ``load_text_documents``.
     """
-    documents = load_text_documents(config)
+    documents = load_text_documents(config, [] if model_dir is None else [model_dir])
     with process_state().main_process_first():
         stream = token_stream(documents, tokenizer, config.max_tokens)
     content = stream.input_ids.numpy().tobytes() + stream.num_bytes.numpy().tobytes()
@@ -113,17 +153,27 @@ def load_text(config: MeasurementConfig, tokenizer: PreTrainedTokenizerBase) -> 
     )
 
 
-def load_text_documents(config: MeasurementConfig) -> Dataset:
+def load_text_documents(config: MeasurementConfig, model_dirs: Sequence[str] = ()) -> Dataset:
     """Load the documents of a measurement. The main process goes first, so that the others use its cache.
 
+    Args:
+        config: Settings of the measurement.
+        model_dirs: Folders of the models. If one says how its model was trained, its validation text is checked.
+
     Raises:
-        ValueError: The source or split does not exist or contains no text.
+        ValueError: The source or split does not exist or contains no text, or a model was trained on part of it
+            although it should be held out.
     """
+    for model_dir in model_dirs:
+        if (path := Path(model_dir, EXPERIMENT_FILE)).is_file():
+            trained = read_mapping(path).get("data")
+            check_held_out(config, trained if isinstance(trained, dict) else {}, model_dir)
     with process_state().main_process_first():
         return load_documents(
             config.source,
             config.text_split,
             validation_fraction=config.validation_fraction,
+            validation_unit=config.validation_unit,
             text_column=config.text_column,
         )
 

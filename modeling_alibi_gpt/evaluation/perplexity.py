@@ -59,7 +59,7 @@ def evaluate_perplexity(config: PerplexityConfig) -> dict[str, Any]:
     if length_tokens is None:
         raise ValueError(f"{config.model}: its config contains no training length: set length_tokens")
     stride_tokens = resolve_stride(length_tokens, config.protocol, config.stride_tokens)
-    text = load_text(config, load_model_tokenizer(config.model))
+    text = load_text(config, load_model_tokenizer(config.model), config.model)
     text.check_length(length_tokens)
     scores = score_stream(
         load_causal_lm(config.model, dtype=config.dtype, attn_implementation=config.attn_implementation),

@@ -189,7 +189,7 @@ class PosthocObjective:
         self.length_tokens = train_context_length(config) if sweep.length_tokens is None else sweep.length_tokens
         resolve_stride(self.length_tokens, "nonoverlapping", sweep.stride_tokens)
         self.tokenizer = load_model_tokenizer(sweep.checkpoint)
-        self.text = load_text(sweep, self.tokenizer)
+        self.text = load_text(sweep, self.tokenizer, sweep.checkpoint)
         self.text.check_length(self.length_tokens)
         self.model = load_causal_lm(sweep.checkpoint, dtype=sweep.dtype, attn_implementation=sweep.attn_implementation)
         self.model_fingerprint = checkpoint_fingerprint(sweep.checkpoint)
@@ -226,7 +226,10 @@ class PosthocObjective:
     def best_experiment(self, beta: float) -> dict[str, Any]:
         """Fine-tuning of the checkpoint at the best beta, with the text and settings that it was trained with."""
         path = Path(self.sweep.checkpoint) / EXPERIMENT_FILE
-        text = {key: getattr(self.sweep, key) for key in ("source", "validation_fraction", "text_column")}
+        text = {
+            key: getattr(self.sweep, key)
+            for key in ("source", "validation_fraction", "validation_unit", "text_column")
+        }
         base = read_mapping(path) if path.exists() else {"data": text, "training": {}}
         values = {
             "name": f"{Path(self.sweep.checkpoint).name}-beta-{beta:g}",

@@ -14,7 +14,7 @@ from modeling_alibi_gpt.data.tasks import is_task
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
 from modeling_alibi_gpt.evaluation.grid import DEFAULT_MULTIPLES
-from modeling_alibi_gpt.evaluation.measurement import load_text, load_text_documents
+from modeling_alibi_gpt.evaluation.measurement import check_held_out, load_text, load_text_documents
 from modeling_alibi_gpt.evaluation.recall import RecallConfig, run_recall
 from modeling_alibi_gpt.experiments.beta_predictions import known_predictions
 from modeling_alibi_gpt.experiments.budgets import remove_trunks, train_from_trunk
@@ -132,6 +132,7 @@ def _check_texts(run: Run) -> str:
     evaluation = run.evaluations[AS_TRAINED]
     if not isinstance(evaluation, ExtrapolationConfig):
         return prepare_data(run.experiment).fingerprint
+    check_held_out(evaluation, dataclasses.asdict(run.experiment.data), run.variant)
     load_text_documents(evaluation)
     data = prepare_data(run.experiment)
     text, trained = load_text(evaluation, data.tokenizer), run.experiment.data.train_length_tokens

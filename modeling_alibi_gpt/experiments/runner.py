@@ -16,9 +16,10 @@ from transformers import TrainerCallback
 from modeling_alibi_gpt.checkpoints.load import checkpoint_fingerprint
 from modeling_alibi_gpt.runtime.config import build_config, with_defaults
 from modeling_alibi_gpt.runtime.parsing import read_mapping
+from modeling_alibi_gpt.runtime.run_names import EXPERIMENT_FILE
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.model_setup import model_config
-from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE, RECORD_FILE
+from modeling_alibi_gpt.training.run_folder import RECORD_FILE
 from modeling_alibi_gpt.training.trainer import train
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 
 MAX_NAME_CHARACTERS = 100
+EXPERIMENT_FILE = "experiment.json"  # the settings of a training, in its folder
 # Letters of any language, digits and characters that all file systems allow; no leading dot, which hides a file.
 _SEED = re.compile(r"-seed\d+$")
 _NOT_IN_A_FOLDER_NAME = re.compile(r"^\.+|[^\w.,=+()%-]")

@@ -18,6 +18,7 @@ from modeling_alibi_gpt.runtime.atomic import FULL_DISK_ERRNOS, full_disk_as_os_
 from modeling_alibi_gpt.runtime.config import with_defaults
 from modeling_alibi_gpt.runtime.manifest import manifest_difference
 from modeling_alibi_gpt.runtime.parsing import read_mapping
+from modeling_alibi_gpt.runtime.run_names import EXPERIMENT_FILE
 from modeling_alibi_gpt.training.resumable import (
     DATA_FILE,
     adopt_checkpoints,
@@ -28,7 +29,6 @@ from modeling_alibi_gpt.training.resumable import (
 )
 
 
-EXPERIMENT_FILE = "experiment.json"
 PRECISION_FILE = "precision.json"
 RECORD_FILE = "training.jsonl"
 MILESTONES_FILE = "milestones.jsonl"

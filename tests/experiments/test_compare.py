@@ -241,6 +241,16 @@ def test_a_text_too_short_for_the_evaluation_is_refused_before_anything_is_train
     assert not (tmp_path / "out").exists()
 
 
+def test_text_that_the_variants_train_on_is_not_their_held_out_text(settings: dict[str, Any], tmp_path: Path) -> None:
+    del settings["experiment"]["data"]["validation_source"]
+    settings["evaluation"] |= {"split": "validation", "validation_fraction": 0.2}
+    with pytest.raises(
+        ValueError, match="contains text that alibi was trained on: .* held out validation_fraction 0.1"
+    ):
+        run_comparison(ComparisonConfig(**settings))
+    assert not (tmp_path / "out").exists()
+
+
 def test_nothing_is_written_outside_the_folder_of_the_comparison(settings: dict[str, Any], tmp_path: Path) -> None:
     names = ["../../../esc", "x/y", "/abs", ".hidden"]
     settings |= {"variants": dict.fromkeys(names, {}), "seeds": [0], "inference_overrides": {}, "reference": "x/y"}
