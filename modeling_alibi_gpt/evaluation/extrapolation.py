@@ -51,6 +51,8 @@ class ExtrapolationConfig(MeasurementConfig, GridConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_each_once("protocols", self.protocols)
+        if self.stride_tokens is not None and "sliding" not in self.protocols:
+            resolve_stride(1, self.protocols[0], self.stride_tokens)  # refuses the stride
         for protocol in self.protocols:
             for length in self.lengths_tokens or [self.stride_tokens or 1]:
                 resolve_stride(length, protocol, self.stride_tokens if protocol == "sliding" else None)

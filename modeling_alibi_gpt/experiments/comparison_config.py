@@ -71,8 +71,12 @@ class ComparisonConfig:
                 )
         if self.budgets_steps is not None:
             check_budgets(self.budgets_steps, self.cooldown_share)
+        elif self.cooldown_share != ComparisonConfig.cooldown_share:
+            raise ValueError("cooldown_share would have no effect without budgets_steps")
         if "source" not in self.evaluation:
             raise ValueError("evaluation.source is missing: set the text to evaluate on")
+        if self.evaluation.get("plugins"):
+            raise ValueError("evaluation.plugins cannot be set: name them in the experiment")
         for key in _OF_RUNS & self.evaluation.keys():
             raise ValueError(
                 f"evaluation.{key} cannot be set: it follows from variants, inference_overrides and output_dir"

@@ -54,10 +54,10 @@ _RANGE_OF_FIELD = {field: (words, holds) for words, (holds, fields) in _RANGES.i
 # Fields with a fixed set of names, which transformers checks late or not at all.
 _CHOICES: dict[str, Collection[Any]] = {
     "dataloader_multiprocessing_context": (None, *multiprocessing.get_all_start_methods()),
-    "include_num_input_tokens_seen": ("all", "non_padding", "no"),
+    "include_num_input_tokens_seen": ("all", "non_padding"),  # records count the tokens
     "log_level": tuple(trainer_log_levels),
     "log_level_replica": tuple(trainer_log_levels),
-    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
+    "train_sampling_strategy": ("random", "sequential"),  # the others sort by length, but all sequences have one
 }
 _EARLY_STOPPING_DEFAULTS = {
     "metric_for_best_model": "nats_per_token",

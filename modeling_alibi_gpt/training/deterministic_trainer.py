@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset
 from torch import nn
-from torch.utils.data import DataLoader, RandomSampler, Sampler
+from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
@@ -56,17 +57,20 @@ class DeterministicTrainer(Trainer):
             set_position_learning_rate(optimizer, self.model if model is None else model, self.position_learning_rate)
         return optimizer
 
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """Shuffled sequences, padded to full global batches with sequences from a second shuffle.
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | list[int] | None:
+        """Sequences in the order of Trainer, padded to full global batches: by a second shuffle, or by the first ones.
 
         Trainer ends an epoch with a smaller batch, which several processes fill up with different sequences.
         """
         sampler = super()._get_train_sampler(train_dataset)
-        if not isinstance(sampler, RandomSampler):
+        if not isinstance(sampler, RandomSampler | SequentialSampler):
             return sampler
         args, dataset = self.args, sampler.data_source
         batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return RandomSampler(dataset, num_samples=math.ceil(len(dataset) / batch_size) * batch_size)
+        num_samples = math.ceil(len(dataset) / batch_size) * batch_size
+        if isinstance(sampler, RandomSampler):
+            return RandomSampler(dataset, num_samples=num_samples)
+        return list(islice(cycle(range(len(dataset))), num_samples))
 
     def get_train_dataloader(self) -> DataLoader:
         """Trainer's loader. A stream already knows its process, so it is not sharded again."""

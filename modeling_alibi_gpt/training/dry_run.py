@@ -113,7 +113,8 @@ def _trained_a_little(
     """The Trainer of an experiment after a few steps in a temporary folder, and the times of the steps."""
     clock = _Clock()
     with tempfile.TemporaryDirectory() as scratch:
-        trial = dataclasses.replace(config, training={**config.training, **_STEPS_ALONE, "output_dir": scratch})
+        training = {**config.training, **_STEPS_ALONE, "output_dir": scratch}
+        trial = dataclasses.replace(config, training=training, early_stopping=None)
         trainer = make_trainer(trial, build_arguments(trial), model, data, [clock])
         trainer.remove_callback(PrinterCallback)
         trainer.train()

@@ -176,8 +176,9 @@ class MilestoneSection:
     """Lengths to measure at, in tokens, under both protocols."""
 
     def __post_init__(self) -> None:
-        if len(set(self.steps)) < len(self.steps):
-            raise ValueError(f"milestones.steps must be different numbers, got {self.steps}")
+        for name in ("steps", "lengths_tokens"):
+            if len(set(numbers := getattr(self, name))) < len(numbers):
+                raise ValueError(f"milestones.{name} must be different numbers, got {numbers}")
 
 
 @config_dataclass

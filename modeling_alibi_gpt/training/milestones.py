@@ -35,7 +35,8 @@ class MilestoneCallback(TrainerCallback):
     def __init__(self, config: ExperimentConfig, stream: TokenStream, data_fingerprint: str) -> None:
         assert config.milestones is not None
         self.config, self.milestones, self.stream = config, config.milestones, stream
-        self.provenance = provenance(seed=config.training.get("seed"), data_fingerprint=data_fingerprint)
+        seed = config.training.get("seed", TrainingArguments.seed)
+        self.provenance = provenance(seed=seed, data_fingerprint=data_fingerprint)
         self.steps = set(self.milestones.steps) - _measured_steps(config)
         for length in self.milestones.lengths_tokens:
             if len(stream.input_ids) <= length:

@@ -21,8 +21,8 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
 
     Raises:
         ValueError: The model or an argument is invalid, a package is missing, model or batch exceed memory, or a
-            position learning rate, beta schedule or chunked loss would have no effect, or reentrant checkpointing
-            would fail.
+            position learning rate, beta schedule, milestone or chunked loss would have no effect, or reentrant
+            checkpointing would fail.
     """
     arguments = build_arguments(config)
     model = model_config(config.model)
@@ -38,6 +38,8 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
         _check_beta_schedule(config, config.alibi_beta_schedule.start, model)
     if config.loss_chunk_tokens is not None:
         _check_chunked_loss(arguments, model)
+    if config.milestones is not None and 0 < arguments.max_steps < (last := max(config.milestones.steps)):
+        raise ValueError(f"milestones.steps: step {last} is beyond training.max_steps ({arguments.max_steps})")
     _check_checkpointing(arguments, model)
     _check_logits(config, arguments, model)
     return arguments

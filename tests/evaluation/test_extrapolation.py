@@ -244,6 +244,7 @@ def test_names_are_as_long_as_they_must_be():
         ({"names": ["a", "a", "b"]}, "names must be unique, one for each of the 3 models"),
         ({"lengths_tokens": [8, 0]}, "length_tokens must be at least 1, got 0"),
         ({"lengths_tokens": [8, 32], "stride_tokens": 9}, "in 1..8"),
+        ({"protocols": ["nonoverlapping"], "stride_tokens": 4}, "stride_tokens=4 needs protocol=sliding"),
         ({"lengths_tokens": [8, 10**6]}, "a window of 1000000 needs 1000001"),
         ({"models": ["/nowhere"]}, "/nowhere: no model here"),
     ],

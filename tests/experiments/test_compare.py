@@ -200,6 +200,11 @@ def _overrides(of_alibi: Any) -> dict[str, Any]:
         ({"evaluation": {"source": "web:x"}}, "unknown source 'web:x'"),
         ({"evaluation": {"source": "stdlib", "lengths": [8]}}, "evaluation.lengths"),
         ({"evaluation": {"source": "stdlib", "models": ["x"]}}, "evaluation.models cannot be set"),
+        (
+            {"evaluation": {"source": "stdlib", "plugins": ["x"]}},
+            "evaluation.plugins cannot be set: name them in the exp",
+        ),
+        ({"cooldown_share": 0.5}, "cooldown_share would have no effect without budgets_steps"),
         ({"evaluation": {"source": "stdlib", "split": "dev"}}, "split must be one of train, .*, got 'dev'"),
         (
             {"evaluation": {"source": "stdlib", "dtype": "int8"}},

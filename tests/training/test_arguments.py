@@ -90,6 +90,12 @@ def test_a_launcher_cannot_change_the_precision(
         (["training.log_level=bogus"], "training.log_level must be one of .*debug, .*, got 'bogus'"),
         (["training.log_level_replica=loud"], "training.log_level_replica must be one of"),
         (["training.train_sampling_strategy=bogus"], "training.train_sampling_strategy must be one of random"),
+        (
+            ["training.include_num_input_tokens_seen=no"],
+            "include_num_input_tokens_seen must be one of all, non_padding",
+        ),
+        (["training.include_num_input_tokens_seen=false"], "must be one of all, non_padding, got 'no'"),
+        (["training.train_sampling_strategy=group_by_length"], "one of random, sequential, got 'group_by_length'"),
         (["training.torch_compile_backend=bogus"], "training.torch_compile_backend must be one of .*inductor"),
         (
             ["training.dataloader_multiprocessing_context=x"],

@@ -79,6 +79,17 @@ def test_two_processes_train_what_one_does(experiment_file: Path) -> None:
     assert losses(folder / "run")[0] == pytest.approx(losses(whole)[0], rel=tolerance)
 
 
+def test_two_processes_train_what_one_does_without_a_shuffle_too(experiment_file: Path) -> None:
+    """Each epoch is filled up to whole global batches before it is shared."""
+    settings, one = (
+        [*NO_DROPOUT, EVERY_LOSS, "training.train_sampling_strategy=sequential"],
+        experiment_file.parent / "one",
+    )
+    assert exit_codes(start_two(experiment_file, *settings)) == [0, 0]
+    assert exit_code(start_training(experiment_file, *settings, f"training.output_dir={one}", ACCUMULATE_TWO)) == 0
+    assert losses(experiment_file.parent / "run") == losses(one)
+
+
 @pytest.mark.parametrize("killed_at", ["open checkpoint-8/trainer_state.json", "open checkpoint-8/.manifest.json.*"])
 def test_two_processes_that_are_killed_go_on(experiment_file: Path, killed_at: str) -> None:
     folder = experiment_file.parent

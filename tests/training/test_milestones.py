@@ -32,6 +32,14 @@ def test_the_text_is_read_at_every_step_and_length(make_experiment: MakeExperime
     assert rows[-4]["nats_per_token"] < rows[0]["nats_per_token"]
 
 
+def test_the_seed_is_that_of_the_training_even_by_default(make_experiment: MakeExperiment) -> None:
+    config = make_experiment(*SETTINGS, "training.max_steps=4", "milestones.steps=[4]")
+    del config.training["seed"]
+    record = train(config)
+    rows = read_records(Path(record["model_dir"], "milestones.jsonl"))
+    assert {row["provenance"]["seed"] for row in rows} == {record["seed"]} == {42}
+
+
 def test_measuring_changes_nothing(make_experiment: MakeExperiment) -> None:
     """With every dropout on, so that a random number drawn in between would show."""
     plain = train(make_experiment())["model_dir"]
@@ -69,6 +77,8 @@ def test_what_is_measured_is_not_measured_again(make_experiment: MakeExperiment)
         ("milestones.steps=[3,3]", "different numbers"),
         ("milestones.steps=[-1]", "at least 0"),
         ("milestones.lengths_tokens=[]", "at least 1"),
+        ("milestones.lengths_tokens=[32,32]", "milestones.lengths_tokens must be different numbers"),
+        ("milestones.steps=[4,11]", "milestones.steps: step 11 is beyond training.max_steps .10."),
         ("milestones.lengths_tokens=[5000]", "a window of 5000 needs 5001"),
     ],
 )
