@@ -1,5 +1,6 @@
 """``alibi-gpt init``."""
 
+import shlex
 import shutil
 import tempfile
 from pathlib import Path
@@ -28,4 +29,5 @@ def init(
         written = shutil.copytree(CONFIGS, Path(beside) / "configs", ignore=shutil.ignore_patterns(LEFT_OUT))
         num_files = sum(path.is_file() for path in written.rglob("*"))
         written.rename(target)
-    print(f"{num_files} files in {target}; try: cd {folder} && alibi-gpt train --config configs/experiment/demo.yaml")
+    here = shlex.quote(str(folder))
+    print(f"{num_files} files in {target}; try: cd {here} && alibi-gpt train --config configs/experiment/demo.yaml")

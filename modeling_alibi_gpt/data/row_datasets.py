@@ -1,5 +1,6 @@
 """Corpora whose documents are rows of a table: datasets on the Hub, JSON Lines files and Parquet files."""
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ class RowSource:
                 yield
         except ValueError as error:
             raise ValueError(f"{self.source}: {error}") from error
+        except StopIteration as error:  # of a JSON reader
+            raise ValueError(f"{self.source} has no rows: expected at least one") from error
         except (ConnectionError, FileNotFoundError, RuntimeError, DatasetsError) as error:
             remedy = "check that all rows have the same columns and that no line is cut off"
             if self.source.startswith("hub:"):
@@ -66,7 +69,7 @@ def row_source(source: str) -> RowSource:
     """
     kind, _, location = source.partition(":")
     if kind in _BUILDERS:
-        paths = [str(path) for path in matching_files(location)]
+        paths = [glob.escape(str(path)) for path in matching_files(location)]
         return RowSource(source, location, {"path": _BUILDERS[kind], "data_files": {"train": paths}})
     name, revision = location, None
     if "@" in location and not os.path.exists(location.partition(":")[0]):

@@ -11,7 +11,7 @@ from modeling_alibi_gpt.checkpoints.load import (
     load_model_tokenizer,
     train_context_length,
 )
-from modeling_alibi_gpt.runtime.config import Count, Positive, UserPath, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.remote_code import refuse_hub_kernel
 
 
@@ -27,7 +27,7 @@ class GenerateConfig:
     """Longest continuation, in tokens; it may exceed the training length."""
     do_sample: bool = True
     """Whether to sample; false takes the most likely token each time."""
-    temperature: Positive = 0.8
+    temperature: Annotated[float, Field(ge=1e-6)] = 0.8
     """Sampling temperature."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     """Nucleus sampling: share of the probability from which tokens are drawn."""

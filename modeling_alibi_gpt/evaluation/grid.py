@@ -14,7 +14,7 @@ from modeling_alibi_gpt.checkpoints.load import load_causal_lm, train_context_le
 from modeling_alibi_gpt.evaluation.measurement import ReadingConfig
 from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state, sync_errors
-from modeling_alibi_gpt.runtime.records import append_record, read_checked_records
+from modeling_alibi_gpt.runtime.records import append_record, check_appendable, read_checked_records
 
 
 Row = dict[str, Any]
@@ -156,6 +156,7 @@ def _finished_rows(output: str, kind: str, key_fields: Sequence[str]) -> dict[tu
     """Rows of a kind in the output file by key, as the main process reads it."""
     finished = [None]
     with sync_errors():
+        check_appendable(output)
         if process_state().is_main_process and Path(output).exists():
             finished = [read_checked_records(output)]
     broadcast_object_list(finished)

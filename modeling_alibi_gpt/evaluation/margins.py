@@ -17,7 +17,7 @@ from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, load_te
 from modeling_alibi_gpt.position_base import PositionMethod
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
-from modeling_alibi_gpt.runtime.records import Record, append_record, check_record
+from modeling_alibi_gpt.runtime.records import Record, append_record, check_appendable, check_record
 
 
 @config_dataclass
@@ -43,6 +43,8 @@ def measure_margins(config: MarginsConfig) -> Record:
     Raises:
         ValueError: The model does not use ALiBi with one slope per head, or the text is too short.
     """
+    if config.output is not None:
+        check_appendable(config.output)
     model_config = load_model_config(config.model)
     _check_slopes(model_config)
     text = load_text(config, load_model_tokenizer(config.model))

@@ -21,7 +21,7 @@ from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
 from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
-from modeling_alibi_gpt.runtime.records import append_record
+from modeling_alibi_gpt.runtime.records import append_record, check_appendable
 
 
 @config_dataclass
@@ -54,6 +54,8 @@ def evaluate_perplexity(config: PerplexityConfig) -> dict[str, Any]:
         ValueError: The model, the text or a setting cannot be used, or the loss is not a number.
     """
     state = process_state()
+    if config.output is not None:
+        check_appendable(config.output)
     model_config = load_model_config(config.model)
     length_tokens = train_context_length(model_config) if config.length_tokens is None else config.length_tokens
     if length_tokens is None:

@@ -226,10 +226,8 @@ class PosthocObjective:
     def best_experiment(self, beta: float) -> dict[str, Any]:
         """Fine-tuning of the checkpoint at the best beta, with the text and settings that it was trained with."""
         path = Path(self.sweep.checkpoint) / EXPERIMENT_FILE
-        text = {
-            key: getattr(self.sweep, key)
-            for key in ("source", "validation_fraction", "validation_unit", "text_column")
-        }
+        of_text = ("source", "validation_fraction", "validation_unit", "text_column")
+        text = {key: getattr(self.sweep, key) for key in of_text}
         base = read_mapping(path) if path.exists() else {"data": text, "training": {}}
         values = {
             "name": f"{Path(self.sweep.checkpoint).name}-beta-{beta:g}",

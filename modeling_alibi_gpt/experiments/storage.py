@@ -9,6 +9,7 @@ from pathlib import Path
 from filelock import FileLock
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+from sqlalchemy import make_url
 from sqlalchemy.exc import DatabaseError
 
 from modeling_alibi_gpt.experiments.storage_failures import LastingStorage, is_full, storage_failure
@@ -32,9 +33,10 @@ def open_storage(url: str) -> RDBStorage:
         raise ValueError(
             f"storage {shown_url(url)} ends with its process: use a file, such as sqlite:///study.db, or a server"
         )
-    path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
+    database = make_url(url).database if url.startswith("sqlite:///") else None
+    path = Path(database) if database else None
     if path is not None and not path.exists():
-        _make_database(path)
+        _make_database(url, path)
     num_left = NUM_OPENINGS
     while True:
         num_left -= 1
@@ -57,7 +59,7 @@ def open_storage(url: str) -> RDBStorage:
             time.sleep(1)
 
 
-def _make_database(path: Path) -> None:
+def _make_database(url: str, path: Path) -> None:
     """Create an SQLite file with Optuna's tables atomically.
 
     A kill between creating a table and its index would otherwise allow two studies with one name.
@@ -70,7 +72,8 @@ def _make_database(path: Path) -> None:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir()
         try:
-            RDBStorage(f"sqlite:///{beside / path.name}").engine.dispose()
+            new = make_url(url).set(database=str(beside / path.name))
+            RDBStorage(new.render_as_string(hide_password=False)).engine.dispose()
             os.replace(beside / path.name, path)
         finally:
             shutil.rmtree(beside)

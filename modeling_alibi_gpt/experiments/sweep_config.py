@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
+from sqlalchemy import URL
+
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig
 from modeling_alibi_gpt.runtime.config import Count, Positive, UserPath, config_dataclass
 
@@ -89,4 +91,6 @@ class SweepConfig(MeasurementConfig):
 
     @property
     def storage_url(self) -> str:
-        return self.storage or f"sqlite:///{Path(self.output_dir) / 'study.db'}"
+        if self.storage:
+            return self.storage
+        return URL.create("sqlite", database=str(Path(self.output_dir) / "study.db")).render_as_string()

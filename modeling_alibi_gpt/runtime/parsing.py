@@ -113,12 +113,12 @@ def parse_json(text: str | bytes) -> Any:
     """Parse a JSON document.
 
     Raises:
-        ValueError: The text does not parse, is too long or is nested too deeply.
+        ValueError: The text does not parse, is too long or is nested too deeply, or a key occurs twice.
     """
     if len(text) > MAX_JSON_BYTES:
         raise ValueError(f"{len(text):,} bytes of JSON, expected at most {MAX_JSON_BYTES:,}")
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_mapping)
     except RecursionError as error:
         raise ValueError(f"nested more than {MAX_DEPTH} deep") from error
     level = [value]
@@ -150,6 +150,15 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a mapping of keys to values, got {type(values).__name__}")
     return values
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in mapping:
+            raise ValueError(f"key '{key}' occurs twice")
+        mapping[key] = value
+    return mapping
 
 
 def _values(container: dict[str, Any] | list[Any]) -> Iterable[Any]:

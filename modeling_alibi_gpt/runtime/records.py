@@ -85,6 +85,18 @@ def append_record(path: str | Path, record: Record) -> None:
         os.fsync(file.fileno())
 
 
+def check_appendable(path: str | Path) -> None:
+    """Raise an ``OSError`` if no records file can be at ``path``; to be called before a long measurement."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; expected a file or a new path")
+    parent = next(parent for parent in path.parents if parent.exists())
+    if not parent.is_dir():
+        raise NotADirectoryError(f"{parent} is a file; expected a folder")
+    if not os.access(path if path.exists() else parent, os.W_OK):
+        raise PermissionError(f"{path} cannot be written")
+
+
 def read_records(path: str | Path) -> list[Record]:
     """Read a JSON Lines file in order, without the partial last line that a killed process may leave.
 

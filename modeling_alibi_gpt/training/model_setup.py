@@ -70,6 +70,8 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
         _check_length(model, section, length)
         for name, value in special.items():
             setattr(model.config, name, value)
+            if config.data.tokenizer not in (None, section.checkpoint):
+                setattr(model.generation_config, name, value)
         if hasattr(model.config, "train_context_length"):
             model.config.train_context_length = max(length, model.config.train_context_length)
     return model

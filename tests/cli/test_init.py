@@ -35,6 +35,11 @@ def test_it_writes_every_example_and_they_work_from_there(tmp_path: Path, monkey
     assert model_config(config.model).model_type == "alibi_gpt"
 
 
+def test_what_it_says_to_try_is_what_a_shell_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["init", str(tmp_path / "my runs")]) == 0
+    assert f"try: cd '{tmp_path}/my runs' && alibi-gpt train" in capsys.readouterr().out
+
+
 def test_what_is_there_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "configs").mkdir()
     assert main(["init", str(tmp_path)]) == 2

@@ -191,6 +191,23 @@ def test_a_file_of_broken_rows_is_named(tmp_path):
         load_documents(f"jsonl:{tmp_path}/a.jsonl,{tmp_path}/b.jsonl", "train")
 
 
+@pytest.mark.parametrize("folder", ["[2024] dump", "a*b?", "50% & ü"])
+def test_rows_are_found_whatever_the_name_of_their_folder(tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "d[1].jsonl").write_bytes(b'{"text": "one"}\r\n{"text": "two"}\r\n')
+    for max_bytes in (None, 10**6):
+        documents = load_documents(f"jsonl:{tmp_path}/*/*.jsonl", "all", max_bytes=max_bytes)
+        assert documents["text"][:] == ["one", "two"]
+
+
+def test_files_without_rows_are_named(tmp_path):
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b""))
+    for name, max_bytes in (("a.jsonl", None), ("a.jsonl", 10**6), ("a.jsonl.gz", None)):
+        with pytest.raises(ValueError, match=f"jsonl:{tmp_path / name} has no rows"):
+            load_documents(f"jsonl:{tmp_path / name}", "train", max_bytes=max_bytes)
+
+
 # The Hub
 
 

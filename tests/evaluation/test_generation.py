@@ -73,3 +73,11 @@ def test_generation_settings_of_the_checkpoint_have_no_effect(
 def test_float16_is_not_offered() -> None:
     with pytest.raises(ValueError, match="'dtype' must be 'float32' or 'bfloat16', got 'float16'"):
         GenerateConfig(model="anywhere", prompt="plan", dtype="float16")
+
+
+def test_no_temperature_makes_infinite_logits(make_folder: Callable[[str], str]) -> None:
+    coldest = GenerateConfig(model=make_folder("alibi"), prompt="plan", max_new_tokens=4, temperature=1e-6)
+    greedy = GenerateConfig(model=coldest.model, prompt="plan", max_new_tokens=4, do_sample=False)
+    assert generate_text(coldest) == generate_text(greedy)
+    with pytest.raises(ValueError, match="'temperature' must be at least .*, got 1e-40"):
+        GenerateConfig(model=coldest.model, prompt="plan", temperature=1e-40)

@@ -14,6 +14,8 @@ import torch
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm, load_model_tokenizer
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.tokenization import token_stream
+from modeling_alibi_gpt.evaluation import perplexity
+from modeling_alibi_gpt.evaluation.margins import MarginsConfig, measure_margins
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.runtime.records import read_records
 from tests.support.scoring_reference import reference_nats
@@ -46,6 +48,18 @@ def test_record_holds_the_figures_of_the_whole_text(make_folder, source: str, tm
     assert record["bits_per_byte"] == pytest.approx(bits / record["num_bytes"], rel=1e-12)
     assert record["provenance"]["split"] == "all"
     assert read_records(output) == [record]
+
+
+@pytest.mark.parametrize("name", ["", "words.txt/perplexity.jsonl"])
+def test_a_place_for_no_record_is_refused_before_anything_is_measured(
+    make_folder, source: str, tmp_path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.setattr(perplexity, "score_stream", lambda *args, **settings: pytest.fail("measured in vain"))
+    (tmp_path / "words.txt").touch()
+    for measure, config_class in ((evaluate_perplexity, PerplexityConfig), (measure_margins, MarginsConfig)):
+        with pytest.raises(OSError, match="expected a (file|folder)"):
+            measure(config_class(model=make_folder("alibi"), source=source, output=str(tmp_path / name)))
+    assert [path.name for path in tmp_path.iterdir()] == ["words.txt"]
 
 
 def test_a_text_cut_short_counts_the_bytes_of_what_it_scores(make_folder, source: str):

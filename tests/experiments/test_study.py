@@ -17,6 +17,7 @@ from modeling_alibi_gpt.experiments import storage as study_storage
 from modeling_alibi_gpt.experiments.sampling import run_sampled
 from modeling_alibi_gpt.experiments.storage import open_storage
 from modeling_alibi_gpt.experiments.study import GridTrial, SharedStudy, open_study
+from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
 
 
 OBJECTIVE = {"mode": "retrain", "seeds": [0, 1]}
@@ -159,6 +160,17 @@ def test_studies_of_other_programs_are_refused(url: str) -> None:
 def test_a_storage_in_memory_is_none(url: str) -> None:
     with pytest.raises(ValueError, match="ends with its process"):
         opened("beta", url)
+
+
+@pytest.mark.parametrize("name", ["what?", "50%20", "{lr}", "a#b@c:d", "ü &"])
+def test_a_study_is_in_the_folder_of_its_sweep_whatever_its_name(tmp_path: Path, name: str) -> None:
+    config = SweepConfig(mode="posthoc", checkpoint="unused", output_dir=str(tmp_path / name))
+    for number in (1, 2):
+        study = opened("beta", config.storage_url)
+        assert len(study.finished()) == number - 1
+        study.run_point({"beta": float(number)}, {"beta": BETA}, price, tmp_path / name / ".lock")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "study.db").is_file()
 
 
 @pytest.mark.parametrize("name", ["folder", "text.db", "text.db/study.db", "nonsense://", "oracle://host/name"])

@@ -58,6 +58,17 @@ def test_values(text: str, expected: Any) -> None:
     assert value == expected and type(value) is type(expected)
 
 
+def test_a_key_occurs_once(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.yaml", "a: 1\na: 2"),
+        ("a.json", '{"a": 1, "a": 2}'),
+        ("b.json", '{"x": [{"a": 1, "a": 1}]}'),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=f"{name} is not valid .*: .*key 'a' occurs twice"):
+            read_mapping(tmp_path / name)
+
+
 def test_the_bounds_are_what_is_still_read() -> None:
     deep = "[" * (MAX_DEPTH - 1) + "1" + "]" * (MAX_DEPTH - 1)
     assert parse_yaml(deep) == parse_json(deep) == json.loads(deep)

@@ -67,6 +67,22 @@ def test_fine_tuning_goes_on_from_the_checkpoint(fine_tune: MakeExperiment, chec
     assert len(set(vocabularies)) == 1
 
 
+def test_generation_stops_at_the_end_token_of_the_tokenizer(
+    fine_tune: MakeExperiment, checkpoint: str, tmp_path: Path
+) -> None:
+    """Another tokenizer replaces the special tokens of the checkpoint; its own may have several end tokens."""
+    folder = shutil.copytree(checkpoint, tmp_path / "several", ignore=shutil.ignore_patterns("checkpoint-*"))
+    generation = json.loads((folder / "generation_config.json").read_text()) | {"eos_token_id": [0, 7]}
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert build(fine_tune(f"model.checkpoint={folder}")).generation_config.eos_token_id == [0, 7]
+    other = load_tokenizer(checkpoint)
+    other.eos_token = other.pad_token = other.convert_ids_to_tokens(5)
+    other.save_pretrained(tmp_path / "other")
+    config = fine_tune(f"model.checkpoint={folder}", f"data.tokenizer={tmp_path / 'other'}")
+    model = build_model(config, load_tokenizer(tmp_path / "other"))
+    assert (model.generation_config.eos_token_id, model.generation_config.pad_token_id) == (5, 5)
+
+
 @pytest.mark.parametrize(("length", "expected"), [(16, 32), (32, 32), (48, 48)])
 def test_the_training_length_of_a_model_only_grows(fine_tune: MakeExperiment, length: int, expected: int) -> None:
     assert build(fine_tune(f"data.train_length_tokens={length}")).config.train_context_length == expected
