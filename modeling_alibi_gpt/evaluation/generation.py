@@ -68,8 +68,9 @@ def generate_text(config: GenerateConfig) -> dict[str, Any]:
     writer = pipeline("text-generation", model=model, tokenizer=tokenizer, trust_remote_code=False)
     try:
         text = writer(config.prompt, generation_config=settings)[0]["generated_text"]
-    except IndexError as error:
-        if (longest := train_context_length(model.config)) is None:
+    except (IndexError, RuntimeError) as error:  # of a table of vectors, or of biases as in MPT
+        longest = train_context_length(model.config)
+        if longest is None or len(tokenizer(config.prompt).input_ids) + config.max_new_tokens <= longest:
             raise
         raise ValueError(
             f"{config.model}: the prompt plus max_new_tokens = {config.max_new_tokens} exceeds the model's position "

@@ -24,7 +24,6 @@ from modeling_alibi_gpt.checkpoints.model_card import PROGRAM, loading_code, rea
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.measurement import block_nats, load_text, measurement_provenance, perplexity_figures
 from modeling_alibi_gpt.evaluation.scoring import score_stream
-from modeling_alibi_gpt.evaluation.windows import resolve_stride
 from modeling_alibi_gpt.experiments.best_model import copy_model
 from modeling_alibi_gpt.experiments.runner import is_trained, settings_without_places, shared_experiment, train_once
 from modeling_alibi_gpt.experiments.study import GridTrial
@@ -187,7 +186,6 @@ class PosthocObjective:
         if getattr(config, "position_method", None) != "alibi" or config.alibi_trainable != "none":
             raise ValueError(f"{sweep.checkpoint}: a sweep of beta needs an AlibiGPT with ALiBi and untrained slopes")
         self.length_tokens = train_context_length(config) if sweep.length_tokens is None else sweep.length_tokens
-        resolve_stride(self.length_tokens, "nonoverlapping", sweep.stride_tokens)
         self.tokenizer = load_model_tokenizer(sweep.checkpoint)
         self.text = load_text(sweep, self.tokenizer, sweep.checkpoint)
         self.text.check_length(self.length_tokens)

@@ -13,7 +13,7 @@ from modeling_alibi_gpt.runtime.config import Count, Positive, UserPath, config_
 
 LEARNABLE = ("beta", "slopes")
 _OF_TEXT = (*(each.name for each in dataclasses.fields(MeasurementConfig)), "length_tokens")
-_OF_TRAININGS = ("experiment_overrides", "seeds", "pruning", "trained", "trainings_dir")
+_NOT_OF_POSTHOC = ("experiment_overrides", "seeds", "pruning", "trained", "trainings_dir", "stride_tokens")
 _OF_SAMPLING = ("beta_low", "beta_high", "num_trials", "sampler_seed")
 
 
@@ -77,7 +77,7 @@ class SweepConfig(MeasurementConfig):
         if self.mode == "retrain":
             self._refuse_unused(_OF_TEXT, "mode retrain reads the text of the experiment; set it there")
         else:
-            self._refuse_unused(_OF_TRAININGS, "mode posthoc trains nothing")
+            self._refuse_unused(_NOT_OF_POSTHOC, "mode posthoc trains nothing and reads nonoverlapping windows")
         if self.betas is not None:
             self._refuse_unused(_OF_SAMPLING, "betas are given, so none is sampled")
 

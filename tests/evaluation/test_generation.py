@@ -27,6 +27,11 @@ def test_beyond_a_table_of_positions_is_an_error_in_words(tmp_path: Path) -> Non
         generate_text(GenerateConfig(model=str(folder), prompt="one", max_new_tokens=64, do_sample=False))
 
 
+def test_beyond_the_length_of_another_family_is_an_error_in_words(make_folder: Callable[[str], str]) -> None:
+    with pytest.raises(ValueError, match="exceeds the model's position table of 16 tokens: lower max_new_tokens"):
+        generate_text(GenerateConfig(model=make_folder("mpt"), prompt="plan", max_new_tokens=64, do_sample=False))
+
+
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [
