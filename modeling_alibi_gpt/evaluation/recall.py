@@ -112,16 +112,12 @@ def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row:
     # Fail before anything is measured.
     configs = {model_dir: load_model_config(model_dir, config.overrides) for model_dir in config.models}
     lengths = sorted(config.lengths_tokens or default_lengths(configs.values()))
-    task = config.task
-    depths: list[float | None] = [None] if task and task.name == "copy" else [*config.depths]
-    grid = []
+    grid, depths = [], _depths(config)
     for name, model_dir in config.named_models:
         tokenizer = load_model_tokenizer(model_dir)
-        if task and tokenizer.get_vocab() != task_tokenizer().get_vocab():
+        if config.task and tokenizer.get_vocab() != task_tokenizer().get_vocab():
             raise ValueError(f"{model_dir} was not trained on a task; use {PROMPT_PASSKEY}, which suits any model")
-        for length in lengths:
-            for depth in depths:
-                _questions(config, tokenizer, length, depth, num_examples=1)
+        check_questions(config, tokenizer, lengths)
         model_rows = ModelRows(
             model_dir=model_dir,
             model_config=configs[model_dir],
@@ -132,9 +128,20 @@ def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row:
     return run_grid(config, grid, key_fields=_KEY_FIELDS, on_row=on_row)
 
 
+def check_questions(config: RecallConfig, tokenizer: PreTrainedTokenizerBase, lengths: Sequence[int]) -> None:
+    """Raise a ValueError unless a question fits into every length."""
+    for length in lengths:
+        for depth in _depths(config):
+            _questions(config, tokenizer, length, depth, num_examples=1)
+
+
 def format_recall(rows: Sequence[Row]) -> str:
     """Format records as a text table: one row per model and depth, one column per length, and the errors."""
     return table_text(recall_table(rows))
+
+
+def _depths(config: RecallConfig) -> list[float | None]:
+    return [None] if config.task and config.task.name == "copy" else [*config.depths]
 
 
 def _questions(

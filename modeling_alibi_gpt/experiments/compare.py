@@ -10,12 +10,12 @@ from filelock import FileLock
 
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm
 from modeling_alibi_gpt.data.corpora import describe_documents
-from modeling_alibi_gpt.data.tasks import is_task
+from modeling_alibi_gpt.data.tasks import is_task, parse_task
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
 from modeling_alibi_gpt.evaluation.grid import DEFAULT_MULTIPLES
 from modeling_alibi_gpt.evaluation.measurement import check_held_out, load_text, load_text_documents
-from modeling_alibi_gpt.evaluation.recall import RecallConfig, run_recall
+from modeling_alibi_gpt.evaluation.recall import RecallConfig, check_questions, run_recall
 from modeling_alibi_gpt.experiments.beta_predictions import known_predictions
 from modeling_alibi_gpt.experiments.budgets import remove_trunks, train_from_trunk
 from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
@@ -129,16 +129,26 @@ def _check_texts(run: Run) -> str:
     a length of the evaluation.
     """
     named_tokenizer(run.experiment)
-    evaluation = run.evaluations[AS_TRAINED]
-    if not isinstance(evaluation, ExtrapolationConfig):
-        return prepare_data(run.experiment).fingerprint
+    evaluation, trained = run.evaluations[AS_TRAINED], run.experiment.data.train_length_tokens
+    lengths = evaluation.lengths_tokens or [multiple * trained for multiple in DEFAULT_MULTIPLES]
+    if isinstance(evaluation, RecallConfig):
+        _check_task(evaluation, str(run.experiment.data.source))
+        data = prepare_data(run.experiment)
+        check_questions(evaluation, data.tokenizer, lengths)
+        return data.fingerprint
     check_held_out(evaluation, dataclasses.asdict(run.experiment.data), run.variant)
     load_text_documents(evaluation)
     data = prepare_data(run.experiment)
-    text, trained = load_text(evaluation, data.tokenizer), run.experiment.data.train_length_tokens
-    for length in evaluation.lengths_tokens or [multiple * trained for multiple in DEFAULT_MULTIPLES]:
+    text = load_text(evaluation, data.tokenizer)
+    for length in lengths:
         text.check_length(length)
     return data.fingerprint
+
+
+def _check_task(evaluation: RecallConfig, trained: str) -> None:
+    name = parse_task(trained).name
+    if evaluation.task is None or evaluation.task.name != name:
+        raise ValueError(f"evaluation.source must be the task of the training, task:{name}, got {evaluation.source!r}")
 
 
 def _with_shared_training(run: Run, trainings_dir: str | None, text: str) -> Run:

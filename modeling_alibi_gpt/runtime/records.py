@@ -18,6 +18,12 @@ from modeling_alibi_gpt.runtime.atomic import to_json, write_bytes
 from modeling_alibi_gpt.runtime.record_types import RecordType
 
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
 Record = dict[str, Any]
 # Schemas by kind.
 RECORD_TYPES: dict[str, type[RecordType]] = {
@@ -69,8 +75,8 @@ def _complaint(record: Record, error: ValidationError) -> str:
 def append_record(path: str | Path, record: Record) -> None:
     """Append one line to a JSON Lines file and sync it to disk.
 
-    A partial last line, left by a killed process, is removed first. Only one process may write to a file; several
-    workers use one file each.
+    A partial last line, left by a killed process, is removed first. On POSIX systems, an append waits for that of
+    another process; elsewhere, only one process may write to a file.
 
     Raises:
         ValueError: The record does not match the schema of its kind. The file is unchanged.
@@ -79,6 +85,8 @@ def append_record(path: str | Path, record: Record) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b") as file:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX)  # closing the file releases the lock
         _repair_tail(file)
         file.write(line)
         file.flush()

@@ -61,3 +61,24 @@ def test_the_settings_of_texts_are_refused(settings: dict[str, Any]) -> None:
     settings["evaluation"] = {"source": "task:recall", "protocols": ["sliding"]}
     with pytest.raises(ValueError, match="unknown key 'evaluation.protocols'"):
         run_comparison(ComparisonConfig(**settings))
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "message"),
+    [
+        ({"lengths_tokens": [16, 5]}, "task:recall needs at least 10 tokens per sequence, got 5"),
+        (
+            {"source": "task:recall,questions=6", "lengths_tokens": None},
+            "needs at least 22 tokens per sequence, got 16",
+        ),
+        ({"source": "task:copy"}, "evaluation.source must be the task of the training, task:recall, got 'task:copy'"),
+        ({"source": "prompt:passkey"}, "evaluation.source must be the task of the training"),
+    ],
+)
+def test_questions_that_cannot_be_asked_are_refused_before_anything_is_trained(
+    settings: dict[str, Any], tmp_path: Path, evaluation: dict[str, Any], message: str
+) -> None:
+    settings["evaluation"] |= evaluation
+    with pytest.raises(ValueError, match=message):
+        run_comparison(ComparisonConfig(**settings))
+    assert not (tmp_path / "out").exists()

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 from importlib import metadata
 from pathlib import Path
 
@@ -68,6 +69,23 @@ def test_append_after_a_kill_in_mid_write_loses_only_the_torn_record(path: Path)
         assert read_records(path) == survivors
         append_record(path, FIRST)
         assert read_records(path) == [*survivors, FIRST]
+
+
+def test_an_append_waits_for_that_of_another_process(path: Path) -> None:
+    """Otherwise it would take the line that is being written for a torn one, and remove it."""
+    fcntl = pytest.importorskip("fcntl")
+    line = json.dumps(FIRST).encode() + b"\n"
+    path.parent.mkdir(parents=True)
+    with path.open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        append = threading.Thread(target=append_record, args=(path, SECOND), daemon=True)
+        other.write(line[:20])
+        other.flush()
+        append.start()
+        append.join(timeout=0.5)
+        other.write(line[20:])
+    append.join(timeout=60)
+    assert read_records(path) == [FIRST, SECOND]
 
 
 def test_a_torn_only_line_is_no_record(path: Path) -> None:
