@@ -44,7 +44,6 @@ def check_continuable(experiment: ExperimentConfig, arguments: TrainingArguments
     for key, is_set in (
         ("alibi_beta_schedule", experiment.alibi_beta_schedule is not None),
         ("milestones", experiment.milestones is not None),
-        ("precision auto", experiment.precision == "auto"),
         ("training.load_best_model_at_end", arguments.load_best_model_at_end),
     ):
         if is_set:

@@ -66,6 +66,8 @@ class Run:
 def make_run(
     config: ComparisonConfig, base: ExperimentConfig, variant: str, seed: int, budget_steps: int | None
 ) -> Run:
+    if base.precision == "auto":
+        raise ValueError("a comparison needs one precision for all its trainings: float32 or bfloat16, not auto")
     fields = config.variants[variant] or {}
     folder = Path(config.output_dir, "" if budget_steps is None else f"{budget_steps}-steps")
     folder /= run_folder_name(variant, seed)

@@ -38,6 +38,7 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
         _check_beta_schedule(config, config.alibi_beta_schedule.start, model)
     if config.loss_chunk_tokens is not None:
         _check_chunked_loss(arguments, model)
+    _check_length_schedule(config, arguments)
     if config.milestones is not None and 0 < arguments.max_steps < (last := max(config.milestones.steps)):
         raise ValueError(f"milestones.steps: step {last} is beyond training.max_steps ({arguments.max_steps})")
     _check_checkpointing(arguments, model)
@@ -61,12 +62,26 @@ def check_back_end(name: str | None, where: str) -> None:
 
 
 def _check_beta_schedule(config: ExperimentConfig, start: float, model: PreTrainedConfig) -> None:
-    """Raise a ValueError unless a schedule can set the beta of this model and nothing else sets it."""
+    """Raise a ValueError unless a schedule can set the beta of this model to its end, and nothing else sets it."""
+    if config.early_stopping is not None:
+        raise ValueError(
+            "early_stopping cannot be used with alibi_beta_schedule: a training that stops early would end with "
+            "another beta than the end of the schedule"
+        )
     for field, expected in (("position_method", "alibi"), ("alibi_trainable", "none")):
         if (got := getattr(model, field, None)) != expected:
             raise ValueError(f"alibi_beta_schedule needs a model with {field} {expected}, got {got}")
     if (beta := config.model.overrides.get("alibi_beta", start)) != start:
         raise ValueError(f"model.overrides.alibi_beta {beta} would have no effect: alibi_beta_schedule sets beta")
+
+
+def _check_length_schedule(config: ExperimentConfig, arguments: TrainingArguments) -> None:
+    num_steps = sum(stage.num_steps for stage in config.data.train_length_schedule or ())
+    if 0 < arguments.max_steps <= num_steps:
+        raise ValueError(
+            f"data.train_length_schedule: its {num_steps} steps leave none of training.max_steps "
+            f"({arguments.max_steps}) for data.train_length_tokens ({config.data.train_length_tokens})"
+        )
 
 
 def _check_chunked_loss(arguments: TrainingArguments, model: PreTrainedConfig) -> None:

@@ -228,7 +228,7 @@ def test_a_budget_that_was_read_is_not_predicted(
         ({"budgets_steps": [6]}, "cool-down of a budget begins at step 5, which must be a multiple of"),
         ({"experiment_overrides": ["training.warmup_steps=0.1"]}, "warmup_steps must be an integer of at most 4"),
         ({"experiment_overrides": ["training.warmup_steps=5"]}, "warmup_steps must be an integer of at most 4"),
-        ({"experiment_overrides": ["precision=auto"]}, "precision auto cannot be used with budgets_steps"),
+        ({"experiment_overrides": ["precision=auto"]}, "a comparison needs one precision for all its trainings"),
         ({"experiment_overrides": ["alibi_beta_schedule={start: 2, end: 1}"]}, "alibi_beta_schedule cannot be used"),
         ({"experiment_overrides": ["milestones={steps: [1], lengths_tokens: [8]}"]}, "milestones cannot be used"),
         ({"experiment_overrides": ["training.save_strategy=no"]}, "need training.save_strategy"),

@@ -204,6 +204,7 @@ def _overrides(of_alibi: Any) -> dict[str, Any]:
             {"evaluation": {"source": "stdlib", "plugins": ["x"]}},
             "evaluation.plugins cannot be set: name them in the exp",
         ),
+        ({"experiment_overrides": ["precision=auto"]}, "a comparison needs one precision for all its trainings"),
         ({"cooldown_share": 0.5}, "cooldown_share would have no effect without budgets_steps"),
         ({"evaluation": {"source": "stdlib", "split": "dev"}}, "split must be one of train, .*, got 'dev'"),
         (

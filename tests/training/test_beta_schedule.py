@@ -188,6 +188,10 @@ def test_any_trainer_takes_the_callback(tmp_path: Path) -> None:
             [SCHEDULE, "training.load_best_model_at_end=true", "training.eval_strategy=steps"],
             "weights may belong to another beta",
         ),
+        (
+            [SCHEDULE, "early_stopping.patience_evaluations=1", "training.eval_strategy=steps"],
+            "early_stopping cannot be used with alibi_beta_schedule: .* another beta than the end of the schedule",
+        ),
         (["alibi_beta_schedule={start: 0, end: 1}"], r"start must be a finite number above 0, got 0"),
         (["alibi_beta_schedule={start: 2, end: -1}"], r"end must be a finite number above 0, got -1"),
         (["alibi_beta_schedule={start: 2, end: 1, share: 1.5}"], "share must be above 0 and at most 1, got 1.5"),

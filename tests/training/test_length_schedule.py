@@ -15,6 +15,7 @@ from modeling_alibi_gpt.runtime.records import read_records
 from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.length_schedule import cut_batch, scheduled_length
+from modeling_alibi_gpt.training.preflight import check_experiment
 from modeling_alibi_gpt.training.trainer import train
 from tests.support.train_commands import exit_code, start_training
 
@@ -41,6 +42,12 @@ def test_lengths_follow_one_another(make_experiment: Any) -> None:
 def test_schedules_that_cannot_be_are_refused(make_experiment: Any, stage: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         make_experiment(f"data.train_length_schedule=[{stage}]")
+
+
+def test_stages_that_leave_no_step_at_the_training_length_are_refused(make_experiment: Any) -> None:
+    check_experiment(make_experiment(STAGES, "training.max_steps=8"))
+    with pytest.raises(ValueError, match="its 7 steps leave none of training.max_steps .7. for data.train_length_tok"):
+        check_experiment(make_experiment(STAGES, "training.max_steps=7"))
 
 
 def test_parts_hold_the_tokens_in_their_order() -> None:
