@@ -137,7 +137,7 @@ FINDINGS: dict[str, Callable[[Grid, re.Match[str]], list[str]]] = {
     rf"Trained with {BETA} 1, evaluated at (?P<length>\S+) tokens": read_with_another_beta,
     r"(?P<name>.+) against (?P<other>.+), (?:sliding|non-overlapping): ": learned_against,
 }
-TASKS = {"Associative recall, associative recall": "associative recall", "Passkey, passkey": "passkey"}
+TASKS = {"Associative recall": "associative recall", "Passkey": "passkey"}
 OWN_FINDINGS = (*TASKS, *CONTEXT, budgets.TITLE, "What holds", "Comparison with the paper", "Milestones of training")
 
 

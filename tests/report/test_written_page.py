@@ -123,6 +123,12 @@ def test_shares_of_right_answers_are_filled_in(tmp_path: Path) -> None:
             recalled(shares, text, tmp_path)
 
 
+def test_a_task_without_depths_is_answered_by_tokens(tmp_path: Path) -> None:
+    shares = {"accuracy": 0.0, "token_accuracy": 0.75, "source": "task:copy", "comparison": "task", "variant": "a"}
+    text = '{% set task = answers("task") %}{{ task.by_seed("a", 128, none) | percent }}'
+    assert filled([recall_record("alibi", 128, None, **shares)], text, tmp_path) == "75 %\n"
+
+
 def test_answers_are_drawn_for_each_variant(tmp_path: Path) -> None:
     text = '{{ figure("recall", "recall.svg", "Answers", task.oldest(["a", "b"])) }}'
     assert recalled({"a": [0.25, 0.35], "b": [0.5, 0.4]}, text, tmp_path) == "![Answers](figures/recall.svg)\n"
