@@ -276,6 +276,19 @@ def answers(variant: str, depth: float, length: int = 1024, task: str = "recall"
     return f"{100 * sum(found) / 3:.0f}"
 
 
+COPIERS = ("alibi", "kerple", "sandwich", "fire", "t5", "rope", "sinusoidal", "none")
+
+
+def copied(variant: str, length: int) -> list[float]:
+    found = [
+        row["token_accuracy"]
+        for row in raw("copy_cpu2")
+        if row["kind"] == "recall" and (row["variant"], row["length_tokens"]) == (variant, length)
+    ]
+    assert len(found) == 3
+    return found
+
+
 def test_the_shares_of_right_answers() -> None:
     trained = answers("alibi", 0.0, 64)
     oldest = [answers(method, 0.0) for method in ("alibi", "rope", "sandwich", "kerple", "none")]
@@ -285,8 +298,16 @@ def test_the_shares_of_right_answers() -> None:
     for method in ("kerple", "sandwich"):
         assert sorted(seeds_of(method, 0.0, 256, "passkey"))[1:].count(1.0) == 1, "all with one seed of three"
     far = [answers("alibi", depth, 1024, "passkey") for depth in (0.0, 0.75)]
-    far.append("95")  # the confidence of an interval
-    assert printed == [trained, *oldest, answers("alibi", 1.0), *passkeys, *far]
+    cells = [("alibi", 32), *((method, 64) for method in COPIERS), ("alibi", 512)]
+    copies = [f"{100 * sum(copied(*cell)) / 3:.0f}" for cell in cells]
+    copies.append("95")  # the confidence of an interval
+    assert printed == [trained, *oldest, answers("alibi", 1.0), *passkeys, *far, *copies]
+
+
+def test_what_is_said_of_copying() -> None:
+    answers = [row for row in raw("copy_cpu2") if row["kind"] == "recall" and row["error"] is None]
+    assert all(row["accuracy"] < 0.05 for row in answers if row["length_tokens"] > 32), "copies with mistakes"
+    assert [sum(share < 0.9 for share in copied(method, 32)) for method in COPIERS] == [0, 0, 0, 1, 0, 0, 0, 0]
 
 
 def perplexity(name: str, step: int, length: int = 128) -> str:

@@ -140,9 +140,9 @@ def answers_of(task: str) -> list[Record]:
 
 
 def shares_of(task: str, variant: str, length: int, depth: float | None = None) -> list[float]:
-    """The shares of right answers of every seed, at one depth or at each of them."""
+    """The shares of right answers of every seed, at one depth or at each; of right tokens if the task has no depth."""
     return [
-        record["accuracy"]
+        record["token_accuracy" if record["depth"] is None else "accuracy"]
         for record in answers_of(task)
         if (record["variant"], record["length_tokens"]) == (variant, length) and record["error"] is None
         if depth in (None, record["depth"])
