@@ -224,9 +224,10 @@ def _with_interval(estimate: Estimate) -> str:
 
 
 def _percent(shares: Sequence[float]) -> str:
+    """The mean, rounded as in a table."""
     if not shares:
         raise ValueError("there are no accuracies to write: expected at least one seed")
-    return f"{100 * statistics.fmean(shares):.0f} %"
+    return f"{100 * float(formats.format_share(statistics.fmean(shares))):.0f} %"
 
 
 def _all_below(shares: Sequence[float], others: Sequence[float]) -> Sequence[float]:
