@@ -8,9 +8,10 @@ of a single beta. The effect that a seed has on all betas alike moves neither nu
 resampled from the pooled residuals of all betas, which are assumed independent and of equal variance (Efron and
 Tibshirani 1993, An Introduction to the Bootstrap, chapter 9), and stretched to the quantiles of Student's t.
 
-The lowest of several losses is lower than any one of them by chance, so a worth above 0 is expected even where no beta
-is better than another. The lower end of its interval is therefore the measured worth minus what chance alone exceeds in
-2.5 % of resamples of equal losses (the reality check: White 2000, Econometrica 68(5), doi:10.1111/1468-0262.00152).
+The lowest of several losses is lower than most of them by chance, so a worth above 0 is expected even where no beta
+is better than another. The lower end of its interval is therefore the measured worth minus what chance alone exceeds
+in 2.5 % of resamples of equal losses (the reality check: White 2000, Econometrica 68(5),
+doi:10.1111/1468-0262.00152).
 
 Blocks are consecutive parts of one text and not independent of each other, so an interval is about more of such text.
 """

@@ -15,13 +15,14 @@ Blocks = Sequence[Sequence[float]]
 
 # Smaller differences between trainings of this size are treated as noise.
 NOISE_NATS = 0.02
-# The same for one seed, whose spread is unknown: two standard deviations over seeds of a difference from the reference.
-# Their root mean square over variants was 0.012 to 0.059 nats in the six comparisons with two seeds; the largest is used.
+# The same for one seed, whose spread is unknown: two standard deviations over seeds of a difference from the
+# reference. Their root mean square over variants was 0.012 to 0.059 nats in the six comparisons with two seeds; the
+# largest is used.
 LONE_SEED_NATS = 0.12
-# Standard error over blocks of a difference within one model, for records without blocks: so many nats, and this share
-# of the difference. It is at least that of the change of each of seven methods with length, in sliding windows of 20
-# thousand tokens, by the blocks of results/main_gutenberg_128_cpu2_20261127.jsonl. There it was 0.0006 nats for KERPLE,
-# 0.0011 for ALiBi, and 6 to 15 % of the rises of the other five.
+# Standard error over blocks of a difference within one model, for records without blocks: so many nats, and this
+# share of the difference. It covers how the loss of seven methods changes with length in sliding windows, according to
+# the blocks of results/main_gutenberg_128_cpu2_20261127.jsonl. Scaled to 20 thousand tokens, the errors there are
+# 0.0006 nats for KERPLE, 0.0011 for ALiBi, and 6 to 15 % of the rises of the other five.
 BLOCK_ERROR_NATS = 0.002
 BLOCK_ERROR_SHARE = 0.15
 # A loss that is shown to rise by less than this, one per cent of perplexity, counts as level. A gain from distant text

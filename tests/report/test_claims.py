@@ -204,7 +204,9 @@ def test_position_parameters_at_the_base_rate_get_no_verdict() -> None:
     assert chosen.withdrawn == []
     found = verdicts(chosen)
     assert "At the training length it is no worse than RoPE and T5" in found
-    assert found["A \u03b2 that each layer learns is as good as the best fixed one that was tried"][0] == "does not hold"
+    assert (
+        found["A \u03b2 that each layer learns is as good as the best fixed one that was tried"][0] == "does not hold"
+    )
 
 
 def test_learned_alibi_is_no_other_method() -> None:

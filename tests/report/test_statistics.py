@@ -60,7 +60,9 @@ def test_a_rise_is_shown_only_if_it_exceeds_what_counts_as_level() -> None:
     assert [within_a_model([nats], even).rise for nats in (-0.3, 0.009, 0.011)] == [-1, -1, 1]
     assert within_a_model([0.012]).rise == 0, "0.002 nats above, with a noise of 0.0076"
     assert within_a_model([0.03, 0.009], even).rise == 0, "one of the seeds stays level"
-    assert within_a_model([-0.02], even).sign_above(-0.01) == -1 and within_a_model([-0.009], even).sign_above(-0.01) == 1
+    assert (
+        within_a_model([-0.02], even).sign_above(-0.01) == -1 and within_a_model([-0.009], even).sign_above(-0.01) == 1
+    )
 
 
 def test_three_seeds_are_judged_by_their_interval() -> None:
