@@ -50,6 +50,13 @@ def claimed_changes(grid: Grid, said: str) -> list[str]:
     return expected
 
 
+def claimed_gains(grid: Grid, said: str) -> list[str]:
+    """The change of ALiBi from the first length with windows that all reach the training length."""
+    near, far = next(n for n in grid.lengths if n - n // 4 >= grid.lengths[0]), grid.lengths[-1]
+    value = mean(grid.above(("alibi", grid.main, far), ("alibi", grid.main, near)) or [])
+    return [f"{signed(value)} from {near:,} to {far:,} tokens"]
+
+
 def claimed_differences(grid: Grid, said: str) -> list[str]:
     match = re.search(r"against it at (\S+) tokens", said)
     assert match is not None
@@ -145,7 +152,7 @@ def claimed_learning(grid: Grid, said: str) -> list[str]:
 
 CLAIMS: dict[str, Callable[[Grid, str], list[str]]] = {
     "does no worse on far longer text": claimed_changes,
-    "uses text beyond": claimed_changes,
+    "gains from text beyond": claimed_gains,
     "do worse on far longer text": claimed_changes,
     "only ALiBi stays level": claimed_changes,
     "it is no worse than": claimed_differences,
