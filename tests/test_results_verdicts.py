@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.support.recomputation import (
     BETA,
@@ -190,3 +191,10 @@ def test_the_setting_of_the_verdicts() -> None:
         f"differ by up to {max(spreads):.2f} nats",
     ):
         assert expected in text
+
+
+def test_the_page_on_comparisons_has_the_same_verdicts() -> None:
+    (rows,) = tables_of(lines_of("What holds"))
+    page = (Path(__file__).parents[1] / "docs" / "comparing.md").read_text(encoding="utf-8").splitlines()
+    (copied,) = [table for table in tables_of(page) if table[0] == ["said", "found"]]
+    assert copied[1:] == [row[:2] for row in rows[1:]]
