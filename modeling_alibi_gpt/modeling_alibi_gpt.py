@@ -330,6 +330,9 @@ class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin
         """Keep the 2D mask, from which positions are counted, and pad it to the length of a static cache."""
         if attention_mask is None or attention_mask.ndim != 2:
             return attention_mask
+        # For FlashAttention alone, `generate` keeps a mask that hides nothing. Once padded, it would hide empty slots.
+        if config._attn_implementation == "flash_attention_2" and bool(attention_mask.all()):
+            return None
         num_missing = kwargs[CACHE_NAME].get_max_length() - attention_mask.shape[-1]
         return F.pad(attention_mask, (0, max(0, num_missing)))
 
