@@ -288,7 +288,8 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
             hidden_states = self.embedding_norm(hidden_states)
         hidden_states = self.dropout(hidden_states)
 
-        for layer_idx, layer in enumerate(self.layers):
+        # `generate(assistant_early_exit=...)` drafts tokens with fewer layers by changing the config.
+        for layer_idx, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             if layer_idx == 0 or method.bias_differs_by_layer:
                 layer_mask = prepare(context, LayerBias(method, layer_idx) if method.has_bias else None)
             hidden_states = layer(
