@@ -29,7 +29,8 @@ from transformers.utils.generic import TransformersKwargs, merge_with_config_def
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import ALL_ATTENTION_FUNCTIONS, LayerMask, attention_backend
-from .attention_context import ForwardInputs, attention_context
+from .attention_context import attention_context
+from .attention_inputs import ForwardInputs, attention_dtype
 from .cache_argument import CACHE_DOCS, CACHE_NAME, one_cache
 from .chunked_loss import LOSS_CHUNK_DOCS, chunked_causal_lm_loss
 from .configuration_alibi_gpt import AlibiGPTConfig
@@ -135,6 +136,7 @@ class AlibiGPTAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         query, key, value = self.project(hidden_states)
         query, key = position_method.rotate(query, key, position_ids)
+        query, key, value = (states.to(attention_dtype(states)) for states in (query, key, value))
         cache = kwargs.pop(CACHE_NAME, None)
         if cache is not None:
             # A paged cache finds in the arguments where the keys of each request are.
