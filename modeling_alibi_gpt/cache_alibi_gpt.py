@@ -245,7 +245,7 @@ def measured_margins(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
     hooks = [layer.register_forward_pre_hook(measure, with_kwargs=True) for layer in layers]
     try:
-        model.base_model(input_ids, use_cache=False)
+        model.get_decoder()(input_ids, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -253,7 +253,7 @@ def measured_margins(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
 
 def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:
-    return [layer.self_attn for layer in model.base_model.layers]
+    return [layer.self_attn for layer in model.get_decoder().layers]
 
 
 @torch.no_grad()
@@ -263,7 +263,7 @@ def slopes_of_layers(model: PreTrainedModel) -> list[Tensor]:
     Raises:
         ValueError: The model does not use ALiBi with one slope per head.
     """
-    config, method = model.config, getattr(model.base_model, "position_method", None)
+    config, method = model.config, getattr(model.get_decoder(), "position_method", None)
     position = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     slopes = [method and method(idx, position, None, torch.float32) for idx in range(config.num_hidden_layers)]
     scaling = getattr(config, "alibi_scaling", None)
