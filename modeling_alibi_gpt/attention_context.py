@@ -78,7 +78,10 @@ class AttentionContext:
 
     @classmethod
     def from_documents(cls, inputs: ForwardInputs) -> "AttentionContext":
-        """With explicit positions and no cache: packed documents restart at 0 and do not see each other."""
+        """With explicit positions and no cache: packed documents restart at 0 and do not see each other.
+
+        A 4D mask alone decides who sees whom.
+        """
         queries, keys, is_aligned = inputs.slots()
         position_ids, slots = inputs.position_ids, None
         if inputs.attention_mask is None:

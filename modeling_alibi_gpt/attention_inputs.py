@@ -55,7 +55,9 @@ class ForwardInputs(NamedTuple):
             cache = None
         starts = kwargs.get("cu_seq_lens_q")
         if starts is not None and mask is None and positions is None and cache is None:
-            positions = places_in_sequences(starts, self.inputs_embeds.shape[1], self.inputs_embeds.device)[None]
+            num_rows, q_len, _ = self.inputs_embeds.shape
+            places = places_in_sequences(starts, num_rows * q_len, self.inputs_embeds.device)
+            positions = places.view(num_rows, q_len)
         return self._replace(attention_mask=mask, position_ids=positions, cache=cache)
 
     def slots(self) -> tuple[Tensor, Tensor, bool]:

@@ -117,6 +117,8 @@ def test_starts_of_sequences_are_documents() -> None:
     context = attention_context(inputs_of(1, 7), {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts})
     assert context.query_positions.tolist() == [[0, 1, 0, 0, 1, 2, 3]]
     assert [segment.first_key for segment in context.segments()] == [0, 2, 3]
+    two_rows = attention_context(inputs_of(2, 7), {"cu_seq_lens_q": torch.cat([starts, starts[1:] + 7])})
+    assert two_rows.query_positions.tolist() == 2 * context.query_positions.tolist()
     positions, mask = torch.arange(7)[None], torch.tensor([[0, 1, 1, 1, 1, 1, 1]])
     for fields in ({"position_ids": positions}, {"attention_mask": mask}):
         context = attention_context(inputs_of(1, 7, **fields), {"cu_seq_lens_q": starts})
