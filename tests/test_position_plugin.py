@@ -14,6 +14,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from alibi_gpt_cli.main import main
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, PositionMethod, register_position_method
 from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
@@ -33,6 +34,13 @@ def plugin(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyP
     importlib.import_module("my_positions")
     yield
     forget()
+
+
+@pytest.fixture
+def without_plugin(plugin: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder of its own; a plugin is found there only."""
+    monkeypatch.setattr(sys, "path", sys.path[1:])
+    monkeypatch.chdir(tmp_path)
 
 
 def forget() -> None:
@@ -166,7 +174,17 @@ def write_experiment(folder: Path) -> None:
     (folder / "experiment.yaml").write_text(yaml.safe_dump(experiment), encoding="utf-8")
 
 
-def test_an_experiment_imports_its_plugins_and_a_checkpoint_none(tmp_path: Path) -> None:
+def run_here(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """Exit code and error output of a command in this process, which never imported the plugin."""
+    forget()
+    capfd.readouterr()
+    code = main(words)
+    return code, capfd.readouterr().err
+
+
+def test_an_experiment_imports_its_plugins_and_a_checkpoint_none(
+    tmp_path: Path, without_plugin: None, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_experiment(tmp_path)
     trained = run_command(tmp_path, "train", "--config", "experiment.yaml")
     assert trained.returncode == 0, trained.stderr
@@ -177,11 +195,11 @@ def test_an_experiment_imports_its_plugins_and_a_checkpoint_none(tmp_path: Path)
         ["evaluate", "--model", "run", "--data", "text:text.txt", "--set", "max_tokens=64"],
         ["extrapolate", "--models", "run", "--data", "text:text.txt", "--lengths", "16", "--set", "max_tokens=64"],
     ):
-        without = run_command(tmp_path, *words)
-        assert without.returncode == 2 and without.stderr.strip().count("\n") == 0, without.stderr
-        assert "by the module 'my_positions': import it" in without.stderr and "'plugins'" in without.stderr
-        done = run_command(tmp_path, *words, "--set", "plugins=[my_positions]")
-        assert done.returncode == 0, done.stderr
+        code, errors = run_here(capfd, *words)
+        assert code == 2 and errors.count("\n") == 1, errors
+        assert "by the module 'my_positions': import it" in errors and "'plugins'" in errors
+        code, errors = run_here(capfd, *words, "--set", "plugins=[my_positions]")
+        assert code == 0, errors
 
 
 @pytest.mark.parametrize(
@@ -192,11 +210,13 @@ def test_an_experiment_imports_its_plugins_and_a_checkpoint_none(tmp_path: Path)
         ("1 / 0", "error: plugins: 'my_positions' cannot be imported: ZeroDivisionError: division by zero"),
     ],
 )
-def test_a_plugin_that_cannot_be_imported_is_one_line(tmp_path: Path, text: str | None, message: str) -> None:
+def test_a_plugin_that_cannot_be_imported_is_one_line(
+    tmp_path: Path, without_plugin: None, capfd: pytest.CaptureFixture[str], text: str | None, message: str
+) -> None:
     write_experiment(tmp_path)
     (tmp_path / "my_positions.py").unlink()
     if text is not None:
         (tmp_path / "my_positions.py").write_text(text)
-    done = run_command(tmp_path, "train", "--config", "experiment.yaml")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith(message), done.stderr
+    code, errors = run_here(capfd, "train", "--config", "experiment.yaml")
+    assert code == 2 and errors.count("\n") == 1 and errors.startswith(message), errors
     assert not (tmp_path / "run").exists()

@@ -6,8 +6,14 @@ blocks of text, the same for all betas, and independently of them the effects of
 2007, Annals of Applied Statistics 1(2), doi:10.1214/07-AOAS122). Two or three seeds are too few to estimate the spread
 of a single beta. The effect that a seed has on all betas alike moves neither number, so it is removed; the rest is
 resampled from the pooled residuals of all betas, which are assumed independent and of equal variance (Efron and
-Tibshirani 1993, An Introduction to the Bootstrap, chapter 9). With two seeds and eight betas, a 95 % interval then
-covers the true value in about 91 % of cases.
+Tibshirani 1993, An Introduction to the Bootstrap, chapter 9), and stretched to the quantiles of Student's t.
+
+The lowest of several losses is lower than most of them by chance, so a worth above 0 is expected even where no beta
+is better than another. The lower end of its interval is therefore the measured worth minus what chance alone exceeds
+in 2.5 % of resamples of equal losses (the reality check: White 2000, Econometrica 68(5),
+doi:10.1111/1468-0262.00152).
+
+Blocks are consecutive parts of one text and not independent of each other, so an interval is about more of such text.
 """
 
 from collections.abc import Sequence
@@ -19,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.frames import frame_of
+from modeling_alibi_gpt.report.intervals import t_quantile
 from modeling_alibi_gpt.runtime.records import Record, provenance
 
 
@@ -90,18 +97,22 @@ def fit_minimum(betas: ArrayLike, nats: ArrayLike) -> tuple[float, float, bool]:
 
 def best_of(budget: Budget) -> Best:
     """The best beta of a budget and its worth, with intervals."""
-    log_betas, worth = _resampled(budget).T
-    return Best(_estimate(2.0**log_betas), _estimate(worth))
+    found, by_chance = _resampled(budget)
+    log_betas, worth = found.T
+    low = worth[0] - np.percentile(by_chance, INTERVAL_PERCENT[1])
+    return Best(_estimate(2.0**log_betas), Estimate(float(worth[0]), (float(low), _estimate(worth).ends[1])))
 
 
-def power_law(tokens: Sequence[float], values: Sequence[float]) -> tuple[float, float]:
-    """Fit ``values = factor * tokens**exponent`` by least squares of the logarithms.
+def trend(budgets: Sequence[Budget]) -> Best | None:
+    """The factors by which the best beta and its worth change with twice the tokens, by power laws.
 
-    Returns:
-        The exponent, and log2 of the factor.
+    None unless at least ``MIN_BUDGETS`` budgets have their best beta inside the range tried and a positive worth.
     """
-    exponent, offset = np.polyfit(np.log2(tokens), np.log2(values), 1)
-    return float(exponent), float(offset)
+    used = _usable(budgets)
+    if len(used) < MIN_BUDGETS:
+        return None
+    exponents, _ = _power_laws(used)
+    return Best(*(_estimate(2.0**each) for each in exponents.T))
 
 
 def predict(budgets: Sequence[Budget], tokens: int) -> Best | None:
@@ -113,13 +124,8 @@ def predict(budgets: Sequence[Budget], tokens: int) -> Best | None:
     used = _usable(budgets)
     if len(used) < MIN_BUDGETS:
         return None
-    draws = np.stack([_resampled(budget) for budget in used])  # (budgets, resamples, 2)
-    # A resample in which tuning is worth nothing has no logarithm, so clip it to a small positive worth.
-    draws = np.stack([draws[..., 0], np.log2(draws[..., 1].clip(min=1e-6))], axis=-1)
-    xs = np.log2([budget.tokens for budget in used])
-    slopes, heights = np.polyfit(xs, draws.reshape(len(used), -1), 1)
-    log_betas, log_worth = (slopes * np.log2(tokens) + heights).reshape(-1, 2).T
-    return Best(_estimate(2.0**log_betas), _estimate(2.0**log_worth))
+    exponents, heights = _power_laws(used)
+    return Best(*(_estimate(2.0**each) for each in (exponents * np.log2(tokens) + heights).T))
 
 
 def predict_budget(records: Sequence[Record], budget_tokens: int) -> Record | None:
@@ -171,8 +177,25 @@ def beta_budgets(cells: pd.DataFrame) -> list[Budget]:
 
 
 def _usable(budgets: Sequence[Budget]) -> list[Budget]:
-    """The budgets that a power law can be fitted to: the best beta is bracketed and better than 1."""
+    """The budgets that a power law can be fitted to: the best beta is bracketed and better than 1.
+
+    Leaving out the others makes the worth of the rest too large where most budgets have none.
+    """
     return [budget for budget in budgets if budget.is_bracketed and best_of(budget).worth.value > 0]
+
+
+def _power_laws(budgets: Sequence[Budget]) -> tuple[Numbers, Numbers]:
+    """Least squares of the logarithms, as measured and for every resample.
+
+    Returns:
+        The exponents and log2 of the factors, each ``(R + 1, 2)``: of the best beta and of its worth.
+    """
+    draws = np.stack([_resampled(budget)[0] for budget in budgets])  # (budgets, resamples, 2)
+    # A resample in which tuning is worth nothing has no logarithm, so clip it to a small positive worth.
+    logs = np.stack([draws[..., 0], np.log2(draws[..., 1].clip(min=1e-6))], axis=-1)
+    xs = np.log2([budget.tokens for budget in budgets])
+    exponents, heights = np.polyfit(xs, logs.reshape(len(budgets), -1), 1).reshape(2, -1, 2)
+    return exponents, heights
 
 
 def _by_seed_and_block(row: Record) -> list[list[float]]:
@@ -180,11 +203,15 @@ def _by_seed_and_block(row: Record) -> list[list[float]]:
     return row.get("nats_per_token_by_seed_and_block") or [[nats] for nats in row["nats_per_token_by_seed"]]
 
 
-def _resampled(budget: Budget) -> Numbers:
-    """``(R + 1, 2)``: log2 of the best beta and its worth, first as measured, then for every resample.
+def _resampled(budget: Budget) -> tuple[Numbers, Numbers]:
+    """The best beta and its worth in resamples, and the worth by chance where all losses are equal.
 
     Budgets of one series share seeds and text, so they use the same random draws. With one seed, only the spread over
     blocks is sampled.
+
+    Returns:
+        ``(R + 1, 2)``, log2 of the best beta and its worth, first as measured, then for every resample; and ``(R,)``,
+        the worth of each resample without what was measured.
     """
     num_betas, num_seeds, num_blocks = budget.nats.shape
     means = budget.nats.mean(axis=1)  # (V, B)
@@ -192,6 +219,8 @@ def _resampled(budget: Budget) -> Numbers:
     residuals -= residuals.mean(axis=0)
     # Subtracting the two means has removed part of the spread.
     residuals *= np.sqrt(num_seeds / max(1, num_seeds - 1) * num_betas / (num_betas - 1))
+    # Few residuals: stretch the quantiles of a normal distribution to those of Student's t.
+    residuals *= t_quantile(max(1, num_seeds - 1) * (num_betas - 1)) / t_quantile(1e6)
     residuals = residuals.reshape(-1, num_blocks)
     draws = np.random.default_rng(0)
     equal = np.full(len(residuals), 1 / len(residuals))
@@ -202,7 +231,9 @@ def _resampled(budget: Budget) -> Numbers:
     losses = blocks @ means.T + drawn
     at_one = int(np.flatnonzero(budget.betas == 1.0)[0])
     fits = [fit_minimum(budget.betas, nats)[:2] for nats in losses]
-    return np.array([(best, nats[at_one] - lowest) for (best, lowest), nats in zip(fits, losses, strict=True)])
+    found = np.array([(best, nats[at_one] - lowest) for (best, lowest), nats in zip(fits, losses, strict=True)])
+    noise = losses[1:] - losses[0]
+    return found, np.array([nats[at_one] - fit_minimum(budget.betas, nats)[1] for nats in noise])
 
 
 def _shares(draws: np.random.Generator, size: int) -> Numbers:

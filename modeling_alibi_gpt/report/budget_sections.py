@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from modeling_alibi_gpt.report.beta_budgets import Best, Budget, Estimate, best_of, beta_budgets, power_law
+from modeling_alibi_gpt.report.beta_budgets import Best, Budget, Estimate, best_of, beta_budgets, trend
 from modeling_alibi_gpt.report.drawing import (
     ALIBI_COLOUR,
     VARIANT_COLOURS,
@@ -50,14 +50,9 @@ class Series:
     num_seeds: int
 
     @property
-    def trend(self) -> tuple[float, float] | None:
-        """Exponents of the power laws of the best beta and of its worth; None with fewer than two budgets."""
-        used = [(budget.tokens, best) for budget, best in self if budget.is_bracketed and best.worth.value > 0]
-        if len(used) < 2:
-            return None
-        tokens = [each for each, _ in used]
-        of_beta, of_worth = ([getattr(best, name).value for _, best in used] for name in ("beta", "worth"))
-        return power_law(tokens, of_beta)[0], power_law(tokens, of_worth)[0]
+    def trend(self) -> Best | None:
+        """The factors by which the best beta and its worth change with twice the tokens; None with too few budgets."""
+        return trend(self.budgets)
 
     def __iter__(self) -> Iterator[tuple[Budget, Best]]:
         return iter(zip(self.budgets, self.best, strict=True))

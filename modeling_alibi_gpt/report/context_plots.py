@@ -44,7 +44,7 @@ def recall_figure(records: Records) -> Figure:
         panels[1].set_xlabel(f"depth at {format_count(longest)} tokens: 0 is the start of the sequence")
         drawn.append((panels[1], _share_lines(panels[1], frame[frame["length_tokens"] == longest], "depth")))
     for axes, lines in drawn:
-        axes.set(ylabel="share of right answers", ylim=(-0.03, 1.03))
+        axes.set(ylabel=f"share of right {'answers' if has_depths else 'tokens'}", ylim=(-0.03, 1.03))
         draw_lines(axes, lines)
     for axes, lines in drawn:
         name_lines(axes, lines)

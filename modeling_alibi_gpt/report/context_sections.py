@@ -42,7 +42,8 @@ def _recall_section(comparison: str, source: str, frame: pd.DataFrame, by_kind: 
     stem = "_".join(filter(None, [file_stem(comparison), "recall", file_stem(source)]))
     pictures = []
     if len(measured):
-        alt = f"Share of right answers against length and depth, {source}"
+        asked = "answers against length and depth" if measured["depth"].notna().any() else "tokens against length"
+        alt = f"Share of right {asked}, {source}"
         pictures.append(Picture(f"{stem}.png", recall_figure(measured), alt))
     training = pick(by_kind["training"], comparison=comparison) if comparison and "training" in by_kind else None
     values = {

@@ -5,7 +5,7 @@ from statistics import fmean
 
 import pandas as pd
 
-from modeling_alibi_gpt.report.formats import MISSING_CELL, format_count, format_nats, with_minus
+from modeling_alibi_gpt.report.formats import MISSING_CELL, format_count, format_nats, format_share, with_minus
 from modeling_alibi_gpt.report.frames import Records, alibi_first, frame_of, pick, rows_of
 from modeling_alibi_gpt.report.statistics import Difference, block_differences, within_a_model
 from modeling_alibi_gpt.report.tables import Table, by_length
@@ -133,7 +133,7 @@ def _mean_bins(bins: Sequence[Record]) -> Record:
 def _shares(shares: Sequence[float], notes: Sequence[str], footnotes: Sequence[str]) -> str:
     if notes:
         return f"failed ({footnotes.index(notes[0]) + 1})"
-    mean = f"{round(fmean(shares), 9):.2f}"  # the order of summation must not change how a tie rounds
+    mean = format_share(fmean(shares))
     return f"{mean} ({min(shares):.2f} to {max(shares):.2f})" if len(shares) > 1 else mean
 
 

@@ -46,6 +46,11 @@ def format_range(values: Iterable[float]) -> str:
     return " to ".join(dict.fromkeys((f"{ends[0]:.2f}", f"{ends[-1]:.2f}")))
 
 
+def format_share(value: float) -> str:
+    """A share to two decimals. The order of summation must not change how a tie rounds."""
+    return f"{round(value, 9):.2f}"
+
+
 def format_seconds(value: float) -> str:
     minutes, seconds = divmod(round(value), 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {seconds} s"

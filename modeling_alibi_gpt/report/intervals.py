@@ -20,6 +20,9 @@ def half_width(values: ArrayLike) -> float:
     In simulations with 3 seeds and 16 blocks, the interval covers the mean in 92 to 96 of 100 cases, and more often if
     the effect of a seed varies between blocks.
 
+    Blocks count as independent. Consecutive blocks of one document are not, so the interval is about more text of the
+    same documents and not about others. It is of one mean: of twenty such intervals, one misses its mean by chance.
+
     Args:
         values: ``(S, B)`` for S seeds, at least 2, and B blocks. For paired data, pass the paired differences.
     """

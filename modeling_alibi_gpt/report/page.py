@@ -115,7 +115,7 @@ def _by_sign(differences: dict[Any, Difference | None]) -> list[tuple[str, dict[
 
 _SENTENCES = Environment(loader=TEMPLATES, finalize=_on_one_line, **SETTINGS)
 _SENTENCES.globals.update(
-    {name: value for name, value in vars(statistics).items() if name.endswith(("_NATS", "_SEEDS"))}
+    {name: value for name, value in vars(statistics).items() if name.endswith(("_NATS", "_SEEDS", "_SHARE"))}
 )
 _SENTENCES.filters |= {
     "best_moves": best_moves,

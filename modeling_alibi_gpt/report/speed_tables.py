@@ -124,6 +124,6 @@ def gpu_model_table(records: Records) -> Table:
         "tokens a row": frame["length_tokens"].map(format_count),
         "tokens per second": frame["tokens_per_second"].map(format_count),
         "MFU": frame["model_flops_utilization"].map("{:.0%}".format),
-        "GPT-2's speed": (1 / frame["times_reference"]).map("{:.2f}".format),
+        "times GPT-2's speed": (1 / frame["times_reference"]).map("{:.2f}".format),
     }
     return of_columns(columns)

@@ -20,7 +20,7 @@ from modeling_alibi_gpt.report.budget_sections import Series, budget_figure, ser
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.comparison_sections import basis
 from modeling_alibi_gpt.report.complete import check_page_records
-from modeling_alibi_gpt.report.context_tables import context_difference
+from modeling_alibi_gpt.report.context_tables import context_difference, with_share
 from modeling_alibi_gpt.report.drawing import Drawing
 from modeling_alibi_gpt.report.frames import frames, merged_seeds, pick, rows_of
 from modeling_alibi_gpt.report.page import SETTINGS
@@ -53,16 +53,23 @@ FIGURES: dict[str, Callable[..., Drawing]] = {
 
 
 class Answers:
-    """Accuracy on a task by variant, length and depth; depth 0 is the start of the text."""
+    """The share of right answers to a task by variant, length and depth; depth 0 is the start of the text.
+
+    In a task without depths, it is the share of right tokens.
+    """
 
     def __init__(self, frame: pd.DataFrame) -> None:
-        self.frame = frame
+        self.frame = with_share(frame)
         self.lengths: list[int] = sorted(frame["length_tokens"].unique().tolist())
 
-    def by_seed(self, variant: str, length: int, depth: float = 0.0) -> list[float]:
-        """Accuracy of each seed; empty if the variant cannot be evaluated at the length."""
-        found = pick(self.frame, variant=variant, length_tokens=length, depth=depth)
-        return found.loc[found["error"].isna(), "accuracy"].tolist()
+    def by_seed(self, variant: str, length: int, depth: float | None = 0.0) -> list[float]:
+        """The share of each seed; empty if the variant cannot be evaluated at the length.
+
+        ``depth`` is None if the task has no depths.
+        """
+        found = pick(self.frame, variant=variant, length_tokens=length)
+        found = found[found["depth"].isna() if depth is None else found["depth"] == depth]
+        return found.loc[found["error"].isna(), "share"].tolist()
 
     def oldest(self, variants: Sequence[str]) -> dict[str, tuple[str, dict[int, list[float]]]]:
         """The position method of each variant, and its accuracies by length for the item furthest back."""
@@ -217,9 +224,10 @@ def _with_interval(estimate: Estimate) -> str:
 
 
 def _percent(shares: Sequence[float]) -> str:
+    """The mean, rounded as in a table."""
     if not shares:
         raise ValueError("there are no accuracies to write: expected at least one seed")
-    return f"{100 * statistics.fmean(shares):.0f} %"
+    return f"{100 * float(formats.format_share(statistics.fmean(shares))):.0f} %"
 
 
 def _all_below(shares: Sequence[float], others: Sequence[float]) -> Sequence[float]:

@@ -14,6 +14,7 @@ from modeling_alibi_gpt.report.report import build_report
 from modeling_alibi_gpt.report.statistics import Difference, between_trainings
 from modeling_alibi_gpt.report.tables import beta_comparison_table, beta_curves, differences_table
 from modeling_alibi_gpt.runtime.records import read_records
+from tests.support import comparison_cases
 from tests.support.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed
 
 
@@ -105,6 +106,25 @@ def test_a_page_is_built_with_the_paper_beside(tmp_path: Path) -> None:
     assert "+1.373" in rope and "+0.550" in rope and "\N{MINUS SIGN}0.075" in alibi
     assert "emma" in text and all(Path(path).stat().st_size > 10_000 for path in paths["figures"])
     assert all(f"(pictures/{Path(path).name})" in text for path in paths["figures"])
+
+
+@pytest.mark.parametrize(
+    ("growth", "words"),
+    [(0.2, "the same direction"), (0.05 / 3, "no change was detected"), (0.0, "the opposite direction")],
+)
+def test_a_change_that_was_not_detected_has_no_direction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, growth: float, words: str
+) -> None:
+    """The paper's RoPE rises. Here, windows that do not overlap gain 0.05 nats besides three times the growth."""
+    monkeypatch.setitem(comparison_cases.METHODS, "rope", (-0.05, growth))
+    published = read_records(Path(__file__).parents[2] / "results" / "published_wt103.jsonl")
+    paths = build_report([*methods(), *published], tmp_path, title="T", html=False)
+    (line,) = (
+        line
+        for line in Path(paths["markdown"]).read_text(encoding="utf-8").splitlines()
+        if line.startswith("- rope: the paper")
+    )
+    assert words in line
 
 
 def test_comparisons_keep_out_of_other_sections() -> None:

@@ -31,7 +31,8 @@ def test_one_model_changes_beyond_two_standard_errors_of_the_blocks() -> None:
     assert within_a_model([0.01], even).sign == 1
     assert within_a_model([0.01], uneven).sign == 0  # the standard error is 0.02 / sqrt(3)
     assert within_a_model([0.01], uneven).noise == pytest.approx(2 * 0.02 / math.sqrt(3))
-    assert within_a_model([0.005]).sign == 1 and within_a_model([0.003]).sign == 0
+    assert within_a_model([0.006]).sign == 1 and within_a_model([0.005]).sign == 0  # two errors of 0.002 and 15 %
+    assert within_a_model([0.5]).noise == pytest.approx(2 * (0.002 + 0.15 * 0.5))
     assert within_a_model([0.03, -0.01], even).sign == 0, "seeds disagree"
     by_seed = [[0.02, 0.0, 0.04, -0.02], [0.04, -0.02, 0.02, 0.0]]  # their mean in each block is that of uneven
     assert within_a_model([0.01, 0.01], by_seed) == within_a_model([0.01, 0.01], uneven)
@@ -45,11 +46,23 @@ def test_the_blocks_of_one_reading_stand_against_those_of_another() -> None:
 
 
 def test_level_is_shown_and_not_only_undetected() -> None:
+    even = [[0.0, 0.0]]
     assert within_a_model([0.001]).is_level
     assert within_a_model([-0.3]).is_level, "a fall is no rise"
+    assert within_a_model([0.009], even).is_level, "a rise of less than 0.01 nats, even if it is detected"
     assert not within_a_model([0.007]).is_level
     assert not within_a_model([0.0], [[0.2, -0.2]]).is_level, "too noisy to tell"
     assert not between_trainings([0.0, 0.0]).is_level
+
+
+def test_a_rise_is_shown_only_if_it_exceeds_what_counts_as_level() -> None:
+    even = [[0.0, 0.0]]
+    assert [within_a_model([nats], even).rise for nats in (-0.3, 0.009, 0.011)] == [-1, -1, 1]
+    assert within_a_model([0.012]).rise == 0, "0.002 nats above, with a noise of 0.0076"
+    assert within_a_model([0.03, 0.009], even).rise == 0, "one of the seeds stays level"
+    assert (
+        within_a_model([-0.02], even).sign_above(-0.01) == -1 and within_a_model([-0.009], even).sign_above(-0.01) == 1
+    )
 
 
 def test_three_seeds_are_judged_by_their_interval() -> None:
@@ -123,7 +136,7 @@ def test_one_checkpoint_at_several_betas_is_judged_by_blocks() -> None:
     unsure = trial(1, 5.01, mode="posthoc", nats_per_token_by_block=[4.03, 5.99])
     assert chosen(sure, lowest) == (2, 2, (2,)) and chosen(unsure, lowest) == (1, 2, (1, 2))
     assert chosen(trial(1, 5.003, mode="posthoc"), trial(2, 5.0, mode="posthoc")) == (1, 2, (1, 2))
-    assert chosen(trial(1, 5.005, mode="posthoc"), trial(2, 5.0, mode="posthoc")) == (2, 2, (2,))
+    assert chosen(trial(1, 5.006, mode="posthoc"), trial(2, 5.0, mode="posthoc")) == (2, 2, (2,))
 
 
 def test_words_say_what_cannot_be_told_apart_and_by_what_rule() -> None:
@@ -139,4 +152,5 @@ def test_words_say_what_cannot_be_told_apart_and_by_what_rule() -> None:
     blocks = {"mode": "posthoc", "nats_per_token_by_block": [4.0, 6.0]}
     alone = describe_choice([trial(1, 5.0, **blocks)])
     assert alone.endswith("(beyond two standard errors over blocks of the text); \u03b2 1 is chosen.")
-    assert "which are unknown and assumed to be 0.002" in describe_choice([trial(1, 5.0, mode="posthoc")])
+    unknown = describe_choice([trial(1, 5.0, mode="posthoc")])
+    assert "which are unknown and assumed to be 0.002 nats and 15 % of the difference each" in unknown

@@ -118,9 +118,17 @@ def recalled(shares: dict[str, list[float]], text: str, folder: Path) -> str:
 def test_shares_of_right_answers_are_filled_in(tmp_path: Path) -> None:
     text = '{{ task.by_seed("a", 128) | all_below(task.by_seed("b", 128)) | percent }}'
     assert recalled({"a": [0.25, 0.35], "b": [0.5, 0.4]}, text, tmp_path) == "30 %\n"
+    tie = '{{ task.by_seed("a", 128) | percent }}'
+    assert recalled({"a": [0.96, 0.99]}, tie, tmp_path) == "97 %\n", "as 0.97 in a table, which rounds the same number"
     for shares in ({"a": [0.25, 0.45], "b": [0.5, 0.4]}, {"a": [0.4], "b": [0.4]}):
         with pytest.raises(ValueError, match="a sentence says that .* are below .*, but they are not"):
             recalled(shares, text, tmp_path)
+
+
+def test_a_task_without_depths_is_answered_by_tokens(tmp_path: Path) -> None:
+    shares = {"accuracy": 0.0, "token_accuracy": 0.75, "source": "task:copy", "comparison": "task", "variant": "a"}
+    text = '{% set task = answers("task") %}{{ task.by_seed("a", 128, none) | percent }}'
+    assert filled([recall_record("alibi", 128, None, **shares)], text, tmp_path) == "75 %\n"
 
 
 def test_answers_are_drawn_for_each_variant(tmp_path: Path) -> None:

@@ -140,9 +140,9 @@ def answers_of(task: str) -> list[Record]:
 
 
 def shares_of(task: str, variant: str, length: int, depth: float | None = None) -> list[float]:
-    """The shares of right answers of every seed, at one depth or at each of them."""
+    """The shares of right answers of every seed, at one depth or at each; of right tokens if the task has no depth."""
     return [
-        record["accuracy"]
+        record["token_accuracy" if record["depth"] is None else "accuracy"]
         for record in answers_of(task)
         if (record["variant"], record["length_tokens"]) == (variant, length) and record["error"] is None
         if depth in (None, record["depth"])
@@ -199,8 +199,11 @@ def signed(value: float) -> str:
     return f"{value:+.3f}".replace("-", MINUS)
 
 
-def half_width(gap: Gap) -> float:
-    """Half of the 95 % interval: the variances over seeds, blocks and their residual, times a quantile of t."""
+def half_width(gap: Gap, outside: float = 0.05) -> float:
+    """Half of the 95 % interval: the variances over seeds, blocks and their residual, times a quantile of t.
+
+    ``outside`` is the probability that the interval misses the mean.
+    """
     rows = gap.by_block or [[value] for value in gap]
     num_seeds, num_blocks = len(rows), len(rows[0])
     by_seed = [mean(row) for row in rows]
@@ -216,11 +219,11 @@ def half_width(gap: Gap) -> float:
     if over_seeds + over_blocks == 0:
         return 0.0
     below = over_seeds**2 / (num_seeds - 1) + (over_blocks**2 / (num_blocks - 1) if num_blocks > 1 else 0.0)
-    return quantile_of_t((over_seeds + over_blocks) ** 2 / below) * math.sqrt(over_seeds + over_blocks + left)
+    return quantile_of_t((over_seeds + over_blocks) ** 2 / below, outside) * math.sqrt(over_seeds + over_blocks + left)
 
 
-def quantile_of_t(freedom: float) -> float:
-    """The quantile exceeded with probability 2.5 % on each side, by Simpson's rule over the density and bisection."""
+def quantile_of_t(freedom: float, outside: float = 0.05) -> float:
+    """What is exceeded in size with probability ``outside``, by Simpson's rule over the density and bisection."""
     scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
 
     def within(end: float) -> float:
@@ -230,10 +233,10 @@ def quantile_of_t(freedom: float) -> float:
             total += weight * (1 + (end * step / num_steps) ** 2 / freedom) ** (-(freedom + 1) / 2)
         return 2 * scale * total * end / num_steps / 3
 
-    low, high = 1.0, 16.0
+    low, high = 1.0, 32.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if within(middle) < 0.95 else (low, middle)
+        low, high = (middle, high) if within(middle) < 1 - outside else (low, middle)
     return low
 
 

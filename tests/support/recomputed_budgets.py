@@ -9,7 +9,7 @@ import re
 
 import numpy as np
 
-from tests.support.recomputation import BETA, MINUS, Record, mean, of_kind, tokens
+from tests.support.recomputation import BETA, MINUS, Record, mean, of_kind, quantile_of_t, tokens
 
 
 TITLE = f"The best {BETA} by training budget"
@@ -54,7 +54,10 @@ def best_and_worth(table: Losses) -> tuple[float, float]:
 
 
 def ends_of_worth(table: Losses) -> tuple[float, float]:
-    """Ends of the 95 % interval over blocks of text, shared by all betas, and over what a seed changes in one beta."""
+    """Ends of the 95 % interval over blocks of text, shared by all betas, and over what a seed changes in one beta.
+
+    The lower end is the worth minus what chance alone exceeds in 2.5 % of draws.
+    """
     draw, betas, seeds = random.Random(1), list(table), list(table[1.0])
     num_blocks = len(table[1.0][seeds[0]])
     middle = {beta: [mean([table[beta][s][b] for s in seeds]) for b in range(num_blocks)] for beta in betas}
@@ -62,12 +65,13 @@ def ends_of_worth(table: Losses) -> tuple[float, float]:
         (s, b): mean([table[beta][s][b] - middle[beta][b] for beta in betas]) for s in seeds for b in range(num_blocks)
     }
     scale = math.sqrt(len(seeds) / (len(seeds) - 1) * len(betas) / (len(betas) - 1))
+    scale *= quantile_of_t((len(seeds) - 1) * (len(betas) - 1)) / 1.96
     left = [
         [scale * (table[beta][s][b] - middle[beta][b] - of_seed[s, b]) for b in range(num_blocks)]
         for beta in betas
         for s in seeds
     ]
-    found = []
+    found, by_chance, mean_of = [], [], {beta: mean(middle[beta]) for beta in betas}
     for _ in range(NUM_RESAMPLES):
         blocks = draw.choices(range(num_blocks), k=num_blocks - 1)
         curve = {}
@@ -75,8 +79,10 @@ def ends_of_worth(table: Losses) -> tuple[float, float]:
             chosen = draw.choices(left, k=len(seeds))
             curve[beta] = mean([middle[beta][b] + mean([row[b] for row in chosen]) for b in blocks])
         found.append(curve[1.0] - lowest(curve)[1])
-    found.sort()
-    return found[round(0.025 * NUM_RESAMPLES)], found[round(0.975 * NUM_RESAMPLES)]
+        noise = {beta: curve[beta] - mean_of[beta] for beta in betas}
+        by_chance.append(noise[1.0] - lowest(noise)[1])
+    high = round(0.975 * NUM_RESAMPLES)
+    return best_and_worth(table)[1] - sorted(by_chance)[high], sorted(found)[high]
 
 
 def digits(value: float) -> str:
