@@ -39,6 +39,7 @@ class AlibiWindowLayer(CacheLayerMixin):
         super().__init__()
         self.cumulative_length = 0
         windows = [max(1, window) for window in windows]
+        self.num_heads = len(windows)
         heads = similar_heads(windows)
         self.groups = [_Group(max(windows[group]), group) for group in heads]
 
@@ -53,7 +54,14 @@ class AlibiWindowLayer(CacheLayerMixin):
 
         Returns:
             Keys and values for the new queries: the arguments on the first call, ``WindowedStates`` afterwards.
+
+        Raises:
+            ValueError: H_kv is not the number of windows.
         """
+        if key_states.shape[1] != self.num_heads:
+            raise ValueError(
+                f"AlibiWindowCache has windows for {self.num_heads} key/value heads, got keys of {key_states.shape[1]}"
+            )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         is_first = self.cumulative_length == 0
