@@ -368,8 +368,8 @@ class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin
         if labels is None or loss_chunk_tokens is None:
             logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
         else:
-            num_items = kwargs.get("num_items_in_batch")
-            loss = chunked_causal_lm_loss(hidden_states, self.lm_head, labels, loss_chunk_tokens, num_items)
+            options = kwargs.get("num_items_in_batch"), kwargs.get("shift_labels")
+            loss = chunked_causal_lm_loss(hidden_states, self.lm_head, labels, loss_chunk_tokens, *options)
         if labels is not None and loss is None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(
