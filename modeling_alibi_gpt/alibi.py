@@ -18,6 +18,9 @@ from torch import Tensor
 
 
 SLOPE_KINDS = ("geometric", "uniform", "custom")
+_FLOAT32 = torch.finfo(torch.float32)
+# No text is this long, and integer arithmetic on it does not overflow.
+_ENDLESS_TOKENS = 2**53
 
 
 def alibi_slopes(
@@ -49,12 +52,7 @@ def alibi_slopes(
         ValueError: An argument is out of range.
     """
     check_slopes(num_heads, beta=beta, kind=kind, bias_max=bias_max, custom=custom)
-    if custom is not None:
-        multipliers = [float(value) for value in custom]
-    elif kind == "uniform":
-        multipliers = [1.0] * num_heads
-    else:
-        multipliers = _geometric_multipliers(num_heads, bias_max)
+    multipliers = _multipliers(num_heads, kind, bias_max, custom)
     return torch.tensor([beta * multiplier for multiplier in multipliers], dtype=torch.float32)
 
 
@@ -75,6 +73,9 @@ def check_slopes(
             raise ValueError(f"custom slopes: expected {num_heads} values, one per head, got {len(custom)}")
         for value in custom:
             _require_positive("every custom slope", value)
+    slopes = [beta * multiplier for multiplier in _multipliers(num_heads, kind, bias_max, custom)]
+    if not (_FLOAT32.tiny <= min(slopes) and max(slopes) <= _FLOAT32.max):
+        raise ValueError(f"slopes from {min(slopes):g} to {max(slopes):g} exceed the range of float32")
 
 
 def alibi_bias(slopes: Tensor, q_len: int, kv_len: int | None = None) -> Tensor:
@@ -130,7 +131,7 @@ def alibi_windows(slopes: Tensor, score_margin: float | Tensor, tolerance: float
         tolerance: Largest total attention weight to leave out, above 0.
 
     Returns:
-        ``(H,)`` int64, tokens, at least 0.
+        ``(H,)`` int64, tokens, from 0 to 2**53.
 
     Raises:
         ValueError: ``tolerance`` is not a finite number above 0.
@@ -143,7 +144,8 @@ def alibi_windows(slopes: Tensor, score_margin: float | Tensor, tolerance: float
         return margin - slopes * windows - torch.log(-torch.expm1(-slopes))
 
     log_tolerance = math.log(tolerance)
-    windows = torch.ceil(log_left_out(torch.zeros_like(slopes)).sub(log_tolerance) / slopes).clamp(min=0)
+    windows = torch.ceil(log_left_out(torch.zeros_like(slopes)).sub(log_tolerance) / slopes)
+    windows = windows.clamp(min=0, max=_ENDLESS_TOKENS)
     # The quotient may round to either side of an integer, so check the bound itself.
     windows = torch.where(log_left_out(windows) > log_tolerance, windows + 1, windows)
     one_less = (windows - 1).clamp(min=0)
@@ -179,7 +181,12 @@ def scale_slopes(slopes: Tensor, kind: str, factor: float | Tensor) -> Tensor:
     return slopes / factor**share
 
 
-def _geometric_multipliers(num_heads: int, bias_max: float) -> list[float]:
+def _multipliers(num_heads: int, kind: str, bias_max: float, custom: Sequence[float] | None) -> list[float]:
+    """``m_h`` of each head."""
+    if custom is not None:
+        return [float(value) for value in custom]
+    if kind == "uniform":
+        return [1.0] * num_heads
     power = 2 ** math.floor(math.log2(num_heads))
     multipliers = [2.0 ** (-bias_max * h / power) for h in range(1, power + 1)]
     extra = [2.0 ** (-bias_max * (2 * h - 1) / (2 * power)) for h in range(1, num_heads - power + 1)]

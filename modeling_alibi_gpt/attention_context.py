@@ -5,17 +5,16 @@ Shapes: B batch (or 1 if all rows agree), Q queries, K keys, D hidden size.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import is_tracing
 
+from .attention_inputs import ForwardInputs, attention_dtype, places_in_sequences
 from .attention_segments import (
     Segment,
     Slots,
@@ -28,26 +27,6 @@ from .attention_segments import (
     visible_positions,
 )
 from .cache_argument import CACHE_NAME
-
-
-class ForwardInputs(NamedTuple):
-    """The arguments of a forward call that determine positions and visibility.
-
-    Attributes:
-        config: Config of the model.
-        inputs_embeds: ``(B, Q, D)``.
-        attention_mask: ``(B, K)``, 1 where a token is visible; or ``(B, 1 or H, Q, K)``; or None.
-        position_ids: ``(B, Q)``, tokens, or None.
-        cache: The cache before this call, or None; under continuous batching, the pages of all requests.
-        may_skip_mask: Whether plain causal attention may omit the mask.
-    """
-
-    config: PreTrainedConfig
-    inputs_embeds: Tensor
-    attention_mask: Tensor | None = None
-    position_ids: Tensor | None = None
-    cache: Cache | PagedAttentionCache | None = None
-    may_skip_mask: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +65,7 @@ class AttentionContext:
 
         Explicit positions without a cache divide a row into packed documents, as without padding.
         """
-        queries, keys, is_aligned = _slots(inputs)
+        queries, keys, is_aligned = inputs.slots()
         visible = inputs.attention_mask.to(device=keys.device, dtype=torch.long)
         # A static cache has slots beyond the mask, which no query sees yet.
         visible = F.pad(visible, (0, max(0, keys.shape[0] - visible.shape[-1])))
@@ -99,8 +78,11 @@ class AttentionContext:
 
     @classmethod
     def from_documents(cls, inputs: ForwardInputs) -> "AttentionContext":
-        """With explicit positions and no cache: packed documents restart at 0 and do not see each other."""
-        queries, keys, is_aligned = _slots(inputs)
+        """With explicit positions and no cache: packed documents restart at 0 and do not see each other.
+
+        A 4D mask alone decides who sees whom.
+        """
+        queries, keys, is_aligned = inputs.slots()
         position_ids, slots = inputs.position_ids, None
         if inputs.attention_mask is None:
             documents = document_numbers(position_ids.expand(inputs.inputs_embeds.shape[0], -1))
@@ -116,17 +98,23 @@ class AttentionContext:
             cu_seq_lens_k: ``(requests + 1,)``, start of each request's keys; or a dict of it by layer type.
         """
         starts = cu_seq_lens_k["full_attention"] if isinstance(cu_seq_lens_k, dict) else cu_seq_lens_k
-        keys = torch.arange(inputs.attention_mask.shape[-1], device=inputs.position_ids.device)
-        request = torch.searchsorted(starts[1:].to(keys), keys, right=True).clamp(max=starts.shape[0] - 2)
-        context = cls._from(inputs, inputs.position_ids, (keys - starts[request])[None], None, is_aligned=False)
+        keys = places_in_sequences(starts, inputs.attention_mask.shape[-1], inputs.position_ids.device)
+        context = cls._from(inputs, inputs.position_ids, keys[None], None, is_aligned=False)
         return replace(context, is_paged=True)
 
     @classmethod
     def from_slots(cls, inputs: ForwardInputs) -> "AttentionContext":
-        """Without padding or explicit positions: positions are the slots of the cache, or of the call."""
-        queries, keys, is_aligned = _slots(inputs)
-        slots = Slots(queries, keys, None, None) if inputs.attention_mask is None else None
-        return cls._from(inputs, queries[None], keys[None], slots, is_aligned)
+        """Without padding: positions are the slots of the cache, or of the call.
+
+        With a 4D mask, new tokens may have positions of their own, such as the branches of a tree of drafts. The first
+        one continues the cached text.
+        """
+        queries, keys, is_aligned = inputs.slots()
+        if inputs.attention_mask is None:
+            return cls._from(inputs, queries[None], keys[None], Slots(queries, keys, None, None), is_aligned)
+        positions = queries[None] if inputs.position_ids is None else inputs.position_ids.long()
+        cached = keys + (positions[:, :1] - queries[:1])
+        return cls._from(inputs, positions, cached.index_copy(1, queries - keys[0], positions), None, is_aligned)
 
     @classmethod
     def from_lengths(
@@ -146,7 +134,7 @@ class AttentionContext:
         return cls(
             queries,
             keys,
-            dtype=_attention_dtype(inputs.inputs_embeds),
+            dtype=attention_dtype(inputs.inputs_embeds),
             num_rows=inputs.inputs_embeds.shape[0],
             slots=slots,
             is_causal=getattr(inputs.config, "is_causal", True) and slots is not None,
@@ -192,16 +180,19 @@ class AttentionContext:
     def _make_mask(self) -> Tensor | None:
         if self.inputs is None:
             return (self.slots.queries[:, None] >= self.slots.keys)[None, None]
+        # transformers separates documents only in causal masks without padding.
+        is_incomplete = self.slots is not None and (
+            self.slots.visible is not None or (self.slots.documents is not None and not self.is_causal)
+        )
         mask = create_causal_mask(
             config=self.inputs.config,
             inputs_embeds=self.inputs.inputs_embeds,
             attention_mask=self.inputs.attention_mask,
             position_ids=self.inputs.position_ids,
-            allow_is_causal_skip=self.inputs.may_skip_mask,
+            allow_is_causal_skip=self.inputs.may_skip_mask and not is_incomplete,
             **{CACHE_NAME: self.inputs.cache},
         )
-        has_padding = self.slots is not None and self.slots.visible is not None
-        return masked_by_slots(mask, self.slots) if has_padding and isinstance(mask, Tensor) else mask
+        return masked_by_slots(mask, self.slots) if is_incomplete else mask
 
     def _make_segments(self) -> list[Segment] | None:
         if self.is_whole:
@@ -241,8 +232,8 @@ def attention_context(inputs: ForwardInputs, kwargs: dict[str, Any]) -> Attentio
     """Determine positions and visibility from the arguments of a forward call.
 
     With a padding mask, positions count the visible tokens. Otherwise, with an empty cache, they are the caller's
-    ``position_ids`` if given. In all other cases they are cache slots. With an empty cache, ``position_ids`` divide
-    rows into packed documents, with and without padding.
+    ``position_ids`` if given. In all other cases they are cache slots, except those of the tokens of this call under a
+    4D mask. With an empty cache, ``position_ids`` divide rows into packed documents, with and without padding.
 
     Args:
         inputs: The arguments as the model received them.
@@ -250,47 +241,9 @@ def attention_context(inputs: ForwardInputs, kwargs: dict[str, Any]) -> Attentio
     """
     if isinstance(inputs.cache, PagedAttentionCache):
         return AttentionContext.from_paged(inputs, kwargs["cu_seq_lens_k"])
-    if _masks_nothing(inputs.attention_mask):
-        inputs = inputs._replace(attention_mask=None)
-    if _is_empty(inputs.cache, inputs.inputs_embeds.shape[1]):
-        inputs = inputs._replace(cache=None)
+    inputs = inputs.simplified(kwargs)
     if inputs.attention_mask is not None and inputs.attention_mask.ndim == 2:
         return AttentionContext.from_padding(inputs)
     if inputs.position_ids is not None and inputs.cache is None:
         return AttentionContext.from_documents(inputs)
     return AttentionContext.from_slots(inputs)
-
-
-def _masks_nothing(attention_mask: Tensor | None) -> bool:
-    """Whether a padding mask is all ones. transformers detects packed documents only without a mask."""
-    if attention_mask is None or attention_mask.ndim != 2 or is_tracing(attention_mask):
-        return False
-    return bool(attention_mask.all())
-
-
-def _is_empty(cache: Cache | None, q_len: int) -> bool:
-    """Whether a growing cache is still empty. transformers detects packed documents only without a cache."""
-    return cache is not None and not cache.is_compileable and cache.get_mask_sizes(q_len, 0) == (q_len, 0)
-
-
-def _slots(inputs: ForwardInputs) -> tuple[Tensor, Tensor, bool]:
-    """Cache slots ``(Q,)`` and ``(K,)``, and whether the keys are exactly the slots up to the last query's."""
-    q_len, device = inputs.inputs_embeds.shape[1], inputs.inputs_embeds.device
-    q_offset, kv_offset = 0, 0
-    kv_len = q_len if inputs.attention_mask is None else inputs.attention_mask.shape[-1]
-    if inputs.cache is not None:
-        q_offset = inputs.cache.get_query_offset()
-        kv_len, kv_offset = inputs.cache.get_mask_sizes(q_len, 0)
-    # A static cache updates its counter tensor in place; the addition makes a copy.
-    query_slots = torch.arange(q_len, device=device) + q_offset
-    key_slots = torch.arange(kv_len, device=device) + kv_offset
-    # In a fixed-size cache, or one that dropped its first tokens, the keys do not end with the last query's.
-    is_aligned = isinstance(q_offset, int) and (kv_offset, kv_len) == (0, q_offset + q_len)
-    return query_slots, key_slots, is_aligned
-
-
-def _attention_dtype(inputs_embeds: Tensor) -> torch.dtype:
-    """Dtype in which attention computes: under autocast its dtype, so that no layer casts the mask again."""
-    device_type = inputs_embeds.device.type
-    is_cast = torch.is_autocast_enabled(device_type)
-    return torch.get_autocast_dtype(device_type) if is_cast else inputs_embeds.dtype

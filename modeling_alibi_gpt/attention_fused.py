@@ -42,8 +42,6 @@ class FusedAttention:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Return ``(B, H, Q, d)`` for queries ``(B, H, Q, d)`` and for keys and values ``(B, H_kv, K, d)``."""
-        # Autocast normalizes queries and keys in float32.
-        query, key, value = (states.to(self.context.dtype) for states in (query, key, value))
         if dropout > 0.0 or query.shape[-1] > MAX_HEAD_DIM:
             num_groups = query.shape[1] // key.shape[1]
             key, value = (states.repeat_interleave(num_groups, dim=1) for states in (key, value))

@@ -39,6 +39,7 @@ class AlibiWindowLayer(CacheLayerMixin):
         super().__init__()
         self.cumulative_length = 0
         windows = [max(1, window) for window in windows]
+        self.num_heads = len(windows)
         heads = similar_heads(windows)
         self.groups = [_Group(max(windows[group]), group) for group in heads]
 
@@ -53,7 +54,14 @@ class AlibiWindowLayer(CacheLayerMixin):
 
         Returns:
             Keys and values for the new queries: the arguments on the first call, ``WindowedStates`` afterwards.
+
+        Raises:
+            ValueError: H_kv is not the number of windows.
         """
+        if key_states.shape[1] != self.num_heads:
+            raise ValueError(
+                f"AlibiWindowCache has windows for {self.num_heads} key/value heads, got keys of {key_states.shape[1]}"
+            )
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         is_first = self.cumulative_length == 0
@@ -245,7 +253,7 @@ def measured_margins(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
     hooks = [layer.register_forward_pre_hook(measure, with_kwargs=True) for layer in layers]
     try:
-        model.base_model(input_ids, use_cache=False)
+        model.get_decoder()(input_ids, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
@@ -253,7 +261,7 @@ def measured_margins(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 
 
 def _attention_layers(model: PreTrainedModel) -> list[nn.Module]:
-    return [layer.self_attn for layer in model.base_model.layers]
+    return [layer.self_attn for layer in model.get_decoder().layers]
 
 
 @torch.no_grad()
@@ -263,7 +271,7 @@ def slopes_of_layers(model: PreTrainedModel) -> list[Tensor]:
     Raises:
         ValueError: The model does not use ALiBi with one slope per head.
     """
-    config, method = model.config, getattr(model.base_model, "position_method", None)
+    config, method = model.config, getattr(model.get_decoder(), "position_method", None)
     position = torch.zeros(1, 1, dtype=torch.long, device=model.device)
     slopes = [method and method(idx, position, None, torch.float32) for idx in range(config.num_hidden_layers)]
     scaling = getattr(config, "alibi_scaling", None)

@@ -23,6 +23,7 @@ def chunked_causal_lm_loss(
     labels: Tensor,
     chunk_tokens: int,
     num_items_in_batch: Tensor | int | None = None,
+    shift_labels: Tensor | None = None,
 ) -> Tensor:
     """Next-token cross entropy in nats per token, equal to ``ForCausalLMLoss`` of transformers.
 
@@ -36,13 +37,16 @@ def chunked_causal_lm_loss(
         labels: ``(B, T)``, unshifted token ids; -100 is ignored.
         chunk_tokens: Number of tokens whose logits exist at once, at least 1.
         num_items_in_batch: Number of tokens to divide by; None means the number of predicted tokens.
+        shift_labels: ``(B, T)``, the next token of each, instead of ``labels``.
 
     Raises:
         ValueError: ``chunk_tokens`` is below 1.
     """
     if chunk_tokens < 1:
         raise ValueError(f"loss_chunk_tokens must be at least 1, got {chunk_tokens}")
-    targets = F.pad(labels, (0, 1), value=IGNORED_LABEL)[..., 1:].reshape(-1).to(hidden_states.device)
+    if shift_labels is None:
+        shift_labels = F.pad(labels, (0, 1), value=IGNORED_LABEL)[..., 1:]
+    targets = shift_labels.reshape(-1).to(hidden_states.device)
     states = hidden_states.reshape(-1, hidden_states.shape[-1])
     chunks = zip(states.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
     nats = sum(checkpoint(_summed_nats, head, *chunk, use_reentrant=False) for chunk in chunks)

@@ -29,7 +29,8 @@ from transformers.utils.generic import TransformersKwargs, merge_with_config_def
 from transformers.utils.output_capturing import capture_outputs
 
 from .attention import ALL_ATTENTION_FUNCTIONS, LayerMask, attention_backend
-from .attention_context import ForwardInputs, attention_context
+from .attention_context import attention_context
+from .attention_inputs import ForwardInputs, attention_dtype
 from .cache_argument import CACHE_DOCS, CACHE_NAME, one_cache
 from .chunked_loss import LOSS_CHUNK_DOCS, chunked_causal_lm_loss
 from .configuration_alibi_gpt import AlibiGPTConfig
@@ -135,6 +136,7 @@ class AlibiGPTAttention(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         query, key, value = self.project(hidden_states)
         query, key = position_method.rotate(query, key, position_ids)
+        query, key, value = (states.to(attention_dtype(states)) for states in (query, key, value))
         cache = kwargs.pop(CACHE_NAME, None)
         if cache is not None:
             # A paged cache finds in the arguments where the keys of each request are.
@@ -288,7 +290,8 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
             hidden_states = self.embedding_norm(hidden_states)
         hidden_states = self.dropout(hidden_states)
 
-        for layer_idx, layer in enumerate(self.layers):
+        # `generate(assistant_early_exit=...)` drafts tokens with fewer layers by changing the config.
+        for layer_idx, layer in enumerate(self.layers[: self.config.num_hidden_layers]):
             if layer_idx == 0 or method.bias_differs_by_layer:
                 layer_mask = prepare(context, LayerBias(method, layer_idx) if method.has_bias else None)
             hidden_states = layer(
@@ -330,6 +333,9 @@ class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin
         """Keep the 2D mask, from which positions are counted, and pad it to the length of a static cache."""
         if attention_mask is None or attention_mask.ndim != 2:
             return attention_mask
+        # For FlashAttention alone, `generate` keeps a mask that hides nothing. Once padded, it would hide empty slots.
+        if config._attn_implementation == "flash_attention_2" and bool(attention_mask.all()):
+            return None
         num_missing = kwargs[CACHE_NAME].get_max_length() - attention_mask.shape[-1]
         return F.pad(attention_mask, (0, max(0, num_missing)))
 
@@ -362,8 +368,8 @@ class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin
         if labels is None or loss_chunk_tokens is None:
             logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))
         else:
-            num_items = kwargs.get("num_items_in_batch")
-            loss = chunked_causal_lm_loss(hidden_states, self.lm_head, labels, loss_chunk_tokens, num_items)
+            options = kwargs.get("num_items_in_batch"), kwargs.get("shift_labels")
+            loss = chunked_causal_lm_loss(hidden_states, self.lm_head, labels, loss_chunk_tokens, *options)
         if labels is not None and loss is None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(

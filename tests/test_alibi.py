@@ -54,6 +54,9 @@ def test_kinds_of_slopes() -> None:
         ({"num_heads": 2, "custom": [1.0, 1.0]}, "kind 'custom' and custom slopes require each other"),
         ({"num_heads": 2, "kind": "custom", "custom": [1.0]}, "expected 2 values, one per head, got 1"),
         ({"num_heads": 2, "kind": "custom", "custom": [1.0, -1.0]}, "every custom slope must be"),
+        ({"num_heads": 2, "beta": 1e40}, "slopes from 3.90625e.37 to 6.25e.38 exceed the range of float32"),
+        ({"num_heads": 2, "bias_max": 200.0}, "exceed the range of float32"),
+        ({"num_heads": 2, "kind": "custom", "custom": [1.0, 1e-39]}, "slopes from 1e-39 to 1 exceed the range"),
     ],
 )
 def test_impossible_slopes_are_refused(arguments: dict, message: str) -> None:
@@ -105,6 +108,12 @@ def test_windows_are_the_smallest_that_keep_the_tolerance(margin: float, toleran
         # One ulp of the logarithm may stand either side of the bound.
         assert _left_out(slope, margin, window) <= tolerance * (1 + 1e-12)
         assert window == 0 or _left_out(slope, margin, window - 1) > tolerance * (1 - 1e-12)
+
+
+def test_windows_of_flat_heads_and_boundless_margins_are_endless() -> None:
+    flat = alibi_windows(torch.tensor([1e-9, 1e-20, 1e-37]), 5.0, 1e-6)
+    assert flat[0] == pytest.approx(4e10, rel=0.02) and (flat[1:] == 2**53).all()
+    assert alibi_windows(torch.tensor([0.5]), math.inf, 1e-6).item() == 2**53
 
 
 def test_windows_agree_with_a_plain_sum() -> None:

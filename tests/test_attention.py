@@ -316,3 +316,14 @@ def test_scores_without_bound_read_every_key() -> None:
     key[0, 0, 5] = torch.inf
     tiles = band_tiles(query, key, alibi_slopes(4), whole(2, 300), TOLERANCE)
     assert pairs_read(tiles, 4, 300)[0].tril().sum() == 300 * 301 / 2
+
+
+@pytest.mark.parametrize("variant", ["strips", "banded"])
+def test_second_derivatives_are_refused(variant: str) -> None:
+    """They would lack the terms of attention."""
+    query, key, value = draw(2, 80, 80)
+    context = AttentionContext.from_lengths(80, 80, torch.float32)
+    attention = ATTENTION_VARIANTS[variant](context, alibi_slopes(2), TOLERANCE)
+    loss = attention.attend(query[:1], key[:1], value[:1], SCALING, 0.0).square().sum()
+    with pytest.raises(RuntimeError, match="has no second derivatives: set attn_implementation='eager'"):
+        torch.autograd.grad(loss, query, create_graph=True)

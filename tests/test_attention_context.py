@@ -5,11 +5,13 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache
 from transformers.generation.continuous_batching.cache import PagedAttentionCache
 
 from modeling_alibi_gpt import AlibiGPTConfig
-from modeling_alibi_gpt.attention_context import AttentionContext, ForwardInputs, attention_context
+from modeling_alibi_gpt.attention_context import AttentionContext, attention_context
+from modeling_alibi_gpt.attention_inputs import ForwardInputs
 from modeling_alibi_gpt.attention_segments import Segment
 
 
@@ -86,6 +88,62 @@ def test_positions_of_one_document_change_nothing() -> None:
     assert torch.equal(
         given.query_positions, attention_context(inputs_of(2, 4, attention_mask=mask), {}).query_positions
     )
+
+
+def test_a_padding_mask_may_hold_any_number() -> None:
+    """Some collators number the documents of a row in its mask."""
+    mask = torch.tensor([[0, 1, 1, 2, 2, 0]])
+    expected = attention_context(inputs_of(1, 6, attention_mask=mask.bool()), {})
+    for kind in (torch.int64, torch.int8, torch.float16):
+        context = attention_context(inputs_of(1, 6, attention_mask=mask.to(kind)), {})
+        assert torch.equal(context.query_positions, expected.query_positions)
+        assert torch.equal(context.mask(), expected.mask()) and context.segments() == expected.segments()
+
+
+@pytest.mark.parametrize("may_skip_mask", [False, True])
+def test_documents_do_not_see_each_other_in_both_directions(
+    may_skip_mask: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CONFIG, "is_causal", False, raising=False)
+    position_ids = torch.tensor([[0, 1, 0, 1, 2], [0, 1, 2, 3, 4]])
+    context = attention_context(inputs_of(2, 5, position_ids=position_ids, may_skip_mask=may_skip_mask), {})
+    document = torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0]])
+    assert_visible(context, document[:, :, None] == document[:, None])
+
+
+def test_starts_of_sequences_are_documents() -> None:
+    """As FlashAttention takes them; positions and a padding mask come first."""
+    starts = torch.tensor([0, 2, 3, 7], dtype=torch.int32)
+    context = attention_context(inputs_of(1, 7), {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts})
+    assert context.query_positions.tolist() == [[0, 1, 0, 0, 1, 2, 3]]
+    assert [segment.first_key for segment in context.segments()] == [0, 2, 3]
+    two_rows = attention_context(inputs_of(2, 7), {"cu_seq_lens_q": torch.cat([starts, starts[1:] + 7])})
+    assert two_rows.query_positions.tolist() == 2 * context.query_positions.tolist()
+    positions, mask = torch.arange(7)[None], torch.tensor([[0, 1, 1, 1, 1, 1, 1]])
+    for fields in ({"position_ids": positions}, {"attention_mask": mask}):
+        context = attention_context(inputs_of(1, 7, **fields), {"cu_seq_lens_q": starts})
+        assert len(context.segments()) == 1
+
+
+@pytest.mark.parametrize("mask", [torch.ones(1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.int64), {"full": None}])
+def test_masks_of_other_kinds_are_refused(mask: object) -> None:
+    with pytest.raises(ValueError, match=r"attention_mask: expected a padding mask \(batch, keys\), or a bool or"):
+        attention_context(inputs_of(1, 4, attention_mask=mask), {})
+
+
+@pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
+def test_branches_of_a_tree_have_positions_of_their_own(cache_class: type[Cache]) -> None:
+    """Three cached tokens, of which the first is padding in the second row, and two branches of two drafts."""
+    cache = cache_class(config=CONFIG, **({"max_cache_len": 9} if cache_class is StaticCache else {}))
+    cache.update(torch.zeros(2, 2, 3, 4), torch.zeros(2, 2, 3, 4), 0)
+    kv_len, _ = cache.get_mask_sizes(4, 0)
+    positions = torch.tensor([[3, 4, 3, 4], [2, 3, 2, 3]])
+    mask = torch.ones(2, 1, 4, kv_len, dtype=torch.bool)
+    context = attention_context(inputs_of(2, 4, attention_mask=mask, position_ids=positions, cache=cache), {})
+    assert torch.equal(context.query_positions, positions)
+    assert context.key_positions[:, :7].tolist() == [[0, 1, 2, 3, 4, 3, 4], [-1, 0, 1, 2, 3, 2, 3]]
+    without = attention_context(inputs_of(2, 4, attention_mask=mask, cache=cache), {})
+    assert without.key_positions.tolist() == [list(range(kv_len))]
 
 
 def test_a_cache_puts_queries_last() -> None:

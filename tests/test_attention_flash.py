@@ -121,6 +121,19 @@ def test_logits_equal_the_reference(case: str, layout: str, feed: str, flash_att
     assert max_error(logits, expected_logits(case, layout), BATCHES[layout].visible) <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    ("layout", "options"), [("left", {"num_beams": 2}), ("whole", {"cache_implementation": "static"})]
+)
+def test_generated_tokens_are_those_of_eager(
+    layout: str, options: dict[str, object], flash_attn: SimpleNamespace
+) -> None:
+    batch = BATCHES[layout].first(9)
+    visible = torch.ones_like(batch.token_ids) if batch.visible is None else batch.visible
+    options = {"attention_mask": visible, "max_new_tokens": 8, "do_sample": False} | options
+    expected = make_model("alibi", "eager").generate(batch.token_ids, **options)
+    assert torch.equal(flash_model("alibi").generate(batch.token_ids, **options), expected)
+
+
 def test_every_case_named_here_exists() -> None:
     assert set(FLASH_CASES) <= set(CASES)
 

@@ -36,12 +36,21 @@ def loss_and_gradients(model: AlibiGPTForCausalLM, **kwargs) -> tuple[torch.Tens
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 60, BATCH * LENGTH, 1000])
-@pytest.mark.parametrize("num_items", [None, 77, torch.tensor(77)])
-def test_loss_and_gradients_are_those_of_all_tokens_at_once(tied: bool, chunk_tokens: int, num_items) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_items_in_batch": 77},
+        {"num_items_in_batch": torch.tensor(77)},
+        {"shift_labels": make_batch()[1].roll(3, dims=1)},
+    ],
+    ids=["mean", "number", "tensor", "shifted"],
+)
+def test_loss_and_gradients_are_those_of_all_tokens_at_once(tied: bool, chunk_tokens: int, options: dict) -> None:
     """Of float64 models; the loss itself is float32 in transformers, so terms of one sign are summed with its eps."""
     model = make_model(tie_word_embeddings=tied)
-    loss, gradients = loss_and_gradients(model, num_items_in_batch=num_items, loss_chunk_tokens=chunk_tokens)
-    expected, references = loss_and_gradients(model, num_items_in_batch=num_items)
+    loss, gradients = loss_and_gradients(model, **options, loss_chunk_tokens=chunk_tokens)
+    expected, references = loss_and_gradients(model, **options)
     assert loss.dtype == expected.dtype
     assert loss.item() == pytest.approx(expected.item(), rel=2 * BATCH * LENGTH * EPS[torch.float32])
     for name, gradient in gradients.items():

@@ -10,7 +10,7 @@ from modeling_alibi_gpt.report.formats import MISSING_CELL, format_nats
 from modeling_alibi_gpt.report.frames import frame_of
 from modeling_alibi_gpt.report.tables import Table
 from modeling_alibi_gpt.runtime.records import Record
-from modeling_alibi_gpt.runtime.variants import POSITION_RATE, is_setting
+from modeling_alibi_gpt.runtime.variants import BETA_SCHEDULE, POSITION_RATE, is_setting
 
 
 AMPLITUDE = "sinusoidal_amplitude"
@@ -125,7 +125,7 @@ def _place(key: str) -> tuple[int, str]:
 
 
 def _is_screened(key: str) -> bool:
-    return is_setting(key) or key == AMPLITUDE
+    return (is_setting(key) and key != BETA_SCHEDULE) or key == AMPLITUDE
 
 
 def _setting(key: str, value: float) -> str:

@@ -15,9 +15,10 @@ from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention import ATTENTION_BACKENDS, attention_forward
 from modeling_alibi_gpt.attention_augmented import AugmentedAttention
 from modeling_alibi_gpt.attention_banded import BandedAttention
-from modeling_alibi_gpt.attention_context import AttentionContext, ForwardInputs, attention_context
+from modeling_alibi_gpt.attention_context import AttentionContext, attention_context
 from modeling_alibi_gpt.attention_flex import FlexAttention
 from modeling_alibi_gpt.attention_fused import FusedAttention
+from modeling_alibi_gpt.attention_inputs import ForwardInputs
 from modeling_alibi_gpt.position_base import LayerBias
 from modeling_alibi_gpt.position_methods import AlibiPositions
 from tests.gpu.device import DEVICE

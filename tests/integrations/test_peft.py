@@ -15,6 +15,7 @@ from peft import (  # noqa: E402
     get_peft_model,
 )
 
+from modeling_alibi_gpt import AlibiWindowCache  # noqa: E402
 from modeling_alibi_gpt.cache_argument import CACHE_NAME  # noqa: E402
 
 
@@ -81,6 +82,24 @@ def test_slopes_train_beside_lora(make_model, tmp_path) -> None:
     assert torch.equal(logits(loaded), logits(adapted))
     merged = loaded.merge_and_unload()
     assert torch.equal(merged.model.position_method.layer_slopes(0), after)
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@torch.no_grad()
+def test_windows_of_an_adapted_model_are_those_of_the_merged_one(make_model, qk_norm: bool) -> None:
+    config = LoraConfig(task_type=TaskType.CAUSAL_LM, target_modules="all-linear", init_lora_weights=False)
+    adapted = get_peft_model(make_model(qk_norm=qk_norm, attn_implementation="alibi_banded"), config).eval()
+    tokens = draw_tokens(adapted)
+
+    def windows(model) -> list[int]:
+        make = AlibiWindowCache.from_qk_norm if qk_norm else AlibiWindowCache.from_text
+        cache = make(model) if qk_norm else make(model, tokens)
+        return [group.window for layer in cache.layers for group in layer.groups]
+
+    found = windows(adapted)
+    generated = adapted.generate(input_ids=tokens, past_key_values=AlibiWindowCache([[64] * 3] * 2), max_new_tokens=4)
+    assert generated.shape == (2, 24)
+    assert found == windows(adapted.merge_and_unload())
 
 
 @pytest.mark.parametrize("back_end", ["eager", "sdpa"])

@@ -85,6 +85,8 @@ def test_a_comparison_of_methods_is_no_screen() -> None:
     assert is_screen(grid_of(screen_records())) and not is_screen(grid_of(methods()))
     tuned = {"alibi": {}, "tuned": {"alibi_beta": 8.0, "training.learning_rate": 0.004}}
     assert not is_screen(grid_of(comparison(tuned)))
+    schedules = {f"from {start}": {"alibi_beta_schedule": {"start": start, "end": 1}} for start in (32, 16)}
+    assert not is_screen(grid_of(comparison({"alibi": {}, **schedules})))
     with pytest.raises(ValueError, match="got no screen"):
         best_variants(methods())
     again = [record | {"comparison": "again"} for record in screen_records()]

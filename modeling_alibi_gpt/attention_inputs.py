@@ -1,0 +1,123 @@
+# Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
+"""The arguments of a forward call that determine positions and visibility. Exported to the Hub.
+
+Shapes: B batch, H heads, Q queries, K keys, D hidden size.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+from transformers.generation.continuous_batching.cache import PagedAttentionCache
+from transformers.utils import is_tracing
+
+
+class ForwardInputs(NamedTuple):
+    """The arguments as the model received them.
+
+    Attributes:
+        config: Config of the model.
+        inputs_embeds: ``(B, Q, D)``.
+        attention_mask: ``(B, K)``, 1 where a token is visible; or ``(B, 1 or H, Q, K)``; or None.
+        position_ids: ``(B, Q)``, tokens, or None.
+        cache: The cache before this call, or None; under continuous batching, the pages of all requests.
+        may_skip_mask: Whether plain causal attention may omit the mask.
+    """
+
+    config: PreTrainedConfig
+    inputs_embeds: Tensor
+    attention_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    cache: Cache | PagedAttentionCache | None = None
+    may_skip_mask: bool = False
+
+    def simplified(self, kwargs: dict[str, Any]) -> "ForwardInputs":
+        """Inputs with a bool padding mask, or none if it hides nothing, and without an empty cache.
+
+        transformers detects packed documents only without a mask and a cache. Documents given by ``cu_seq_lens_q``
+        alone, as FlashAttention takes them, become positions.
+
+        Args:
+            kwargs: Other keyword arguments of the model.
+
+        Raises:
+            ValueError: The mask is neither a padding mask ``(B, K)`` nor a bool or float ``(B, 1 or H, Q, K)``.
+        """
+        mask, positions, cache = self.attention_mask, self.position_ids, self.cache
+        if mask is not None:
+            _check_mask(mask)
+            mask = mask.bool() if mask.ndim == 2 else mask
+        if _masks_nothing(mask):
+            mask = None
+        if _is_empty(cache, self.inputs_embeds.shape[1]):
+            cache = None
+        starts = kwargs.get("cu_seq_lens_q")
+        if starts is not None and mask is None and positions is None and cache is None:
+            num_rows, q_len, _ = self.inputs_embeds.shape
+            places = places_in_sequences(starts, num_rows * q_len, self.inputs_embeds.device)
+            positions = places.view(num_rows, q_len)
+        return self._replace(attention_mask=mask, position_ids=positions, cache=cache)
+
+    def slots(self) -> tuple[Tensor, Tensor, bool]:
+        """Cache slots ``(Q,)`` and ``(K,)``, and whether the keys are exactly the slots up to the last query's."""
+        q_len, device = self.inputs_embeds.shape[1], self.inputs_embeds.device
+        q_offset, kv_offset = 0, 0
+        kv_len = q_len if self.attention_mask is None else self.attention_mask.shape[-1]
+        if self.cache is not None:
+            q_offset = self.cache.get_query_offset()
+            kv_len, kv_offset = self.cache.get_mask_sizes(q_len, 0)
+        # A static cache updates its counter tensor in place; the addition makes a copy.
+        query_slots = torch.arange(q_len, device=device) + q_offset
+        key_slots = torch.arange(kv_len, device=device) + kv_offset
+        # In a fixed-size cache, or one that dropped its first tokens, the keys do not end with the last query's.
+        is_aligned = isinstance(q_offset, int) and (kv_offset, kv_len) == (0, q_offset + q_len)
+        return query_slots, key_slots, is_aligned
+
+
+def attention_dtype(states: Tensor) -> torch.dtype:
+    """Dtype in which attention computes: that of the states, or under autocast its dtype, unless they are float64.
+
+    Under autocast, norms on a GPU and quantized layers return float32. Masks, caches and augmented keys are made for
+    one dtype.
+    """
+    device_type = states.device.type
+    is_cast = torch.is_autocast_enabled(device_type) and states.dtype != torch.float64
+    return torch.get_autocast_dtype(device_type) if is_cast else states.dtype
+
+
+def places_in_sequences(starts: Tensor, num_tokens: int, device: torch.device) -> Tensor:
+    """Index ``(num_tokens,)`` int64 of each token within its sequence.
+
+    Args:
+        starts: ``(N + 1,)``, first token of each of N consecutive sequences, then the end of the last.
+        num_tokens: Number of tokens.
+        device: Device of the result.
+    """
+    tokens, starts = torch.arange(num_tokens, device=device), starts.to(device, torch.int64)
+    sequence = torch.searchsorted(starts[1:], tokens, right=True).clamp(max=starts.shape[0] - 2)
+    return tokens - starts[sequence]
+
+
+def _check_mask(mask: Any) -> None:
+    is_tensor = isinstance(mask, Tensor)
+    if is_tensor and (mask.ndim == 2 or (mask.ndim == 4 and (mask.dtype == torch.bool or mask.is_floating_point()))):
+        return
+    got = f"{mask.dtype} of shape {tuple(mask.shape)}" if is_tensor else type(mask).__name__
+    raise ValueError(
+        "attention_mask: expected a padding mask (batch, keys), or a bool or additive float mask (batch, 1 or heads, "
+        f"queries, keys), got {got}"
+    )
+
+
+def _masks_nothing(attention_mask: Tensor | None) -> bool:
+    """Whether a padding mask is all ones."""
+    if attention_mask is None or attention_mask.ndim != 2 or is_tracing(attention_mask):
+        return False
+    return bool(attention_mask.all())
+
+
+def _is_empty(cache: Cache | None, q_len: int) -> bool:
+    """Whether a growing cache is still empty."""
+    return cache is not None and not cache.is_compileable and cache.get_mask_sizes(q_len, 0) == (q_len, 0)
