@@ -38,7 +38,8 @@ def losses(file: str) -> dict[tuple[Any, ...], float]:
     return {cell: statistics.fmean(nats) for cell, nats in by_cell.items()}
 
 
-FILES = (MAIN, LARGER, NOVELS, WIKI, LONG, BETAS, BETAS_LATER, SCREEN, BETAS_SMALL, BETAS_LONG)
+SCHEDULED = "beta_schedules_gutenberg_cpu2", "nonoverlapping", "short sweep"  # file, protocol, reference
+FILES = (MAIN, LARGER, NOVELS, WIKI, LONG, BETAS, BETAS_LATER, SCREEN, BETAS_SMALL, BETAS_LONG, SCHEDULED[0])
 ALL = {file: losses(file) for file in FILES}
 
 
@@ -65,6 +66,18 @@ def posthoc(value: str) -> float:
 
 def screened(variant: str, other: str = "alibi 0.002", length: int = 128, file: str = SCREEN) -> float:
     one, two = (nats(file, name, length, protocol="nonoverlapping") for name in (variant, other))
+    return one - two
+
+
+SCHEDULES = (
+    *("beta 1", "learned beta", "steep slopes that learn"),
+    *("annealed 32 to 1", "annealed 32 to 4", "annealed 32 to 1 by half", "annealed 32 to 4 by half"),
+)
+
+
+def scheduled(variant: str, length: int) -> float:
+    """Nats above a constant beta of 16."""
+    one, two = (nats(SCHEDULED[0], name, length, protocol=SCHEDULED[1]) for name in (variant, SCHEDULED[2]))
     return one - two
 
 
@@ -124,16 +137,18 @@ def test_the_best_betas_of_the_budgets() -> None:
     assert f"the best β is {lowest(curve_of(BUDGETS_TOKENS[0]))[0]:.2g} (" in text
 
 
-def gap_of(variant: str, length: int) -> Gap:
-    """The differences from ALiBi in the main table, by seed and block of text."""
+def gap_of(variant: str, length: int, cells: tuple[str, str, str] = (MAIN, "sliding", "alibi")) -> Gap:
+    """The differences from the reference by seed and block of text; ``cells`` are file, protocol and reference."""
+    file, protocol, reference = cells
     rows = {
         (row["variant"], row["seed"]): row["nats_per_token_by_block"]
-        for row in raw(MAIN)
-        if (row["kind"], row.get("protocol"), row.get("length_tokens")) == ("extrapolation", "sliding", length)
+        for row in raw(file)
+        if (row["kind"], row.get("protocol"), row.get("length_tokens")) == ("extrapolation", protocol, length)
     }
     gap = Gap()
     gap.by_block = [
-        [own - other for own, other in zip(rows[variant, seed], rows["alibi", seed], strict=True)] for seed in range(3)
+        [own - other for own, other in zip(rows[variant, seed], rows[reference, seed], strict=True)]
+        for seed in range(3)
     ]
     return gap
 
@@ -252,6 +267,17 @@ EXPECTED: dict[str, list[float]] = {
             for other in ("alibi", "alibi tuned")
         ),
         screened("learned slopes 0.004 x100"),
+    ],
+    "Should β change during training?": [
+        scheduled("annealed 32 to 4 by half", 128),
+        *(
+            number
+            for variant in SCHEDULES
+            for length in (128, 1024)
+            for number in (scheduled(variant, length), half_width(gap_of(variant, length, SCHEDULED)))
+        ),
+        scheduled("annealed 32 to 4 by half", 128) - scheduled("beta 1", 128),
+        *(scheduled(variant, 128) for variant in SCHEDULES[:3]),
     ],
     "Does it use distant text?": [
         *(distant("alibi", 32), distant("alibi", 64), distant("alibi", 32, "replaced")),

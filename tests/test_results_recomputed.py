@@ -48,7 +48,8 @@ def changes(grid: Grid, match: re.Match[str]) -> list[str]:
 
 
 def reference_changes(grid: Grid, match: re.Match[str]) -> list[str]:
-    return [named(PROTOCOLS[protocol], grid.change(match["name"], protocol)) for protocol in PROTOCOLS]
+    read = [protocol for protocol in PROTOCOLS if protocol in {protocol for _, protocol, _ in grid.nats}]
+    return [named(PROTOCOLS[protocol], grid.change(match["name"], protocol)) for protocol in read]
 
 
 def differences(grid: Grid, match: re.Match[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tests.support.recomputation import (
@@ -137,8 +138,9 @@ def claimed_other_betas(grid: Grid, said: str) -> list[str]:
     return expected
 
 
-def claimed_learning(grid: Grid, said: str) -> list[str]:
-    length, (name,) = grid.lengths[0], {record["variant"] for record in grid.of_kind("trained_beta")}
+def claimed_learning(trainable: str, grid: Grid, said: str) -> list[str]:
+    rows = (row for row in grid.of_kind("extrapolation") if row["fields"].get("alibi_trainable") == trainable)
+    length, (name,) = grid.lengths[0], {row["variant"] for row in rows}
     curve, lowest = grid.curve("geometric", grid.main, length), grid.lowest("geometric", grid.main, length)
     learned, best = (
         signed(mean(grid.above((one, grid.main, length), (curve[1.0], grid.main, length)) or []))
@@ -162,7 +164,8 @@ CLAIMS: dict[str, Callable[[Grid, str], list[str]]] = {
     "keeps RoPE": claimed_readings,
     "other than the paper's 1 is better": claimed_betas,
     f"The best {BETA} depends": claimed_betas,
-    "that each layer learns": claimed_learning,
+    "that each layer learns": partial(claimed_learning, "beta"),
+    "that each head learns": partial(claimed_learning, "slopes"),
     "Slopes that differ by head": claimed_slopes,
     "other than its own": claimed_other_betas,
 }

@@ -176,6 +176,13 @@ def test_text_beyond_the_training_length_is_used_only_if_it_helps_windows_that_h
     assert found == expected and measured.endswith(" from 256 to 1,024 tokens")
 
 
+def test_windows_without_overlap_tell_nothing_of_longer_text() -> None:
+    rows = [r for r in methods() if r["kind"] != "comparison" and r.get("protocol") != "sliding"]
+    grid = grid_of(comparison_records(rows, reference="alibi"))
+    assert not any("far longer text" in claim or "stays level" in claim for claim in verdicts(grid))
+    assert any("far longer text" in claim for claim in verdicts(grid_of(methods())))
+
+
 def test_two_seeds_prove_nothing_between_trainings() -> None:
     def of_two_seeds(records: list[dict[str, Any]]) -> Comparison:
         rows = [record for record in records if record["kind"] == "extrapolation" and record["seed"] < 2]
