@@ -73,9 +73,9 @@ def check_slopes(
             raise ValueError(f"custom slopes: expected {num_heads} values, one per head, got {len(custom)}")
         for value in custom:
             _require_positive("every custom slope", value)
-    slopes = [beta * multiplier for multiplier in _multipliers(num_heads, kind, bias_max, custom)]
-    if not (_FLOAT32.tiny <= min(slopes) and max(slopes) <= _FLOAT32.max):
-        raise ValueError(f"slopes from {min(slopes):g} to {max(slopes):g} exceed the range of float32")
+    low, high = _multiplier_ends(num_heads, kind, bias_max, custom)
+    if not (_FLOAT32.tiny <= beta * low and beta * high <= _FLOAT32.max):
+        raise ValueError(f"slopes from {beta * low:g} to {beta * high:g} exceed the range of float32")
 
 
 def alibi_bias(slopes: Tensor, q_len: int, kv_len: int | None = None) -> Tensor:
@@ -187,10 +187,27 @@ def _multipliers(num_heads: int, kind: str, bias_max: float, custom: Sequence[fl
         return [float(value) for value in custom]
     if kind == "uniform":
         return [1.0] * num_heads
-    power = 2 ** math.floor(math.log2(num_heads))
+    power = _power_of_two(num_heads)
     multipliers = [2.0 ** (-bias_max * h / power) for h in range(1, power + 1)]
     extra = [2.0 ** (-bias_max * (2 * h - 1) / (2 * power)) for h in range(1, num_heads - power + 1)]
     return multipliers + extra
+
+
+def _multiplier_ends(
+    num_heads: int, kind: str, bias_max: float, custom: Sequence[float] | None
+) -> tuple[float, float]:
+    """The smallest and the largest ``m_h``, at once, because a config may name more heads than there is memory for."""
+    if custom is not None:
+        return min(custom), max(custom)
+    if kind == "uniform":
+        return 1.0, 1.0
+    power = _power_of_two(num_heads)
+    return 2.0**-bias_max, 2.0 ** (-bias_max / (power if power == num_heads else 2 * power))
+
+
+def _power_of_two(num_heads: int) -> int:
+    """The largest power of two that is at most ``num_heads``."""
+    return int(2 ** math.floor(math.log2(num_heads)))
 
 
 def _distance(q_len: int, kv_len: int | None, device: torch.device) -> Tensor:

@@ -57,6 +57,9 @@ def test_kinds_of_slopes() -> None:
         ({"num_heads": 2, "beta": 1e40}, "slopes from 3.90625e.37 to 6.25e.38 exceed the range of float32"),
         ({"num_heads": 2, "bias_max": 200.0}, "exceed the range of float32"),
         ({"num_heads": 2, "kind": "custom", "custom": [1.0, 1e-39]}, "slopes from 1e-39 to 1 exceed the range"),
+        # 3.9e37, 6.3e38 and, in the head that the larger power of two adds, 2.5e39.
+        ({"num_heads": 3, "beta": 1e40}, "slopes from 3.90625e.37 to 2.5e.39 exceed the range of float32"),
+        ({"num_heads": 1, "beta": 1e42}, "slopes from 3.90625e.39 to 3.90625e.39 exceed the range of float32"),
     ],
 )
 def test_impossible_slopes_are_refused(arguments: dict, message: str) -> None:
