@@ -52,7 +52,12 @@ def alibi_slopes(
         ValueError: An argument is out of range.
     """
     check_slopes(num_heads, beta=beta, kind=kind, bias_max=bias_max, custom=custom)
-    multipliers = _multipliers(num_heads, kind, bias_max, custom)
+    if custom is not None:
+        multipliers = [float(value) for value in custom]
+    elif kind == "uniform":
+        multipliers = [1.0] * num_heads
+    else:
+        multipliers = _geometric_multipliers(num_heads, bias_max)
     return torch.tensor([beta * multiplier for multiplier in multipliers], dtype=torch.float32)
 
 
@@ -181,12 +186,7 @@ def scale_slopes(slopes: Tensor, kind: str, factor: float | Tensor) -> Tensor:
     return slopes / factor**share
 
 
-def _multipliers(num_heads: int, kind: str, bias_max: float, custom: Sequence[float] | None) -> list[float]:
-    """``m_h`` of each head."""
-    if custom is not None:
-        return [float(value) for value in custom]
-    if kind == "uniform":
-        return [1.0] * num_heads
+def _geometric_multipliers(num_heads: int, bias_max: float) -> list[float]:
     power = _power_of_two(num_heads)
     multipliers = [2.0 ** (-bias_max * h / power) for h in range(1, power + 1)]
     extra = [2.0 ** (-bias_max * (2 * h - 1) / (2 * power)) for h in range(1, num_heads - power + 1)]

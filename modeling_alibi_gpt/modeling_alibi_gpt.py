@@ -37,7 +37,7 @@ from .configuration_alibi_gpt import AlibiGPTConfig
 from .position_alibi import missing_weights
 from .position_base import LayerBias, PositionMethod
 from .position_methods import POSITION_METHODS
-from .tensor_parallel import shared_by_ranks
+from .tensor_parallel import AlibiGPTHeadRMSNorm
 from .tied_sharding import TiedSharding
 
 
@@ -81,16 +81,6 @@ def eager_attention_forward(
 
 # transformers 5.23's own function would add the keys to the paged cache again; the layer already does.
 ALL_ATTENTION_FUNCTIONS["paged|eager"] = eager_attention_forward
-
-
-class AlibiGPTHeadRMSNorm(nn.RMSNorm):
-    """RMSNorm over ``head_dim`` with one weight for all heads, shared by all tensor-parallel ranks."""
-
-    head_mesh: Any | None = None
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        weight = shared_by_ranks(self.weight, self.head_mesh)
-        return F.rms_norm(hidden_states, self.normalized_shape, weight, self.eps)
 
 
 class AlibiGPTAttention(nn.Module):

@@ -8,6 +8,7 @@ them. The parallel style passes the mesh to their modules, which select their sh
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.distributed.tensor_parallel import ALL_PARALLEL_STYLES, TensorParallelLayer
 
@@ -50,6 +51,16 @@ def shared_by_ranks(weight: Tensor, head_mesh: Any | None) -> Tensor:
     if head_mesh is None:
         return weight
     return DTensor.from_local(weight, head_mesh, [Replicate()], run_check=False).to_local(grad_placements=[Partial()])
+
+
+class AlibiGPTHeadRMSNorm(nn.RMSNorm):
+    """RMSNorm over ``head_dim`` with one weight for all heads, shared by all tensor-parallel ranks."""
+
+    head_mesh: Any | None = None
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        weight = shared_by_ranks(self.weight, self.head_mesh)
+        return F.rms_norm(hidden_states, self.normalized_shape, weight, self.eps)
 
 
 ALL_PARALLEL_STYLES.register("alibi_gpt_heads", HeadParallel())

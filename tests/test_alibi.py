@@ -67,6 +67,16 @@ def test_impossible_slopes_are_refused(arguments: dict, message: str) -> None:
         alibi_slopes(**arguments)
 
 
+@pytest.mark.parametrize("num_heads", [1, 2, 3, 8, 12])
+def test_the_range_of_slopes_is_that_of_their_ends(num_heads: int) -> None:
+    """A beta just inside float32's range for the steepest or the flattest slope is taken; one just outside is not."""
+    slopes, float32 = alibi_slopes(num_heads).double(), torch.finfo(torch.float32)
+    for edge, outside in ((float32.max / float(slopes.max()), 2.0), (float32.tiny / float(slopes.min()), 0.5)):
+        assert alibi_slopes(num_heads, beta=edge * outside**-0.01).isfinite().all()
+        with pytest.raises(ValueError, match="exceed the range of float32"):
+            alibi_slopes(num_heads, beta=edge * outside**0.01)
+
+
 def test_causal_bias_matrix_of_the_course() -> None:
     """The (H, T, T) matrix with -1e9 above the diagonal, entry by entry."""
     num_heads, length = 2, 3

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM, AlibiWindowCache
-from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTHeadRMSNorm
+from modeling_alibi_gpt.tensor_parallel import AlibiGPTHeadRMSNorm
 from tests.support.exact_cases import BATCHES, Batch, make_model
 from tests.test_modeling_exact import run_long_ways_on_short_texts
 
