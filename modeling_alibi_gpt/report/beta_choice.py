@@ -18,5 +18,7 @@ def describe_choice(trials: Sequence[Record]) -> str:
     taken, choice = chosen
     lowest = next(other for other in trials if other["beta"] == choice.lowest and other["state"] == "COMPLETE")
     has_blocks = taken.get("nats_per_token_by_block") is not None
-    values = {"taken": taken, "lowest": lowest, "level": choice.level, "has_blocks": has_blocks}
+    complete = {other["beta"] for other in trials if other["state"] == "COMPLETE"}
+    values = {"taken": taken, "lowest": lowest, "level": choice.level, "is_lone": len(complete) == 1}
+    values["has_blocks"] = has_blocks
     return " ".join(render_lines("sections.j2", "choice", **values))

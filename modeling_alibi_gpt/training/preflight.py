@@ -22,12 +22,13 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
     Raises:
         ValueError: The model or an argument is invalid, a package is missing, model or batch exceed memory, or a
             position learning rate, beta schedule, milestone or chunked loss would have no effect, or reentrant
-            checkpointing would fail.
+            checkpointing or flex attention on a CPU would fail.
     """
     arguments = build_arguments(config)
     model = model_config(config.model)
     if isinstance(model, AlibiGPTConfig):
         check_back_end(config.model.attn_implementation, "model.")
+        check_gradients(config.model.attn_implementation, arguments.device.type)
     if config.position_learning_rate != 1.0 and not learns_positions(model):
         raise ValueError(
             f"position_learning_rate {config.position_learning_rate:g} would have no effect: the model learns no "
@@ -58,6 +59,15 @@ def check_back_end(name: str | None, where: str) -> None:
         raise ValueError(
             f"{where}attn_implementation 'flash_attention_2' needs the package flash-attn and a supported GPU, "
             "which are not available: use sdpa or flex_attention"
+        )
+
+
+def check_gradients(name: str | None, device_type: str) -> None:
+    """Raise a ValueError if this attention back end has no gradients on such a device, so that no step would pass."""
+    if name == "flex_attention" and device_type == "cpu":
+        raise ValueError(
+            "model.attn_implementation 'flex_attention' has no gradients on a CPU: train with sdpa, eager or "
+            "alibi_banded"
         )
 
 

@@ -149,8 +149,15 @@ def test_words_say_what_cannot_be_told_apart_and_by_what_rule() -> None:
     assert "two standard errors over seeds" in describe_choice([trial(1, 5.8, 5.7), trial(8, 5.6, 5.5)])
     three = describe_choice([trial(1, 5.8, 5.7, 5.9), trial(8, 5.6, 5.5, 5.7)])
     assert "beyond 0.02 nats and half of the 95 % interval over seeds" in three
-    blocks = {"mode": "posthoc", "nats_per_token_by_block": [4.0, 6.0]}
-    alone = describe_choice([trial(1, 5.0, **blocks)])
-    assert alone.endswith("(beyond two standard errors over blocks of the text); \u03b2 1 is chosen.")
-    unknown = describe_choice([trial(1, 5.0, mode="posthoc")])
+    lowest = trial(1, 5.0, mode="posthoc", nats_per_token_by_block=[4.0, 6.0])
+    worse = trial(2, 5.01, mode="posthoc", nats_per_token_by_block=[4.01, 6.01])
+    told_apart = describe_choice([lowest, worse])
+    assert told_apart.endswith("(beyond two standard errors over blocks of the text); \u03b2 1 is chosen.")
+    unknown = describe_choice([trial(1, 5.0, mode="posthoc"), trial(2, 6.0, mode="posthoc")])
     assert "which are unknown and assumed to be 0.002 nats and 15 % of the difference each" in unknown
+
+
+def test_a_lone_beta_is_not_said_to_be_told_apart_from_others() -> None:
+    pruned = trial(2, 5.0) | {"state": "PRUNED", "nats_per_token": None}
+    words = describe_choice([trial(1, 5.0), pruned])
+    assert words.endswith(f"{math.exp(5.0):.2f} at \u03b2 1. No other \u03b2 is complete, so nothing is compared.")

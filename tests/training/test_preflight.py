@@ -1,4 +1,4 @@
-"""What a training refuses by the memory of its logits, and what of it a loss in chunks lifts."""
+"""What a training refuses by its back end or by the memory of its logits, and what of it a loss in chunks lifts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from modeling_alibi_gpt.checkpoints import model_size
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
-from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.preflight import check_experiment, check_gradients
 from modeling_alibi_gpt.training.trainer import train
 
 
@@ -85,3 +85,11 @@ def test_other_biases_train_with_reentrant_checkpoints(
     make_experiment: MakeExperiment, settings: tuple[str, ...]
 ) -> None:
     train(make_experiment(*settings, CHECKPOINTED, REENTRANT % "true", "training.max_steps=1"))
+
+
+def test_flex_attention_is_refused_only_on_a_cpu(make_experiment: MakeExperiment) -> None:
+    on_cpu = make_experiment("model.attn_implementation=flex_attention", "training.use_cpu=true")
+    with pytest.raises(ValueError, match="'flex_attention' has no gradients on a CPU: train with sdpa, eager or"):
+        check_experiment(on_cpu)
+    check_gradients("flex_attention", "cuda")
+    check_gradients("sdpa", "cpu")
