@@ -1,6 +1,7 @@
 """Shared code for measuring a checkpoint on a text: settings, text, metrics and provenance."""
 
 import hashlib
+import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,8 @@ from modeling_alibi_gpt.runtime.run_names import EXPERIMENT_FILE
 
 # Enough blocks for a standard error, each long enough to be nearly independent of its neighbors.
 NUM_BLOCKS = 16
+
+logger = logging.getLogger(__name__)
 
 
 @config_dataclass
@@ -134,6 +137,8 @@ def load_text(
 ) -> EvaluationText:
     """Load and encode the text of a measurement. The main process goes first, so that the others use its cache.
 
+    A warning says how many tokens stand for text that the tokenizer does not know.
+
     Args:
         config: Settings of the measurement.
         tokenizer: Tokenizer of the model.
@@ -145,12 +150,32 @@ def load_text(
     documents = load_text_documents(config, [] if model_dir is None else [model_dir])
     with process_state().main_process_first():
         stream = token_stream(documents, tokenizer, config.max_tokens)
+    _warn_of_unknown(stream.input_ids, tokenizer)
     content = stream.input_ids.numpy().tobytes() + stream.num_bytes.numpy().tobytes()
     return EvaluationText(
         stream=stream,
         data_fingerprint=describe_documents(documents)["fingerprint"],
         stream_fingerprint=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _warn_of_unknown(input_ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Warn of tokens that stand for lost text: a model predicts them easily, whatever the text was.
+
+    Byte-level tokenizers lose nothing; as their unknown token, some name the one that ends a document.
+    """
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown in (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id):
+        return
+    num_unknown = int((input_ids == unknown).sum())
+    if num_unknown and process_state().is_main_process:
+        logger.warning(
+            "%s of %s tokens are %s: text that the tokenizer does not know. Perplexity and bits per byte count them "
+            "as correct text, so do not compare them across tokenizers.",
+            f"{num_unknown:,}",
+            f"{len(input_ids):,}",
+            tokenizer.unk_token,
+        )
 
 
 def load_text_documents(config: MeasurementConfig, model_dirs: Sequence[str] = ()) -> Dataset:
