@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from modeling_alibi_gpt.cache_argument import cache_name
+from modeling_alibi_gpt.checkpoints.load import train_context_length
 from modeling_alibi_gpt.evaluation.windows import Window, plan_windows
 from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state, raise_on_all_ranks
 
@@ -102,7 +103,7 @@ def score_stream(
     def score(batch: list[Window]) -> None:
         _score_batch(model, ids, batch, chunk_tokens, token_nats)
 
-    _share(model, _make_batches(windows, batch_size), score, f"{protocol} {length_tokens}", device)
+    _share(model, _make_batches(windows, batch_size), score, protocol, length_tokens, device)
     # Each token is nonzero in only one process, so the sum is exact.
     token_nats = reduce(token_nats.to(process_state().device), "sum").cpu()
     return WindowScores(length_tokens=length_tokens, windows=windows, token_nats=token_nats.double().numpy())
@@ -146,7 +147,7 @@ def score_tails(
             scored[0, rows, tail] = nn.functional.cross_entropy(logits.mT, expected, reduction="none").cpu()
             scored[1, rows, tail] = (logits.argmax(-1) == expected).float().cpu()
 
-    _share(model, torch.arange(len(ids)).split(batch_size), score, f"{ids.shape[1]} tokens", device)
+    _share(model, torch.arange(len(ids)).split(batch_size), score, "texts", ids.shape[1], device)
     scored = reduce(scored.to(process_state().device), "sum").cpu()
     return scored[0].double().numpy(), scored[1].bool().numpy()
 
@@ -217,6 +218,7 @@ def _share(
     batches: Sequence[Any],
     score: Callable[[Any], None],
     label: str,
+    length_tokens: int,
     device: torch.device | str | None,
 ) -> None:
     """Score the batches of this process.
@@ -230,14 +232,23 @@ def _share(
     failure = None
     try:
         with _scoring(model):
-            for batch in tqdm(mine, desc=label, leave=False, disable=hides_progress()):
+            for batch in tqdm(mine, desc=f"{label} {length_tokens}", leave=False, disable=hides_progress()):
                 score(batch)
     except _MODEL_FAILURES as error:
         # The process cannot continue after an error of the accelerator, unlike after running out of memory.
         if isinstance(error, torch.AcceleratorError):
             raise
-        failure = error
+        failure = _explained(error, model.config, length_tokens)
     raise_on_all_ranks(failure)
+
+
+def _explained(error: Exception, config: PreTrainedConfig, length_tokens: int) -> Exception:
+    """The error of a model whose tables end without a message of their own, as in MPT, with both lengths."""
+    longest = train_context_length(config)
+    if type(error) is not RuntimeError or longest is None or length_tokens <= longest:
+        return error
+    reason = f"the model probably ends at the {longest} tokens in its config, and {length_tokens} were read"
+    return RuntimeError(f"{error}: {reason}")
 
 
 @contextmanager
