@@ -11,7 +11,9 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as training.seed=1; repeatable."),
 ]
-Data = Annotated[str | None, typer.Option(metavar="URI", help="stdlib, text:GLOB, jsonl:GLOB or hub:NAME[:CONFIG].")]
+Data = Annotated[
+    str | None, typer.Option(metavar="URI", help="stdlib, text:GLOB, jsonl:GLOB, parquet:GLOB or hub:NAME[:CONFIG].")
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run the Python code in a checkpoint; read it first.")
 ]

@@ -33,7 +33,7 @@ def recall(
     prompt:passkey asks any language model for a number in a long English text. The same command resumes a measurement
     that was stopped.
 
-    alibi-gpt recall --models runs/bloom-560m --data prompt:passkey --lengths 1024 2048 4096 --set depths=[0,0.5,1]
+    alibi-gpt recall --models runs/bloom-560m --data prompt:passkey --lengths 1024 2048 4096 --set 'depths=[0,0.5,1]'
     """
     from modeling_alibi_gpt.evaluation.recall import RecallConfig, format_recall, run_recall
 

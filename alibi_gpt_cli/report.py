@@ -26,7 +26,7 @@ def report(
 ) -> None:
     """Turn records into a report: one HTML file that opens anywhere, Markdown tables, PNG figures.
 
-    alibi-gpt report --records runs/demo/training.jsonl runs/demo/extrapolation.jsonl --output-dir runs/demo
+    alibi-gpt report --records runs/demo/alibi/training.jsonl runs/demo/extrapolation.jsonl --output-dir runs/demo
     """
     from modeling_alibi_gpt.report.frames import write_csv
     from modeling_alibi_gpt.report.report import ReportConfig, build_report

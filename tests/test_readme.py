@@ -91,6 +91,9 @@ def test_commands_are_ones_that_exist(command: str) -> None:
     words = shlex.split(command)
     if words[:2] == ["pip", "install"]:
         return  # extras have a test of their own
+    if words == ["python", "scripts/download_gutenberg.py"]:
+        assert (ROOT / words[1]).is_file()
+        return  # no command of alibi-gpt
     if words[0] == "make":
         makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
         assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in words[1:])
