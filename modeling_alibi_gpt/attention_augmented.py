@@ -51,11 +51,11 @@ class AugmentedAttention:
     """
 
     def __init__(self, context: AttentionContext, slopes: Tensor) -> None:
-        positions = context.query_positions, context.key_positions
-        if not is_tracing(slopes) and context.segments() is not None:
+        positions, slots = (context.query_positions, context.key_positions), context.slots
+        is_unpadded = slots is not None and slots.visible is None
+        if is_unpadded or (not is_tracing(slopes) and context.segments() is not None):
             # Positions restart in every document; within a segment, slots have the same distances.
-            slots = torch.arange(context.kv_len, device=slopes.device)[None]
-            positions = slots[:, context.kv_len - context.q_len :], slots
+            positions = slots.queries[None], slots.keys[None]
         self.tensors = slopes, *positions
         is_square = context.is_whole and context.q_len == context.kv_len
         self.mask = None if is_square else context.mask()
@@ -70,7 +70,8 @@ class AugmentedAttention:
             # twice and must save the same tensors both times.
             if not self.tensors[0].requires_grad:
                 self._parts[query.device] = parts
-        return _attend_parts(query, key, value, parts, self.mask, scaling, dropout)
+        mask = None if self.mask is None else self.mask.to(query.device)
+        return _attend_parts(query, key, value, parts, mask, scaling, dropout)
 
 
 class _Part(NamedTuple):

@@ -41,7 +41,6 @@ class BandedAttention:
 
     def __init__(self, context: AttentionContext, slopes: Tensor, tolerance: float) -> None:
         self.context, self.slopes, self.tolerance = context, slopes, tolerance
-        self.segments = context.segments()
         self.strips: StripAttention | None = None
         if context.keeps_windows and not context.is_whole:
             context.mask()  # must be built before a layer's update changes the length of the cache
@@ -64,7 +63,7 @@ class BandedAttention:
         if self.context.kv_len < MIN_BLOCKS_TOKENS:
             blocks = visible_blocks(self.context, query.device)
         else:
-            blocks = band_blocks(query, key, slopes, scaling, self.tolerance, self.context.first_keys())
+            blocks = band_blocks(query, key, slopes, scaling, self.tolerance, self.context.first_keys(query.device))
         score_mod = distance_score_mod(slopes, key.shape[2] - query.shape[2])
         return flex(query, key, value, score_mod, blocks, scaling)
 

@@ -203,17 +203,17 @@ class AttentionContext:
             return segments_of_documents(self.slots.documents, self.slots.visible)
         return segments_of_visible_runs(self.slots.visible, self.q_len)
 
-    def first_keys(self) -> Tensor | None:
+    def first_keys(self, device: torch.device | None = None) -> Tensor | None:
         """First key that each query sees, ``(1 or B, Q)`` int64, from segments; None if all see key 0.
 
-        Queries in no segment see their own key.
+        Queries in no segment see their own key. ``device`` is that of the layer; None is that of the positions.
         """
         if self.is_whole:
             return None
         if "first_keys" not in self._made:  # a write per segment, which layers should not repeat
             own_keys = torch.arange(self.kv_len - self.q_len, self.kv_len, device=self.query_positions.device)
             self._made["first_keys"] = first_keys_of(self.segments(), own_keys, self.num_rows)
-        return self._made["first_keys"]
+        return self._made["first_keys"].to(device=device)
 
     def fully_masked_queries(self) -> Tensor | None:
         """``(B, 1, Q, 1)`` bool, True for queries in no segment; None if all are in one."""

@@ -49,23 +49,25 @@ class FlashAttention:
         """Return ``(B, H, Q, d)`` for queries ``(B, H, Q, d)`` and for keys and values ``(B, H_kv, K, d)``."""
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
         options = {"softmax_scale": scaling, "causal": True}
+        slopes = None if self.slopes is None else self.slopes.to(query.device)
         if self.sequences is not None:
-            output = self._attend_sequences(query, key, value, dropout_p=dropout, **options)
+            output = self._attend_sequences(query, key, value, slopes, dropout_p=dropout, **options)
         elif self.context.is_aligned:
-            slopes = self.slopes
             output = self.functions.flash_attn_func(
                 query, key, value, dropout_p=dropout, alibi_slopes=slopes, **options
             )
         else:
             # The slots of a static cache after the last query's are empty.
-            num_keys = (self.context.slots.queries[-1:] + 1).int().expand(query.shape[0])
+            num_keys = (self.context.slots.queries[-1:] + 1).to(query.device, torch.int32).expand(query.shape[0])
             output = self.functions.flash_attn_with_kvcache(
-                query, key, value, cache_seqlens=num_keys.contiguous(), alibi_slopes=self.slopes, **options
+                query, key, value, cache_seqlens=num_keys.contiguous(), alibi_slopes=slopes, **options
             )
         return output.transpose(1, 2)
 
-    def _attend_sequences(self, query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-        sequences = self.sequences
+    def _attend_sequences(
+        self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor | None, **options: Any
+    ) -> Tensor:
+        sequences = self.sequences.to(query.device)
         flat = query.flatten(0, 1)
         packed = self.functions.flash_attn_varlen_func(
             flat[sequences.queries],
@@ -75,7 +77,7 @@ class FlashAttention:
             cu_seqlens_k=sequences.cu_seqlens_k,
             max_seqlen_q=sequences.max_seqlen_q,
             max_seqlen_k=sequences.max_seqlen_k,
-            alibi_slopes=None if self.slopes is None else self.slopes[sequences.rows],
+            alibi_slopes=None if slopes is None else slopes[sequences.rows],
             **options,
         )
         output = torch.zeros_like(flat).index_copy(0, sequences.queries, packed).view_as(query)
@@ -103,6 +105,9 @@ class Sequences(NamedTuple):
     max_seqlen_q: int
     max_seqlen_k: int
     rows: Tensor
+
+    def to(self, device: torch.device) -> "Sequences":
+        return Sequences(*(part.to(device) if isinstance(part, Tensor) else part for part in self))
 
     @classmethod
     def from_segments(cls, context: AttentionContext) -> "Sequences":

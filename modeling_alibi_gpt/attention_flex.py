@@ -174,7 +174,7 @@ def slope_score_mod(slopes: Tensor, query_positions: Tensor, key_positions: Tens
 def visible_blocks(context: AttentionContext, device: torch.device) -> BlockMask:
     """Visibility as a block mask, equivalent to the dense mask."""
     if context.segments() is not None:
-        return run_blocks(context.q_len, context.kv_len, device, context.first_keys())
+        return run_blocks(context.q_len, context.kv_len, device, context.first_keys(device))
     make = create_block_mask
     if device.type != "cpu" and not torch.compiler.is_compiling():
         make = _compiled_create_block_mask()

@@ -1,5 +1,5 @@
 # Copyright 2026 The AlibiGPT authors. Licensed under the Apache License, Version 2.0.
-"""Attention with mask and bias folded into one tensor, for short texts on a CPU. Exported to the Hub.
+"""Attention with mask and bias folded into one tensor, for short texts and biases without strips. Exported to the Hub.
 
 The mask is built once for all layers. It hides keys whose bias makes their weight negligible, because their
 exponentials would be subnormal numbers, which some processors compute a hundred times slower. This assumes a bound on

@@ -64,8 +64,9 @@ class StripAttention:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Return ``(B, H, Q, d)`` for queries ``(B, H, Q, d)`` and for keys and values ``(B, H, K, d)``."""
-        tiles, toeplitz = self.whole or (None, None)
-        if self.whole is None:
+        if self.whole is not None:
+            tiles, toeplitz = self.whole
+        else:
             tiles = banded_tiles(query, key, self.bias, self.segments, scaling)
             toeplitz = ToeplitzBias(self.biases, tiles)
         output = attend_tiles(query, key, value, toeplitz, tiles, scaling, dropout)

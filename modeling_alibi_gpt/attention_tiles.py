@@ -80,33 +80,6 @@ class Tile(NamedTuple):
             shared += part[:, :, start : start + self.num_queries]
 
 
-def strip_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    slopes: Tensor,
-    tiles: Sequence[Tile],
-    scaling: float,
-    dropout: float = 0.0,
-) -> Tensor:
-    """ALiBi attention over the keys that the tiles read.
-
-    Args:
-        query: ``(B, H, Q, d)``.
-        key: ``(B, H, K, d)``, like ``value``.
-        value: ``(B, H, K, d)``.
-        slopes: ``(H,)``, nats per token.
-        tiles: Which queries read which keys. Each query is in at most one tile per head.
-        scaling: Factor of ``q . k``.
-        dropout: Dropout probability.
-
-    Returns:
-        ``(B, H, Q, d)``; 0 for queries in no tile.
-    """
-    toeplitz = ToeplitzBias(linear_biases(slopes, key.shape[2], query.dtype), tiles)
-    return attend_tiles(query, key, value, toeplitz, tiles, scaling, dropout)
-
-
 def attend_tiles(
     query: Tensor,
     key: Tensor,
@@ -116,7 +89,20 @@ def attend_tiles(
     scaling: float,
     dropout: float,
 ) -> Tensor:
-    """:func:`strip_attention` with precomputed biases."""
+    """Attention with a bias of distance over the keys that the tiles read.
+
+    Args:
+        query: ``(B, H, Q, d)``.
+        key: ``(B, H, K, d)``, like ``value``.
+        value: ``(B, H, K, d)``.
+        toeplitz: The bias, made for these tiles.
+        tiles: Which queries read which keys. Each query is in at most one tile per head.
+        scaling: Factor of ``q . k``.
+        dropout: Dropout probability.
+
+    Returns:
+        ``(B, H, Q, d)``; 0 for queries in no tile.
+    """
     has_flash = query.device.type == "cpu" and dropout == 0.0 and not toeplitz.values.requires_grad
     if has_flash and not torch.compiler.is_compiling():
         return _FlashTiles.apply(query, key, value, toeplitz, tiles, scaling)
@@ -127,7 +113,7 @@ def attend_tiles(
             tile.keys_of(key),
             tile.keys_of(value),
             # Kernels of other devices require an aligned bias of the query dtype.
-            attn_mask=toeplitz.bias(tile).to(query.dtype).contiguous(),
+            attn_mask=toeplitz.bias(tile).to(query).contiguous(),
             dropout_p=dropout,
             scale=scaling,
         )
@@ -139,7 +125,7 @@ def attend_to_self(output: Tensor, value: Tensor, fully_masked_queries: Tensor |
     """Set the output ``(B, H, Q, d)`` of padding queries, which see no key, to their own value, as elsewhere."""
     if fully_masked_queries is None:
         return output
-    return torch.where(fully_masked_queries, value[:, :, -output.shape[2] :], output)
+    return torch.where(fully_masked_queries.to(output.device), value[:, :, -output.shape[2] :], output)
 
 
 def linear_biases(slopes: Tensor, num_distances: int, dtype: torch.dtype) -> Tensor:

@@ -249,7 +249,9 @@ def measured_margins(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     def measure(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         query, key, _ = module.project(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
         key = key.repeat_interleave(module.num_key_value_groups, dim=1)
-        margins.append(score_margins(query, key, slopes[module.layer_idx], module.scaling))
+        of_layer = slopes[module.layer_idx]
+        found = score_margins(query, key, of_layer.to(query.device), module.scaling)
+        margins.append(found.to(of_layer.device))  # layers may be on several devices
 
     hooks = [layer.register_forward_pre_hook(measure, with_kwargs=True) for layer in layers]
     try:

@@ -19,7 +19,6 @@ from modeling_alibi_gpt.attention_bounds import exact_tolerance
 from modeling_alibi_gpt.attention_context import AttentionContext
 from modeling_alibi_gpt.attention_segments import Segment
 from modeling_alibi_gpt.attention_strips import whole_tiles
-from modeling_alibi_gpt.attention_tiles import strip_attention
 from tests.support.attention_cases import (
     ADVERSARIES,
     HEAD_DIM,
@@ -34,6 +33,7 @@ from tests.support.attention_cases import (
     reference,
     whole,
 )
+from tests.support.strips import strip_attention
 
 
 LENGTHS = (1, 2, 63, 65, 200)

@@ -15,7 +15,6 @@ from modeling_alibi_gpt.attention_bounds import exact_tolerance
 from modeling_alibi_gpt.attention_folded import FoldedAttention, hide_far
 from modeling_alibi_gpt.attention_segments import Segment
 from modeling_alibi_gpt.attention_strips import StripAttention
-from modeling_alibi_gpt.attention_tiles import strip_attention
 from tests.support.attention_cases import (
     ADVERSARIES,
     SCALING,
@@ -29,6 +28,7 @@ from tests.support.attention_cases import (
     whole,
 )
 from tests.support.exact_cases import make_model
+from tests.support.strips import strip_attention
 
 
 EXACT = exact_tolerance(torch.float32)

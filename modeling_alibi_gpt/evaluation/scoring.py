@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate.utils import reduce
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 
@@ -77,8 +78,9 @@ def score_stream(
 ) -> WindowScores:
     """Score every token of a stream except the first exactly once.
 
-    Batches of windows are distributed over the processes of ``accelerate launch``. Every process returns the same
-    scores, which do not depend on the number of processes.
+    Batches of windows are distributed over the processes of ``accelerate launch``, unless the model itself is: then
+    every process scores all of them. Every process returns the same scores, which do not depend on the number of
+    processes.
 
     Args:
         model: A causal language model; it sees only the current window.
@@ -104,8 +106,7 @@ def score_stream(
         _score_batch(model, ids, batch, chunk_tokens, token_nats)
 
     _share(model, _make_batches(windows, batch_size), score, protocol, length_tokens, device)
-    # Each token is nonzero in only one process, so the sum is exact.
-    token_nats = reduce(token_nats.to(process_state().device), "sum").cpu()
+    token_nats = _gathered(model, token_nats)
     return WindowScores(length_tokens=length_tokens, windows=windows, token_nats=token_nats.double().numpy())
 
 
@@ -148,7 +149,7 @@ def score_tails(
             scored[1, rows, tail] = (logits.argmax(-1) == expected).float().cpu()
 
     _share(model, torch.arange(len(ids)).split(batch_size), score, "texts", ids.shape[1], device)
-    scored = reduce(scored.to(process_state().device), "sum").cpu()
+    scored = _gathered(model, scored)
     return scored[0].double().numpy(), scored[1].bool().numpy()
 
 
@@ -221,13 +222,14 @@ def _share(
     length_tokens: int,
     device: torch.device | str | None,
 ) -> None:
-    """Score the batches of this process.
+    """Score the batches of this process: its share, or all batches of a model that is sharded.
 
     Raises:
         ValueError: The model fails in some process; raised in all, with the message of the first.
     """
     state = process_state()
-    mine = batches[state.process_index :: state.num_processes]
+    # A call of a sharded model waits for all processes, which therefore make the same calls.
+    mine = batches if _is_sharded(model) else batches[state.process_index :: state.num_processes]
     model = model if device is None else model.to(device)
     failure = None
     try:
@@ -240,6 +242,16 @@ def _share(
             raise
         failure = _explained(error, model.config, length_tokens)
     raise_on_all_ranks(failure)
+
+
+def _gathered(model: PreTrainedModel, scores: Tensor) -> Tensor:
+    """The scores of all processes on the CPU. Each is nonzero in only one process, so their sum is exact."""
+    return scores if _is_sharded(model) else reduce(scores.to(process_state().device), "sum").cpu()
+
+
+def _is_sharded(model: PreTrainedModel) -> bool:
+    """Whether each process holds a part of the weights: FSDP2 and tensor parallelism, or ZeRO-3 of DeepSpeed."""
+    return any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in model.parameters())
 
 
 def _explained(error: Exception, config: PreTrainedConfig, length_tokens: int) -> Exception:

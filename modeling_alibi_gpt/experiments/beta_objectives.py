@@ -1,6 +1,5 @@
 """Objectives of a sweep: the validation loss after training with a beta, or of a checkpoint with its beta replaced."""
 
-import copy
 import dataclasses
 import logging
 import shutil
@@ -25,11 +24,17 @@ from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.measurement import block_nats, load_text, measurement_provenance, perplexity_figures
 from modeling_alibi_gpt.evaluation.scoring import score_stream
 from modeling_alibi_gpt.experiments.best_model import copy_model
-from modeling_alibi_gpt.experiments.runner import is_trained, settings_without_places, shared_experiment, train_once
+from modeling_alibi_gpt.experiments.runner import (
+    is_trained,
+    load_experiment,
+    settings_without_places,
+    shared_experiment,
+    train_once,
+)
 from modeling_alibi_gpt.experiments.study import GridTrial
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
 from modeling_alibi_gpt.runtime.atomic import atomic_directory
-from modeling_alibi_gpt.runtime.config import build_config, load_config
+from modeling_alibi_gpt.runtime.config import build_config
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.records import provenance
@@ -39,7 +44,6 @@ from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
 from modeling_alibi_gpt.training.prepared_data import prepare_data
 from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE, save_model_folder
-from modeling_alibi_gpt.training.trainer import RECORD_FILE
 
 
 BETA = "alibi_beta"
@@ -83,7 +87,7 @@ class RetrainObjective:
 
     def __init__(self, sweep: SweepConfig) -> None:
         self.sweep = sweep
-        self.experiment = _load_experiment(sweep)
+        self.experiment = _with_own_model(load_experiment(sweep.experiment, sweep.experiment_overrides))
         trial = self._experiment(Path("unused"), sweep.seeds[0], beta=1.0)
         if (method := getattr(model_config(trial.model), "position_method", None)) != "alibi":
             raise ValueError(f"a sweep of beta needs position_method alibi, but the experiment has {method!r}")
@@ -137,10 +141,10 @@ class RetrainObjective:
         )
 
     def save_best_model(self, beta: float, folder: Path) -> bool:
-        source = Path(self._trial(beta, self.sweep.seeds[0]).training["output_dir"])
-        if not (source / RECORD_FILE).exists():
+        trial = self._trial(beta, self.sweep.seeds[0])
+        if not is_trained(trial):
             return False
-        copy_model(source, folder)
+        copy_model(Path(trial.training["output_dir"]), folder)
         return True
 
     def _settings(self) -> dict[str, Any]:
@@ -270,12 +274,8 @@ class _PruningCallback(TrainerCallback):
             raise optuna.TrialPruned
 
 
-def _load_experiment(sweep: SweepConfig) -> ExperimentConfig:
-    """The experiment of a sweep. The model config is inlined, so that later changes to its file have no effect."""
-    path, values = sweep.experiment, {}
-    if isinstance(path, dict):
-        path, values = None, copy.deepcopy(path)
-    experiment = load_config(ExperimentConfig, path, sweep.experiment_overrides, **values)
+def _with_own_model(experiment: ExperimentConfig) -> ExperimentConfig:
+    """The experiment with the contents of its model config, so that later changes to that file have no effect."""
     if not isinstance(experiment.model.config, str):
         return experiment
     model = dataclasses.replace(experiment.model, config=read_mapping(experiment.model.config))

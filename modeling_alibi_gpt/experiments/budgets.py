@@ -15,9 +15,8 @@ from typing import Any
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from modeling_alibi_gpt.experiments.runner import train_once
+from modeling_alibi_gpt.experiments.runner import is_trained, train_once
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
-from modeling_alibi_gpt.training.run_folder import RECORD_FILE
 
 
 TRUNKS_DIR = "trunks"
@@ -43,6 +42,7 @@ def check_continuable(experiment: ExperimentConfig, arguments: TrainingArguments
     """
     for key, is_set in (
         ("alibi_beta_schedule", experiment.alibi_beta_schedule is not None),
+        ("early_stopping", experiment.early_stopping is not None),
         ("milestones", experiment.milestones is not None),
         ("training.load_best_model_at_end", arguments.load_best_model_at_end),
     ):
@@ -104,7 +104,7 @@ def train_from_trunk(experiment: ExperimentConfig, trunk: Sequence[ExperimentCon
     A finished budget needs no trunk. Without a trunk, the experiment is trained from its first step.
     """
     start = None
-    if not (Path(experiment.training["output_dir"]) / RECORD_FILE).exists():
+    if not is_trained(experiment):
         for segment in trunk:
             train_once(segment, start=start)
             folder = Path(segment.training["output_dir"])

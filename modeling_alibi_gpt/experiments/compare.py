@@ -21,12 +21,11 @@ from modeling_alibi_gpt.experiments.budgets import remove_trunks, train_from_tru
 from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
 from modeling_alibi_gpt.experiments.comparison_runs import ROWS_FILE, Run, make_run
 from modeling_alibi_gpt.experiments.paired import comparison_records
-from modeling_alibi_gpt.experiments.runner import Job, is_trained, run_jobs, shared_experiment
-from modeling_alibi_gpt.runtime.config import load_config
+from modeling_alibi_gpt.experiments.runner import Job, is_trained, load_experiment, run_jobs, shared_experiment
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.records import provenance, read_records, write_records
-from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
+from modeling_alibi_gpt.training.experiment import DataSection
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.prepared_data import named_tokenizer, prepare_data, training_documents
 from modeling_alibi_gpt.training.run_folder import RECORD_FILE
@@ -61,14 +60,16 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
         [(place, run) for place, run in enumerate(runs, 1) if run.budget_steps == budget_steps]
         for budget_steps in config.budgets_steps or [None]
     ]
-    output_dir, records = Path(config.output_dir), []
+    output_dir, records, predictions = Path(config.output_dir), [], []
     for number, placed in enumerate(budgets):
         run_jobs([_job(run, f"{place}/{len(runs)}") for place, run in placed])
         records += _records(config, [run for _, run in placed])
         with FileLock(output_dir / ".results.lock"):  # workers may finish at the same time
             following = [run for _, run in budgets[number + 1]] if number + 1 < len(budgets) else []
-            predictions = _predictions(config, records, following)
-            write_records(output_dir / "comparison.jsonl", [*records, *predictions])
+            # Where the next budget was read, another worker has written these records, and perhaps later ones.
+            if not any((run.output_dir / ROWS_FILE).exists() for run in following):
+                predictions = _predictions(config, records, following)
+                write_records(output_dir / "comparison.jsonl", [*records, *predictions])
     if config.budgets_steps is not None:
         remove_trunks(output_dir, [run.experiment for run in runs])
     return [*records, *predictions]
@@ -100,20 +101,16 @@ def _records(config: ComparisonConfig, runs: Sequence[Run]) -> list[dict[str, An
 def _predictions(
     config: ComparisonConfig, records: Sequence[dict[str, Any]], following: Sequence[Run]
 ) -> list[dict[str, Any]]:
-    """The predictions so far, and one for the next budget unless its evaluation has begun."""
+    """The predictions so far, and one for the next budget."""
     if config.budgets_steps is None:
         return []
     budget_tokens = following[0].budget_tokens if following else None
-    is_read = any((run.output_dir / ROWS_FILE).exists() for run in following)
-    return known_predictions(Path(config.output_dir), records, None if is_read else budget_tokens)
+    return known_predictions(Path(config.output_dir), records, budget_tokens)
 
 
 def _runs(config: ComparisonConfig) -> list[Run]:
     """All runs of a comparison. Building them checks models and evaluations before the first run starts."""
-    if isinstance(config.experiment, str):
-        base = load_config(ExperimentConfig, config.experiment, config.experiment_overrides)
-    else:
-        base = load_config(ExperimentConfig, None, config.experiment_overrides, **config.experiment)
+    base = load_experiment(config.experiment, config.experiment_overrides)
     return [
         make_run(config, base, variant, seed, budget_steps)
         for budget_steps in config.budgets_steps or [None]

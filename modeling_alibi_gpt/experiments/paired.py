@@ -45,7 +45,8 @@ def _comparison_record(
     error = next((row["error"] for row in rows.values() if row["error"]), None)
     seeds = sorted(rows)
     nats = [] if error else [rows[seed]["nats_per_token"] for seed in seeds]
-    differences = [] if error else [rows[seed]["nats_per_token"] - beside[seed]["nats_per_token"] for seed in seeds]
+    has_differences = not error and not any(row["error"] for row in beside.values())
+    differences = [rows[s]["nats_per_token"] - beside[s]["nats_per_token"] for s in seeds] if has_differences else []
     blocks = [rows[seed].get("nats_per_token_by_block") for seed in seeds]
     return {
         "kind": "comparison",

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from transformers import TrainerCallback
 
 from modeling_alibi_gpt.checkpoints.load import checkpoint_fingerprint
-from modeling_alibi_gpt.runtime.config import build_config, with_defaults
+from modeling_alibi_gpt.runtime.config import build_config, load_config, with_defaults
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.run_names import EXPERIMENT_FILE
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
@@ -91,6 +91,16 @@ def _eta(seconds: Sequence[float], num_left: int) -> str:
     return f", ETA {left} for the {num_left} left"
 
 
+def load_experiment(source: str | dict[str, Any], overrides: Sequence[str]) -> ExperimentConfig:
+    """The experiment of a file or of its contents, with overrides such as ``training.max_steps=100``.
+
+    Raises:
+        ValueError: As in ``load_config``.
+    """
+    path, values = (None, source) if isinstance(source, dict) else (source, {})
+    return load_config(ExperimentConfig, path, overrides, **values)
+
+
 def is_trained(experiment: ExperimentConfig) -> bool:
     """Whether the training of an experiment has finished."""
     return (Path(experiment.training["output_dir"]) / RECORD_FILE).exists()
@@ -136,6 +146,7 @@ def shared_experiment(experiment: ExperimentConfig, trainings_dir: str | None, t
     section = experiment.model
     if section.checkpoint is None:
         fields = model_config(section).to_diff_dict()
+        fields.pop("transformers_version", None)  # an upgrade does not train anew
         section = ModelSection(config=fields, attn_implementation=section.attn_implementation)
     experiment = dataclasses.replace(experiment, name="training", model=section)
     content = {"experiment": settings_without_places(experiment), "text": text}

@@ -1,5 +1,6 @@
 """Loads YAML or JSON settings into frozen dataclasses validated by pydantic. Unknown keys are errors."""
 
+import copy
 import dataclasses
 import difflib
 import json
@@ -80,7 +81,8 @@ def load_config(config_class: type[Config], path: str | None, overrides: Sequenc
             cannot be imported.
     """
     values = {} if path is None else read_mapping(path)
-    values |= {key: value for key, value in named.items() if value is not None}
+    # Assignments change nested values, which belong to the caller.
+    values |= {key: copy.deepcopy(value) for key, value in named.items() if value is not None}
     for assignment in overrides:
         _assign(values, assignment)
     config = build_config(config_class, values)

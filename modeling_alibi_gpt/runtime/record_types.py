@@ -199,8 +199,10 @@ class Comparison(Windows):
 
     @model_validator(mode="after")
     def _one_number_a_seed(self) -> Self:
-        for field in ("nats_per_token_by_seed", "difference_nats_by_seed") if self.error is None else ():
-            require_length(field, getattr(self, field), len(self.seeds))
+        if self.error is None:
+            require_length("nats_per_token_by_seed", self.nats_per_token_by_seed, len(self.seeds))
+        if self.difference_nats is not None:  # null where the reference failed
+            require_length("difference_nats_by_seed", self.difference_nats_by_seed, len(self.seeds))
         return self
 
 

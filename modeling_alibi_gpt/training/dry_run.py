@@ -172,7 +172,7 @@ def _activation_bytes(trainer: Trainer, model: nn.Module) -> int:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    batch = next(iter(trainer.get_train_dataloader()))
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))  # of a stream, it is on the CPU
     model.train()
     with saved_tensors_hooks(note, lambda tensor: tensor), trainer.compute_loss_context_manager():
         loss = trainer.compute_loss(model, batch)  # keeps storages alive, so that no address is reused

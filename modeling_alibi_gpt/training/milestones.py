@@ -1,6 +1,5 @@
 """Measure perplexity at milestones during training, at the training length and beyond."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ class MilestoneCallback(TrainerCallback):
         self.config, self.milestones, self.stream = config, config.milestones, stream
         seed = config.training.get("seed", TrainingArguments.seed)
         self.provenance = provenance(seed=seed, data_fingerprint=data_fingerprint)
-        self.steps = set(self.milestones.steps) - _measured_steps(config)
+        self.measured = _measured_cells(config)
         for length in self.milestones.lengths_tokens:
             if len(stream.input_ids) <= length:
                 raise ValueError(
@@ -56,10 +55,12 @@ class MilestoneCallback(TrainerCallback):
         self._measure(args, state, kwargs["model"])
 
     def _measure(self, args: TrainingArguments, state: TrainerState, model: PreTrainedModel) -> None:
-        if state.global_step not in self.steps:
+        if state.global_step not in self.milestones.steps:
             return
         for protocol in PROTOCOLS:
             for length in self.milestones.lengths_tokens:
+                if (state.global_step, protocol, length) in self.measured:
+                    continue
                 record = self._record(model, state, protocol, length)
                 if process_state().is_main_process:
                     append_record(Path(args.output_dir) / MILESTONES_FILE, record)
@@ -85,11 +86,8 @@ class MilestoneCallback(TrainerCallback):
         }
 
 
-def _measured_steps(config: ExperimentConfig) -> set[int]:
-    """Steps with all of their records; a step that was interrupted is measured again."""
+def _measured_cells(config: ExperimentConfig) -> set[tuple[int, str, int]]:
+    """Step, protocol and length of the records that an interrupted run has left."""
     path = Path(config.training["output_dir"]) / MILESTONES_FILE
-    num_rows = Counter(record["step"] for record in read_records(path)) if path.exists() else Counter()
-    assert config.milestones is not None
-    return {
-        step for step, count in num_rows.items() if count >= len(PROTOCOLS) * len(config.milestones.lengths_tokens)
-    }
+    rows = read_records(path) if path.exists() else []
+    return {(row["step"], row["protocol"], row["length_tokens"]) for row in rows}

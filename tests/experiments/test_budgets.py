@@ -216,7 +216,23 @@ def test_a_budget_that_was_read_is_not_predicted(
     assert asked == [640, 1280, None]
     asked.clear()
     run_comparison(config)
-    assert asked == [None, None, None]
+    assert asked == [None]
+
+
+def test_a_worker_that_is_late_keeps_the_records_of_later_budgets(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = ComparisonConfig(**{**settings, "variants": {"beta 1": {}}})
+    records = run_comparison(config)
+    written, write = [], compare.write_records
+
+    def note(path: Path, found: list[Any]) -> None:
+        written.append(found)
+        write(path, found)
+
+    monkeypatch.setattr(compare, "write_records", note)
+    assert [record["kind"] for record in run_comparison(config)] == [record["kind"] for record in records]
+    assert [len(found) for found in written] == [len(records)]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +247,10 @@ def test_a_budget_that_was_read_is_not_predicted(
         ({"experiment_overrides": ["precision=auto"]}, "a comparison needs one precision for all its trainings"),
         ({"experiment_overrides": ["alibi_beta_schedule={start: 2, end: 1}"]}, "alibi_beta_schedule cannot be used"),
         ({"experiment_overrides": ["milestones={steps: [1], lengths_tokens: [8]}"]}, "milestones cannot be used"),
+        (
+            {"experiment_overrides": ["early_stopping={patience_evaluations: 1}", "training.eval_strategy=steps"]},
+            "early_stopping cannot be used",
+        ),
         ({"experiment_overrides": ["training.save_strategy=no"]}, "need training.save_strategy"),
         (
             {"variants": {"beta 1": {"training.max_steps": 3}}},

@@ -13,6 +13,7 @@ from modeling_alibi_gpt.experiments import compare as comparison
 from modeling_alibi_gpt.experiments import runner
 from modeling_alibi_gpt.experiments.compare import ComparisonConfig, _runs, run_comparison
 from modeling_alibi_gpt.experiments.paired import comparison_records
+from modeling_alibi_gpt.experiments.runner import load_experiment
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.records import check_record, read_records
 from modeling_alibi_gpt.training.experiment import BetaSchedule, ExperimentConfig
@@ -285,6 +286,17 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert alibi["difference_nats_by_seed"] == [0.0, 0.0] and alibi["nats_per_token"] == 3.25
     assert rope["difference_nats_by_seed"] == [0.25, -0.25] and rope["difference_nats"] == 0.0
     assert rope["difference_nats_sd"] == statistics.stdev([0.25, -0.25]) and rope["nats_per_token_sd"] == 0.0
+    failed = [row | {"nats_per_token": None, "error": "too long"} if row["seed"] else row for row in rows[:2]]
+    alibi, rope = comparison_records([*failed, *rows[2:]], reference="alibi")
+    assert alibi["error"] == "too long" and rope["error"] is None and rope["nats_per_token"] == 3.25
+    assert rope["difference_nats_by_seed"] == [] and rope["difference_nats"] is None
+    check_record(rope)
+
+
+def test_overrides_do_not_change_the_experiment_of_the_caller(settings: dict[str, Any]) -> None:
+    experiment = settings["experiment"]
+    assert load_experiment(experiment, ["training.max_steps=7"]).training["max_steps"] == 7
+    assert experiment["training"]["max_steps"] == 2
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "comparison").glob("*.yaml")), ids=lambda path: path.stem)

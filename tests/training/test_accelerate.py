@@ -108,6 +108,19 @@ def test_two_processes_train_what_one_does(experiment_file: Path, one: Path, nam
     assert is_sharded == (name in SHARDED) != (run / "checkpoint-10" / "model.safetensors").exists()
 
 
+def test_a_sharded_model_is_measured_in_any_number_of_batches(experiment_file: Path) -> None:
+    """All processes of a sharded model make the same calls, even if the batches cannot be divided among them."""
+    settings = ["data.max_validation_tokens=289", "training.max_steps=1"]
+    processes = start("fsdp2.yaml", 2, experiment_file, *settings)
+    run = experiment_file.parent / "one"
+    processes.append(start_training(experiment_file, *SETTINGS, *settings, f"training.output_dir={run}"))
+    assert [exit_code(process) for process in processes] == [0, 0, 0]
+    of_two, of_one = (read_records(each / "training.jsonl")[0] for each in (experiment_file.parent / "run", run))
+    assert of_two["validation_nats_per_token"] == pytest.approx(
+        of_one["validation_nats_per_token"], rel=LOSS_TOLERANCE
+    )
+
+
 @pytest.mark.parametrize("tied", ["true", "false"])
 def test_a_sharded_head_is_used_in_chunks(experiment_file: Path, tied: str) -> None:
     settings = ["loss_chunk_tokens=50", f"model.config.tie_word_embeddings={tied}"]
