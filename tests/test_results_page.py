@@ -97,20 +97,21 @@ def distant(name: str, kept: int, reading: str = "cut") -> float:
 
 
 BUDGETS, BUDGETS_TOKENS = "beta_budget_gutenberg_cpu2", (512_000, 1_024_000, 2_048_000, 4_096_000, 8_192_000)
+WIDE = "beta_budget_gutenberg_256_cpu2"
 
 
-def curve_of(budget_tokens: int) -> dict[float, float]:
+def curve_of(budget_tokens: int, file: str = BUDGETS) -> dict[float, float]:
     """Nats per token by beta, the mean over two seeds."""
     found: dict[float, list[float]] = {}
-    for row in raw(BUDGETS):
+    for row in raw(file):
         if row["kind"] == "extrapolation" and row["budget_tokens"] == budget_tokens:
             found.setdefault(float(row["fields"].get("alibi_beta", 1.0)), []).append(row["nats_per_token"])
     assert len(found) == 8 and {len(each) for each in found.values()} == {2}
     return {value: statistics.fmean(found[value]) for value in sorted(found)}
 
 
-def gain(budget_tokens: int) -> float:
-    curve = curve_of(budget_tokens)
+def gain(budget_tokens: int, file: str = BUDGETS) -> float:
+    curve = curve_of(budget_tokens, file)
     return curve[1.0] - lowest(curve)[1]
 
 
@@ -119,22 +120,27 @@ def half_above_one(budget_tokens: int) -> float:
     return curve[0.5] - curve[1.0]
 
 
-def predicted_gain() -> float:
-    """Of the largest budget, by a power law through the others."""
-    logs = [[math.log(value) for value in each] for each in (BUDGETS_TOKENS[:-1], map(gain, BUDGETS_TOKENS[:-1]))]
-    slope, height = straight_line(*logs)
-    return math.exp(height + slope * math.log(BUDGETS_TOKENS[-1]))
-
-
-def predicted_ends() -> list[float]:
-    """As recorded before the budget was evaluated."""
-    (told,) = (r for r in raw(BUDGETS) if r["kind"] == "prediction" and r["budget_tokens"] == BUDGETS_TOKENS[-1])
-    return list(told["worth_ends_nats"])
+def predicted(budget_tokens: int, file: str = BUDGETS) -> list[float]:
+    """The gain by a power law through all smaller budgets, and its ends as recorded before the budget was read."""
+    smaller = [each for each in BUDGETS_TOKENS if each < budget_tokens]
+    gains = [gain(each, file) for each in smaller]
+    slope, height = straight_line([math.log(each) for each in smaller], [math.log(each) for each in gains])
+    (told,) = (r for r in raw(file) if r["kind"] == "prediction" and r["budget_tokens"] == budget_tokens)
+    return [math.exp(height + slope * math.log(budget_tokens)), *told["worth_ends_nats"]]
 
 
 def test_the_best_betas_of_the_budgets() -> None:
     text = " ".join(SECTIONS["Which β should I train with?"].split())
-    assert f"the best β is {lowest(curve_of(BUDGETS_TOKENS[0]))[0]:.2g} (" in text
+    first, *others, last = (f"{lowest(curve_of(each, WIDE))[0]:.2g}" for each in BUDGETS_TOKENS[:-1])
+    assert f"after half a million tokens is {first} (" in text
+    assert re.search(rf", at {others[0]} \([^)]*\), {others[1]} \([^)]*\) and {last} \(", text)
+    assert f"the best β after half a million tokens is {lowest(curve_of(BUDGETS_TOKENS[0]))[0]:.2g} (" in text
+
+
+def test_the_prediction_for_the_larger_models_held() -> None:
+    low, high = predicted(4_096_000, WIDE)[1:]
+    assert low < gain(4_096_000, WIDE) < high
+    assert not any(row.get("budget_tokens") == 8_192_000 for row in raw(WIDE) if row["kind"] == "extrapolation")
 
 
 def gap_of(variant: str, length: int, cells: tuple[str, str, str] = (MAIN, "sliding", "alibi")) -> Gap:
@@ -247,8 +253,10 @@ EXPECTED: dict[str, list[float]] = {
         *(number for name, setting in TABLE for number in cells(name, setting)),
     ],
     "Which β should I train with?": [
+        *(gain(budget_tokens, WIDE) for budget_tokens in BUDGETS_TOKENS[:-1]),
+        *(*predicted(4_096_000, WIDE), *predicted(8_192_000, WIDE)),
         *(gain(budget_tokens) for budget_tokens in BUDGETS_TOKENS),
-        *(predicted_gain(), *predicted_ends(), half_above_one(BUDGETS_TOKENS[0]), half_above_one(BUDGETS_TOKENS[-1])),
+        *(*predicted(8_192_000), half_above_one(BUDGETS_TOKENS[0]), half_above_one(BUDGETS_TOKENS[-1])),
         *(beta("32", "1"), beta("16", "1", BETAS_LATER)),
         *(screened("beta 8", "beta 1", file=BETAS_SMALL), main_above("alibi tuned", 128)),
         *(above(LARGER, "alibi tuned", 512), screened("alibi 8", "alibi", 512, BETAS_LONG)),
@@ -412,7 +420,12 @@ def test_what_the_page_on_beta_says_of_five_tokens_for_each_parameter() -> None:
     assert f"β 8 gains {of_eight:.2f} nats over β 1 in models of 4.2 million" in text
     (first, early), (last, late) = (lowest(curve_of(size))[:1] + (gain(size),) for size in BUDGETS_TOKENS[::4])
     assert f"the best β is {first:.2g} after half a million tokens, worth {early:.2f} nats" in " ".join(text.split())
-    assert f"{last:.2g} after eight million, worth {late:.2f} (two seeds" in " ".join(text.split())
+    assert f"{last:.2g} after eight million, worth {late:.2f};" in " ".join(text.split())
+    (first, early), (last, late) = (
+        lowest(curve_of(size, WIDE))[:1] + (gain(size, WIDE),) for size in BUDGETS_TOKENS[:4:3]
+    )
+    assert f"best at β {first:.2g} after half a million tokens, worth {early:.2f} nats" in " ".join(text.split())
+    assert f"{last:.2g} after four million, worth {late:.2f}." in " ".join(text.split())
     over_one, over_eight = (
         f"{-main_above('alibi, learned beta', 128, other):.2f}" for other in ("alibi", "alibi tuned")
     )

@@ -2,6 +2,8 @@
 
 import math
 
+import pytest
+
 from tests.support.recomputation import BETA, lines_of
 from tests.support.recomputed_budgets import TITLE, best_and_worth, digits, losses, straight_line
 from tests.support.recomputed_context import TITLES, check_context_finding
@@ -14,10 +16,12 @@ def test_the_findings_of_context() -> None:
         check_context_finding(line)
 
 
-def test_the_finding_of_the_budgets() -> None:
-    (line,) = (line for line in lines_of(TITLE) if line.startswith("- "))
-    sizes = [512_000, 1_024_000, 2_048_000, 4_096_000, 8_192_000]
-    found = [best_and_worth(losses("beta by budget on Gutenberg, width 128", size)) for size in sizes]
+@pytest.mark.parametrize(("width", "num_budgets"), [(128, 5), (256, 4)])
+def test_the_finding_of_the_budgets(width: int, num_budgets: int) -> None:
+    name = f"beta by budget on Gutenberg, width {width}"
+    (line,) = (line for line in lines_of(TITLE) if line.startswith(f"- {name} "))
+    sizes = [512_000 * 2**number for number in range(num_budgets)]
+    found = [best_and_worth(losses(name, size)) for size in sizes]
     (first_beta, first_worth), (last_beta, last_worth) = found[0], found[-1]
     assert f"the best {BETA} is {digits(first_beta)} after {sizes[0]:,} tokens and {digits(last_beta)} after" in line
     assert f"tuning is worth {first_worth:.3f} nats, then {last_worth:.3f}." in line

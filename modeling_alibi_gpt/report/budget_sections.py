@@ -18,7 +18,7 @@ from modeling_alibi_gpt.report.drawing import (
     as_drawing,
     draw_lines,
     log2_axis,
-    name_lines,
+    name_below,
 )
 from modeling_alibi_gpt.report.formats import BETA, MISSING_CELL, format_count, format_ratio, with_minus
 from modeling_alibi_gpt.report.frames import pick, rows_of
@@ -28,6 +28,7 @@ from modeling_alibi_gpt.runtime.records import Record
 
 
 BESIDE = 1.06  # a prediction is drawn to the right of the value that was found
+APART = 1.14  # and one series to the right of another
 
 
 @dataclass(frozen=True)
@@ -120,17 +121,18 @@ def budget_figure(series: Sequence[Series]) -> Figure:
     figure = Figure(figsize=(WIDTH_INCHES, 6.0))
     above, below = figure.subplots(2, sharex=True)
     tokens = [t for one in series for t in [*(budget.tokens for budget in one.budgets), *one.predictions]]
-    colours = [ALIBI_COLOUR, *VARIANT_COLOURS]
+    colours, labels = [ALIBI_COLOUR, *VARIANT_COLOURS], _labels(series)
     predicted = {"beta": ("beta", "beta_ends"), "worth": ("worth_nats", "worth_ends_nats")}
     for axes, (name, (value, ends)) in zip((above, below), predicted.items(), strict=True):
         lines = []
-        for colour, one in zip(colours, series, strict=False):
-            told = [(t * BESIDE, Estimate(row[value], row[ends])) for t, row in one.predictions.items()]
+        for number, (colour, one) in enumerate(zip(colours, series, strict=False)):
+            shift = APART**number
+            told = [(t * shift * BESIDE, Estimate(row[value], row[ends])) for t, row in one.predictions.items()]
             _bars(axes, told, color=colour, marker="D", markersize=7, mfc="white", zorder=3)
-            found = [(budget.tokens, getattr(best, name)) for budget, best in one]
+            found = [(budget.tokens * shift, getattr(best, name)) for budget, best in one]
             _bars(axes, found, color=colour, marker="o", markersize=5)
             xs, ys = [tokens / 1e6 for tokens, _ in found], [each.value for _, each in found]
-            lines.append(Line(one.name, colour, xs, ys))
+            lines.append(Line(labels[number], colour, xs, ys))
         log2_axis(axes, [each / 1e6 for each in tokens], lambda tick: f"{tick:g}")
         if name == "worth":
             axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
@@ -139,8 +141,14 @@ def budget_figure(series: Sequence[Series]) -> Figure:
     _beta_ticks(above)
     below.set(xlabel="million tokens of training (log scale)", ylabel=f"nats gained over {BETA} = 1")
     if len(series) > 1:
-        name_lines(below, lines)
+        name_below(below, lines)  # predictions stand where curves end
     return figure
+
+
+def _labels(series: Sequence[Series]) -> list[str]:
+    """The sizes of the models, or names where these do not differ."""
+    sizes = [f"{one.num_parameters / 1e6:.1f} M parameters" for one in series]
+    return sizes if len({*sizes}) == len(sizes) else [one.name for one in series]
 
 
 def _bars(axes: Axes, points: Sequence[tuple[float, Estimate]], **style: Any) -> None:

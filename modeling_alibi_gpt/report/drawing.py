@@ -239,12 +239,12 @@ def name_lines(axes: Axes, lines: Sequence[Line]) -> None:
     Call this after everything is drawn, including axes that share a scale, because label positions are not updated.
     """
     if len(lines) > MAX_DIRECT_LABELS or any(len(line.name) > MAX_LABEL_CHARS for line in lines):
-        _name_below(axes, lines)
+        name_below(axes, lines)
     else:
         _name_ends(axes, lines)
 
 
-def _name_below(axes: Axes, lines: Sequence[Line]) -> None:
+def name_below(axes: Axes, lines: Sequence[Line]) -> None:
     """A legend below the axes, in a figure that grows to make space."""
     names = [textwrap.fill(line.name, 60) for line in lines]
     num_columns = 2 if max(map(len, names)) <= MAX_LABEL_CHARS else 1

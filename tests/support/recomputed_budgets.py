@@ -114,7 +114,7 @@ def straight_line(xs: list[float], ys: list[float]) -> tuple[float, float]:
 
 def check_predictions(body: list[list[str]]) -> None:
     """A prediction is a power law through all smaller budgets, and older than any record of its own budget."""
-    for series, budget, beta, _, nats, _, when in body:
+    for series, budget, beta, beta_found, nats, worth_found, when in body:
         (told,) = (
             r for r in of_kind("prediction") if (r["comparison"], r["budget_tokens"]) == (series, tokens(budget))
         )
@@ -124,10 +124,10 @@ def check_predictions(body: list[list[str]]) -> None:
         for printed, column, places in ((beta, 0, digits), (nats, 1, "{:.3f}".format)):
             slope, height = straight_line(xs, [math.log(each[column]) for each in found])
             assert printed.startswith(places(math.exp(height + slope * math.log(tokens(budget)))) + " (")
+        assert when.startswith(told["provenance"]["time_utc"])
         later = [row["provenance"]["time_utc"] for row in of_budget(series, tokens(budget))]
-        assert (
-            later and told["provenance"]["time_utc"] < min(later) and when.startswith(told["provenance"]["time_utc"])
-        )
+        assert (beta_found == worth_found == "–") == (not later), "a dash where the budget was not evaluated"
+        assert all(told["provenance"]["time_utc"] < each for each in later)
 
 
 def of_budget(series: str, budget_tokens: int) -> list[Record]:
