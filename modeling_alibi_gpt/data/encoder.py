@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 _WORD = re.compile(f"[{_SPACE}]*[^{_SPACE}]+|[{_SPACE}]+")
 MAX_WORDS = 2**19  # about 100 MB
+MAX_WORD_CHARACTERS = 32  # longer ones seldom repeat: text without spaces, such as Chinese, is one word up to its end
 
 
 class Encoder:
@@ -49,7 +50,11 @@ class Encoder:
             new = list(dict.fromkeys(words))
         for word, encoding in zip(new, self.backend.encode_batch_fast(new, add_special_tokens=False), strict=True):
             known[word] = encoding.ids
-        return np.fromiter(chain.from_iterable(map(known.__getitem__, words)), dtype=np.int32)
+        ids = np.fromiter(chain.from_iterable(map(known.__getitem__, words)), dtype=np.int32)
+        for word in new:
+            if len(word) > MAX_WORD_CHARACTERS:
+                del known[word]
+        return ids
 
 
 def encodes_words_alone(backend: dict) -> bool:

@@ -85,7 +85,7 @@ def read_text_files(
         if bytes_left <= 0:
             return
         document = None
-        if max_bytes is not None and not (whole_documents and split != "all"):
+        if max_bytes is not None and (split == "all" or (split == "train" and not whole_documents)):
             document = _head(path, name, split, validation_fraction, bytes_left)
         document = document or _document(path, name, split, validation_fraction, whole_documents)
         if document is not None:

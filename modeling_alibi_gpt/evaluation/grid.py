@@ -43,7 +43,7 @@ class GridConfig(ReadingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_each_once("models", self.models)
-        if self.names is not None and len(set(self.names)) != len(self.models):
+        if self.names is not None and not len(set(self.names)) == len(self.names) == len(self.models):
             raise ValueError(f"names must be unique, one for each of the {len(self.models)} models, got {self.names}")
 
     @property

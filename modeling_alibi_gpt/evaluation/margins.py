@@ -17,6 +17,7 @@ from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, load_te
 from modeling_alibi_gpt.position_base import PositionMethod
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
+from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import Record, append_record, check_appendable, check_record
 
 
@@ -49,12 +50,13 @@ def measure_margins(config: MarginsConfig) -> Record:
     _check_slopes(model_config)
     text = load_text(config, load_model_tokenizer(config.model))
     text.check_length(config.length_tokens)
+    state = process_state()
     model = load_causal_lm(
         config.model, model_config, dtype=config.dtype, attn_implementation=config.attn_implementation
-    )
-    input_ids = torch.as_tensor(text.stream.input_ids[: config.length_tokens])[None].long()
-    margins = measured_margins(model, input_ids)
-    slopes = torch.stack(slopes_of_layers(model))
+    ).to(state.device)
+    input_ids = torch.as_tensor(text.stream.input_ids[: config.length_tokens])[None].long().to(state.device)
+    margins = measured_margins(model, input_ids).cpu()
+    slopes = torch.stack(slopes_of_layers(model)).cpu()
     tolerance = model.config.alibi_tolerance
     windows = [alibi_windows(*layer, tolerance) for layer in zip(slopes, margins, strict=True)]
     record = {
@@ -68,7 +70,7 @@ def measure_margins(config: MarginsConfig) -> Record:
         "provenance": measurement_provenance(config, text, checkpoint_fingerprint(config.model)),
     }
     check_record(record)
-    if config.output is not None:
+    if config.output is not None and state.is_main_process:
         append_record(config.output, record)
     return record
 

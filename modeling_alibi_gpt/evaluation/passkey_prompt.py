@@ -69,10 +69,12 @@ def _filler(tokenizer: PreTrainedTokenizerBase, num_tokens: int, depth: float) -
     """Filler before and after the passkey, ``num_tokens`` in total."""
     sentences = [_encode(tokenizer, sentence) for sentence in FILLER]
     whole: list[list[int]] = []
+    num_encoded = 0
     for sentence in cycle(sentences):
-        if sum(map(len, whole)) >= num_tokens:
+        if num_encoded >= num_tokens:
             break
         whole.append(sentence)
+        num_encoded += len(sentence)
     ends = [0, *(end for end in accumulate(map(len, whole)) if end <= num_tokens)]
     num_after = min(ends, key=lambda end: abs(end - (1 - depth) * num_tokens))
     stream = [token for sentence in whole for token in sentence]

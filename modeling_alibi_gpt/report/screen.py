@@ -1,6 +1,7 @@
 """A screen: a comparison of every method at several settings, from which the best setting of each is chosen."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,8 +43,8 @@ class Screened:
         """The best settings that are the smallest or largest tried, in words; a value beyond them may be better."""
         words = []
         for key, value in self.best:
-            tried = {dict(settings)[key] for settings in self.nats}
-            if len(tried) > 1 and value in (min(tried), max(tried)):
+            tried = {other for settings in self.nats for name, other in settings if name == key and _is_number(other)}
+            if _is_number(value) and len(tried) > 1 and value in (min(tried), max(tried)):
                 words.append(f"{_setting(key, value)} is the {'smallest' if value == min(tried) else 'largest'}")
         return words
 
@@ -105,17 +106,22 @@ def best_variants(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
 
 
 def _screen_table(methods: list[Screened]) -> Table:
-    every = sorted({settings for method in methods for settings in method.nats})
+    every = sorted({settings for method in methods for settings in method.nats}, key=_order)
     rows = []
     for method in methods:
         cells = [format_nats(method.nats.get(s)) + (" *" if s == method.best else "") for s in every]
         rows.append([method.name, *cells, "; ".join(method.at_the_edge) or MISSING_CELL])
-    header = [", ".join(_setting(*setting) for setting in settings) for settings in every]
+    header = [", ".join(_setting(*setting) for setting in settings) or "as is" for settings in every]
     return Table(["nats per token", *header, "at an edge"], rows)
 
 
 def _settings(fields: dict[str, Any]) -> Settings:
     return tuple((key, fields[key]) for key in sorted(fields, key=_place) if _is_screened(key))
+
+
+def _order(settings: Settings) -> list[tuple[str, float, str]]:
+    """Sort key of values that may be numbers or words."""
+    return [(name, value if _is_number(value) else math.inf, str(value)) for name, value in settings]
 
 
 def _place(key: str) -> tuple[int, str]:
@@ -128,8 +134,12 @@ def _is_screened(key: str) -> bool:
     return (is_setting(key) and key != BETA_SCHEDULE) or key == AMPLITUDE
 
 
-def _setting(key: str, value: float) -> str:
-    return f"{SETTING_NAMES.get(key, f'{key} ')}{value:g}"
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _setting(key: str, value: Any) -> str:
+    return f"{SETTING_NAMES.get(key, f'{key} ')}{f'{value:g}' if _is_number(value) else value}"
 
 
 def _method_key(row: Record) -> str:

@@ -160,7 +160,7 @@ def provenance(*, seed: int | None = None, data_fingerprint: str | None = None) 
     commit = _git_commit()
     return {
         "git_commit": commit,
-        "git_dirty": commit and COMMIT_VARIABLE not in os.environ and _is_dirty(),
+        "git_dirty": None if commit is None else not os.environ.get(COMMIT_VARIABLE) and _is_dirty(),
         "time_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES},
         "hardware": _hardware(),
@@ -218,8 +218,8 @@ def _git_commit() -> str | None:
 
     ``ALIBI_GPT_COMMIT`` names the commit if the sources were copied to a machine without the repository.
     """
-    if COMMIT_VARIABLE in os.environ:
-        return os.environ[COMMIT_VARIABLE]
+    if named := os.environ.get(COMMIT_VARIABLE):
+        return named
     if _git("ls-files", "--error-unmatch", _SOURCE_FILE.name) is None:
         return None
     return _git("rev-parse", "HEAD")

@@ -365,6 +365,13 @@ def test_stream_bytes_are_those_of_each_token(trained):
     assert sum(stream.num_bytes.tolist()) == len("the dog \u4e16 \U0001f600!".encode())
 
 
+def test_long_words_are_encoded_and_not_kept(trained):
+    encoder, words = Encoder(trained), ["the", "x" * 33, "dog", "\u4e16" * 200]
+    text = " ".join(words * 2)
+    assert encoder.ids([text])[0].tolist() == trained(text, add_special_tokens=False).input_ids
+    assert {word.strip() for word in encoder._ids_of_word} == {"the", "dog"}
+
+
 def test_stream_stops_one_token_after_what_is_to_predict(trained, tmp_path):
     documents = write_documents(tmp_path / "a")
     whole = token_stream(documents, trained)

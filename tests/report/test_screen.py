@@ -94,6 +94,19 @@ def test_a_comparison_of_methods_is_no_screen() -> None:
         best_variants([*screen_records(), *again])
 
 
+def test_settings_may_be_words_or_missing(tmp_path: Path) -> None:
+    records = comparison(
+        {"a": {}, "b": {"training.learning_rate": 0.003}, "c": {"training.lr_scheduler_type": "linear"}}
+    )
+    for record in records:
+        if record["kind"] == "comparison":
+            record["nats_per_token"] = {"a": 4.3, "b": 4.1, "c": 4.2}[record["variant"]]
+    build_report(records, tmp_path, title="Screen", html=False)
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "| as is | 0.003 | training.lr_scheduler_type linear |" in page
+    assert "| alibi | 4.3000 | 4.1000 \\* | 4.2000 |" in page
+
+
 def test_a_page_of_a_screen_has_its_tables_and_no_verdicts(tmp_path: Path) -> None:
     build_report(screen_records(), tmp_path, title="Screen", claims=True, html=False)
     page = (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -248,3 +248,11 @@ def test_copied_sources_say_which_commit_they_are(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("ALIBI_GPT_COMMIT", "1" * 40)
     found = provenance()
     assert (found["git_commit"], found["git_dirty"]) == ("1" * 40, False)
+
+
+def test_an_empty_commit_of_copied_sources_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after ``export ALIBI_GPT_COMMIT=$(git rev-parse HEAD)`` where there is no repository."""
+    expected = provenance()
+    monkeypatch.setenv("ALIBI_GPT_COMMIT", "")
+    found = provenance()
+    assert [found[key] for key in ("git_commit", "git_dirty")] == [expected["git_commit"], expected["git_dirty"]]
