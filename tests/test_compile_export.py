@@ -59,17 +59,18 @@ def test_one_graph_for_every_length(counter, back_end: str, padded: bool) -> Non
     assert counts == [counts[0]] * len(batches)
 
 
-@pytest.mark.parametrize("start", [0, 100, 4096])
+@pytest.mark.parametrize("start", [100, 4096])
 def test_documents_that_start_late_keep_the_bias_of_the_others_in_a_graph(counter, start: int) -> None:
     """The rest of a long document, packed before a whole one, in a 16-bit model."""
     positions = torch.cat([torch.arange(start, start + 24), torch.arange(24)])[None]
-    batch = {"input_ids": _tokens(1, 48), "position_ids": positions, "use_cache": False}
-    exact, model = _model(attn_implementation="eager"), _model().to(torch.bfloat16)
+    from_zero = torch.cat([torch.arange(24), torch.arange(24)])[None]
+    model = torch.compile(_model().to(torch.bfloat16), backend=counter)
     with torch.no_grad():
-        expected = exact(**batch).logits
-        plain = (model(**batch).logits - expected).abs().max()
-        compiled = (torch.compile(model, backend=counter)(**batch).logits - expected).abs().max()
-    assert compiled <= 1.5 * plain
+        late, expected = (
+            model(input_ids=_tokens(1, 48), position_ids=places, use_cache=False).logits
+            for places in (positions, from_zero)
+        )
+    assert torch.equal(late, expected), "distances are the same"
 
 
 @pytest.mark.parametrize("padded", [False, True])
