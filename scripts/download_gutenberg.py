@@ -1,8 +1,8 @@
 """Download the novels of the experiments: ``python scripts/download_gutenberg.py`` fills data/gutenberg.
 
 The 25 books (44 MB of text) are in the public domain in the USA. They come from the copies of Project Gutenberg's
-files on GitHub, at fixed commits, without Project Gutenberg's header, license and list of producers. Every text is compared
-by its SHA-256 with the one that the experiments read; gutenberg.csv beside this file lists all sources and sums.
+files on GitHub, at fixed commits, without Project Gutenberg's header, license and list of producers. Every text is
+compared by its SHA-256 with the one that the experiments read; gutenberg.csv beside this file lists all sources.
 """
 
 import argparse
