@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 
-# Far more than any settings need, yet parsed within a second.
+# Far more than any settings need, yet parsed within seconds.
 MAX_YAML_BYTES = 2**16
 MAX_JSON_BYTES = 2**24
 MAX_DEPTH = 32
