@@ -14,7 +14,7 @@ from modeling_alibi_gpt.data.stdlib_corpus import stdlib_documents
 from modeling_alibi_gpt.data.text_files import read_text_files, text_paths
 
 
-__all__ = ["SOURCES", "SPLITS", "check_split", "describe_documents", "is_of_files", "load_documents"]
+__all__ = ["SOURCES", "SPLITS", "check_split", "describe_documents", "is_of_files", "is_share_of_train", "load_documents"]
 
 SPLITS = ("train", "validation", "test", "all")
 SOURCES = "stdlib, text:GLOB, jsonl:GLOB, parquet:GLOB or hub:NAME[:CONFIG][@REVISION]"
@@ -76,6 +76,17 @@ def load_documents(
 def is_of_files(source: str) -> bool:
     """Whether a source is a set of local files, which define no splits."""
     return source.startswith(("text:", "jsonl:", "parquet:"))
+
+
+def is_share_of_train(source: str, documents: Dataset) -> bool:
+    """Whether documents of the split ``validation`` were held out of the text for training.
+
+    Args:
+        source: The source, which may define a validation split of its own.
+        documents: What ``load_documents`` read for the split ``validation``.
+    """
+    kind, _, location = source.partition(":")
+    return is_of_files(source) or (kind == "hub" and not documents[0]["name"].startswith(f"{location}/validation/"))
 
 
 def check_split(source: str, split: str) -> None:

@@ -16,7 +16,13 @@ from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.attention import ALL_ATTENTION_FUNCTIONS
 from modeling_alibi_gpt.checkpoints.load import COMPUTE_DTYPES
-from modeling_alibi_gpt.data.corpora import check_split, describe_documents, is_of_files, load_documents
+from modeling_alibi_gpt.data.corpora import (
+    check_split,
+    describe_documents,
+    is_of_files,
+    is_share_of_train,
+    load_documents,
+)
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.runtime.config import Count, config_dataclass
@@ -106,17 +112,20 @@ class EvaluationText:
             )
 
 
-def check_held_out(config: MeasurementConfig, trained: Mapping[str, Any], model: str) -> None:
-    """Raise a ValueError if the validation share of files contains text that a model was trained on.
+def check_held_out(config: MeasurementConfig, documents: Dataset, trained: Mapping[str, Any], model: str) -> None:
+    """Raise a ValueError if the share held out for validation contains text that a model was trained on.
 
     Args:
         config: Settings of the measurement.
+        documents: The documents that it reads.
         trained: ``data`` settings of the training.
         model: The model, for the message.
     """
     source = trained.get("source")
     sources = [part.get("source") for part in source] if isinstance(source, list) else [source]
-    if config.text_split != "validation" or config.source not in sources or not is_of_files(config.source):
+    if config.text_split != "validation" or config.source not in sources:
+        return
+    if not is_share_of_train(config.source, documents):
         return
     fraction, unit = trained.get("validation_fraction", 0.1), trained.get("validation_unit")
     is_tail = [each != "document" for each in (unit, config.validation_unit)]
@@ -189,18 +198,19 @@ def load_text_documents(config: MeasurementConfig, model_dirs: Sequence[str] = (
         ValueError: The source or split does not exist or contains no text, or a model was trained on part of it
             although it should be held out.
     """
-    for model_dir in model_dirs:
-        if (path := Path(model_dir, EXPERIMENT_FILE)).is_file():
-            trained = read_mapping(path).get("data")
-            check_held_out(config, trained if isinstance(trained, dict) else {}, model_dir)
     with process_state().main_process_first():
-        return load_documents(
+        documents = load_documents(
             config.source,
             config.text_split,
             validation_fraction=config.validation_fraction,
             validation_unit=config.validation_unit,
             text_column=config.text_column,
         )
+    for model_dir in model_dirs:
+        if (path := Path(model_dir, EXPERIMENT_FILE)).is_file():
+            trained = read_mapping(path).get("data")
+            check_held_out(config, documents, trained if isinstance(trained, dict) else {}, model_dir)
+    return documents
 
 
 def perplexity_figures(scores: WindowScores, num_bytes: Tensor | np.ndarray) -> dict[str, float | int]:

@@ -133,8 +133,8 @@ def _check_texts(run: Run) -> str:
         data = prepare_data(run.experiment)
         check_questions(evaluation, data.tokenizer, lengths)
         return data.fingerprint
-    check_held_out(evaluation, dataclasses.asdict(run.experiment.data), run.variant)
-    load_text_documents(evaluation)
+    documents = load_text_documents(evaluation)
+    check_held_out(evaluation, documents, dataclasses.asdict(run.experiment.data), run.variant)
     data = prepare_data(run.experiment)
     text = load_text(evaluation, data.tokenizer)
     for length in lengths:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from alibi_gpt_cli.main import main
 from modeling_alibi_gpt.data.corpora import describe_documents, load_documents
@@ -13,6 +14,9 @@ from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, check_h
 
 
 SOURCE = "text:books/*.txt"
+
+
+DOCUMENTS = Dataset.from_dict({"name": ["books/1.txt"], "text": ["A text."]})
 
 
 def config(**settings: Any) -> MeasurementConfig:
@@ -35,7 +39,7 @@ def config(**settings: Any) -> MeasurementConfig:
 )
 def test_a_share_that_was_trained_on_is_refused(trained: dict[str, Any], settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="split validation of text:books/.* contains text that .* was trained on"):
-        check_held_out(config(**settings), {"source": SOURCE, **trained}, "runs/x")
+        check_held_out(config(**settings), DOCUMENTS, {"source": SOURCE, **trained}, "runs/x")
 
 
 @pytest.mark.parametrize(
@@ -54,7 +58,7 @@ def test_a_share_that_was_trained_on_is_refused(trained: dict[str, Any], setting
     ],
 )
 def test_what_was_held_out_or_chosen_is_measured(trained: dict[str, Any], settings: dict[str, Any]) -> None:
-    check_held_out(config(**settings), {"source": SOURCE, **trained}, "runs/x")
+    check_held_out(config(**settings), DOCUMENTS, {"source": SOURCE, **trained}, "runs/x")
 
 
 def test_whole_documents_that_were_held_out_can_be_measured(tmp_path: Path) -> None:
@@ -65,6 +69,32 @@ def test_whole_documents_that_were_held_out_can_be_measured(tmp_path: Path) -> N
     held_out = load_documents(source, "validation", validation_unit="document", validation_fraction=0.3)
     assert describe_documents(found) == describe_documents(held_out)
     assert 0 < len(set(found["name"])) < 12
+
+
+@pytest.mark.parametrize(
+    ("trained", "message"),
+    [
+        ({}, "held out validation_fraction 0.1 "),
+        ({"validation_source": "stdlib"}, "held out nothing"),
+        ({"validation_fraction": 0.6}, None),
+    ],
+)
+def test_a_dataset_without_a_validation_split_is_checked(
+    trained: dict[str, Any], message: str | None, tmp_path: Path
+) -> None:
+    rows = [json.dumps({"text": f"text number {number}"}) for number in range(40)]
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    source = f"hub:{tmp_path}"
+    settings = config(source=source, validation_fraction=0.5)
+    documents = load_text_documents(settings)
+    if message is None:
+        check_held_out(settings, documents, {"source": source, **trained}, "runs/x")
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_held_out(settings, documents, {"source": source, **trained}, "runs/x")
+    (tmp_path / "validation.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    check_held_out(settings, load_text_documents(settings), {"source": source, **trained}, "runs/x")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "extrapolate", "context", "sweep"])
