@@ -14,7 +14,15 @@ from modeling_alibi_gpt.data.stdlib_corpus import stdlib_documents
 from modeling_alibi_gpt.data.text_files import read_text_files, text_paths
 
 
-__all__ = ["SOURCES", "SPLITS", "check_split", "describe_documents", "is_of_files", "is_share_of_train", "load_documents"]
+__all__ = [
+    "SOURCES",
+    "SPLITS",
+    "check_split",
+    "describe_documents",
+    "is_of_files",
+    "is_share_of_train",
+    "load_documents",
+]
 
 SPLITS = ("train", "validation", "test", "all")
 SOURCES = "stdlib, text:GLOB, jsonl:GLOB, parquet:GLOB or hub:NAME[:CONFIG][@REVISION]"

@@ -94,17 +94,17 @@ def last_occurrence_figure(records: Records) -> Figure:
     """The value of context beyond the training length, by the distance to a token's last occurrence.
 
     Shows nats per token with the context cut to the training length minus those with the whole context, one line per
-    model. A point covers the distances up to the next point.
+    model. A point covers the distances up to the next point. At least one model must have been read in both ways.
     """
     frame = alibi_first(frame_of(records))
     methods = dict(zip(frame["name"], frame["position_method"], strict=True))
     curves = []
-    for name, readings in last_occurrences(frame).items():
+    for name, readings in last_occurrences(frame):
         if len(readings) == 2:
             whole, cut = readings.values()
             losses = zip(cut["edges_tokens"], cut["nats_per_token"], whole["nats_per_token"], strict=False)
             points = [(edge, one - other) for edge, one, other in losses if None not in (one, other)]
-            xs, ys = zip(*points, strict=True)
+            xs, ys = [edge for edge, _ in points], [nats for _, nats in points]
             curves.append((name, methods[name], xs, ys))
     figure, axes = new_axes()
     lines = method_lines(curves)

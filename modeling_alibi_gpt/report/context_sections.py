@@ -7,12 +7,12 @@ from modeling_alibi_gpt.report.context_tables import (
     READINGS,
     context_difference,
     context_table,
-    is_baseline,
-    last_occurrence_table,
+    last_occurrence_tables,
+    last_occurrences,
     recall_table,
     with_share,
 )
-from modeling_alibi_gpt.report.frames import alibi_first, distinct_names, merged_seeds, pick, rows_of
+from modeling_alibi_gpt.report.frames import alibi_first, distinct_names, pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, file_stem, make_section
 from modeling_alibi_gpt.runtime.records import Record
 
@@ -22,17 +22,18 @@ TEMPLATE = "context.j2"
 
 
 def recall_sections(by_kind: Frames) -> list[Section]:
-    """One section per comparison and task."""
+    """One section per comparison and task. If several records share a cell, the last one counts."""
     frame = by_kind["recall"]
     by_comparison = frame.groupby("comparison", sort=False)
     frame = pd.concat([group if name else distinct_names(group) for name, group in by_comparison])
+    frame = frame.drop_duplicates(["comparison", "name", "model", "source", "length_tokens", "depth"], keep="last")
     groups = frame.groupby(["comparison", "source"], sort=False)
     return [_recall_section(comparison, source, group, by_kind) for (comparison, source), group in groups]
 
 
 def context_sections(by_kind: Frames) -> list[Section]:
     """How much loss rises when distant text is replaced or cut off, and for which tokens."""
-    frame = merged_seeds(distinct_names(by_kind["context"]))
+    frame = distinct_names(by_kind["context"], merge_seeds=True)
     keys = ["context_tokens", "scored_tokens", "num_windows"]
     return [section for _, group in frame.groupby(keys, sort=False) for section in _context_sections(group)]
 
@@ -94,9 +95,9 @@ def _context_sections(frame: pd.DataFrame) -> list[Section]:
     num_seeds = frame.groupby("name")["model"].nunique().max()
     values = {"first": rows_of(frame)[0], "findings": findings, "num_seeds": num_seeds}
     sections = [make_section(TEMPLATE, "context", pictures=pictures, tables=[context_table(frame)], **values)]
-    if not is_baseline(measured).any():
+    if not any(len(readings) == 2 for _, readings in last_occurrences(measured)):
         return sections
     alt = "Loss of the text cut to the training length above the whole, by distance of the last occurrence"
     picture = Picture("last_occurrence.png", last_occurrence_figure(measured), alt)
-    tables = [last_occurrence_table(frame)]
+    tables = last_occurrence_tables(frame)
     return [*sections, make_section(TEMPLATE, "last_occurrence", pictures=[picture], tables=tables)]

@@ -57,39 +57,43 @@ def context_table(records: Records) -> Table:
     return Table(["model", "beyond", *map(format_count, kept), "whole"], rows, 2, footnotes=footnotes)
 
 
-def last_occurrence_table(records: Records) -> Table:
+def last_occurrence_tables(records: Records) -> list[Table]:
     """Nats per token, one row per name and reading and one column per distance bin with tokens.
 
-    The first row has the numbers of tokens.
+    The first row has the numbers of tokens. Models read with other bins or on other text have a table of their own.
     """
-    header: list[str] = []
-    rows: list[list[str]] = []
-    for name, readings in last_occurrences(alibi_first(frame_of(records))).items():
+    tables: dict[str, Table] = {}
+    for name, readings in last_occurrences(alibi_first(frame_of(records))):
         for reading, bins in readings.items():
             edges, counts = bins["edges_tokens"], bins["num_tokens"]
             taken = [column for column, count in enumerate(counts) if count]
-            header = [f"{edges[column]:,} to {edges[column + 1] - 1:,}" for column in taken]
-            if not rows:
+            if (key := _bins_of(bins)) not in tables:
+                header = [f"{edges[column]:,} to {edges[column + 1] - 1:,}" for column in taken]
                 found = [*(counts[column] for column in taken), bins["not_before_num_tokens"]]
-                rows.append(["tokens", "", *map(format_count, found)])
+                tables[key] = Table(
+                    ["model", "read", *header, "not before"], [["tokens", "", *map(format_count, found)]], 2
+                )
             values = [*(bins["nats_per_token"][column] for column in taken), bins["not_before_nats_per_token"]]
-            rows.append([name, reading, *map(format_nats, values)])
-    return Table(["model", "read", *header, "not before"], rows, 2)
+            tables[key].rows.append([name, reading, *map(format_nats, values)])
+    return list(tables.values())
 
 
-def last_occurrences(frame: pd.DataFrame) -> dict[str, dict[str, Record]]:
-    """Loss by last occurrence, averaged over the models of each name, by name and reading.
+def last_occurrences(frame: pd.DataFrame) -> list[tuple[str, dict[str, Record]]]:
+    """Loss by last occurrence, averaged over the models with one name and the same bins, by name and reading.
 
     The readings are ``whole`` and the context cut to the training length, such as ``cut at 128``, in this order.
     """
-    found: dict[str, dict[str, Record]] = {}
-    for name, of_name in frame[frame["error"].isna()].groupby("name", sort=False):
-        found[str(name)] = readings = {}
+    measured = frame[frame["error"].isna()]
+    measured = measured.assign(bins=measured["nats_by_last_occurrence"].map(_bins_of))
+    found = []
+    for (name, _), of_name in measured.groupby(["name", "bins"], sort=False):
+        readings: dict[str, Record] = {}
         for part in (pick(of_name, reading="whole"), of_name[is_baseline(of_name)]):
             if len(part):
                 kept = part["kept_tokens"].iloc[0]
                 reading = "whole" if pd.isna(kept) else f"cut at {format_count(int(kept))}"
                 readings[reading] = _mean_bins(part["nats_by_last_occurrence"].tolist())
+        found.append((str(name), readings))
     return found
 
 
@@ -121,8 +125,13 @@ def _above(rows: Sequence[Record], of_name: pd.DataFrame, footnotes: Sequence[st
     return with_minus(f"{difference.mean:+.3f} \N{PLUS-MINUS SIGN} {difference.noise:.3f}")
 
 
+def _bins_of(bins: Record) -> str:
+    """The edges and the numbers of tokens, which models have in common that read the same text and tokens."""
+    return str([bins[name] for name in ("edges_tokens", "num_tokens", "not_before_num_tokens")])
+
+
 def _mean_bins(bins: Sequence[Record]) -> Record:
-    """The mean loss of each bin; the counts are those of the text, and so equal for all models of a tokenizer."""
+    """The mean loss of each bin, of models that have the same bins."""
     columns = zip(*(each["nats_per_token"] for each in bins), strict=True)
     return bins[0] | {
         "nats_per_token": [_mean_or_none(column) for column in columns],

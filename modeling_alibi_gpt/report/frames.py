@@ -73,10 +73,22 @@ def rows_of(frame: pd.DataFrame) -> list[Record]:
     return [{str(column): value for column, value in row.items()} for row in frame.to_dict("records")]
 
 
-def distinct_names(frame: pd.DataFrame) -> pd.DataFrame:
-    """The rows, with the location of the model appended to a name that several models share."""
+def distinct_names(frame: pd.DataFrame, *, merge_seeds: bool = False) -> pd.DataFrame:
+    """The rows, with a name for each model and each way it was read.
+
+    A name that several models share is followed by the location of the model, and one that was read with several
+    overrides by the overrides.
+
+    Args:
+        frame: Rows of models that were measured.
+        merge_seeds: Give models that differ only in the seed one name, as in ``merged_seeds``.
+    """
     is_shared = frame.groupby("name")["model"].transform("nunique") > 1
-    return frame.assign(name=frame["name"].where(~is_shared, frame["name"] + " (" + frame["model"] + ")"))
+    frame = frame.assign(name=frame["name"].where(~is_shared, frame["name"] + " (" + frame["model"] + ")"))
+    frame = merged_seeds(frame) if merge_seeds else frame
+    overrides = frame["overrides"].map(lambda fields: ", ".join(f"{key}={fields[key]}" for key in sorted(fields)))
+    is_read_twice = (overrides.groupby(frame["name"]).transform("nunique") > 1) & (overrides != "")
+    return frame.assign(name=frame["name"].where(~is_read_twice, frame["name"] + " (" + overrides + ")"))
 
 
 def merged_seeds(frame: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.image
 import pytest
 
-from modeling_alibi_gpt.report.context_tables import context_table, last_occurrence_table, recall_table
+from modeling_alibi_gpt.report.context_tables import context_table, last_occurrence_tables, recall_table
 from modeling_alibi_gpt.report.report import build_report
 from modeling_alibi_gpt.runtime.records import check_record
 from tests.support.context_cases import context_record, context_records, recall_record, recall_records
@@ -102,13 +102,44 @@ def test_a_reading_that_always_failed_has_no_panel(tmp_path: Path) -> None:
 
 
 def test_losses_stand_by_last_occurrence() -> None:
-    table = last_occurrence_table(context_records())
+    (table,) = last_occurrence_tables(context_records())
     bins = ["1 to 7", "8 to 31", "32 to 127", "128 to 255"]  # none of the last occurrences is further away
     assert table.header == ["model", "read", *bins, "not before"]
     assert table.rows[0][2:] == ["400", "300", "200", "100", "50"]
     rope = table.rows[3:]
     assert [row[1] for row in rope] == ["whole", "cut at 128"]
     assert [row[5:] for row in rope] == [["5.0000", "9.0000"], ["5.0500", "9.0500"]]
+
+
+def test_other_bins_have_a_table_of_their_own(tmp_path: Path) -> None:
+    others = [record | {"name": "long", "model": "runs/long"} for record in context_records()[9:]]
+    for record in others:
+        located = record["nats_by_last_occurrence"]
+        record["nats_by_last_occurrence"] = located | {"edges_tokens": [1, 16, 64, 128, 256, 512]}
+    records = [*context_records(), *others]
+    first, second = last_occurrence_tables(records)
+    assert first == last_occurrence_tables(context_records())[0]
+    assert second.header == ["model", "read", "1 to 15", "16 to 63", "64 to 127", "128 to 255", "not before"]
+    assert [row[0] for row in second.rows] == ["tokens", "long", "long"]
+    text, figures = page(records, tmp_path)
+    assert "last_occurrence.png" in figures and "| 16 to 63 |" in text
+
+
+def test_without_the_whole_nothing_is_said_of_last_occurrences(tmp_path: Path) -> None:
+    assert page([context_record("alibi", "cut", 128)], tmp_path)[1] == ["context.png"]
+
+
+def test_overrides_are_no_seeds(tmp_path: Path) -> None:
+    settings = {"overrides": {"alibi_beta": 4.0}}
+    recalled = [recall_record("alibi", 512, 0.0, **fields) for fields in ({}, settings, {"accuracy": 0.5})]
+    parts = [
+        context_record("alibi", *part) | fields
+        for part in (("whole", None), ("cut", 128))
+        for fields in ({}, settings)
+    ]
+    text, _ = page([*recalled, *parts], tmp_path)
+    assert "| alibi | 0 | 0.50 |" in text and "| alibi (alibi_beta=4.0) | 0 | 0.25 |" in text
+    assert "| alibi | cut |" in text and "| alibi (alibi_beta=4.0) | cut |" in text
 
 
 def test_the_section_says_what_distant_text_is_worth(tmp_path: Path) -> None:
