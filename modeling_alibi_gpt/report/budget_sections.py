@@ -72,12 +72,14 @@ def series_of(name: str, by_kind: Mapping[str, pd.DataFrame]) -> Series | None:
 
 
 def budget_section(by_kind: Mapping[str, pd.DataFrame]) -> tuple[list[Section], list[str]]:
-    """The section, if any series varies beta, and the names of the comparisons that it covers."""
+    """The section, if any series varies beta, and the names of the comparisons of which it shows every cell."""
     series, covered = [], []
     for name, cells in by_kind["comparison"].groupby("series", sort=False):
         one = series_of(str(name), by_kind)
         if one is not None:
-            covered += cells["comparison"].unique().tolist()
+            num_shown = {budget.tokens: len(budget.betas) for budget in one.budgets}
+            for (comparison, tokens), of_budget in cells.groupby(["comparison", "budget_tokens"], sort=False):
+                covered += [comparison] if len(of_budget) == num_shown.get(tokens) else []
             series.append(one)
     if not series:
         return [], []

@@ -30,6 +30,7 @@ from modeling_alibi_gpt.report.tables import (
     trained_beta_tables,
 )
 from modeling_alibi_gpt.report.verdicts import BETA_CLAIMS, METHOD_CLAIMS
+from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.records import Record
 
 
@@ -162,11 +163,13 @@ def _method_sections(grid: Comparison, own: Frames) -> list[Section]:
         alt = f"Nats per token above {grid.reference} against length, {grid.name}"
         pictures.append(Picture(f"{stem}_differences.png", difference_figure(grid), alt))
     tables = [extrapolation_table(grid.as_trained), differences_table(grid, grid.as_trained)]
-    positions = _positions_picture(stem, grid, own["extrapolation"])
-    sections = [
-        make_section(TEMPLATE, "extrapolation", pictures=pictures, tables=tables, grid=grid),
-        make_section(TEMPLATE, "positions", pictures=[positions], grid=grid),
-    ]
+    sections = [make_section(TEMPLATE, "extrapolation", pictures=pictures, tables=tables, grid=grid)]
+    located = _located(grid, own["extrapolation"])
+    if len(located):
+        picture = Picture(
+            f"{stem}_positions.png", position_figure(located), "Nats per token against position, by method"
+        )
+        sections.append(make_section(TEMPLATE, "positions", pictures=[picture], grid=grid))
     if "bias_by_distance" in own and len(own["bias_by_distance"]):
         sections += _learned_bias_section(grid, own["bias_by_distance"])
     if grid.scaled:
@@ -184,11 +187,11 @@ def _method_sections(grid: Comparison, own: Frames) -> list[Section]:
     return sections
 
 
-def _positions_picture(stem: str, grid: Comparison, rows: pd.DataFrame) -> Picture:
-    drawn = pick(rows, seed=grid.seeds[0], reading="as trained", protocol="nonoverlapping")
+def _located(grid: Comparison, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with losses by position: the first seed of each variant as trained, at the longest length."""
+    drawn = pick(rows, seed=grid.seeds[0], reading=AS_TRAINED, protocol="nonoverlapping")
     drawn = pick(drawn, length_tokens=grid.lengths[-1])
-    drawn = drawn[drawn["error"].isna() & drawn["variant"].isin(grid.variants)]
-    return Picture(f"{stem}_positions.png", position_figure(drawn), "Nats per token against position, by method")
+    return drawn[drawn["nats_by_position"].notna() & drawn["variant"].isin(grid.variants)]
 
 
 def _learned_bias_section(grid: Comparison, frame: pd.DataFrame) -> list[Section]:

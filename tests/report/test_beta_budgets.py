@@ -105,3 +105,17 @@ def test_the_report_shows_what_was_found_and_what_was_predicted(tmp_path: Path) 
     assert [Path(figure).name for figure in paths["figures"]] == ["beta_budgets.png"]
     with pytest.raises(ValueError, match="cannot be predicted: one of 8,388,608 was already evaluated"):
         predict_budget(budget_records(5), TOKENS[4])
+
+
+def test_a_budget_with_other_methods_has_its_own_sections_too(tmp_path: Path) -> None:
+    records = budget_records(3)
+    rope = {"variant": "rope", "name": "rope", "position_method": "rope", "fields": {"position_method": "rope"}}
+    others = [
+        record | rope | ({"varies": "method"} if record["kind"] == "comparison" else {})
+        for record in records
+        if record.get("variant") == "beta 1" and record["budget_tokens"] == TOKENS[2]
+    ]
+    paths = build_report([*records, *others], tmp_path, title="t")
+    page = Path(paths["markdown"]).read_text(encoding="utf-8")
+    assert "| rope | " in page and f"betas, {TOKENS[2]:,} tokens" in page
+    assert f"betas, {TOKENS[1]:,} tokens" not in page
