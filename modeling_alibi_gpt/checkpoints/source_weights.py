@@ -18,6 +18,8 @@ _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class SourceWeights:
     """Names, shapes and values of the tensors of a folder. At most one tensor is in memory at a time.
 
+    Files pickled by torch before 1.6 can only be read whole, so one such file is in memory at a time.
+
     Names are given without the prefix of the base model, which only some checkpoints have.
 
     Args:
@@ -36,6 +38,7 @@ class SourceWeights:
         self._files: dict[str, Path] = {}
         self._stored_names: dict[str, str] = {}
         self._described: dict[str, Tensor] = {}
+        self._last_pickle: tuple[Path, dict[str, Tensor]] | None = None
         for path, listed in weight_files(folder, allow_pickle=allow_pickle).items():
             self._describe_file(path, listed)
 
@@ -81,7 +84,7 @@ class SourceWeights:
     def _load(self, path: Path, stored_name: str | None = None) -> dict[str, Tensor]:
         """One or all tensors of a file, memory-mapped, so that no data is read before it is used."""
         if path.suffix != ".safetensors":
-            return _load_pickle(path)
+            return self._load_pickle(path, stored_name)
         try:
             with safe_open(path, framework="pt") as file:
                 names = file.keys() if stored_name is None else [stored_name]
@@ -89,10 +92,20 @@ class SourceWeights:
         except SafetensorError as error:
             raise ValueError(f"{path} is truncated or damaged ({error}); copy it again") from error
 
+    def _load_pickle(self, path: Path, stored_name: str | None) -> dict[str, Tensor]:
+        if zipfile.is_zipfile(path):
+            return _unpickle(path, mmap=True)
+        if self._last_pickle is None or self._last_pickle[0] != path:
+            self._last_pickle = None  # frees the memory before the next file is read
+            self._last_pickle = path, _unpickle(path, mmap=False)
+        tensors = self._last_pickle[1]
+        # Copies, because tied tensors share memory, which safetensors does not write.
+        return tensors if stored_name is None else {stored_name: tensors[stored_name].clone()}
 
-def _load_pickle(path: Path) -> dict[str, Tensor]:
+
+def _unpickle(path: Path, *, mmap: bool) -> dict[str, Tensor]:
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path} is damaged or contains more than tensors, so it is not read") from error
     except (RuntimeError, EOFError) as error:

@@ -31,11 +31,14 @@ class MarginsConfig(MeasurementConfig):
     """Number of tokens to read as one window."""
     output: UserPath | None = None
     """JSON Lines file to which the record is appended."""
+    plugins: list[str] | None = None
+    """Modules to import first, such as one that registers a position method."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.stride_tokens is not None:
-            raise ValueError("stride_tokens is not used here: margins read one window")
+        for name in ("batch_tokens", "stride_tokens"):
+            if getattr(self, name) != getattr(MeasurementConfig, name):
+                raise ValueError(f"{name} is not used here: margins read one window")
 
 
 def measure_margins(config: MarginsConfig) -> Record:

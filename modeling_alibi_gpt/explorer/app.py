@@ -108,6 +108,13 @@ def bias_frame(subject: Subject | None = None) -> str:
 
 def describe_attention(subject: Subject, text: str, layer: int, head: int) -> tuple[Figure, str]:
     """Attention heat maps and mean attention distance of a head; layer and head count from 1."""
+    config = subject.model.config
+    for name, number, count in (
+        ("layer", layer, config.num_hidden_layers),
+        ("head", head, config.num_attention_heads),
+    ):
+        if not 1 <= number <= count:
+            raise ValueError(f"{name} must be from 1 to {count} for {subject.name}, got {number}")
     input_ids = subject.encode(text)
     attention = probes.head_attention(subject.model, input_ids, layer - 1, head - 1)
     both = attention.with_bias, attention.without_bias

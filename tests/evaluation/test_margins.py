@@ -96,6 +96,8 @@ def test_the_command_reads_settings_as_evaluate_does(
     for setting, message in (
         ("max_tokens=50", "error: the text has 51 tokens, .* raise max_tokens or lower the length"),
         ("stride_tokens=4", "error: stride_tokens is not used here: margins read one window"),
+        ("batch_tokens=4", "error: batch_tokens is not used here: margins read one window"),
+        ("plugins=[no_such_module]", "error: plugins: no module 'no_such_module' is installed"),
         ("stride=4", "error: unknown key 'stride'"),
     ):
         assert main([*command, "--set", setting]) == 2

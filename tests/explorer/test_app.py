@@ -56,6 +56,14 @@ def test_the_answers_say_what_the_probes_measure(subjects: list[app.Subject]) ->
     assert f"{best.text!r} is the most likely next token with β = 0.25: {probability}" in sentence
 
 
+def test_layers_and_heads_count_from_one(subjects: list[app.Subject]) -> None:
+    num_layers = subjects[0].model.config.num_hidden_layers
+    with pytest.raises(ValueError, match=f"layer must be from 1 to {num_layers} for alibi, got {num_layers + 1}"):
+        app.describe_attention(subjects[0], TEXT, num_layers + 1, 1)
+    with pytest.raises(ValueError, match="head must be from 1 to [0-9]+ for alibi, got 0"):
+        app.describe_attention(subjects[0], TEXT, 1, 0)
+
+
 def test_two_models_are_compared_on_one_text(subjects: list[app.Subject]) -> None:
     figure, sentence = app.compare_losses(subjects, TEXT)
     for subject in subjects:

@@ -6,6 +6,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig
 
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
@@ -89,4 +90,22 @@ def test_pickles_are_read_when_allowed(sharded: bool, tmp_path: Path) -> None:
         model=str(tmp_path / "original"), output_dir=str(tmp_path / "from pickle"), allow_pickle=True
     )
     convert(config)
+    assert_same_weights(loaded(tmp_path / "from pickle"), ours)
+
+
+def test_a_file_that_can_only_be_read_whole_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = gpt2()
+    ours = converted(original, tmp_path)
+    weights, path = tmp_path / "original" / "model.safetensors", tmp_path / "original" / "pytorch_model.bin"
+    tied = load_file(weights)
+    tied["lm_head.weight"] = tied["transformer.wte.weight"]
+    weights.unlink()
+    torch.save(tied, path, _use_new_zipfile_serialization=False)
+    reads, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: reads.append(args) or load(*args, **kwargs))
+    config = ConvertConfig(
+        model=str(tmp_path / "original"), output_dir=str(tmp_path / "from pickle"), allow_pickle=True
+    )
+    convert(config)
+    assert len(reads) == 1
     assert_same_weights(loaded(tmp_path / "from pickle"), ours)
