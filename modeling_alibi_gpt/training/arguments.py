@@ -68,6 +68,8 @@ _METRICS = ("loss", "nats_per_token")
 _REFUSED = {
     "bf16": "set 'precision' of the experiment to bfloat16 or auto instead",
     "fp16": "set 'precision' of the experiment to bfloat16 or auto instead",
+    "bf16_full_eval": "an evaluation would round the weights of the model that is saved",
+    "fp16_full_eval": "an evaluation would round the weights of the model that is saved",
     "auto_find_batch_size": "the experiment fixes the global batch size; raise gradient_accumulation_steps instead",
     "eval_do_concat_batches": "nats_per_token is computed from the sequences of all batches",
     "ignore_data_skip": "a resumed run would see different data",

@@ -11,15 +11,14 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from modeling_alibi_gpt.data.streaming import StreamedBlocks
 from modeling_alibi_gpt.runtime.manifest import write_manifest
-from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.training.experiment import check_position_learning_rate
 from modeling_alibi_gpt.training.length_schedule import cut_batch
 from modeling_alibi_gpt.training.optimizer import set_position_learning_rate
+from modeling_alibi_gpt.training.resumable import trainer_state
 
 
 class DeterministicTrainer(Trainer):
@@ -156,7 +155,7 @@ class DeterministicTrainer(Trainer):
         """Find the checkpoint of the best model in the folder of the run, which may have been moved."""
         progress = super()._init_training_state(max_steps, steps_per_epoch, num_epochs, checkpoint, trial)
         if checkpoint is not None:
-            best = Path(str(read_mapping(Path(checkpoint, TRAINER_STATE_NAME)).get("best_model_checkpoint")))
+            best = Path(str(trainer_state(Path(checkpoint)).get("best_model_checkpoint")))
             if (moved := Path(self.args.output_dir, best.name)).is_dir():
                 self.state.best_model_checkpoint = str(moved)
         return progress

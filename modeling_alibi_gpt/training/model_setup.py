@@ -1,5 +1,6 @@
 """Build the model of an experiment, new or from a checkpoint, for its tokenizer and training length."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,8 +45,8 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
     A new model's ``train_context_length`` is the training length; that of a checkpoint never decreases.
 
     Raises:
-        ValueError: The configuration is invalid, the checkpoint cannot be loaded or does not support the training
-            length, or the tokenizer has ids beyond the embeddings of the model.
+        ValueError: The configuration is invalid, the checkpoint cannot be loaded, does not support the training
+            length or cannot isolate documents, or the tokenizer has ids beyond the embeddings of the model.
     """
     section, length = config.model, config.data.train_length_tokens
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -68,6 +69,11 @@ def build_model(config: ExperimentConfig, tokenizer: PreTrainedTokenizerBase) ->
             allow_new_positions=True,
         )
         _check_length(model, section, length)
+        if config.data.isolate_documents and "position_ids" not in inspect.signature(model.forward).parameters:
+            raise ValueError(
+                f"data.isolate_documents needs a model that takes position_ids, got one of type "
+                f"{model.config.model_type}: set it to false, or convert the checkpoint with 'alibi-gpt convert'"
+            )
         for name, value in special.items():
             setattr(model.config, name, value)
             if config.data.tokenizer not in (None, section.checkpoint):

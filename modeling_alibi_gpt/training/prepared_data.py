@@ -9,7 +9,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.checkpoints.load import check_vocabulary
-from modeling_alibi_gpt.data.corpora import describe_documents, is_of_files, load_documents
+from modeling_alibi_gpt.data.corpora import describe_documents, is_of_files, is_share_of_train, load_documents
 from modeling_alibi_gpt.data.packing import blocks_fingerprint, count_tokens, pack_documents
 from modeling_alibi_gpt.data.streaming import StreamedBlocks, stream_documents, stream_fingerprint
 from modeling_alibi_gpt.data.tasks import is_task
@@ -65,7 +65,7 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     if tokenizer is None and data.streaming:
         raise ValueError("data.streaming needs data.tokenizer: a stream cannot be read before training")
     if data.validation_source is not None:
-        validation_parts = [_Part(_documents(data, data.validation_source, "validation"), 1.0)]
+        validation_parts = [_Part(_validation_documents(data, data.validation_source), 1.0)]
     else:
         validation_parts = [_Part(_documents(part, part.source, "validation"), share) for part, share in data.parts]
     if data.streaming:
@@ -211,11 +211,23 @@ def training_documents(data: DataSection) -> Dataset:
     return _joined([part.documents for part in _train_parts(data, _first_bytes(data))])
 
 
+def _validation_documents(data: DataSection, source: str) -> Dataset:
+    """The documents of ``validation_source``; a ValueError if the training reads them, too."""
+    documents = _documents(data, source, "validation")
+    if source in [part.source for part, _ in data.parts] and is_share_of_train(source, documents):
+        raise ValueError(
+            f"data.validation_source {source} is also data.source and has no validation split, so its text would be "
+            "trained on: set data.validation_source to null to hold a share back, or to another source"
+        )
+    return documents
+
+
 def _documents(data: DataSection, source: str, split: str, max_bytes: int | None = None) -> Dataset:
     has_two_sources = data.validation_source is not None
+    is_read_whole = is_of_files(source) and (split == "validation" or data.train_split == "train")
     return load_documents(
         source,
-        "all" if has_two_sources and is_of_files(source) and data.train_split == "train" else split,
+        "all" if has_two_sources and is_read_whole else split,
         validation_fraction=0.0 if has_two_sources and split == "train" else data.validation_fraction,
         validation_unit=data.validation_unit,
         text_column=data.text_column,

@@ -5,6 +5,7 @@ import logging
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import TRAINER_STATE_NAME
@@ -12,7 +13,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoin
 
 from modeling_alibi_gpt.checkpoints.folder import INDEX_NAMES, read_index
 from modeling_alibi_gpt.runtime.manifest import MANIFEST_FILE, manifest_difference, write_manifest
-from modeling_alibi_gpt.runtime.parsing import read_mapping
 
 
 # In every run folder whose checkpoints have manifests.
@@ -30,6 +30,22 @@ logger = logging.getLogger(__name__)
 def has_checkpoints(output_dir: Path) -> bool:
     """Whether a run folder contains checkpoints, complete or not."""
     return any(output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+
+
+def trainer_state(checkpoint: Path) -> dict[str, Any]:
+    """The state that Trainer saved in a checkpoint. It contains every log of the run, so it can be of any size.
+
+    Raises:
+        ValueError: The file is missing or damaged.
+    """
+    path = checkpoint / TRAINER_STATE_NAME
+    try:
+        state = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error})") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"{path}: expected a mapping of keys to values, got {type(state).__name__}")
+    return state
 
 
 def check_indexes(output_dir: Path) -> None:
@@ -104,7 +120,7 @@ def _drop(checkpoint: Path, difference: str) -> None:
 
 def _best_difference(checkpoint: Path) -> str | None:
     """What is wrong with the checkpoint of the best model at the time of ``checkpoint``; None if nothing."""
-    path = read_mapping(checkpoint / TRAINER_STATE_NAME).get("best_model_checkpoint")
+    path = trainer_state(checkpoint).get("best_model_checkpoint")
     if path is None or Path(path).name == checkpoint.name:
         return None
     difference = manifest_difference(checkpoint.parent / Path(path).name)
@@ -140,7 +156,7 @@ def _missing_part(checkpoint: Path) -> str | None:
         if not any(any(checkpoint.glob(name)) for name in names):
             return f"{names[0]} is missing"
     try:
-        step = read_mapping(checkpoint / TRAINER_STATE_NAME).get("global_step")
+        step = trainer_state(checkpoint).get("global_step")
     except ValueError as error:
         return str(error)
     if checkpoint.name != f"{PREFIX_CHECKPOINT_DIR}-{step}":

@@ -32,6 +32,7 @@ from modeling_alibi_gpt.training.resumable import (
 PRECISION_FILE = "precision.json"
 RECORD_FILE = "training.jsonl"
 MILESTONES_FILE = "milestones.jsonl"
+BATCH = "sequences_per_step"
 _LOCK_FILE = ".lock"
 _SAVING_DIR = ".saving"
 
@@ -75,10 +76,11 @@ def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -
     Args:
         output_dir: The folder; created if it is missing.
         config: The experiment, a dataclass.
-        text: Fingerprints of what the run reads, by kind.
+        text: Fingerprints of what the run reads, by kind, and the number of sequences per step under ``BATCH``.
 
     Raises:
-        ValueError: The folder contains something else or a run on another text, or another process is using it.
+        ValueError: The folder contains something else, a run on another text or of other batches, or another process
+            is using it.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -109,13 +111,19 @@ def newest_checkpoint(output_dir: Path, start: Path | None, text: Mapping[str, s
 
 
 def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
-    """Raise a ValueError if checkpoints were trained on another text or with another tokenizer."""
+    """Raise a ValueError if checkpoints were trained on another text, with another tokenizer or in other batches."""
     path = output_dir / DATA_FILE
     if not path.exists() or not has_checkpoints(output_dir):
         return
     begun = read_mapping(path)
+    sizes = begun.get(BATCH), text.get(BATCH)  # an earlier version recorded none
+    if None not in sizes and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{output_dir} contains a run of {sizes[0]} sequences per step, got {sizes[1]}: resume it with as many "
+            "processes as it was started with; with a global_batch_size, a run can resume with any number"
+        )
     for what, fingerprint in text.items():
-        if begun.get(what) != fingerprint:
+        if what != BATCH and begun.get(what) != fingerprint:
             raise ValueError(
                 f"{output_dir} contains a run on other {what}: got fingerprint {fingerprint}, expected "
                 f"{begun.get(what)}; restore the text and the tokenizer that it started with, choose another "
@@ -136,7 +144,8 @@ def _write_claim(output_dir: Path, config: Any, text: dict[str, str]) -> None:
             output_dir,
         )
         adopt_checkpoints(output_dir)
-    if data.exists() and read_mapping(data) != text:  # no checkpoints yet, but milestones of the other text
+    begun = read_mapping(data) if data.exists() else {}
+    if any(begun.get(what, found) != found for what, found in text.items()):  # no checkpoints yet, but milestones
         (output_dir / MILESTONES_FILE).unlink(missing_ok=True)
     write_json(data, text)
 

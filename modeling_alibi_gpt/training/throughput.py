@@ -1,5 +1,6 @@
 """Log the speed of training and its hardware utilization."""
 
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -48,7 +49,9 @@ def known_peak_flops(device: torch.device, bf16: bool) -> float | None:
     if device.type != "cuda" or not bf16:
         return None
     name = torch.cuda.get_device_name(device)
-    return next((flops for part, flops in BFLOAT16_PEAK_FLOPS.items() if part in name), None)
+    # A longer name, such as L40 for L4, is another GPU; GH200 contains an H200.
+    parts = (part for part in BFLOAT16_PEAK_FLOPS if re.search(rf"(\b|G){part}\b", name))
+    return next(map(BFLOAT16_PEAK_FLOPS.get, parts), None)
 
 
 def beta_by_layer(model: nn.Module) -> list[float]:

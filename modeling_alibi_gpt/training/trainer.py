@@ -45,6 +45,7 @@ from modeling_alibi_gpt.training.model_setup import build_model
 from modeling_alibi_gpt.training.preflight import check_experiment
 from modeling_alibi_gpt.training.prepared_data import PreparedData, prepare_data
 from modeling_alibi_gpt.training.run_folder import (
+    BATCH,
     PRECISION_FILE,
     RECORD_FILE,
     check_output_dir,
@@ -65,7 +66,8 @@ def train(
 
     After a kill at any moment, the same call resumes from the last complete checkpoint and reaches the same weights.
     After the end, it checks that the model is intact and returns the record again. Under a launcher, every process
-    must call it; a run may resume with another number of processes, which changes only the dropout masks.
+    must call it. With a ``global_batch_size``, a run may resume with another number of processes, which changes only
+    the dropout masks.
 
     Args:
         config: The experiment.
@@ -91,13 +93,14 @@ def train(
         set_seed(arguments.seed)
         model = build_model(config, data.tokenizer)
         use_cache = model.config.use_cache  # Trainer turns it off
+        identity = {**data.text, BATCH: str(_global_batch_size(arguments))}
         with sync_errors():
             if is_main:
-                held.enter_context(claimed_output_dir(output_dir, config, data.text))
+                held.enter_context(claimed_output_dir(output_dir, config, identity))
 
         bias_before, model_class = bias_by_distance(model), type(model)  # sharding changes its class
         trainer = make_trainer(config, arguments, model, data, [*_callbacks_of(config, data), *callbacks])
-        checkpoint = newest_checkpoint(output_dir, start, data.text)
+        checkpoint = newest_checkpoint(output_dir, start, identity)
         if checkpoint and isinstance(data.train, StreamedBlocks):
             data.train.load(Path(checkpoint))
         # An evaluation at the start of a resumed training would count once more, for example for early stopping.
@@ -148,9 +151,7 @@ def make_trainer(
     collator = PackedCollator(data.tokenizer.pad_token_id)
     if isinstance(data.train, StreamedBlocks):
         arguments.ignore_data_skip = True  # a stream restores its own position
-        data.train.set_global_batch_size(
-            arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
-        )
+        data.train.set_global_batch_size(_global_batch_size(arguments))
     if config.precision == "auto":
         batch = collator([data.train[i] for i in range(min(arguments.per_device_train_batch_size, len(data.train)))])
         if config.loss_chunk_tokens is not None:
@@ -176,6 +177,11 @@ def make_trainer(
     ThroughputCallback(model, peak_flops, length).add_to(trainer.callback_handler)
     print_log_lines(trainer.callback_handler)
     return trainer
+
+
+def _global_batch_size(arguments: TrainingArguments) -> int:
+    """Sequences per step over all processes."""
+    return arguments.train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
 
 
 def _measured_precision(arguments: TrainingArguments, model: PreTrainedModel, batch: dict[str, Any]) -> str:

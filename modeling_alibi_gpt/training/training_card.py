@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,8 @@ def _text(config: ExperimentConfig, record: dict[str, Any], model: PreTrainedCon
         "seed": str(record["seed"]),
         "validation perplexity": f"{record['validation_perplexity']:.4g}, "
         f"{record['validation_nats_per_token']:.4f} nats per token",
-        "validation text": f"{record['num_validation_tokens']:,} tokens in windows of "
-        f"{record['train_length_tokens']:,}",
+        "validation text": f"{record['num_validation_tokens']:,} tokens of {_validation_source(config)}, in windows "
+        f"of {record['train_length_tokens']:,}",
         "source commit": f"`{record['provenance']['git_commit']}`",
     }
     if record["validation_bits_per_byte"] is not None:
@@ -78,6 +79,11 @@ def _source(config: ExperimentConfig) -> str:
     return parts[0][0] if len(parts) == 1 else " + ".join(f"{weight:g} {words}" for words, weight in parts)
 
 
+def _validation_source(config: ExperimentConfig) -> str:
+    other = config.data.validation_source
+    return _source(config) if other is None else _in_words(other)
+
+
 def _in_words(source: str) -> str:
     """A source in words, without local paths."""
     kind = source.partition(":")[0]
@@ -87,14 +93,20 @@ def _in_words(source: str) -> str:
 
 
 def _hub_names(config: ExperimentConfig) -> list[str]:
-    """Datasets on the Hub, without configurations and revisions."""
-    sources = [str(section.source) for section, _ in config.data.parts]
+    """Datasets on the Hub that were trained on."""
+    return _hub_names_of([str(section.source) for section, _ in config.data.parts])
+
+
+def _hub_names_of(sources: Sequence[str]) -> list[str]:
+    """Names of the sources that are datasets on the Hub, without configurations and revisions."""
     return [re.split("[:@]", source)[1] for source in sources if source.startswith("hub:")]
 
 
 def _results(config: ExperimentConfig, record: dict[str, Any]) -> list[EvalResult]:
     figures = {"perplexity": record["validation_perplexity"], "bits_per_byte": record["validation_bits_per_byte"]}
-    dataset = {"dataset_name": _source(config), "dataset_type": (_hub_names(config) or ["text"])[0]}
+    other = config.data.validation_source
+    names = _hub_names(config) if other is None else _hub_names_of([other])
+    dataset = {"dataset_name": _validation_source(config), "dataset_type": (names or ["text"])[0]}
     return [
         EvalResult(
             task_type="text-generation", metric_type=name, metric_value=value, dataset_split="validation", **dataset

@@ -25,12 +25,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def settings(source: str, tmp_path: Path) -> dict[str, Any]:
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text("A text that no run trains on.\n" * 40, encoding="utf-8")
     experiment = {
         "name": "base",
         "model": {"config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 264}},
         "data": {
             "source": source,
-            "validation_source": source,
+            "validation_source": f"text:{held_out}",
             "tokenizer": "train",
             "train_length_tokens": 8,
             "cache_dir": str(tmp_path / "cache"),

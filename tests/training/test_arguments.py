@@ -54,6 +54,8 @@ def test_a_launcher_cannot_change_the_precision(
         (["training.warmup_steps=-1"], "training.warmup_steps must be at least 0, got -1"),
         (["training.bf16=true"], "training.bf16 cannot be set: set 'precision' of the experiment"),
         (["training.fp16=true"], "training.fp16 cannot be set"),
+        (["training.bf16_full_eval=true"], "would round the weights of the model that is saved"),
+        (["training.fp16_full_eval=true"], "would round the weights of the model that is saved"),
         (["training.save_only_model=true"], "could not resume from such checkpoints"),
         (["training.ignore_data_skip=true"], "would see different data"),
         (["training.auto_find_batch_size=true"], "the experiment fixes the global batch size"),

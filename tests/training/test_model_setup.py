@@ -114,6 +114,8 @@ def test_other_architectures_are_fine_tuned_too(
     fine_tuning = ("model.config=null", f"model.checkpoint={folder}")
     with pytest.raises(ValueError, match=f"{folder} does not support data.train_length_tokens = 48"):
         train(make_experiment(*fine_tuning, "data.train_length_tokens=48"))
+    with pytest.raises(ValueError, match="data.isolate_documents needs a model that takes position_ids, got .* mpt"):
+        train(make_experiment(*fine_tuning, "data.isolate_documents=true"))
     record = train(make_experiment(*fine_tuning))
     assert (record["position_method"], record["num_steps"]) == ("mpt", 10)
 

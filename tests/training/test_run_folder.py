@@ -16,11 +16,17 @@ from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.runtime import atomic
 from modeling_alibi_gpt.runtime.atomic import full_disk_as_os_error
 from modeling_alibi_gpt.runtime.config import build_config, load_config
-from modeling_alibi_gpt.runtime.manifest import write_manifest
+from modeling_alibi_gpt.runtime.manifest import MANIFEST_FILE, write_manifest
 from modeling_alibi_gpt.runtime.records import read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
-from modeling_alibi_gpt.training.resumable import remove_torn_checkpoints
+from modeling_alibi_gpt.training.resumable import (
+    adopt_checkpoints,
+    drop_damaged_checkpoints,
+    remove_torn_checkpoints,
+    trainer_state,
+)
 from modeling_alibi_gpt.training.run_folder import (
+    BATCH,
     check_output_dir,
     claimed_output_dir,
     save_model_folder,
@@ -262,3 +268,33 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on_after_it(
     assert (record["resumed_from"], record["loss_history"]) == (whole, straight["loss_history"])
     weights = (Path(folder) / "model.safetensors" for folder in (run, straight["model_dir"]))
     assert len({path.read_bytes() for path in weights}) == 1
+
+
+def test_other_batches_are_not_gone_on_with(tmp_path: Path) -> None:
+    claim(tmp_path, ONE, TEXT)
+    (tmp_path / "milestones.jsonl").touch()
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    write_manifest(tmp_path / "checkpoint-3")
+    claim(tmp_path, ONE, {**TEXT, BATCH: "16"})  # begun by an earlier version
+    assert {"milestones.jsonl", "checkpoint-3"} <= names(tmp_path)
+    claim(tmp_path, ONE, {**TEXT, BATCH: "16"})
+    with pytest.raises(ValueError, match="contains a run of 16 sequences per step, got 8: resume it with as many"):
+        claim(tmp_path, ONE, {**TEXT, BATCH: "8"})
+
+
+def test_the_log_of_a_long_run_may_be_of_any_size(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
+    state = {"global_step": 3, "best_model_checkpoint": None, "log_history": ["x" * 2**20] * 17}
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    assert trainer_state(checkpoint) == state
+    write_manifest(checkpoint)
+    drop_damaged_checkpoints(tmp_path, needs_best=True)
+    assert checkpoint.is_dir()
+    (checkpoint / MANIFEST_FILE).unlink()
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({}, checkpoint / name)
+    save_file({"weight": torch.ones(1)}, checkpoint / "model.safetensors")
+    adopt_checkpoints(tmp_path)
+    assert (checkpoint / MANIFEST_FILE).is_file()

@@ -52,6 +52,10 @@ def test_flops_of_a_token_are_those_of_palm() -> None:
         ("NVIDIA H100 80GB HBM3", 989e12),
         ("NVIDIA L40S", 362e12),
         ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", None),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA GH200 480GB", 989e12),
         ("Another", None),
     ],
 )

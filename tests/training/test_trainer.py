@@ -16,7 +16,7 @@ from modeling_alibi_gpt.training.arguments import build_arguments
 from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import build_model
-from modeling_alibi_gpt.training.prepared_data import prepare_data, training_documents
+from modeling_alibi_gpt.training.prepared_data import _validation_documents, prepare_data, training_documents
 from modeling_alibi_gpt.training.trainer import make_trainer, train
 from tests.support.train_commands import load_script
 
@@ -198,6 +198,27 @@ def test_another_experiment_in_the_folder_is_refused(
     assert load_script().main([*command, "--set", "model.config.alibi_beta=2.0"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "run contains another run, with different values of model.config.alibi_beta; choose another" in error
+
+
+def test_what_is_trained_on_is_no_validation_source(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    rows = "\n".join(json.dumps({"text": f"document {number}"}) for number in range(100))
+    path = tmp_path / "corpus" / "train.jsonl"
+    path.write_text(rows, encoding="utf-8")
+    for source in (f"hub:{tmp_path / 'corpus'}", f"jsonl:{path}"):
+        with pytest.raises(ValueError, match=f"{source} is also data.source and has no validation split"):
+            prepare_data(make_experiment(f"data.source={source}", f"data.validation_source={source}"))
+    (tmp_path / "corpus" / "validation.jsonl").write_text(rows, encoding="utf-8")
+    source = f"hub:{tmp_path / 'corpus'}"
+    prepare_data(make_experiment(f"data.source={source}", f"data.validation_source={source}"))
+
+
+def test_files_that_validate_are_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps({"text": f"document {number}"}) for number in range(100)), encoding="utf-8")
+    for train_split in ("train", "train[:50%]", "train_sft"):
+        data = DataSection(source="hub:x", train_length_tokens=8, train_split=train_split, validation_source="y")
+        assert len(_validation_documents(data, f"jsonl:{path}")) == 100
 
 
 def test_a_dataset_without_validation_split_trains_whole_where_another_source_validates(tmp_path: Path) -> None:

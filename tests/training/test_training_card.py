@@ -10,7 +10,7 @@ from modeling_alibi_gpt.runtime.config import build_config
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.finished import finished_record
 from modeling_alibi_gpt.training.trainer import train
-from modeling_alibi_gpt.training.training_card import _hub_names, _source
+from modeling_alibi_gpt.training.training_card import _hub_names, _results, _source
 
 
 MakeExperiment = Callable[..., ExperimentConfig]
@@ -85,3 +85,14 @@ def test_sources_in_words(source: object, words: str, datasets: list[str]) -> No
     config = build_config(ExperimentConfig, values)
     assert _source(config) == words
     assert _hub_names(config) == datasets
+
+
+def test_figures_are_of_the_text_that_was_read(make_experiment: MakeExperiment) -> None:
+    config = make_experiment("data.source=hub:me/web", "data.validation_source=hub:me/books:all")
+    record = {"validation_perplexity": 20.0, "validation_bits_per_byte": None}
+    (result,) = _results(config, record)
+    assert (result.dataset_name, result.dataset_type) == ("`hub:me/books:all`", "me/books")
+    config = make_experiment("data.source=hub:me/web", "data.validation_source=text:/home/me/*.txt")
+    (result,) = _results(config, record)
+    assert (result.dataset_name, result.dataset_type) == ("local files (`text:`)", "text")
+    assert _hub_names(config) == ["me/web"], "trained on"
