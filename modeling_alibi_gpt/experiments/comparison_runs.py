@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 from modeling_alibi_gpt.checkpoints.model_size import weight_shapes
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.data.tasks import is_task
@@ -19,6 +21,7 @@ from modeling_alibi_gpt.experiments.budgets import (
 )
 from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
 from modeling_alibi_gpt.position_alibi import check_not_in_weights
+from modeling_alibi_gpt.position_methods import POSITION_METHODS
 from modeling_alibi_gpt.runtime.config import build_config, convert_value
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.run_names import run_folder_name
@@ -30,6 +33,16 @@ from modeling_alibi_gpt.training.preflight import check_back_end, check_experime
 
 ROWS_FILE = "extrapolation.jsonl"
 _OF_RUN = {"output_dir", "seed"}
+# Fields that determine the bias of ALiBi.
+_OF_BIAS = [
+    "alibi_beta",
+    "alibi_slope_kind",
+    "alibi_slopes",
+    "alibi_bias_max",
+    "alibi_bias_inside_scaling",
+    "alibi_trainable",
+    "alibi_scaling",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +51,8 @@ class Run:
 
     Attributes:
         variant: Name of the variant.
-        fields: Everything that the variant sets, for the model and its training.
+        fields: Everything that the variant sets, for the model and its training, and what it inherits from the
+            experiment that makes it differ from the paper's ALiBi.
         seed: Training seed.
         output_dir: Folder for evaluations, and for the training unless trainings are shared.
         experiment: The training.
@@ -95,7 +109,7 @@ def make_run(
     }
     run = Run(
         variant=variant,
-        fields=fields,
+        fields={**_inherited(base, trained), **fields},
         seed=seed,
         output_dir=folder,
         experiment=dataclasses.replace(base, name=variant, model=model, training=training),
@@ -108,6 +122,21 @@ def make_run(
         check_experiment(run.experiment)
         return run
     return _of_budget(config, run, budget_steps)
+
+
+def _inherited(base: ExperimentConfig, trained: PreTrainedConfig) -> dict[str, Any]:
+    """What makes a training of the experiment differ from the paper's ALiBi at the base learning rate."""
+    inherited: dict[str, Any] = {}
+    if isinstance(trained, AlibiGPTConfig) and POSITION_METHODS[trained.position_method].reads_alibi_fields:
+        paper = AlibiGPTConfig()
+        inherited = {
+            name: getattr(trained, name) for name in _OF_BIAS if getattr(trained, name) != getattr(paper, name)
+        }
+    if base.alibi_beta_schedule is not None:
+        inherited[BETA_SCHEDULE] = dataclasses.asdict(base.alibi_beta_schedule)
+    if base.position_learning_rate != 1.0:
+        inherited[POSITION_RATE] = base.position_learning_rate
+    return inherited
 
 
 def _of_budget(config: ComparisonConfig, run: Run, budget_steps: int) -> Run:

@@ -162,14 +162,15 @@ def predict_budget(records: Sequence[Record], budget_tokens: int) -> Record | No
 
 
 def beta_budgets(cells: pd.DataFrame) -> list[Budget]:
-    """The budgets of one series in ascending order, for geometric slopes evaluated at the shortest length.
+    """The budgets of one series in ascending order, for geometric slopes.
 
-    Budgets without beta 1, or with fewer than three betas, are left out.
+    The losses are those at the training length or, if it was not evaluated, at the shortest length. Budgets without
+    beta 1, or with fewer than three betas, are left out.
     """
     budgets = []
     for tokens, frame in cells.groupby("budget_tokens"):
         grid = Comparison(frame)
-        curve = grid.curve("geometric", grid.lengths[0])
+        curve = grid.curve("geometric", grid.train_length or grid.lengths[0])
         if len(curve) >= 3 and 1.0 in curve:
             nats = np.array([_by_seed_and_block(row) for row in curve.values()])
             budgets.append(Budget(int(tokens), np.array(list(curve)), nats))

@@ -31,6 +31,7 @@ class Comparison:
         frame: ``comparison`` records, as returned by ``frame_of``.
         name: Name of the comparison.
         corpus: Name of its text.
+        series, budget_tokens: The series of budgets that it belongs to and its budget; None without.
         reference: Variant that the others are compared with.
         lengths: Window lengths in tokens, ascending.
         protocols, variants, seeds: In the order of the records.
@@ -40,6 +41,8 @@ class Comparison:
         first = frame.iloc[0]
         self.frame = frame
         self.name, self.corpus = str(first["comparison"]), str(first["corpus"])
+        self.series: str | None = first["series"]
+        self.budget_tokens: int | None = None if pd.isna(first["budget_tokens"]) else int(first["budget_tokens"])
         self.reference = reference or str(first["reference"])
         self.seeds: list[int] = first["seeds"]
         self.lengths: list[int] = sorted(frame["length_tokens"].unique().tolist())
@@ -48,6 +51,12 @@ class Comparison:
         self._cells = {
             (row["variant"], row["reading"], row["protocol"], row["length_tokens"]): row for row in rows_of(frame)
         }
+
+    @property
+    def train_length(self) -> int | None:
+        """The training length, if all variants have the same and were evaluated at it; None otherwise."""
+        known = self.frame["train_context_length"].dropna().unique().tolist()
+        return known[0] if len(known) == 1 and known[0] in self.lengths else None
 
     @property
     def main_protocol(self) -> str:
@@ -157,6 +166,12 @@ class Comparison:
         """Curves by length; empty unless every length has one."""
         found = {length: self.curve(kind, length) for length in self.lengths}
         return found if all(found.values()) else {}
+
+    def from_training_length(self) -> "Comparison | None":
+        """The part at the training length and beyond; None if that length was not evaluated."""
+        if self.train_length is None:
+            return None
+        return Comparison(self.frame[self.frame["length_tokens"] >= self.train_length], self.reference)
 
     def split(self) -> "tuple[Comparison | None, Comparison | None]":
         """Split into the part that compares position methods and the part that compares betas.

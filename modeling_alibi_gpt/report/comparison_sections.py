@@ -112,9 +112,10 @@ def basis(grid: Comparison, trainings: pd.DataFrame, rows: pd.DataFrame) -> str:
 def judged_claims(grids: Sequence[Comparison]) -> pd.DataFrame:
     """One row per claim and comparison that tests it: ``claim, comparison, corpus, verdict, measured``."""
     methods, betas = zip(*(grid.split() for grid in grids), strict=True)
+    trained = [grid and grid.from_training_length() for grid in methods]
     asked = [
         (claim, grid)
-        for claims, of in ((METHOD_CLAIMS, methods), (BETA_CLAIMS, betas))
+        for claims, of in ((METHOD_CLAIMS, trained), (BETA_CLAIMS, betas))
         for claim in claims
         for grid in of
         if grid
@@ -145,7 +146,8 @@ def _setting_section(grid: Comparison, methods: Comparison | None, own: Frames) 
     if len(drawn):
         alt = f"Training loss against step of {grid.name}, first seed"
         pictures.append(Picture(f"{file_stem(grid.name)}_training.png", training_figure(drawn), alt))
-    values = {"grid": grid, "training": training, "corpus": own["corpus"].iloc[0], "num_tokens": num_tokens}
+    corpus = own["corpus"].iloc[0] if len(own.get("corpus", [])) else None
+    values = {"grid": grid, "training": training, "corpus": corpus, "num_tokens": num_tokens}
     return make_section(TEMPLATE, "setting", pictures=pictures, **values)
 
 
@@ -239,6 +241,7 @@ def _beta_sections(grid: Comparison, trained: pd.DataFrame | None, figure: str) 
 
 def _published_sections(grids: Sequence[Comparison], published: pd.DataFrame | None) -> list[Section]:
     """Changes in nats beyond the training length, by method, as a paper published them and as measured here."""
+    grids = [part for grid in grids if (part := grid.from_training_length())]
     if published is None or not grids:
         return []
     measured = published[published["error"].isna()]

@@ -7,8 +7,8 @@ from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.records import Record, check_record
 
 
-# What every comparison has in addition to its cells.
-_KINDS = ("corpus", "training", "extrapolation")
+# What every comparison has in addition to its cells. One on a stream has no corpus record.
+_KINDS = ("training", "extrapolation")
 _LABELS = {"training": ("variant", "fields"), "extrapolation": ("variant", "reading", "seed", "overrides")}
 
 

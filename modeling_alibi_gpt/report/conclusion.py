@@ -9,7 +9,7 @@ import pandas as pd
 
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.formats import BETA, format_count, format_nats, format_perplexity, format_ratio
-from modeling_alibi_gpt.report.frames import alibi_first, distinct_names, pick, rows_of
+from modeling_alibi_gpt.report.frames import alibi_first, by_text, distinct_names, pick, rows_of
 from modeling_alibi_gpt.report.page import render_lines
 from modeling_alibi_gpt.report.screen import is_screen
 from modeling_alibi_gpt.report.statistics import (
@@ -48,7 +48,8 @@ def conclude(compared: Frames, by_kind: Frames) -> Conclusion:
     """Summarize how the models extrapolate beyond their training length, and which beta is best.
 
     The rules are those of the sections: a difference between trainings is shown only if it exceeds the noise and has
-    the same sign in every one of at least ``MIN_SEEDS`` seeds. Only the first comparison or study is summarized.
+    the same sign in every one of at least ``MIN_SEEDS`` seeds. Only the first comparison or study is summarized; in a
+    series of budgets, this is the largest budget. If there are others, the sentences begin with its name.
 
     Args:
         compared: Records of comparisons, by kind.
@@ -57,16 +58,26 @@ def conclude(compared: Frames, by_kind: Frames) -> Conclusion:
     if "comparison" in compared:
         groups = [Comparison(frame) for _, frame in compared["comparison"].groupby("comparison", sort=False)]
         grids = [grid for grid in groups if not is_screen(grid)]
-        return _of_comparison(grids[0]) if grids else Conclusion()
+        return _of_first(grids) if grids else Conclusion()
     of_lengths, lengths = _of_lengths(by_kind["extrapolation"]) if "extrapolation" in by_kind else ([], None)
     of_betas, betas = _of_trials(by_kind["beta_trial"]) if "beta_trial" in by_kind else ([], None)
     return Conclusion([*of_lengths, *of_betas], lengths or betas)
+
+
+def _of_first(grids: Sequence[Comparison]) -> Conclusion:
+    series = [grid for grid in grids if grid.series is not None and grid.series == grids[0].series]
+    chosen = max(series, key=lambda grid: grid.budget_tokens or 0) if series else grids[0]
+    found = _of_comparison(chosen)
+    if len(grids) == 1:
+        return found
+    return Conclusion([f"{chosen.name}: {sentence}" for sentence in found.sentences], found.table)
 
 
 def _of_comparison(grid: Comparison) -> Conclusion:
     methods, betas = grid.split()
     whole = methods or betas
     assert whole is not None  # a comparison has cells
+    whole = whole.from_training_length() or whole
     own, near, far = whole.alibi or whole.reference, whole.lengths[0], whole.lengths[-1]
     sentences = [_sentence_at(whole, own, far)] if far > near else []
     if betas is not None and len(curve := betas.curve("geometric", near)) > 1:
@@ -95,6 +106,7 @@ def _sentence_at(grid: Comparison, own: str, length: int) -> str:
 
 def _of_lengths(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
     """Describe the first ALiBi model, or else the first model, from its training length to the longest length."""
+    ((text, frame), *_) = by_text(frame)
     frame = distinct_names(frame)
     protocol = "sliding" if (frame["protocol"] == "sliding").any() else str(frame["protocol"].iloc[0])
     every = alibi_first(pick(frame, protocol=protocol)).drop_duplicates(["name", "length_tokens"], keep="last")
@@ -108,12 +120,17 @@ def _of_lengths(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
     table = _lengths_table(every, protocol)
     if far <= near:
         return [], table
-    rivals = [name for name, length in cells if length == far and name != own and (name, near) in cells]
+    tokens = cells[own, far]["provenance"].get("stream_fingerprint")  # nats per other tokens cannot be compared
+    comparable = {
+        name for name, length in cells if cells[name, length]["provenance"].get("stream_fingerprint") == tokens
+    }
+    rivals = [name for name, length in cells if length == far and name in comparable - {own} and (name, near) in cells]
     names = [own, *sorted(rivals, key=lambda name: cells[name, far]["nats_per_token"])[:1]]
     paths = [[cells[name, length]["perplexity"] for length in (near, far)] for name in names]
     one, other = (cells[own, near], cells[own, far]) if len(names) == 1 else (cells[own, far], cells[names[1], far])
     difference = _difference(one, other, is_one_model=len(names) == 1)
-    return [_length_sentence(names, paths, (near, far), difference, every["name"].nunique() - 1)], table
+    sentence = _length_sentence(names, paths, (near, far), difference, len(comparable) - 1)
+    return [f"{text}: {sentence}" if text else sentence], table
 
 
 def _difference(one: Record, other: Record, *, is_one_model: bool) -> Difference:

@@ -188,9 +188,7 @@ def perplexity_axis(axes: Axes, values: Sequence[float]) -> None:
 def mark_training_lengths(axes: Axes, lengths_tokens: Sequence[int | None]) -> None:
     """A vertical line at every training length (None is unknown) on the axis, labeled above the axes."""
     lengths = sorted({length for length in lengths_tokens if length})
-    low, high = axes.get_xlim()
-    inside = [length for length in lengths if low <= length <= high]
-    for length in inside:
+    for length in (inside := [length for length in lengths if axes.viewLim.containsx(length)]):
         axes.axvline(length, color=GREY, linestyle="--", linewidth=1, zorder=1)
     if len(lengths) == len(inside) == 1:
         name_above(axes, lengths[0], f"trained at {format_count(lengths[0])}", GREY)

@@ -1,6 +1,7 @@
 """Records as typed data frames: one frame per kind, one row per record, in the order of the records."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import UnionType
@@ -77,7 +78,7 @@ def distinct_names(frame: pd.DataFrame, *, merge_seeds: bool = False) -> pd.Data
     """The rows, with a name for each model and each way it was read.
 
     A name that several models share is followed by the location of the model, and one that was read with several
-    overrides by the overrides.
+    overrides or dtypes by these.
 
     Args:
         frame: Rows of models that were measured.
@@ -87,8 +88,42 @@ def distinct_names(frame: pd.DataFrame, *, merge_seeds: bool = False) -> pd.Data
     frame = frame.assign(name=frame["name"].where(~is_shared, frame["name"] + " (" + frame["model"] + ")"))
     frame = merged_seeds(frame) if merge_seeds else frame
     overrides = frame["overrides"].map(lambda fields: ", ".join(f"{key}={fields[key]}" for key in sorted(fields)))
-    is_read_twice = (overrides.groupby(frame["name"]).transform("nunique") > 1) & (overrides != "")
-    return frame.assign(name=frame["name"].where(~is_read_twice, frame["name"] + " (" + overrides + ")"))
+    dtypes = frame["provenance"].map(lambda where: str(where.get("dtype") or ""))
+    for ways in (overrides, dtypes):
+        is_read_twice = (ways.groupby(frame["name"]).transform("nunique") > 1) & (ways != "")
+        frame = frame.assign(name=frame["name"].where(~is_read_twice, frame["name"] + " (" + ways + ")"))
+    return frame
+
+
+def separate_studies(records: Iterable[Record]) -> list[Record]:
+    """The records, with a number appended to the name of a study that another sweep has, too.
+
+    Records of one sweep are in one piece, so a trial that occurs again is of another sweep.
+    """
+    separated, seen, places = [], set(), Counter[str]()
+    for record in records:
+        if record["kind"] == "beta_trial":
+            name = record["study"]
+            if (name, places[name], record["mode"], record["trial"]) in seen:
+                places[name] += 1
+            seen.add((name, places[name], record["mode"], record["trial"]))
+        study = str(record.get("study"))
+        is_another = record["kind"] in ("beta_trial", "trained_beta") and places[study] > 0
+        separated.append(record | {"study": f"{study} ({places[study] + 1})"} if is_another else record)
+    return separated
+
+
+def by_text(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows by the text that was read, with words for it that are empty if there is only one text."""
+    where = frame["provenance"]
+    keys = where.map(lambda found: str([found.get(name) for name in ("data_fingerprint", "max_tokens")]))
+    groups = [group for _, group in frame.groupby(keys, sort=False)]
+    return [("" if len(groups) == 1 else _text_in_words(group["provenance"].iloc[0]), group) for group in groups]
+
+
+def has_several_streams(frame: pd.DataFrame) -> bool:
+    """Whether models read one text as different tokens, so that only bits per byte can be compared."""
+    return frame["provenance"].map(lambda where: where.get("stream_fingerprint")).nunique() > 1
 
 
 def merged_seeds(frame: pd.DataFrame) -> pd.DataFrame:
@@ -105,27 +140,46 @@ def alibi_first(frame: pd.DataFrame) -> pd.DataFrame:
     return order.drop(columns="is_other")
 
 
-def milestone_runs(frame: pd.DataFrame) -> tuple[Record, list[Record]]:
-    """The model that the trainings started from, and for each training its course.
+def milestone_runs(frame: pd.DataFrame) -> tuple[Record | None, list[Record]]:
+    """The model that the trainings were fine-tuned from, and for each training its course.
 
-    The course gives the perplexity at the training length before training, the tokens after which it is as good as the
-    first model, and the perplexities at the end.
+    The model is the first one if it was measured once, at its training length; without one, the trainings stand alone.
+    A course gives the perplexity at the training length at first, the tokens after which it is as good as the model,
+    and the perplexities at the end.
     """
-    first, measured = frame.iloc[0], frame[frame["error"].isna()]
-    at_home = {"length_tokens": first["train_length_tokens"], "protocol": MILESTONE_PROTOCOL}
-    goal = pick(measured, name=first["name"], **at_home)["perplexity"].min()
-    start = {"name": first["name"], "num_train_tokens": first["num_train_tokens"], "perplexity": goal}
+    measured = frame[frame["error"].isna()]
+    at_home = {"protocol": MILESTONE_PROTOCOL, "length_tokens": frame["train_length_tokens"].iloc[0]}
+    first = pick(frame, name=frame["name"].iloc[0])
+    goals = pick(measured, name=first["name"].iloc[0], **at_home)["perplexity"].tolist()
+    start = None
+    if first["step"].nunique() == 1 and goals:
+        start = {name: first[name].iloc[0] for name in ("name", "num_train_tokens")} | {"perplexity": goals[0]}
+        measured = measured[measured["name"] != start["name"]]
     runs = []
-    for name, group in measured[measured["name"] != start["name"]].groupby("name", sort=False):
+    for name, group in measured.groupby("name", sort=False):
         near = pick(group, **at_home)
-        reached = near.loc[near["perplexity"] <= goal, "num_train_tokens"].tolist()
-        last = pick(group, step=near["step"].iloc[-1]).sort_values("length_tokens", kind="stable")
-        run = {"name": name, "length_tokens": first["train_length_tokens"], "before": near["perplexity"].iloc[0]}
-        run |= {"reached": reached[0] if reached else None, "num_train_tokens": near["num_train_tokens"].iloc[-1]}
+        reached = near.loc[near["perplexity"] <= start["perplexity"], "num_train_tokens"].tolist() if start else []
+        last = pick(group, step=group["step"].iloc[-1]).sort_values("length_tokens", kind="stable")
+        run = {"name": name, "length_tokens": at_home["length_tokens"]}
+        run |= {
+            "before": near["perplexity"].iloc[0] if len(near) else None,
+            "reached": reached[0] if reached else None,
+        }
+        run |= {
+            "first_tokens": group["num_train_tokens"].iloc[0],
+            "num_train_tokens": last["num_train_tokens"].iloc[0],
+        }
         protocols = [(protocol, pick(last, protocol=protocol)) for protocol in group["protocol"].unique()]
         run["ends"] = {p: list(zip(rows["length_tokens"], rows["perplexity"], strict=True)) for p, rows in protocols}
         runs.append(run)
     return start, runs
+
+
+def _text_in_words(where: Record) -> str:
+    source, split, max_tokens = (where.get(name) for name in ("source", "split", "max_tokens"))
+    words = source or f"text {where.get('data_fingerprint')}"
+    words += f", {split}" if split not in (None, "all") else ""
+    return words + (f", at most {max_tokens:,} tokens" if max_tokens else "")
 
 
 def _labelled(frame: pd.DataFrame) -> pd.DataFrame:

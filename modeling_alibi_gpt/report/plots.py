@@ -173,18 +173,19 @@ def training_figure(records: Records) -> Figure:
 
 
 @as_drawing
-def milestone_figure(records: Records, start: str) -> Figure:
-    """Perplexity against fine-tuning tokens, one line per model and length; the start model is a horizontal line."""
+def milestone_figure(records: Records, start: str | None) -> Figure:
+    """Perplexity against training tokens, one line per model and length; the start model is a horizontal line."""
     chosen = pick(frame_of(records), protocol=MILESTONE_PROTOCOL)
     chosen = chosen[chosen["error"].isna()].assign(thousands=chosen["num_train_tokens"] / 1000)
     tuned, level = chosen[chosen["name"] != start], pick(chosen, name=start)["perplexity"].tolist()
     figure, axes = new_axes()
     lines = _lines(tuned, ["name", "length_tokens"], "thousands")
     perplexity_axis(axes, [y for line in lines for y in line.ys] + level)
-    axes.axhline(level[0], color=GREY, linestyle=":")
-    axes.set_xlabel("thousand tokens of fine-tuning")
+    axes.set_xlabel("thousand tokens of training" if start is None else "thousand tokens of fine-tuning")
     draw_lines(axes, lines)
-    name_above(axes, 0, f"dotted: {start}", GREY)
+    if start is not None:
+        axes.axhline(level[0], color=GREY, linestyle=":")
+        name_above(axes, 0, f"dotted: {start}", GREY)
     name_lines(axes, lines)
     return figure
 

@@ -14,14 +14,21 @@ from modeling_alibi_gpt.report.comparison_sections import comparison_sections
 from modeling_alibi_gpt.report.complete import check_page_records
 from modeling_alibi_gpt.report.conclusion import Conclusion, conclude
 from modeling_alibi_gpt.report.context_sections import context_sections, recall_sections
+from modeling_alibi_gpt.report.extrapolation_sections import extrapolation_sections
 from modeling_alibi_gpt.report.formats import BETA
-from modeling_alibi_gpt.report.frames import distinct_names, frames, milestone_runs, pick, rows_of
+from modeling_alibi_gpt.report.frames import (
+    MILESTONE_PROTOCOL,
+    distinct_names,
+    frames,
+    milestone_runs,
+    pick,
+    rows_of,
+    separate_studies,
+)
 from modeling_alibi_gpt.report.page import Picture, Section, make_section, render_html, render_markdown
 from modeling_alibi_gpt.report.plots import (
     beta_figure,
-    extrapolation_figure,
     milestone_figure,
-    position_figure,
     training_figure,
 )
 from modeling_alibi_gpt.report.speed_plots import attention_speed_figure, drawn_speeds
@@ -34,7 +41,6 @@ from modeling_alibi_gpt.report.speed_tables import (
 from modeling_alibi_gpt.report.tables import (
     Table,
     beta_table,
-    extrapolation_table,
     milestone_table,
     perplexity_table,
     provenance_table,
@@ -105,6 +111,7 @@ def build_report(
     """
     _check_names(page, figures_folder)
     check_page_records(records)
+    records = separate_studies(records)
     compared = frames(record for record in records if "comparison" in record)
     by_kind = frames(record for record in records if "comparison" not in record)
     conclusion = Conclusion() if claims else conclude(compared, by_kind)
@@ -167,28 +174,6 @@ def _with_figures_of_their_own(sections: Sequence[Section]) -> list[Section]:
     return numbered
 
 
-def _extrapolation_sections(by_kind: Frames) -> list[Section]:
-    every = distinct_names(by_kind["extrapolation"])
-    frame = every.drop_duplicates(["name", "protocol", "length_tokens"], keep="last")
-    measured = frame[frame["error"].isna()]
-    alt = "Perplexity against sequence length for each model and protocol"
-    pictures = [Picture("extrapolation.png", extrapolation_figure(frame), alt)] if len(measured) else []
-    tables, num_repeated = [extrapolation_table(frame)], len(every) - len(frame)
-    sections = [make_section(TEMPLATE, "extrapolation", pictures=pictures, tables=tables, num_repeated=num_repeated)]
-    return sections + _position_sections(measured[measured["nats_by_position"].notna()])
-
-
-def _position_sections(located: pd.DataFrame) -> list[Section]:
-    """Each model at its longest length without an error, from non-overlapping windows if available."""
-    if located.empty:
-        return []
-    ordered = located.assign(is_whole=located["protocol"] == "nonoverlapping")
-    ordered = ordered.sort_values(["is_whole", "length_tokens"], kind="stable")
-    longest = ordered.groupby("name", sort=False).tail(1)
-    picture = Picture("loss_by_position.png", position_figure(longest), "Nats per token against position, by model")
-    return [make_section(TEMPLATE, "positions", pictures=[picture])]
-
-
 def _beta_sections(by_kind: Frames) -> list[Section]:
     sections = []
     for mode, of_mode in by_kind["beta_trial"].groupby("mode", sort=False):
@@ -242,12 +227,13 @@ def _bias_by_distance_sections(by_kind: Frames) -> list[Section]:
 
 
 def _milestone_sections(by_kind: Frames) -> list[Section]:
-    """One section for all trainings with milestones; the first one is the model that the others started from."""
+    """One section for all trainings with milestones, and the model that they were fine-tuned from, if any."""
     frame = by_kind["milestone"]
     start, runs = milestone_runs(frame)
-    tuned = frame[(frame["name"] != start["name"]) & frame["error"].isna()]
-    alt = "Perplexity against tokens of fine-tuning, by length"
-    pictures = [Picture("milestones.png", milestone_figure(frame, start["name"]), alt)] if len(tuned) else []
+    own = None if start is None else start["name"]
+    drawn = pick(frame[(frame["name"] != own) & frame["error"].isna()], protocol=MILESTONE_PROTOCOL)
+    alt = "Perplexity against tokens of training, by length"
+    pictures = [Picture("milestones.png", milestone_figure(frame, own), alt)] if len(drawn) else []
     tables = [milestone_table(frame)]
     return [make_section(TEMPLATE, "milestones", pictures=pictures, tables=tables, start=start, runs=runs)]
 
@@ -275,7 +261,7 @@ def _tables_alone(kind: str, tables: Callable[[pd.DataFrame], list[Table]]) -> C
 
 # Sections of records that are not part of a comparison, in page order.
 SECTION_BUILDERS: dict[str, Callable[[Frames], list[Section]]] = {
-    "extrapolation": _extrapolation_sections,
+    "extrapolation": extrapolation_sections,
     "context": context_sections,
     "recall": recall_sections,
     "beta_trial": _beta_sections,

@@ -116,7 +116,11 @@ def _screen_table(methods: list[Screened]) -> Table:
 
 
 def _settings(fields: dict[str, Any]) -> Settings:
-    return tuple((key, fields[key]) for key in sorted(fields, key=_place) if _is_screened(key))
+    return tuple((key, _hashable(fields[key])) for key in sorted(fields, key=_place) if _is_screened(key))
+
+
+def _hashable(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
 
 
 def _order(settings: Settings) -> list[tuple[str, float, str]]:

@@ -77,6 +77,17 @@ def extrapolation_table(records: Records) -> Table:
     return Table(header, rows, num_text_columns=2, footnotes=footnotes)
 
 
+def bits_table(records: Records) -> Table:
+    """Bits per byte, one row per model and protocol and one column per length."""
+    frame = alibi_first(frame_of(records))
+    wide = by_length(frame, ["name", "protocol"], frame["bits_per_byte"].map(format_nats))
+    rows = [
+        [name, protocol, *texts]
+        for (name, _), protocol, texts in zip(wide.index, _protocols(frame), wide.to_numpy(), strict=True)
+    ]
+    return Table(["bits per byte", "protocol", *map(format_count, wide.columns)], rows, num_text_columns=2)
+
+
 def differences_table(grid: Comparison, frame: pd.DataFrame) -> Table:
     """Nats above the reference as trained, one row per name and protocol and one column per length.
 

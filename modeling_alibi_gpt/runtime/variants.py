@@ -24,7 +24,7 @@ def what_varies(position_method: str, fields: Mapping[str, Any]) -> Literal["not
     set_fields = {
         field: value
         for field, value in fields.items()
-        if field == BETA_SCHEDULE or not (field == "position_method" or is_setting(field))
+        if (field == BETA_SCHEDULE and value is not None) or not (field == "position_method" or is_setting(field))
     }
     if position_method != "alibi" or not set_fields.keys() <= BETA_DEFAULTS.keys():
         return "method"

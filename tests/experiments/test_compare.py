@@ -1,5 +1,6 @@
 """Comparisons: variants, seeds, inference overrides of a trained model, workers that share, paired figures."""
 
+import dataclasses
 import importlib.util
 import json
 import statistics
@@ -79,6 +80,26 @@ def test_a_variant_may_set_learning_rates(settings: dict[str, Any]) -> None:
     assert (record["learning_rate"], record["position_learning_rate"]) == (0.004, 30.0)
 
 
+def test_records_say_what_a_variant_inherits(settings: dict[str, Any]) -> None:
+    overrides = {"alibi_beta": 8.0, "alibi_slope_kind": "uniform"}
+    settings["experiment"]["model"]["overrides"] = overrides
+    settings["experiment"]["position_learning_rate"] = 10.0
+    learned = {"alibi_trainable": "beta", "position_learning_rate": 30}
+    paper = {"alibi_beta": 1.0, "alibi_slope_kind": "geometric"}
+    table = {"position_method": "learned", "position_learning_rate": 1.0}
+    variants = {"tuned": {}, "paper": paper, "learned": learned, "table": table}
+    settings |= {"variants": variants, "inference_overrides": {}, "reference": "paper", "seeds": [0]}
+    settings["experiment"]["model"]["overrides"]["alibi_trainable"] = "beta"
+    found = {run.variant: run.fields for run in _runs(ComparisonConfig(**settings))}
+    rate = {"position_learning_rate": 10.0}
+    assert found == {
+        "tuned": {**overrides, **rate},
+        "paper": {**paper, "alibi_trainable": "beta", **rate},
+        "learned": {**overrides, **learned},
+        "table": table,
+    }
+
+
 def test_a_variant_may_have_a_schedule_of_beta(settings: dict[str, Any]) -> None:
     annealed, steady = {"alibi_beta_schedule": {"start": 16, "end": 1}}, {"alibi_beta_schedule": None}
     others = {"alibi": {}, "annealed": annealed, "steady": steady, "none": {"position_method": "none"}}
@@ -89,7 +110,9 @@ def test_a_variant_may_have_a_schedule_of_beta(settings: dict[str, Any]) -> None
     runs = {run.variant: run.experiment.alibi_beta_schedule for run in _runs(ComparisonConfig(**settings))}
     assert (runs["alibi"], runs["steady"], runs["none"]) == (BetaSchedule(start=4, end=1), None, None)
     records = run_comparison(ComparisonConfig(**settings))
-    assert [r["fields"] for r in records if r["kind"] == "training"] == list(others.values())
+    inherited = {"alibi_beta_schedule": dataclasses.asdict(BetaSchedule(start=4, end=1))}
+    fields = [r["fields"] for r in records if r["kind"] == "training"]
+    assert fields == [inherited, *list(others.values())[1:]]
     (annealed_model,) = [r["model_dir"] for r in records if r["kind"] == "training" and r["variant"] == "annealed"]
     assert json.loads(Path(annealed_model, "config.json").read_text())["alibi_beta"] == 1.0
 

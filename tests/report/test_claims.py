@@ -237,3 +237,25 @@ def test_a_comparison_of_betas_and_methods_is_judged_on_both() -> None:
         "A \u03b2 that each layer learns is as good as the best fixed one that was tried": "does not hold",
     }
     assert "lowest of the others rope +0.600" in found["Of ALiBi and rope, only ALiBi stays level"][1]
+
+
+def at_lengths(lengths: dict[int, int], train_context_length: int = 128) -> Comparison:
+    """The methods at these lengths, with the losses of the lengths that they map to."""
+    cells = [record for record in methods() if record["kind"] == "comparison"]
+    moved = {"train_context_length": train_context_length}
+    return grid_of(
+        [
+            cell | moved | {"length_tokens": length}
+            for length, source in lengths.items()
+            for cell in cells
+            if cell["length_tokens"] == source
+        ]
+    )
+
+
+def test_claims_begin_at_the_training_length() -> None:
+    grid = at_lengths({64: 1024, 128: 128, 1024: 1024})
+    assert verdict("no worse on far longer text", grid) == ("holds", "test: +0.000 from 128 to 1,024 tokens")
+    assert "at 128 tokens" in verdict("At the training length it is no worse", grid)[1]
+    judged = verdicts(at_lengths({64: 128, 1024: 1024}), grid_of(beta_sweep()))
+    assert judged and not any("longer text" in claim or "training length" in claim for claim in judged)

@@ -11,6 +11,7 @@ from modeling_alibi_gpt.report.conclusion import Conclusion, conclude
 from modeling_alibi_gpt.report.frames import frames
 from modeling_alibi_gpt.runtime.records import write_records
 from tests.report.test_report import run_script
+from tests.support.budget_cases import TOKENS, budget_records
 from tests.support.comparison_cases import comparison, methods
 from tests.support.example_records import LENGTHS, beta_record, demo_records, extrapolation_record, training_record
 
@@ -108,3 +109,24 @@ def test_page_terminal_and_json_say_the_same(tmp_path: Path, capsys: pytest.Capt
     assert html.index("</h1>") < section.start() < html.index("<nav") < html.index("<figure")
     markdown = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert markdown.split("\n## ")[1].splitlines()[2:] == [f"- {sentence}" for sentence in sentences]
+
+
+def test_of_several_budgets_the_largest_is_summed_up_by_name() -> None:
+    records = budget_records(4)
+    name = f"betas, {TOKENS[3]:,} tokens: "
+    sentences = conclusion_of(records).sentences
+    assert sentences and all(sentence.startswith(name) for sentence in sentences)
+    last = [record for record in records if record["comparison"] == f"betas, {TOKENS[3]:,} tokens"]
+    assert [name + sentence for sentence in conclusion_of(last).sentences] == sentences
+
+
+def test_texts_and_tokens_are_not_mixed() -> None:
+    records = sliding("alibi", "rope")
+    other = {"provenance": records[0]["provenance"] | {"data_fingerprint": "other", "source": "text:b.txt"}}
+    (expected,) = conclusion_of(records).sentences
+    (sentence,) = conclusion_of([*records, *(record | other | {"perplexity": 1.0} for record in records)]).sentences
+    assert sentence.endswith(expected) and sentence != expected
+    tokens = [{"stream_fingerprint": name} for name in ("a", "b")]
+    for record in records:
+        record["provenance"] = record["provenance"] | tokens[record["name"] == "rope"]
+    assert conclusion_of(records).sentences == conclusion_of([r for r in records if r["name"] == "alibi"]).sentences

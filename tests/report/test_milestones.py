@@ -69,3 +69,19 @@ def test_a_start_alone_has_no_figure(tmp_path: Path) -> None:
 def findings_of(page: str) -> list[str]:
     text = Path(page).read_text(encoding="utf-8")
     return [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
+
+
+def test_trainings_from_scratch_have_no_start(tmp_path: Path) -> None:
+    scratch = [milestone("scratch", step, 128, value) for step, value in ((0, 900.0), (100, 90.0), (200, 60.0))]
+    longer = [milestone("longer", step, 256, value) for step, value in ((0, 800.0), (200, 70.0))]
+    start, runs = milestone_runs(frame_of([*scratch, *longer]))
+    assert start is None and [run["name"] for run in runs] == ["scratch", "longer"]
+    written = build_report([*scratch, *longer], tmp_path, title="T")
+    assert [Path(figure).name for figure in written["figures"]] == ["milestones.png"]
+    assert findings_of(written["markdown"]) == [
+        "scratch: 900.00 at 128 tokens after 0 tokens of training; after 409,600 tokens 60.00 at 128 tokens with "
+        "non-overlapping windows.",
+        "longer: after 409,600 tokens 70.00 at 256 tokens with non-overlapping windows.",
+    ]
+    text = Path(written["markdown"]).read_text(encoding="utf-8")
+    assert "started from it" not in text and "fine-tuning" not in text

@@ -12,11 +12,14 @@ import pytest
 
 from modeling_alibi_gpt.report import report
 from modeling_alibi_gpt.report.drawing import Drawing
+from modeling_alibi_gpt.report.frames import separate_studies
 from modeling_alibi_gpt.report.report import build_report
 from modeling_alibi_gpt.runtime.records import write_records
+from tests.support.comparison_cases import methods
 from tests.support.example_records import (
     CURVES,
     LENGTHS,
+    PROVENANCE,
     beta_record,
     bias_by_distance_record,
     bias_record,
@@ -223,6 +226,49 @@ def test_of_a_repeated_measurement_the_last_is_shown(tmp_path: Path) -> None:
     assert "Measurements repeated: 1; the last one of each is shown." in markdown
     ((_, row),) = tables_of(markdown, "Perplexity against length")
     assert row[2] == "55.50"
+
+
+def test_each_text_has_its_section(tmp_path: Path) -> None:
+    first = [extrapolation_record("alibi", "sliding", length) for length in LENGTHS]
+    place = {"source": "text:b.txt", "data_fingerprint": "other", "max_tokens": 5000}
+    second = [record | {"perplexity": 55.5, "provenance": record["provenance"] | place} for record in first]
+    markdown = build_markdown([*first, *second], tmp_path)
+    assert "repeated" not in markdown
+    ((_, row),) = tables_of(markdown, f"Perplexity against length, text {PROVENANCE['data_fingerprint']}")
+    assert row[2] == f"{first[0]['perplexity']:.2f}"
+    ((_, row),) = tables_of(markdown, "Perplexity against length, text:b.txt, at most 5,000 tokens")
+    assert row[2:7] == ["55.50"] * 5
+
+
+def test_other_tokens_and_dtypes_are_told_apart(tmp_path: Path) -> None:
+    records = []
+    for name, dtype, stream in (("a", "float32", "x"), ("a", "bfloat16", "x"), ("b", "float32", "y")):
+        record = extrapolation_record("alibi", "sliding", 128)
+        where = record["provenance"] | {"dtype": dtype, "stream_fingerprint": stream}
+        records.append(record | {"name": name, "model": f"runs/{name}", "provenance": where})
+    markdown = build_markdown(records, tmp_path)
+    assert "The models read different tokens, so their perplexities cannot be compared." in markdown
+    perplexities, bits = tables_of(markdown, "Perplexity against length")
+    assert [row[0] for row in perplexities[1:]] == ["a (bfloat16)", "a (float32)", "b"]
+    assert bits[1][2] == f"{records[0]['bits_per_byte']:.4f}"
+    assert "different tokens" not in build_markdown(records[:2], tmp_path)
+
+
+def test_two_sweeps_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    sweeps = [
+        [*(beta_record("retrain", n, beta) for n, beta in enumerate((0.5, 1.0))), trained_beta_record("beta", seed)]
+        for seed in (0, 1)
+    ]
+    sweeps = [[record | {"study": "beta"} for record in sweep] for sweep in sweeps]
+    studies = [record["study"] for record in separate_studies(sum(sweeps, []))]
+    assert studies == ["beta"] * 3 + ["beta (2)"] * 3
+    assert separate_studies(sweeps[0]) == sweeps[0]
+
+
+def test_a_comparison_on_a_stream_has_no_corpus(tmp_path: Path) -> None:
+    records = [record for record in methods() if record["kind"] != "corpus"]
+    markdown = build_markdown(records, tmp_path)
+    assert "## Length extrapolation, test" in markdown and "MB of text" not in markdown
 
 
 def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:

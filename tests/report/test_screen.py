@@ -107,6 +107,12 @@ def test_settings_may_be_words_or_missing(tmp_path: Path) -> None:
     assert "| alibi | 4.3000 | 4.1000 \\* | 4.2000 |" in page
 
 
+def test_settings_may_be_mappings_and_lists() -> None:
+    variants = {f"rate {rate}": {"training.lr_scheduler_kwargs": {"min_lr": rate}} for rate in (1e-5, 1e-4)}
+    grid = grid_of(comparison({"alibi": {}, **variants}))
+    assert is_screen(grid) and len(screened(grid)[0].nats) == 3
+
+
 def test_a_page_of_a_screen_has_its_tables_and_no_verdicts(tmp_path: Path) -> None:
     build_report(screen_records(), tmp_path, title="Screen", claims=True, html=False)
     page = (tmp_path / "report.md").read_text(encoding="utf-8")
