@@ -12,7 +12,8 @@ from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from .alibi import alibi_slopes
-from .configuration_keys import foreign_keys, refuse_unknown_keys
+from .configuration_keys import foreign_keys, refuse_misspelled, refuse_unknown_keys
+from .position_alibi import check_stays_learned
 from .position_methods import POSITION_METHODS, plugin_fields, plugin_of
 
 
@@ -240,11 +241,7 @@ class AlibiGPTConfig(PreTrainedConfig):
             )
 
     def save_pretrained(self, save_directory, **kwargs):
-        """Save the config, without an ``auto_map`` unless the code files are saved too.
-
-        transformers copies code files only for classes loaded as remote code. The installed package saves weights and
-        config; ``export_to_hub`` writes a folder that includes the code.
-        """
+        """Save the config, without an ``auto_map`` unless the code files are saved too, as for remote code."""
         if self._auto_class is None:
             self.auto_map = {}
         super().save_pretrained(save_directory, **kwargs)
@@ -266,20 +263,22 @@ class AlibiGPTConfig(PreTrainedConfig):
         method = kwargs.get("position_method", config_dict.get("position_method", cls.position_method))
         own_fields = plugin_fields(method, config_dict.get("position_plugin"), cls)
         foreign = foreign_keys(config_dict, [*cls.__dataclass_fields__, *own_fields])
-        known = {key: value for key, value in config_dict.items() if key not in foreign}
+        # The other fields are validated against the position method.
+        known = {key: value for key, value in config_dict.items() if key not in foreign} | {"position_method": method}
         for key in cls._unread_alibi_fields(known, method):
             logger.warning_once(f"ignoring '{key}' in the config: position_method '{method}' does not use it")
             del known[key]
-        known["position_method"] = method  # the other fields are validated against it
         config, unused = super().from_dict(known, **{**kwargs, "return_unused_kwargs": True})
         for key, value in foreign.items():
             logger.warning_once(f"the config contains '{key}', which AlibiGPT does not use")
             setattr(config, key, value)
-        was_trained = known.get("alibi_trainable", "none") == config.alibi_trainable
-        config._learns_from_here = config.alibi_trainable != "none" and not was_trained
-        config._set_on_loading = tuple(kwargs)
+        saved = known.get("alibi_trainable", "none")
+        check_stays_learned(saved, config.alibi_trainable, kwargs)
+        config._learns_from_here, config._set_on_loading = saved != config.alibi_trainable, tuple(kwargs)
         config.validate()  # kwargs are assigned field by field, which checks only types
-        return (config, unused) if kwargs.get("return_unused_kwargs", False) else config
+        if not (returns_unused := kwargs.get("return_unused_kwargs", False)):
+            refuse_misspelled(unused, [*cls.__dataclass_fields__, *own_fields])
+        return (config, unused) if returns_unused else config
 
     def _remove_keys_not_serialized(self, d: dict[str, Any]) -> None:
         super()._remove_keys_not_serialized(d)

@@ -62,6 +62,12 @@ def foreign_keys(values: dict[str, Any], fields: Collection[str]) -> dict[str, A
     }
 
 
+def refuse_misspelled(values: dict[str, Any], fields: Collection[str]) -> None:
+    """Raise ValueError for a key that looks like an AlibiGPT field but is none."""
+    foreign = foreign_keys(values, fields)
+    refuse_unknown_keys({key: value for key, value in values.items() if key not in foreign}, fields)
+
+
 def _is_unknown(key: str, fields: Collection[str]) -> bool:
     allowed = _ALLOWED_EXTRA_KEYS | set(GenerationConfig._get_default_generation_params())
     return key not in allowed and not key.startswith("_") and key not in fields

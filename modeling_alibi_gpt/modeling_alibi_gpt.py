@@ -34,6 +34,7 @@ from .attention_inputs import ForwardInputs, attention_dtype
 from .cache_argument import CACHE_DOCS, CACHE_NAME, one_cache
 from .chunked_loss import LOSS_CHUNK_DOCS, chunked_causal_lm_loss
 from .configuration_alibi_gpt import AlibiGPTConfig
+from .continuous_batching import ContinuousBatching
 from .position_alibi import missing_weights
 from .position_base import LayerBias, PositionMethod
 from .position_methods import POSITION_METHODS
@@ -298,7 +299,7 @@ class AlibiGPTModel(AlibiGPTPreTrainedModel):
 
 
 @auto_docstring(custom_intro="AlibiGPT with a language modeling head.")
-class AlibiGPTForCausalLM(TiedSharding, AlibiGPTPreTrainedModel, GenerationMixin):
+class AlibiGPTForCausalLM(TiedSharding, ContinuousBatching, AlibiGPTPreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}

@@ -135,6 +135,21 @@ def check_not_in_weights(fields: Collection[str], trainable: str, where: str = "
             )
 
 
+def check_stays_learned(saved: str, trainable: str, fields: Collection[str]) -> None:
+    """Raise a ValueError if loading with another ``alibi_trainable`` would drop values that the checkpoint learned.
+
+    Args:
+        saved: ``alibi_trainable`` of the checkpoint.
+        trainable: ``alibi_trainable`` to load it with.
+        fields: Names of the config fields that are set on loading. One that the values replaced says where to start.
+    """
+    if saved not in ("none", trainable) and not set(FIELDS_IN_WEIGHTS[saved]) & set(fields):
+        raise ValueError(
+            f"alibi_trainable {trainable!r} would reset what the checkpoint learned with {saved!r}: load it as it is "
+            "and set requires_grad to False to freeze it, or set alibi_beta, too, to start anew"
+        )
+
+
 def missing_weights(config: Any, names: Collection[str]) -> set[str]:
     """The weights that a checkpoint should have, of those that it lacks: slopes that learn from here on are not.
 

@@ -222,3 +222,23 @@ def test_a_config_registered_as_remote_code_names_its_class(tmp_path, monkeypatc
     AlibiGPTConfig().save_pretrained(tmp_path)
     written = json.loads((tmp_path / "config.json").read_text())["auto_map"]
     assert written == {"AutoConfig": "configuration_alibi_gpt.AlibiGPTConfig"}
+
+
+@pytest.mark.parametrize("key", ["alibi_betta", "n_head", "max_position_embeddings"])
+def test_a_misspelled_setting_on_loading_is_refused(key: str, tmp_path: Path) -> None:
+    AlibiGPTConfig().save_pretrained(tmp_path)
+    for load in (AlibiGPTConfig.from_pretrained, AutoConfig.from_pretrained):
+        with pytest.raises(ValueError, match=f"unknown field '{key}' in AlibiGPTConfig"):
+            load(tmp_path, **{key: 2})
+        assert load(tmp_path, alibi_beta=2.0, trust_remote_code=False).alibi_beta == 2.0
+
+
+def test_what_was_learned_is_not_reset_on_loading(tmp_path: Path) -> None:
+    AlibiGPTConfig(alibi_trainable="beta").save_pretrained(tmp_path)
+    for trainable in ("none", "slopes"):
+        with pytest.raises(ValueError, match=f"alibi_trainable '{trainable}' would reset what the checkpoint learned"):
+            AlibiGPTConfig.from_pretrained(tmp_path, alibi_trainable=trainable)
+    anew = {"alibi_trainable": "slopes", "alibi_beta": 2.0}
+    assert AlibiGPTConfig.from_pretrained(tmp_path, **anew).alibi_trainable == "slopes"
+    assert AlibiGPTConfig.from_pretrained(tmp_path, alibi_trainable="beta").alibi_trainable == "beta"
+    assert AlibiGPTConfig.from_pretrained(tmp_path, position_method="rope").position_method == "rope"

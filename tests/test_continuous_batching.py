@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
+from transformers.generation.continuous_batching import continuous_api
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 
@@ -95,3 +96,19 @@ def test_it_would_notice_a_missing_bias() -> None:
         model = _model(**fields)
         tokens.append([model.generate(torch.tensor([p]), generation_config=GENERATION).tolist() for p in prompts])
     assert tokens[0] != tokens[1] and tokens[0] != tokens[2]
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_flash_attention_that_is_installed_is_not_switched_to(version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for other in (2, 3):
+        is_available = lambda *_, found=other == version, **__: found  # noqa: E731
+        monkeypatch.setattr(continuous_api, f"is_flash_attn_{other}_available", is_available)
+    model, prompts = _model(), _prompts()
+    assert model.config._attn_implementation == "sdpa"
+    config = ContinuousBatchingConfig(**BATCHING)
+    manager = model.init_continuous_batching(GENERATION, config)
+    assert not manager.continuous_batching_config.auto_switch_to_flash and config.auto_switch_to_flash
+    assert "flash" not in model.config._attn_implementation
+    model.config._attn_implementation_internal = "flash_attention_2"
+    with pytest.raises(ValueError, match="continuous batching needs .*'sdpa' or 'eager', got 'flash_attention_2'"):
+        model.generate_batch(prompts, generation_config=GENERATION, continuous_batching_config=config)

@@ -4,7 +4,14 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from modeling_alibi_gpt.runtime.atomic import write_json
 from modeling_alibi_gpt.runtime.parsing import read_mapping
+
+
+logger = logging.get_logger(__name__)
 
 
 LICENCE_FILES = (
@@ -36,6 +43,20 @@ def companion_files(folder: Path, names: Sequence[str] = COMPANION_FILES) -> lis
                 "transformers instead"
             )
     return paths
+
+
+def name_tokenizer_class(source: Path, folder: Path) -> None:
+    """Record the class of a copied tokenizer, which has its special tokens, if only the source's model type tells."""
+    path = folder / _TOKENIZER_CONFIG
+    fields = read_mapping(path) if path.is_file() else {}
+    if "tokenizer_class" in fields or not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises a bare Exception for a damaged file
+        logger.warning("the tokenizer of %s is copied, but cannot be loaded (%s)", source, error)
+        return
+    write_json(path, fields | {"tokenizer_class": type(tokenizer).__name__})
 
 
 def copy_licences(source: Path, folder: Path) -> None:

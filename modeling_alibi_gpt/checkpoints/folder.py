@@ -97,12 +97,12 @@ def weight_files(folder: Path, *, allow_pickle: bool = False) -> dict[Path, list
             return _indexed_files(folder / index)
     if any(folder.glob("pytorch_model*.bin")):
         raise ValueError(
-            f"{folder}: no file named {SAFE_WEIGHTS_NAME}; the weights are pickled, and a pickle can run code: "
-            "use 'alibi-gpt convert --allow-pickle', which reads them with weights_only=True"
+            f"{folder}: no file named {SAFE_WEIGHTS_NAME}; the weights are pickled, and a pickle can run code: save "
+            "them as safetensors ('alibi-gpt convert --allow-pickle' reads those of other families, weights_only)"
         )
     raise ValueError(
         f"{folder}: no weights found, expected {SAFE_WEIGHTS_NAME} or {SAFE_WEIGHTS_INDEX_NAME} "
-        "('alibi-gpt convert --allow-pickle' reads pickled ones)"
+        "('alibi-gpt convert --allow-pickle' reads pickled ones of other families)"
     )
 
 

@@ -25,6 +25,13 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_alibi_gpt.AlibiGPTForSequenceClassification",
     "AutoModelForTokenClassification": "modeling_alibi_gpt.AlibiGPTForTokenClassification",
 }
+PIPELINE_TAGS = {
+    "AutoModel": "feature-extraction",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+}
 
 
 @config_dataclass
@@ -59,7 +66,7 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
         raise ValueError(
             f"{source} uses a position_method from {model_config.position_plugin!r}, whose code cannot be exported"
         )
-    files, card = _files_to_copy(source), read_card(source)
+    files, card, auto_class = _files_to_copy(source), read_card(source), _auto_class(model_config.architectures)
     if any(path.name in TOKENIZER_FILES for path in files):
         load_model_tokenizer(source)
     with atomic_directory(target) as tmp_path:
@@ -73,10 +80,17 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
             tmp_path,
             card,
             summary=f"{source.resolve().name} with its model code, exported by {PROGRAM}.",
-            usage=loading_code(model_config.model_type, with_own_code=True),
+            usage=loading_code(model_config.model_type, with_own_code=True, auto_class=auto_class),
             tags=[model_config.position_method],
+            pipeline_tag=PIPELINE_TAGS[auto_class],
         )
     return {"output_dir": config.output_dir, "files": sorted(path.name for path in target.iterdir())}
+
+
+def _auto_class(architectures: list[str] | None) -> str:
+    """The class that loads all weights of a model."""
+    classes = {name.rpartition(".")[2]: auto_class for auto_class, name in AUTO_MAP.items()}
+    return classes.get((architectures or [""])[0], "AutoModelForCausalLM")
 
 
 def _files_to_copy(source: Path) -> list[Path]:

@@ -19,10 +19,10 @@ LICENCE_FIELDS = ("license", "license_name", "license_link")
 _START, _END = "<!-- alibi-gpt: this folder -->", "<!-- alibi-gpt: end -->"
 _OF_THE_FOLDER = re.compile(rf"{re.escape(_START)}.*?{re.escape(_END)}\s*", re.DOTALL)
 _LOAD = """```python
-{imports}from transformers import AutoModelForCausalLM, AutoTokenizer
+{imports}from transformers import {auto_class}, AutoTokenizer
 
 folder = "."  # this folder, or its name on the Hub
-model = AutoModelForCausalLM.from_pretrained(folder{arguments})
+model = {auto_class}.from_pretrained(folder{arguments})
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```"""
 _REGISTERS = "import modeling_alibi_gpt  # from the package alibi-gpt; registers the model with transformers\n"
@@ -67,7 +67,8 @@ def save_card(
         library_name: Name of the library on the Hub.
         **fields: Further metadata, which replaces that of the card.
     """
-    for name, value in {"pipeline_tag": "text-generation", **fields, "library_name": library_name}.items():
+    tag = card.data.get("pipeline_tag") or "text-generation"
+    for name, value in {"pipeline_tag": tag, **fields, "library_name": library_name}.items():
         setattr(card.data, name, value)
     card.data.tags = list(dict.fromkeys([*(card.data.tags or []), *tags]))
     text = _OF_THE_FOLDER.sub("", card.text).strip()
@@ -75,13 +76,14 @@ def save_card(
     card.save(folder / CARD)
 
 
-def loading_code(model_type: str, *, with_own_code: bool = False) -> str:
+def loading_code(model_type: str, *, with_own_code: bool = False, auto_class: str = "AutoModelForCausalLM") -> str:
     """Python that loads the folder, in Markdown.
 
     Args:
         model_type: Model type in its config.
         with_own_code: Whether the folder contains the code of its model.
+        auto_class: Class of transformers that loads the model.
     """
     ours = model_type == "alibi_gpt" and not with_own_code
     arguments = ", trust_remote_code=True" if with_own_code else ""
-    return _LOAD.format(imports=_REGISTERS if ours else "", arguments=arguments)
+    return _LOAD.format(imports=_REGISTERS if ours else "", arguments=arguments, auto_class=auto_class)

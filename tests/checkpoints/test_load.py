@@ -50,7 +50,10 @@ def add_tokens(folder: Path, num_tokens: int) -> None:
         (shutil.rmtree, "no model here"),
         (lambda folder: truncate(folder, 0), "truncated or damaged"),
         (lambda folder: truncate(folder, -1), "truncated or damaged"),
-        (pickle_weights, "no file named model.safetensors.*: use 'alibi-gpt convert --allow-pickle'"),
+        (
+            pickle_weights,
+            "no file named model.safetensors.*: save them as safetensors",
+        ),
         (lambda folder: rewrite_weights(folder, lambda weights: weights.popitem()), r"weights .* are missing \(1\)"),
         (lambda folder: edit_config(folder, num_hidden_layers=1), "weights do not belong to the model"),
         (lambda folder: edit_config(folder, hidden_size=32), "requires .*, but the weights have"),

@@ -4,12 +4,14 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, AlibiGPTForSequenceClassification
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
 from modeling_alibi_gpt.checkpoints.model_card import GGUF_USAGE
@@ -129,6 +131,7 @@ def test_engines_that_differ_are_in_the_card(save: Save, tmp_path: Path) -> None
     options = {"model": str(save()), "output_dir": str(tmp_path / "out"), "to": "mpt", "flavour": "llm-foundry"}
     convert(ConvertConfig(**options))
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "from_pretrained" not in text and "library_name: llm-foundry" in text
     assert "Not for transformers, which ignores use_bias. Not for CTranslate2, which ignores use_bias." in text
 
 
@@ -141,3 +144,17 @@ def test_a_card_that_cannot_be_read_leaves_nothing(save: Save, tmp_path: Path) -
     with pytest.raises(ValueError, match="README.md: the front matter between --- is not a YAML mapping"):
         export_to_hub(ExportConfig(model=str(source), output_dir=str(tmp_path / "out")))
     assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_the_card_of_a_classifier_loads_all_of_it(save: Save, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source = save()
+    model = AlibiGPTForSequenceClassification(AlibiGPTConfig.from_pretrained(source, num_labels=3))
+    model.save_pretrained(source)
+    export_to_hub(ExportConfig(model=str(source), output_dir=str(tmp_path / "out")))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.pipeline_tag == "text-classification"
+    [code] = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
+    monkeypatch.chdir(tmp_path / "out")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert torch.equal(names["model"].score.weight, model.score.weight)

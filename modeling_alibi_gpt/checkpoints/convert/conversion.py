@@ -11,7 +11,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from transformers import PreTrainedConfig
 
-from modeling_alibi_gpt.checkpoints.companions import COMPANION_FILES, WEIGHT_PATTERNS, companion_files, copy_licences
+from modeling_alibi_gpt.checkpoints.companions import (
+    COMPANION_FILES,
+    WEIGHT_PATTERNS,
+    companion_files,
+    copy_licences,
+    name_tokenizer_class,
+)
 from modeling_alibi_gpt.checkpoints.convert.bloom import BLOOM
 from modeling_alibi_gpt.checkpoints.convert.falcon import FALCON
 from modeling_alibi_gpt.checkpoints.convert.families import Family, Fields
@@ -63,9 +69,9 @@ class ConvertConfig:
     the learned positions of a GPT-2, which must then be fine-tuned.
     """
     dtype: Literal[*DTYPES] | None = None
-    """``float32``, ``bfloat16`` or ``float16``; null keeps the dtype of each tensor."""
+    """``float32``, ``bfloat16`` or ``float16``; null keeps the dtype of each tensor, and is float32 for ``gguf``."""
     allow_pickle: bool = False
-    """Read pickled weights, with ``weights_only=True``, if there are no others."""
+    """Read pickled weights of other families, with ``weights_only=True``, if there are no others."""
     max_shard_bytes: Count = 5 * 10**9
     """Maximum size of a weight file; larger checkpoints are split into several files."""
     flavour: Literal[*FLAVOURS] = FLAVOURS[0]
@@ -125,10 +131,15 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
             write_json(tmp_path / "config.json", llm_foundry_fields(target_config))
         for path in companions:
             shutil.copyfile(path, tmp_path / path.name)
+        name_tokenizer_class(folder, tmp_path)
         if config.to == OURS:
             _let_generate_use_the_cache(tmp_path / "generation_config.json")
         summary, tags = _summary(config, model_type, plan.left_out, differs_in), [translation.ours.position_method]
-        save_card(tmp_path, card, summary=summary, usage=loading_code(config.to), tags=tags, **_base_model(config))
+        usage, library_name = loading_code(config.to), "transformers"
+        if "transformers" in differs_in:
+            usage, library_name = "Load it with llm-foundry, or with an engine that reads its models.", "llm-foundry"
+        fields = {"library_name": library_name, **_base_model(config)}
+        save_card(tmp_path, card, summary=summary, usage=usage, tags=tags, **fields)
     return {
         "output_dir": config.output_dir,
         "converted_from": model_type,
@@ -150,6 +161,8 @@ def _summary(config: ConvertConfig, model_type: Any, left_out: Sequence[str], di
 
 def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:
     _refuse_ways_in(config)
+    if config.max_shard_bytes != ConvertConfig.max_shard_bytes:
+        raise ValueError("max_shard_bytes does not apply to gguf, which is one file")
     card = read_card(folder)
     with atomic_directory(target) as tmp_path:
         copy_licences(folder, tmp_path)
@@ -278,5 +291,6 @@ def _let_generate_use_the_cache(path: Path) -> None:
 
 
 def _refuse_ways_in(config: ConvertConfig) -> None:
-    if config.overrides or config.as_transformers:
-        raise ValueError(f"overrides and as_transformers apply to conversions to {OURS}, not to {config.to}")
+    for name in ("overrides", "as_transformers", "allow_pickle"):
+        if getattr(config, name):
+            raise ValueError(f"{name} applies to conversions to {OURS}, not to {config.to}")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, GPT2Tokenizer
 
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
@@ -109,3 +109,26 @@ def test_a_file_that_can_only_be_read_whole_is_read_once(tmp_path: Path, monkeyp
     convert(config)
     assert len(reads) == 1
     assert_same_weights(loaded(tmp_path / "from pickle"), ours)
+
+
+def test_a_tokenizer_that_the_model_type_tells_keeps_its_special_tokens(tmp_path: Path) -> None:
+    gpt2().save_pretrained(tmp_path / "original")
+    alphabet = {letter: number for number, letter in enumerate(["<|endoftext|>", *"abc"])}
+    tokenizer = GPT2Tokenizer(vocab=alphabet, merges=[])
+    tokenizer.save_pretrained(tmp_path / "original")
+    config = tmp_path / "original" / "tokenizer_config.json"
+    config.write_text('{"model_max_length": 1024}', encoding="utf-8")
+    (tmp_path / "original" / "special_tokens_map.json").unlink(missing_ok=True)
+    convert(ConvertConfig(model=str(tmp_path / "original"), output_dir=str(tmp_path / "converted")))
+    source, copy = (AutoTokenizer.from_pretrained(tmp_path / name) for name in ("original", "converted"))
+    assert copy.eos_token == source.eos_token == "<|endoftext|>"
+    assert type(copy) is type(source) and copy.special_tokens_map == source.special_tokens_map
+    assert copy.model_max_length == 1024 and copy("abc").input_ids == source("abc").input_ids
+
+
+@pytest.mark.parametrize("setting", [{"allow_pickle": True}, {"max_shard_bytes": 1000}])
+def test_settings_without_effect_are_refused(setting: dict[str, int], tmp_path: Path) -> None:
+    converted(gpt2(), tmp_path)
+    config = ConvertConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "model"), to="gguf", **setting)
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} (applies to conversions to|does not apply to)"):
+        convert(config)

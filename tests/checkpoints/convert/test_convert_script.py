@@ -178,7 +178,7 @@ def test_what_another_family_cannot_hold(script, source, capsys) -> None:
     line = refusal(script, source, capsys, "--to", "mpt")
     assert "cannot be an MPT: alibi_beta is 2.0 (it must be 1), use_bias is True (it must be False)" in line
     line = refusal(script, source, capsys, "--to", "mpt", "--set", "as_transformers=true")
-    assert "apply to conversions to alibi_gpt, not to mpt" in line
+    assert "applies to conversions to alibi_gpt, not to mpt" in line
 
 
 @pytest.mark.parametrize(
