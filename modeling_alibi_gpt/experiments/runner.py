@@ -5,6 +5,7 @@ import datetime
 import hashlib
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,8 @@ from modeling_alibi_gpt.training.trainer import train
 POLL_SECONDS = 2
 # Paths, which may differ between machines. The text itself is identified by its fingerprint.
 PLACES = {"training": ("output_dir",), "data": ("source", "validation_source", "cache_dir")}
+
+SHARED_FOLDER = re.compile("[0-9a-f]{64}")  # the name of a folder of ``shared_experiment``
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +130,8 @@ def train_once(
     folder.parent.mkdir(parents=True, exist_ok=True)
     # A separate lock from that of a job, which may train into its own folder.
     with FileLock(folder.with_name(f".{folder.name}.training.lock")):
+        if SHARED_FOLDER.fullmatch(folder.name):  # another experiment may have begun it since it was planned
+            experiment = _with_begun_paths(experiment)
         return train(experiment, callbacks=callbacks, start=start)
 
 
@@ -152,10 +157,18 @@ def shared_experiment(experiment: ExperimentConfig, trainings_dir: str | None, t
     content = {"experiment": settings_without_places(experiment), "text": text}
     written = json.dumps(_with_plain_numbers(content), sort_keys=True)
     folder = Path(trainings_dir) / hashlib.sha256(written.encode()).hexdigest()
-    data = experiment.data
-    if (begun := folder / EXPERIMENT_FILE).exists():  # by an experiment with the same text at another path
-        data = build_config(DataSection, with_defaults(DataSection, read_mapping(begun)["data"]))
-    return dataclasses.replace(experiment, data=data, training={**experiment.training, "output_dir": str(folder)})
+    return _with_begun_paths(
+        dataclasses.replace(experiment, training={**experiment.training, "output_dir": str(folder)})
+    )
+
+
+def _with_begun_paths(experiment: ExperimentConfig) -> ExperimentConfig:
+    """The experiment with the paths of the one that began its folder, which may have the same text elsewhere."""
+    begun = Path(experiment.training["output_dir"], EXPERIMENT_FILE)
+    if not begun.exists():
+        return experiment
+    data = build_config(DataSection, with_defaults(DataSection, read_mapping(begun)["data"]))
+    return dataclasses.replace(experiment, data=data)
 
 
 def _with_plain_numbers(value: Any) -> Any:

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import multiprocessing
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,18 @@ def test_of_two_processes_that_want_one_training_one_trains_and_the_other_finds_
     assert len(list(tmp_path.glob("*.trained"))) == 1
     found = [path.read_text() for path in tmp_path.glob("*.found")]
     assert len(found) == 2 and found[0] == found[1]
+
+
+def test_a_training_that_another_began_with_the_same_text_elsewhere_is_found(tmp_path: Path) -> None:
+    first = ExperimentConfig(**shared_sections(tiny_experiment(tmp_path)))
+    kind, path = first.data.source.split(":", 1)
+    (tmp_path / "copy").mkdir()
+    copy = shutil.copy(path, tmp_path / "copy")
+    second = dataclasses.replace(first, data=dataclasses.replace(first.data, source=f"{kind}:{copy}"))
+    planned = [runner.shared_experiment(each, str(tmp_path / "trainings"), "text") for each in (first, second)]
+    assert planned[0].data != planned[1].data
+    records = [runner.train_once(each) for each in planned]
+    assert records[0] == records[1]
 
 
 def test_progress_tells_how_long_the_rest_takes_by_the_jobs_that_were_trained_here(
