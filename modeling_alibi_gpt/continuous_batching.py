@@ -27,6 +27,7 @@ class ContinuousBatching:
         name = self.config._attn_implementation
         if "flash" in name:
             raise ValueError(f"continuous batching needs attn_implementation='sdpa' or 'eager', got {name!r}")
-        found = continuous_batching_config or getattr(generation_config, "continuous_batching_config", None)
+        generation = generation_config or self.generation_config
+        found = continuous_batching_config or getattr(generation, "continuous_batching_config", None)
         found = replace(found or ContinuousBatchingConfig(), auto_switch_to_flash=False)
         return super().init_continuous_batching(generation_config, found, **kwargs)

@@ -145,8 +145,7 @@ def check_stays_learned(saved: str, trainable: str, fields: Collection[str]) -> 
     """
     if saved not in ("none", trainable) and not set(FIELDS_IN_WEIGHTS[saved]) & set(fields):
         raise ValueError(
-            f"alibi_trainable {trainable!r} would reset what the checkpoint learned with {saved!r}: load it as it is "
-            "and set requires_grad to False to freeze it, or set alibi_beta, too, to start anew"
+            f"alibi_trainable {trainable!r} would reset what the checkpoint learned with {saved!r}: load it as it is"
         )
 
 

@@ -176,14 +176,14 @@ class Comparison:
     def split(self) -> "tuple[Comparison | None, Comparison | None]":
         """Split into the part that compares position methods and the part that compares betas.
 
-        If no variant sets a beta, everything is in the first part. Otherwise the second part has every ALiBi variant
-        that differs from the paper's only in beta, in the kind of slopes or in what is learned. The first part has all
-        variants as trained, and the readings that change something other than beta; it is None if all variants are in
-        the second part.
+        If the variants have one beta, everything is in the first part. Otherwise the second part has every ALiBi
+        variant that differs from the paper's only in beta, in the kind of slopes or in what is learned. The first part
+        has all variants as trained, and the readings that change something other than beta; it is None if all variants
+        are in the second part.
         """
         frame = self.frame
         is_of_betas = frame["varies"] != "method"
-        if not any("alibi_beta" in fields for fields in frame.loc[is_of_betas, "fields"]):
+        if frame.loc[is_of_betas & frame["is_trained"], "beta"].nunique() < 2:
             return self, None
         by_beta = Comparison(frame[is_of_betas & frame["reads_beta"]])
         if by_beta.reference not in by_beta.variants:

@@ -89,10 +89,10 @@ def claims_section(grids: Sequence[Comparison], by_kind: Frames) -> list[Section
         ],
     }
     spread = max(
-        max(by_seed) - min(by_seed)
+        max(row["nats_per_token_by_seed"]) - min(row["nats_per_token_by_seed"])
         for grid in grids
-        for by_seed in pick(grid.as_trained, length_tokens=grid.lengths[0])["nats_per_token_by_seed"]
-        if by_seed
+        for row in rows_of(pick(grid.as_trained, length_tokens=grid.train_length or grid.lengths[0]))
+        if row["nats_per_token_by_seed"]
     )
     table = of_columns(columns, num_text_columns=3)
     withdrawn = list(dict.fromkeys(variant for grid in grids for variant in grid.withdrawn))

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from modeling_alibi_gpt.report.context_tables import READINGS, last_occurrences, with_share
 from modeling_alibi_gpt.report.drawing import (
     WIDTH_INCHES,
+    Curve,
     Line,
     as_drawing,
     draw_lines,
@@ -94,20 +95,11 @@ def last_occurrence_figure(records: Records) -> Figure:
     """The value of context beyond the training length, by the distance to a token's last occurrence.
 
     Shows nats per token with the context cut to the training length minus those with the whole context, one line per
-    model. A point covers the distances up to the next point. At least one model must have been read in both ways.
+    model. A point covers the distances up to the next point. There must be at least one line.
     """
     frame = alibi_first(frame_of(records))
-    methods = dict(zip(frame["name"], frame["position_method"], strict=True))
-    curves = []
-    for name, readings in last_occurrences(frame):
-        if len(readings) == 2:
-            whole, cut = readings.values()
-            losses = zip(cut["edges_tokens"], cut["nats_per_token"], whole["nats_per_token"], strict=False)
-            points = [(edge, one - other) for edge, one, other in losses if None not in (one, other)]
-            xs, ys = [edge for edge, _ in points], [nats for _, nats in points]
-            curves.append((name, methods[name], xs, ys))
     figure, axes = new_axes()
-    lines = method_lines(curves)
+    lines = method_lines(cut_above_whole(frame))
     log2_axis(axes, [x for line in lines for x in line.xs], format_count)
     axes.set(xlabel="tokens since the last occurrence, at least (log scale)", ylabel="nats per token, cut above whole")
     axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
@@ -115,6 +107,21 @@ def last_occurrence_figure(records: Records) -> Figure:
     draw_lines(axes, lines)
     name_lines(axes, lines)
     return figure
+
+
+def cut_above_whole(frame: pd.DataFrame) -> list[Curve]:
+    """The curves of ``last_occurrence_figure``, for the models that were read in both ways and have tokens to show."""
+    methods = dict(zip(frame["name"], frame["position_method"], strict=True))
+    curves: list[Curve] = []
+    for name, readings in last_occurrences(frame):
+        if len(readings) == 2:
+            whole, cut = readings.values()
+            losses = zip(cut["edges_tokens"], cut["nats_per_token"], whole["nats_per_token"], strict=False)
+            points = [(edge, one - other) for edge, one, other in losses if None not in (one, other)]
+            if points:
+                xs, ys = zip(*points, strict=True)
+                curves.append((name, methods[name], xs, ys))
+    return curves
 
 
 def _share_lines(axes: Axes, frame: pd.DataFrame, x: str) -> list[Line]:

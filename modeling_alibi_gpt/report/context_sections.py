@@ -2,17 +2,21 @@
 
 import pandas as pd
 
-from modeling_alibi_gpt.report.context_plots import context_figure, last_occurrence_figure, recall_figure
+from modeling_alibi_gpt.report.context_plots import (
+    context_figure,
+    cut_above_whole,
+    last_occurrence_figure,
+    recall_figure,
+)
 from modeling_alibi_gpt.report.context_tables import (
     READINGS,
     context_difference,
     context_table,
     last_occurrence_tables,
-    last_occurrences,
     recall_table,
     with_share,
 )
-from modeling_alibi_gpt.report.frames import alibi_first, distinct_names, pick, rows_of
+from modeling_alibi_gpt.report.frames import alibi_first, by_text, distinct_names, pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, file_stem, make_section
 from modeling_alibi_gpt.runtime.records import Record
 
@@ -33,9 +37,13 @@ def recall_sections(by_kind: Frames) -> list[Section]:
 
 def context_sections(by_kind: Frames) -> list[Section]:
     """How much loss rises when distant text is replaced or cut off, and for which tokens."""
-    frame = distinct_names(by_kind["context"], merge_seeds=True)
     keys = ["context_tokens", "scored_tokens", "num_windows"]
-    return [section for _, group in frame.groupby(keys, sort=False) for section in _context_sections(group)]
+    return [
+        section
+        for text, rows in by_text(by_kind["context"])
+        for _, group in distinct_names(rows, merge_seeds=True).groupby(keys, sort=False)
+        for section in _context_sections(text, group)
+    ]
 
 
 def _recall_section(comparison: str, source: str, frame: pd.DataFrame, by_kind: Frames) -> Section:
@@ -78,7 +86,7 @@ def _mean(shares: pd.Series) -> float:
     return round(float(shares.mean()), 9)
 
 
-def _context_sections(frame: pd.DataFrame) -> list[Section]:
+def _context_sections(text: str, frame: pd.DataFrame) -> list[Section]:
     measured = frame[frame["error"].isna()]
     pictures = []
     if measured["kept_tokens"].notna().any():
@@ -93,11 +101,11 @@ def _context_sections(frame: pd.DataFrame) -> list[Section]:
         if changes:
             findings.append({"name": name, "trained": trained, "changes": changes})
     num_seeds = frame.groupby("name")["model"].nunique().max()
-    values = {"first": rows_of(frame)[0], "findings": findings, "num_seeds": num_seeds}
+    values = {"text": text, "first": rows_of(frame)[0], "findings": findings, "num_seeds": num_seeds}
     sections = [make_section(TEMPLATE, "context", pictures=pictures, tables=[context_table(frame)], **values)]
-    if not any(len(readings) == 2 for _, readings in last_occurrences(measured)):
+    if not cut_above_whole(measured):
         return sections
     alt = "Loss of the text cut to the training length above the whole, by distance of the last occurrence"
     picture = Picture("last_occurrence.png", last_occurrence_figure(measured), alt)
     tables = last_occurrence_tables(frame)
-    return [*sections, make_section(TEMPLATE, "last_occurrence", pictures=[picture], tables=tables)]
+    return [*sections, make_section(TEMPLATE, "last_occurrence", pictures=[picture], tables=tables, text=text)]

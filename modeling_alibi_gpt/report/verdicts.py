@@ -55,7 +55,8 @@ def alone_stays_level(grid: Comparison) -> Findings:
 
 
 def nothing_is_better(grid: Comparison) -> Findings:
-    if differences := _against_alibi(grid, _other_methods(grid), grid.lengths[-1]):
+    differences = _against_alibi(grid, _other_methods(grid), grid.lengths[-1])
+    if differences and len(grid.lengths) > 1:
         values = {"others": list(differences), "lowest": _lowest(differences, 3)}
         yield judge((difference.shown for difference in differences.values()), 1), values
 
@@ -85,7 +86,7 @@ def rope_is_extended(grid: Comparison) -> Findings:
             if change := grid.change(variant, protocol, length, reading):
                 changes[variant, reading, length] = change
                 kinds.append(extension["type"])
-    if changes:
+    if changes and len(grid.lengths) > 1:
         ((variant, reading, length), change) = min(changes.items(), key=lambda item: item[1].mean)
         values = {"kinds": list(dict.fromkeys(kinds)), "reading": reading, "length": length, "change": change}
         verdict = judge((change.rise for change in changes.values()), -1, each=False)
@@ -167,10 +168,11 @@ def _change(grid: Comparison) -> Difference | None:
 def _changes(grid: Comparison, variants: Iterable[str]) -> dict[str, Difference]:
     """Changes from the shortest to the longest length, of the variants that were evaluated at both.
 
-    Empty without sliding windows: in longer windows without overlap, fewer tokens are near a start, which lowers the
-    loss whatever the model can read.
+    Empty with one length, and without sliding windows: in longer windows without overlap, fewer tokens are near a
+    start, which lowers the loss whatever the model can read.
     """
-    return _known(grid.changes("sliding", variants)) if grid.main_protocol == "sliding" else {}
+    can_tell = grid.main_protocol == "sliding" and len(grid.lengths) > 1
+    return _known(grid.changes("sliding", variants)) if can_tell else {}
 
 
 def _against_alibi(grid: Comparison, variants: Iterable[str], length: int) -> dict[str, Difference]:

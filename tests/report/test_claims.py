@@ -259,3 +259,14 @@ def test_claims_begin_at_the_training_length() -> None:
     assert "at 128 tokens" in verdict("At the training length it is no worse", grid)[1]
     judged = verdicts(at_lengths({64: 128, 1024: 1024}), grid_of(beta_sweep()))
     assert judged and not any("longer text" in claim or "training length" in claim for claim in judged)
+
+
+def test_one_length_says_nothing_of_longer_text() -> None:
+    judged = verdicts(at_lengths({64: 128, 128: 128}))
+    assert list(judged) == [claim for claim in judged if claim.startswith("At the training length")] and judged
+
+
+def test_a_tuned_beta_of_the_experiment_is_no_sweep() -> None:
+    tuned = {"alibi_beta": 8.0}
+    grid = grid_of(comparison({"alibi": tuned, "learned": {**tuned, "alibi_trainable": "beta"}}))
+    assert grid.split() == (grid, None)

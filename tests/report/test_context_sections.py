@@ -125,6 +125,24 @@ def test_other_bins_have_a_table_of_their_own(tmp_path: Path) -> None:
     assert "last_occurrence.png" in figures and "| 16 to 63 |" in text
 
 
+def test_texts_are_not_mixed(tmp_path: Path) -> None:
+    place = {"data_fingerprint": "other", "source": "text:b.txt"}
+    others = [record | {"provenance": record["provenance"] | place} for record in context_records()]
+    text, _ = page([*context_records(), *others], tmp_path)
+    alone, _ = page(context_records(), tmp_path / "alone")
+    (title,) = [line for line in text.splitlines() if line.startswith("## Use of distant text, text:b.txt")]
+    rows = [line for line in text.split(title)[1].splitlines() if line.startswith(("| rope", "- rope"))]
+    assert rows == [line for line in alone.splitlines() if line.startswith(("| rope", "- rope"))]
+
+
+def test_tokens_that_never_recur_have_no_figure(tmp_path: Path) -> None:
+    records = context_records()
+    for record in records:
+        located = record["nats_by_last_occurrence"]
+        record["nats_by_last_occurrence"] = located | {"nats_per_token": [None] * 5, "num_tokens": [0] * 5}
+    assert page(records, tmp_path)[1] == ["context.png"]
+
+
 def test_without_the_whole_nothing_is_said_of_last_occurrences(tmp_path: Path) -> None:
     assert page([context_record("alibi", "cut", 128)], tmp_path)[1] == ["context.png"]
 

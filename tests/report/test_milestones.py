@@ -83,5 +83,8 @@ def test_trainings_from_scratch_have_no_start(tmp_path: Path) -> None:
         "non-overlapping windows.",
         "longer: after 409,600 tokens 70.00 at 256 tokens with non-overlapping windows.",
     ]
-    text = Path(written["markdown"]).read_text(encoding="utf-8")
+    written = build_report([*RECORDS[:1], *longer], tmp_path / "other", title="T")
+    (finding,) = findings_of(written["markdown"])
+    assert finding == "longer: after 409,600 tokens 70.00 at 256 tokens with non-overlapping windows."
+    text = Path(tmp_path / "report.md").read_text(encoding="utf-8")
     assert "started from it" not in text and "fine-tuning" not in text
