@@ -16,7 +16,7 @@ def test_the_findings_of_context() -> None:
         check_context_finding(line)
 
 
-@pytest.mark.parametrize(("width", "num_budgets"), [(128, 5), (256, 4)])
+@pytest.mark.parametrize(("width", "num_budgets"), [(128, 5), (256, 5)])
 def test_the_finding_of_the_budgets(width: int, num_budgets: int) -> None:
     name = f"beta by budget on Gutenberg, width {width}"
     (line,) = (line for line in lines_of(TITLE) if line.startswith(f"- {name} "))

@@ -182,9 +182,10 @@ def milestone_figure(records: Records, start: str | None) -> Figure:
     lines = _lines(tuned, ["name", "length_tokens"], "thousands")
     perplexity_axis(axes, [y for line in lines for y in line.ys] + level)
     axes.set_xlabel("thousand tokens of training" if start is None else "thousand tokens of fine-tuning")
-    draw_lines(axes, lines)
     if start is not None:
         axes.axhline(level[0], color=GREY, linestyle=":")
+    draw_lines(axes, lines)  # last, because the legend names the last lines
+    if start is not None:
         name_above(axes, 0, f"dotted: {start}", GREY)
     name_lines(axes, lines)
     return figure

@@ -232,7 +232,7 @@ def _milestone_sections(by_kind: Frames) -> list[Section]:
     start, runs = milestone_runs(frame)
     own = None if start is None else start["name"]
     drawn = pick(frame[(frame["name"] != own) & frame["error"].isna()], protocol=MILESTONE_PROTOCOL)
-    alt = "Perplexity against tokens of training, by length"
+    alt = f"Perplexity against tokens of {'training' if start is None else 'fine-tuning'}, by length"
     pictures = [Picture("milestones.png", milestone_figure(frame, own), alt)] if len(drawn) else []
     tables = [milestone_table(frame)]
     return [make_section(TEMPLATE, "milestones", pictures=pictures, tables=tables, start=start, runs=runs)]
