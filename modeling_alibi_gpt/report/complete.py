@@ -28,7 +28,7 @@ def _check_comparisons(records: Sequence[Record]) -> None:
         of_name = [record for record in records if record.get("comparison") == name]
         cells = [record for record in of_name if record["kind"] == "comparison"]
         kinds = {record["kind"] for record in of_name}
-        if cells or ("recall" not in kinds and kinds & {*_KINDS}):
+        if cells or ("recall" not in kinds and kinds & {*_KINDS, "corpus"}):
             _check_comparison(f"comparison {name!r}", cells, of_name)
 
 

@@ -93,7 +93,7 @@ def _line_cases() -> list[Case]:
 def _whole_cases() -> list[Case]:
     records = methods()
     cases = []
-    for kind in ("corpus", "training", "extrapolation", "comparison"):
+    for kind in ("training", "extrapolation", "comparison"):
         arguments = partial(_records, [record for record in records if record["kind"] != kind])
         cases.append(Case(f"a comparison without its {kind} records", "report", arguments, "comparison 'test' "))
     cells = [index for index, record in enumerate(records) if record["kind"] == "comparison"]

@@ -49,7 +49,9 @@ def test_a_stream_has_no_number_of_tokens(
 ) -> None:
     source, folder = f"text:{corpus}/*.txt", experiment_file.parent / "tokenizer"
     train_tokenizer(load_documents(source, "all"), 270).save_pretrained(folder)
-    settings = ("streaming=true", "max_train_tokens=null", f"validation_source={source}", f"tokenizer={folder}")
+    held_out = experiment_file.parent / "held-out.txt"
+    held_out.write_text("A text that is not trained on.\n" * 200, encoding="utf-8")
+    settings = ("streaming=true", "max_train_tokens=null", f"validation_source=text:{held_out}", f"tokenizer={folder}")
     command = ["train", "--config", str(experiment_file), "--dry-run", "--json"]
     for setting in settings:
         command += ["--set", f"data.{setting}"]
