@@ -23,13 +23,12 @@ def compare(config: RequiredConfig, settings: Settings = None, as_json: Json = F
     comparison = load_config(ComparisonConfig, config, settings or ())
     records = run_comparison(comparison)
     path = Path(comparison.output_dir) / "comparison.jsonl"
-    kind, table = (
-        ("recall", format_recall) if any(r["kind"] == "recall" for r in records) else ("comparison", format_grid)
-    )
-    names = list(dict.fromkeys(record["comparison"] for record in records if record["kind"] == kind))
+    answers = [record for record in records if record["kind"] == "recall"]
+    shown = answers or [record for record in records if record["kind"] == "comparison"]
+    names = list(dict.fromkeys(record["comparison"] for record in shown))
     for name in names:
         if len(names) > 1:
             print(f"{name}:")
-        print(table([r for r in records if r["kind"] == kind and r["comparison"] == name]))
+        print((format_recall if answers else format_grid)([r for r in shown if r["comparison"] == name]))
     print(f"records in {path}")
     print_result({"records": str(path), "num_records": len(records)}, as_json)

@@ -160,12 +160,11 @@ def milestone_runs(frame: pd.DataFrame) -> tuple[Record | None, list[Record]]:
         near = pick(group, **at_home)
         reached = near.loc[near["perplexity"] <= start["perplexity"], "num_train_tokens"].tolist() if start else []
         last = pick(group, step=group["step"].iloc[-1]).sort_values("length_tokens", kind="stable")
-        run = {"name": name, "length_tokens": at_home["length_tokens"]}
-        run |= {
+        run = {
+            "name": name,
+            "length_tokens": at_home["length_tokens"],
             "before": near["perplexity"].iloc[0] if len(near) else None,
             "reached": reached[0] if reached else None,
-        }
-        run |= {
             "first_tokens": group["num_train_tokens"].iloc[0],
             "num_train_tokens": last["num_train_tokens"].iloc[0],
         }

@@ -75,8 +75,8 @@ def train(
         start: A checkpoint of another run to start from, whose steps so far are identical to those of this run.
 
     Raises:
-        ValueError: The experiment is invalid, its text has changed since the run started, or ``start`` or the model of
-            a finished run is missing or damaged.
+        ValueError: The experiment is invalid, its text or batches have changed since the run started, or ``start`` or
+            the model of a finished run is missing or damaged.
         OSError: The disk is full; everything written before is intact.
     """
     with sync_errors():
