@@ -101,7 +101,9 @@ def _sentence_at(grid: Comparison, own: str, length: int) -> str:
     names = [own] if rival is None else [own, rival]
     ends = grid.lengths[0], length
     paths = [[grid.cell(name, grid.main_protocol, end)["perplexity"] for end in ends] for name in names]
-    return _length_sentence(names, paths, ends, change if rival is None else found[rival], len(others))
+    return _length_sentence(
+        names, paths, ends, change if rival is None else found[rival], len(others), grid.main_protocol
+    )
 
 
 def _of_lengths(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
@@ -129,7 +131,7 @@ def _of_lengths(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
     paths = [[cells[name, length]["perplexity"] for length in (near, far)] for name in names]
     one, other = (cells[own, near], cells[own, far]) if len(names) == 1 else (cells[own, far], cells[names[1], far])
     difference = _difference(one, other, is_one_model=len(names) == 1)
-    sentence = _length_sentence(names, paths, (near, far), difference, len(comparable) - 1)
+    sentence = _length_sentence(names, paths, (near, far), difference, len(comparable) - 1, protocol)
     return [f"{text}: {sentence}" if text else sentence], table
 
 
@@ -142,10 +144,15 @@ def _difference(one: Record, other: Record, *, is_one_model: bool) -> Difference
 
 
 def _length_sentence(
-    names: list[str], paths: list[list[float]], lengths: tuple[int, int], difference: Difference, num_others: int
+    names: list[str],
+    paths: list[list[float]],
+    lengths: tuple[int, int],
+    difference: Difference,
+    num_others: int,
+    protocol: str,
 ) -> str:
     values = {"names": names, "paths": paths, "lengths": lengths, "difference": difference, "num_others": num_others}
-    return " ".join(render_lines(TEMPLATE, "length", **values))
+    return " ".join(render_lines(TEMPLATE, "length", **values, protocol=protocol))
 
 
 def _beta_sentence(difference: Difference, **values: Any) -> str:
@@ -191,8 +198,14 @@ def _lengths_table(frame: pd.DataFrame, protocol: str) -> Table:
     last = len(wide.columns) - 1
     num_shown = min(MAX_LENGTHS, last + 1)
     shown = sorted({round(place * last / max(1, num_shown - 1)) for place in range(num_shown)})
-    lines = [
-        [textwrap.shorten(name, MAX_NAME_CHARS, placeholder="...") if " " in name else name[:MAX_NAME_CHARS], *texts]
-        for name, texts in zip(wide.index, wide.iloc[:, shown].to_numpy(), strict=True)
-    ]
+    names = _short_names(list(wide.index))
+    lines = [[name, *texts] for name, texts in zip(names, wide.iloc[:, shown].to_numpy(), strict=True)]
     return Table(["perplexity at tokens", *(format_count(wide.columns[place]) for place in shown)], lines)
+
+
+def _short_names(names: Sequence[str]) -> list[str]:
+    """The names, cut to the width of a column: their beginnings, or their ends if two begin alike."""
+    is_long = [len(name) > MAX_NAME_CHARS for name in names]
+    heads = [name[: MAX_NAME_CHARS - 3] + "..." if cut else name for name, cut in zip(names, is_long, strict=True)]
+    tails = ["..." + name[3 - MAX_NAME_CHARS :] if cut else name for name, cut in zip(names, is_long, strict=True)]
+    return next((cut for cut in (heads, tails) if len(set(cut)) == len(set(names))), list(names))

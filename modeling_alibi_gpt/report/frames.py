@@ -78,7 +78,7 @@ def distinct_names(frame: pd.DataFrame, *, merge_seeds: bool = False) -> pd.Data
     """The rows, with a name for each model and each way it was read.
 
     A name that several models share is followed by the location of the model, and one that was read with several
-    overrides or dtypes by these.
+    overrides, dtypes, attention back ends or strides by these.
 
     Args:
         frame: Rows of models that were measured.
@@ -88,11 +88,29 @@ def distinct_names(frame: pd.DataFrame, *, merge_seeds: bool = False) -> pd.Data
     frame = frame.assign(name=frame["name"].where(~is_shared, frame["name"] + " (" + frame["model"] + ")"))
     frame = merged_seeds(frame) if merge_seeds else frame
     overrides = frame["overrides"].map(lambda fields: ", ".join(f"{key}={fields[key]}" for key in sorted(fields)))
-    dtypes = frame["provenance"].map(lambda where: str(where.get("dtype") or ""))
-    for ways in (overrides, dtypes):
+    settings = [_setting(frame, name) for name in ("dtype", "attn_implementation")]
+    for ways in (overrides, *settings, _strides(frame)):
         is_read_twice = (ways.groupby(frame["name"]).transform("nunique") > 1) & (ways != "")
         frame = frame.assign(name=frame["name"].where(~is_read_twice, frame["name"] + " (" + ways + ")"))
     return frame
+
+
+def _setting(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
+    return frame["provenance"].map(lambda where: str(where.get(name) or ""))
+
+
+def _strides(frame: pd.DataFrame) -> "pd.Series[str]":
+    """Words for the stride, in tokens or as a share of the length, of windows that were read with several strides."""
+    no_words = pd.Series("", index=frame.index)
+    if "stride_tokens" not in frame:
+        return no_words
+    strides = frame["stride_tokens"].astype("float64")
+    of_window = [frame[column] for column in ("name", "protocol", "length_tokens")]
+    is_shared = strides.groupby(of_window).transform("nunique") > 1
+    reads = is_shared.groupby([frame["name"], frame["protocol"]]).transform("any") & strides.notna()
+    tokens = strides.map("stride {:,.0f}".format)
+    shares = (strides / frame["length_tokens"]).map("stride {:.3g} of the length".format)
+    return no_words.where(~reads, min(tokens, shares, key=lambda words: words[reads].nunique()))
 
 
 def separate_studies(records: Iterable[Record]) -> list[Record]:
@@ -140,10 +158,18 @@ def alibi_first(frame: pd.DataFrame) -> pd.DataFrame:
     return order.drop(columns="is_other")
 
 
+def named_by_seed(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with the seed appended to names that several seeds share."""
+    seeds = frame["provenance"].map(lambda where: str(where.get("seed")))
+    is_shared = seeds.groupby(frame["name"]).transform("nunique") > 1
+    return frame.assign(name=frame["name"].where(~is_shared, frame["name"] + " (seed " + seeds + ")"))
+
+
 def milestone_runs(frame: pd.DataFrame) -> tuple[Record | None, list[Record]]:
     """The model that the trainings were fine-tuned from, and for each training its course.
 
-    The model is the first one if it was measured once, at its training length; without one, the trainings stand alone.
+    The model is the first one if it was measured once, at its training length, and the trainings were measured before
+    their first step; without one, the trainings stand alone.
     A course gives the perplexity at the training length at first, the tokens after which it is as good as the model,
     and the perplexities at the end.
     """
@@ -151,8 +177,9 @@ def milestone_runs(frame: pd.DataFrame) -> tuple[Record | None, list[Record]]:
     at_home = {"protocol": MILESTONE_PROTOCOL, "length_tokens": frame["train_length_tokens"].iloc[0]}
     first = pick(frame, name=frame["name"].iloc[0])
     goals = pick(measured, name=first["name"].iloc[0], **at_home)["perplexity"].tolist()
+    first_steps = frame[frame["name"] != first["name"].iloc[0]].groupby("name")["step"].min()
     start = None
-    if first["step"].nunique() == 1 and goals:
+    if first["step"].nunique() == 1 and goals and (first_steps == 0).all():
         start = {name: first[name].iloc[0] for name in ("name", "num_train_tokens")} | {"perplexity": goals[0]}
         measured = measured[measured["name"] != start["name"]]
     runs = []

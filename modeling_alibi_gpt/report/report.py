@@ -18,9 +18,11 @@ from modeling_alibi_gpt.report.extrapolation_sections import extrapolation_secti
 from modeling_alibi_gpt.report.formats import BETA
 from modeling_alibi_gpt.report.frames import (
     MILESTONE_PROTOCOL,
+    by_text,
     distinct_names,
     frames,
     milestone_runs,
+    named_by_seed,
     pick,
     rows_of,
     separate_studies,
@@ -228,7 +230,7 @@ def _bias_by_distance_sections(by_kind: Frames) -> list[Section]:
 
 def _milestone_sections(by_kind: Frames) -> list[Section]:
     """One section for all trainings with milestones, and the model that they were fine-tuned from, if any."""
-    frame = by_kind["milestone"]
+    frame = named_by_seed(by_kind["milestone"])
     start, runs = milestone_runs(frame)
     own = None if start is None else start["name"]
     drawn = pick(frame[(frame["name"] != own) & frame["error"].isna()], protocol=MILESTONE_PROTOCOL)
@@ -244,6 +246,13 @@ def _training_sections(by_kind: Frames) -> list[Section]:
     alt = "Training loss against step, by run"
     pictures = [Picture("training_loss.png", training_figure(drawn), alt)] if len(drawn) else []
     return [make_section(TEMPLATE, "training", pictures=pictures, tables=[training_table(frame)])]
+
+
+def _perplexity_sections(by_kind: Frames) -> list[Section]:
+    return [
+        make_section(TEMPLATE, "perplexity", tables=[perplexity_table(distinct_names(rows))], text=text)
+        for text, rows in by_text(by_kind["perplexity"])
+    ]
 
 
 def _attention_speed_sections(by_kind: Frames) -> list[Section]:
@@ -270,7 +279,7 @@ SECTION_BUILDERS: dict[str, Callable[[Frames], list[Section]]] = {
     "bias_by_distance": _bias_by_distance_sections,
     "milestone": _milestone_sections,
     "training": _training_sections,
-    "perplexity": _tables_alone("perplexity", lambda frame: [perplexity_table(distinct_names(frame))]),
+    "perplexity": _perplexity_sections,
     "attention_speed": _attention_speed_sections,
     "model_speed": _tables_alone("model_speed", lambda frame: [model_speed_table(frame)]),
     "conversion_speed": _tables_alone("conversion_speed", lambda frame: [conversion_speed_table(frame)]),

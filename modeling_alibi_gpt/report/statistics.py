@@ -106,11 +106,13 @@ def between_trainings(by_seed: Iterable[float], by_block: Blocks | None = None) 
 
     Args:
         by_seed: Difference in nats per token for each seed.
-        by_block: The same for each seed and block of text; None if the records have no blocks.
+        by_block: The same for each seed and block of text; None if the records have no blocks. Means over seeds,
+            as in old records, are not used.
     """
     differences = tuple(by_seed)
     if len(differences) >= MIN_SEEDS:
-        half = half_width(by_block if by_block is not None else [[each] for each in differences])
+        has_seeds = by_block is not None and len(by_block) == len(differences)
+        half = half_width(by_block if has_seeds else [[each] for each in differences])
         return Difference(differences, max(NOISE_NATS, half), half)
     noise = LONE_SEED_NATS
     if len(differences) > 1:

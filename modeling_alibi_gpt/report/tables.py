@@ -229,8 +229,12 @@ def _describe_sources(sources: Sequence[Record]) -> dict[str, str]:
     commits: dict[str, list[bool]] = {}
     for source in sources:
         commits.setdefault((source.get("git_commit") or MISSING_CELL)[:12], []).append(bool(source.get("git_dirty")))
+    by_origin = {
+        "published in": [source for source in sources if "git_commit" not in source],
+        "text": [source for source in sources if "git_commit" in source],
+    }
     return {
-        **({"published in": _gather(sources, "source")} if "source" in first else {}),
+        **{label: _gather(group, "source") for label, group in by_origin.items() if _values(group, "source")},
         "commit": ", ".join(f"{commit}{_changes(dirty)}" for commit, dirty in commits.items()),
         "time (UTC)": " to ".join(dict.fromkeys((times[0], times[-1]))) if times else MISSING_CELL,
         "seeds": _gather(sources, "seed"),

@@ -130,3 +130,27 @@ def test_texts_and_tokens_are_not_mixed() -> None:
     for record in records:
         record["provenance"] = record["provenance"] | tokens[record["name"] == "rope"]
     assert conclusion_of(records).sentences == conclusion_of([r for r in records if r["name"] == "alibi"]).sentences
+
+
+def test_windows_without_overlap_are_named_and_show_no_gain() -> None:
+    records = [extrapolation_record("alibi", "nonoverlapping", length) for length in LENGTHS]
+    (sentence,) = conclusion_of(records).sentences
+    assert sentence.startswith(
+        "From 128 to 2,048 tokens, in windows without overlap, the perplexity of alibi goes from "
+    )
+    assert sentence.endswith(
+        "; longer windows have fewer early tokens, so this does not tell what the model gains from length."
+    )
+    assert "is shown" not in sentence
+    rope = [extrapolation_record("rope", "nonoverlapping", length) for length in LENGTHS]
+    (sentence,) = conclusion_of([*records, *rope]).sentences
+    assert "in windows without overlap," in sentence and "that alibi is better at 2,048 tokens" in sentence
+
+
+def test_long_names_stay_apart() -> None:
+    names = ["alibi-gutenberg-base-lr1e-3", "alibi-gutenberg-base-lr3e-3"]
+    records = [record | {"name": name, "model": name} for name in names for record in sliding("alibi")]
+    table = conclusion_of(records).table
+    assert table is not None and [row[0] for row in table.rows] == ["...nberg-base-lr1e-3", "...nberg-base-lr3e-3"]
+    alone = conclusion_of(records[: len(LENGTHS)]).table
+    assert alone is not None and [row[0] for row in alone.rows] == ["alibi-gutenberg-b..."]

@@ -88,3 +88,19 @@ def test_trainings_from_scratch_have_no_start(tmp_path: Path) -> None:
     assert finding == "longer: after 409,600 tokens 70.00 at 256 tokens with non-overlapping windows."
     text = Path(tmp_path / "report.md").read_text(encoding="utf-8")
     assert "started from it" not in text and "fine-tuning" not in text
+
+
+def test_trainings_from_scratch_that_were_measured_once_have_no_start(tmp_path: Path) -> None:
+    once = [milestone("a", 1000, 128, 60.0), milestone("b", 1000, 128, 55.0)]
+    start, runs = milestone_runs(frame_of(once))
+    assert start is None and [run["name"] for run in runs] == ["a", "b"]
+
+
+def test_seeds_of_one_name_are_trainings_of_their_own(tmp_path: Path) -> None:
+    records = []
+    for seed, perplexity in ((0, 90.0), (1, 60.0)):
+        record = milestone("run", 100, 128, perplexity)
+        records.append(record | {"provenance": PROVENANCE | {"seed": seed}})
+    findings = findings_of(build_report(records, tmp_path, title="T")["markdown"])
+    assert [finding.split(":")[0] for finding in findings] == ["run (seed 0)", "run (seed 1)"]
+    assert "90.00" in findings[0] and "60.00" in findings[1]

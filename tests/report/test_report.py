@@ -177,14 +177,20 @@ def test_training_and_perplexity_tables_equal_the_records(demo: dict[str, Any]) 
 def test_provenance_table_gathers_what_was_made_with_the_same_versions_and_hardware(tmp_path: Path) -> None:
     first, second, other = (training_record("alibi", seed) for seed in range(3))
     second["provenance"] |= {"time_utc": "2025-11-22T08:00:00+00:00", "git_dirty": True}
-    other["provenance"] |= {"git_dirty": True, "hardware": None, "git_commit": "5" * 40, "source": "a paper"}
-    ((header, *rows),) = tables_of(build_markdown([first, second, other], tmp_path), "Provenance")
+    other["provenance"] |= {"git_dirty": True, "hardware": None, "git_commit": "5" * 40, "source": "text:a.txt"}
+    paper = training_record("alibi") | {"provenance": {"source": "a paper"}}
+    ((header, *rows),) = tables_of(build_markdown([first, second, other, paper], tmp_path), "Provenance")
     cells = {row[0]: row[1:] for row in rows}
-    assert header[1:] == ["2 records", "1 record"]
-    assert cells["seeds"] == ["0, 1", "2"]
+    assert header[1:] == ["2 records", "1 record", "1 record"]
+    assert cells["seeds"] == ["0, 1", "2", "\N{EN DASH}"]
     assert cells["time (UTC)"][0] == "2025-11-21T13:30:00+00:00 to 2025-11-22T08:00:00+00:00"
-    assert cells["commit"] == ["0f3c9a1d7be2 (1 of 2 records with changes)", "555555555555 with changes"]
-    assert cells["published in"] == ["\N{EN DASH}", "a paper"]
+    assert cells["commit"] == [
+        "0f3c9a1d7be2 (1 of 2 records with changes)",
+        "555555555555 with changes",
+        "\N{EN DASH}",
+    ]
+    assert cells["text"] == ["\N{EN DASH}", "text:a.txt", "\N{EN DASH}"]
+    assert cells["published in"] == ["\N{EN DASH}", "\N{EN DASH}", "a paper"]
     assert cells["memory"][0] == "25.0 GiB" and cells["torch"][0] == "2.13.0+cpu"
 
 
@@ -238,6 +244,38 @@ def test_each_text_has_its_section(tmp_path: Path) -> None:
     assert row[2] == f"{first[0]['perplexity']:.2f}"
     ((_, row),) = tables_of(markdown, "Perplexity against length, text:b.txt, at most 5,000 tokens")
     assert row[2:7] == ["55.50"] * 5
+
+
+def test_perplexities_on_each_text_have_a_section(tmp_path: Path) -> None:
+    records = []
+    for name, perplexity in (("a", 20.0), ("b", 90.0)):
+        record = perplexity_record("alibi")
+        where = record["provenance"] | {"source": f"text:{name}.txt", "data_fingerprint": name}
+        records.append(record | {"perplexity": perplexity, "provenance": where})
+    markdown = build_markdown(records, tmp_path)
+    for name, perplexity in (("a", "20.00"), ("b", "90.00")):
+        ((_, row),) = tables_of(markdown, f"Perplexity, text:{name}.txt")
+        assert row[4] == perplexity
+
+
+def test_several_strides_and_back_ends_are_told_apart(tmp_path: Path) -> None:
+    def read(stride: int | None, back_end: str, length: int = 128) -> dict[str, Any]:
+        record = extrapolation_record("alibi", "sliding", length)
+        return record | {
+            "stride_tokens": stride or length // 4,
+            "provenance": record["provenance"] | {"attn_implementation": back_end},
+        }
+
+    markdown = build_markdown([read(None, "sdpa"), read(128, "sdpa"), read(None, "sdpa", 256)], tmp_path / "strides")
+    assert "repeated" not in markdown
+    ((_, *rows),) = tables_of(markdown, "Perplexity against length")
+    assert [row[0] for row in rows] == ["alibi (stride 0.25 of the length)", "alibi (stride 1 of the length)"]
+    fixed = [read(32, "sdpa"), read(64, "sdpa"), read(64, "sdpa", 256), read(32, "sdpa", 256)]
+    ((_, *rows),) = tables_of(build_markdown(fixed, tmp_path / "fixed"), "Perplexity against length")
+    assert [row[0] for row in rows] == ["alibi (stride 32)", "alibi (stride 64)"]
+    markdown = build_markdown([read(None, "sdpa"), read(None, "alibi_banded")], tmp_path / "back_ends")
+    ((_, *rows),) = tables_of(markdown, "Perplexity against length")
+    assert [row[0] for row in rows] == ["alibi (alibi_banded)", "alibi (sdpa)"]
 
 
 def test_other_tokens_and_dtypes_are_told_apart(tmp_path: Path) -> None:

@@ -78,6 +78,12 @@ def test_three_seeds_are_judged_by_their_interval() -> None:
     assert within_a_model([0.04, 0.05, 0.06], even).noise == difference.noise
 
 
+def test_means_over_seeds_do_not_hide_how_the_seeds_differ() -> None:
+    by_seed, means = [-0.15, -0.02, -0.01], [[-0.06] * 15 + [-0.061]]
+    assert between_trainings(by_seed, means) == between_trainings(by_seed)
+    assert between_trainings(by_seed, means).sign == 0
+
+
 def test_fewer_than_three_seeds_detect_but_prove_nothing() -> None:
     assert between_trainings([0.5, 0.5]).sign == 1 and between_trainings([0.5, 0.5]).shown == 0
     assert between_trainings([0.5]).sign == 1 and between_trainings([0.5]).shown == 0
