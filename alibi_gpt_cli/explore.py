@@ -9,7 +9,7 @@ from alibi_gpt_cli.options import TrustRemoteCode
 
 
 def explore(
-    models: Annotated[list[str] | None, typer.Argument(metavar="[MODEL] [MODEL]", help="Checkpoint folders.")] = None,
+    models: Annotated[list[str] | None, typer.Argument(metavar="MODEL", help="Checkpoint folders.")] = None,
     static: Annotated[
         str | None, typer.Option(metavar="FILE.html", help="Write one page that works offline, and exit.")
     ] = None,
@@ -20,7 +20,7 @@ def explore(
 ) -> None:
     """Show slopes, biases and windows in the browser, and how one or two checkpoints process a text.
 
-    --static needs no extra; otherwise run: pip install 'alibi-gpt[explore]'.
+    Needs the extra 'explore', except with --static.
 
     alibi-gpt explore --static explorer.html
 

@@ -9,7 +9,9 @@ Config = Annotated[str | None, typer.Option(metavar="FILE", help="Settings, YAML
 RequiredConfig = Annotated[str, typer.Option(metavar="FILE", help="Settings, YAML or JSON.")]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Any setting, such as training.seed=1; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Any key listed under Settings, with dots between nested keys; repeatable."
+    ),
 ]
 Data = Annotated[
     str | None, typer.Option(metavar="URI", help="stdlib, text:GLOB, jsonl:GLOB, parquet:GLOB or hub:NAME[:CONFIG].")

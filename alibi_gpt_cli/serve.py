@@ -25,7 +25,7 @@ MEMORY_SHARE = 0.5
 def serve(context: typer.Context) -> None:
     """Serve a model with an OpenAI-compatible API: 'transformers serve' with AlibiGPT registered.
 
-    Accepts the options that 'transformers serve --help' lists. Needs: pip install 'alibi-gpt[serve]'. On a CPU,
+    Accepts the options that 'transformers serve --help' lists. Needs the extra 'serve'. On a CPU,
     --continuous-batching chooses --cb-num-blocks and --cb-max-batch-tokens unless you set them.
 
     alibi-gpt serve runs/demo/alibi --continuous-batching

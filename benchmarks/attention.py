@@ -42,9 +42,11 @@ class AttentionCase:
     num_heads: Count
     """Number of heads."""
     ways: list[str]
-    """Keys of ``VARIANTS``; ``plain``, the reference, is always included."""
+    """``dense``, ``eager``, ``strips``, ``augmented``, ``banded``, ``flex`` or ``fused``. ``plain``, causal attention
+    without a bias, is the reference and always included.
+    """
     dtypes: list[Literal[*DTYPES]] = field(default_factory=lambda: ["float32"])
-    """Keys of ``DTYPES``."""
+    """``float32``, ``bfloat16`` or ``float16``."""
     mode: Literal[*MODES] = "forward"
     """``forward`` or ``forward_backward``."""
     head_dim: Count = 64

@@ -42,7 +42,9 @@ class ModelCase(Shape):
     length_tokens: Annotated[int, Field(ge=2)]
     """Text length in tokens."""
     models: Annotated[list[str], Field(min_length=1)]
-    """Keys of ``MODELS``; the first is the reference."""
+    """``gpt2``, ``bloom``, ``mpt``, ``falcon``, ``alibi_gpt sdpa``, ``alibi_gpt sdpa compiled``,
+    ``alibi_gpt alibi_banded``, or a position method such as ``rope positions``. The first is the reference.
+    """
     mode: Literal[*MODES] = "forward"
     """``forward``, or ``training_step``: forward and backward without an optimizer step."""
     num_rounds: Count = 3

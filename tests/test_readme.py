@@ -299,6 +299,8 @@ def test_a_retrofit_is_as_good_as_its_record_says() -> None:
         r for r in records if (r["name"], r["step"], r["protocol"]) == ("GPT-2 as it was", 400, MILESTONE_PROTOCOL)
     ]
     assert_prose_has(f"{control['perplexity']:.2f}")
+    (paragraph,) = [text for text in DOCUMENTATION.split("\n\n") if f"{control['perplexity']:.2f}" in text]
+    assert paragraph.count(f"{control['num_train_tokens']:,} tokens") == 2  # of both models
 
 
 def test_claims_are_judged_as_the_records_say() -> None:

@@ -16,7 +16,6 @@ from modeling_alibi_gpt.checkpoints.load import (
     checkpoint_fingerprint,
     load_model_config,
     load_model_tokenizer,
-    position_method,
     train_context_length,
 )
 from modeling_alibi_gpt.data.corpora import describe_documents
@@ -26,7 +25,7 @@ from modeling_alibi_gpt.evaluation.grid import (
     DEFAULT_MULTIPLES,
     GridConfig,
     ModelRows,
-    Row,
+    blank_row,
     check_each_once,
     default_lengths,
     run_grid,
@@ -42,6 +41,7 @@ from modeling_alibi_gpt.report.context_tables import context_table
 from modeling_alibi_gpt.report.tables import table_text
 from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.records import Record
 
 
 _FIGURES = ("nats_per_token", "difference_nats", "nats_per_token_by_block", "nats_by_last_occurrence")
@@ -120,7 +120,7 @@ class ContextWindows:
         return distances
 
 
-def run_context(config: ContextConfig, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
+def run_context(config: ContextConfig, on_row: Callable[[Record], None] = lambda row: None) -> list[Record]:
     """Measure the grid and return its ``context`` records, ordered by model, reading and kept tokens.
 
     The readings are ``whole`` windows; ``replaced``, where tokens further back than ``kept_tokens`` come from another
@@ -143,21 +143,13 @@ def run_context(config: ContextConfig, on_row: Callable[[Row], None] = lambda ro
         tokenizer = load_model_tokenizer(model_dir)
         windows = _windows(config, documents, tokenizer, context, edges)
         content = windows.whole.tobytes() + windows.others.tobytes()
-        blank = {
-            "kind": "context",
-            "name": name,
-            "model": model_dir,
-            "position_method": position_method(model_config),
-            "overrides": config.overrides,
-            "train_context_length": train_context_length(model_config),
+        where = text_provenance(
+            config, data_fingerprint, hashlib.sha256(content).hexdigest(), checkpoint_fingerprint(model_dir)
+        )
+        blank = blank_row("context", config, name, model_dir, model_config, _FIGURES, where) | {
             "context_tokens": context,
             "scored_tokens": config.scored_tokens,
             "num_windows": config.num_windows,
-            **dict.fromkeys(_FIGURES),
-            "error": None,
-            "provenance": text_provenance(
-                config, data_fingerprint, hashlib.sha256(content).hexdigest(), checkpoint_fingerprint(model_dir)
-            ),
         }
         parts = [("whole", None), *((reading, k) for reading in ("replaced", "cut") for k in kept)]
         blanks = [blank | {"reading": reading, "kept_tokens": k} for reading, k in parts]
@@ -166,7 +158,7 @@ def run_context(config: ContextConfig, on_row: Callable[[Row], None] = lambda ro
     return run_grid(config, grid, key_fields=_KEY_FIELDS, on_row=on_row)
 
 
-def format_context(rows: Sequence[Row]) -> str:
+def format_context(rows: Sequence[Record]) -> str:
     """Format records as a text table with one row per model and reading, and one column per amount of context."""
     return table_text(context_table(rows))
 
@@ -258,7 +250,7 @@ class _Scores:
         return nats
 
 
-def _measure(scores: _Scores, model: PreTrainedModel, row: Row) -> Row:
+def _measure(scores: _Scores, model: PreTrainedModel, row: Record) -> Record:
     nats = scores.of(model, row["reading"], row["kept_tokens"])
     whole = scores.of(model, "whole", None)
     blocks = np.array_split(nats.mean(axis=1), min(NUM_BLOCKS, len(nats)))

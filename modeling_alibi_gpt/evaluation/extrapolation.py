@@ -1,21 +1,22 @@
 """Length extrapolation: perplexity over a grid of models, window lengths and protocols. Resumable row by row."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from modeling_alibi_gpt.checkpoints.load import (
-    checkpoint_fingerprint,
-    load_model_config,
-    load_model_tokenizer,
-    position_method,
-    train_context_length,
+from modeling_alibi_gpt.checkpoints.load import checkpoint_fingerprint, load_model_config, load_model_tokenizer
+from modeling_alibi_gpt.evaluation.grid import (
+    GridConfig,
+    ModelRows,
+    blank_row,
+    check_each_once,
+    default_lengths,
+    run_grid,
 )
-from modeling_alibi_gpt.evaluation.grid import GridConfig, ModelRows, check_each_once, default_lengths, run_grid
 from modeling_alibi_gpt.evaluation.measurement import (
     EvaluationText,
     MeasurementConfig,
@@ -29,9 +30,13 @@ from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
 from modeling_alibi_gpt.report.tables import extrapolation_table, table_text
 from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.records import Record
 
 
-_FIGURES = ("nats_per_token", "perplexity", "bits_per_byte", "num_tokens", "num_bytes")
+_FIGURES = (
+    *("nats_per_token", "perplexity", "bits_per_byte", "num_tokens", "num_bytes"),
+    *("nats_by_position", "nats_per_token_by_block"),
+)
 _KEY_FIELDS = ("name", "protocol", "length_tokens", "stride_tokens")
 
 
@@ -55,23 +60,12 @@ class ExtrapolationConfig(MeasurementConfig, GridConfig):
             resolve_stride(1, self.protocols[0], self.stride_tokens)  # refuses the stride
         for protocol in self.protocols:
             for length in self.lengths_tokens or [self.stride_tokens or 1]:
-                resolve_stride(length, protocol, self.stride_tokens if protocol == "sliding" else None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """A model of the grid before its weights are loaded."""
-
-    name: str
-    model_dir: str
-    model_config: PreTrainedConfig
-    text: EvaluationText
-    provenance: dict[str, Any]
+                _stride(self, protocol, length)
 
 
 def run_extrapolation(
-    config: ExtrapolationConfig, on_row: Callable[[dict[str, Any]], None] = lambda row: None
-) -> list[dict[str, Any]]:
+    config: ExtrapolationConfig, on_row: Callable[[Record], None] = lambda row: None
+) -> list[Record]:
     """Measure the grid and return its ``extrapolation`` records, ordered by model, protocol and length.
 
     Args:
@@ -82,17 +76,27 @@ def run_extrapolation(
         ValueError: A model, the text or a setting cannot be used. If a model fails at a length, its record gives the
             reason in ``error`` instead.
     """
-    subjects = _load_subjects(config)
-    lengths = _grid_lengths(config, subjects)
-    grid = [
-        ModelRows(
-            model_dir=subject.model_dir,
-            model_config=subject.model_config,
-            blanks=_blank_rows(config, subject, lengths),
-            measure=partial(_measure, subject.text, config.batch_tokens),
-        )
-        for subject in subjects
+    configs = [load_model_config(model_dir, config.overrides) for model_dir in config.models]
+    lengths = sorted(set(config.lengths_tokens or default_lengths(configs)))
+    windows = [
+        {"protocol": protocol, "length_tokens": length, "stride_tokens": _stride(config, protocol, length)}
+        for protocol in config.protocols
+        for length in lengths
     ]
+    grid = []
+    for (name, model_dir), model_config in zip(config.named_models, configs, strict=True):
+        text = load_text(config, load_model_tokenizer(model_dir), model_dir)
+        for length in lengths:
+            text.check_length(length)
+        where = measurement_provenance(config, text, checkpoint_fingerprint(model_dir))
+        blank = blank_row("extrapolation", config, name, model_dir, model_config, _FIGURES, where)
+        measured = ModelRows(
+            model_dir=model_dir,
+            model_config=model_config,
+            blanks=[blank | window for window in windows],
+            measure=partial(_measure, text, config.batch_tokens),
+        )
+        grid.append(measured)
     return run_grid(config, grid, key_fields=_KEY_FIELDS, on_row=on_row)
 
 
@@ -112,65 +116,16 @@ def position_bins(scores: WindowScores) -> dict[str, list[Any]]:
     }
 
 
-def format_grid(rows: Sequence[dict[str, Any]]) -> str:
+def format_grid(rows: Sequence[Record]) -> str:
     """Format records as a text table: one row per model and protocol, one column per length, and the errors."""
     return table_text(extrapolation_table(rows))
 
 
-def _load_subjects(config: ExtrapolationConfig) -> list[Subject]:
-    subjects = []
-    for name, model_dir in config.named_models:
-        model_config = load_model_config(model_dir, config.overrides)  # fail before any text is read
-        text = load_text(config, load_model_tokenizer(model_dir), model_dir)
-        provenance = measurement_provenance(config, text, checkpoint_fingerprint(model_dir))
-        subjects.append(
-            Subject(
-                name=name,
-                model_dir=model_dir,
-                model_config=model_config,
-                text=text,
-                provenance=provenance,
-            )
-        )
-    return subjects
+def _stride(config: ExtrapolationConfig, protocol: str, length_tokens: int) -> int | None:
+    return resolve_stride(length_tokens, protocol, config.stride_tokens if protocol == "sliding" else None)
 
 
-def _grid_lengths(config: ExtrapolationConfig, subjects: Sequence[Subject]) -> list[int]:
-    """The lengths, validated against strides and texts before anything is measured."""
-    lengths = config.lengths_tokens or default_lengths([subject.model_config for subject in subjects])
-    for length in lengths:
-        for protocol in config.protocols:
-            resolve_stride(length, protocol, config.stride_tokens if protocol == "sliding" else None)
-        for subject in subjects:
-            subject.text.check_length(length)
-    return sorted(set(lengths))
-
-
-def _blank_rows(config: ExtrapolationConfig, subject: Subject, lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows of a model without the measured fields."""
-    return [
-        {
-            "kind": "extrapolation",
-            "name": subject.name,
-            "model": subject.model_dir,
-            "position_method": position_method(subject.model_config),
-            "overrides": config.overrides,
-            "protocol": protocol,
-            "length_tokens": length,
-            "stride_tokens": resolve_stride(length, protocol, config.stride_tokens if protocol == "sliding" else None),
-            **dict.fromkeys(_FIGURES),
-            "train_context_length": train_context_length(subject.model_config),
-            "error": None,
-            "nats_by_position": None,
-            "nats_per_token_by_block": None,
-            "provenance": subject.provenance,
-        }
-        for protocol in config.protocols
-        for length in lengths
-    ]
-
-
-def _measure(text: EvaluationText, batch_tokens: int, model: PreTrainedModel, row: dict[str, Any]) -> dict[str, Any]:
+def _measure(text: EvaluationText, batch_tokens: int, model: PreTrainedModel, row: Record) -> Record:
     scores = score_stream(
         model,
         text.stream.input_ids,

@@ -10,14 +10,13 @@ from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from modeling_alibi_gpt.checkpoints.load import load_causal_lm, train_context_length
+from modeling_alibi_gpt.checkpoints.load import load_causal_lm, position_method, train_context_length
 from modeling_alibi_gpt.evaluation.measurement import ReadingConfig
 from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state, sync_errors
-from modeling_alibi_gpt.runtime.records import append_record, check_appendable, read_checked_records
+from modeling_alibi_gpt.runtime.records import Record, append_record, check_appendable, read_checked_records
 
 
-Row = dict[str, Any]
 # Default lengths, as multiples of the training length.
 DEFAULT_MULTIPLES = (1, 2, 4, 8, 16)
 _KEY_PROVENANCE = ("model_fingerprint", "stream_fingerprint", "dtype", "attn_implementation")
@@ -65,8 +64,31 @@ class ModelRows:
 
     model_dir: str
     model_config: PreTrainedConfig
-    blanks: Sequence[Row]
-    measure: Callable[[PreTrainedModel, Row], Row]
+    blanks: Sequence[Record]
+    measure: Callable[[PreTrainedModel, Record], Record]
+
+
+def blank_row(
+    kind: str,
+    config: GridConfig,
+    name: str,
+    model_dir: str,
+    model_config: PreTrainedConfig,
+    figures: Sequence[str],
+    provenance: Record,
+) -> Record:
+    """What the rows of a model have in common, with the measured fields ``figures`` empty."""
+    return {
+        "kind": kind,
+        "name": name,
+        "model": model_dir,
+        "position_method": position_method(model_config),
+        "overrides": config.overrides,
+        "train_context_length": train_context_length(model_config),
+        **dict.fromkeys(figures),
+        "error": None,
+        "provenance": provenance,
+    }
 
 
 def run_grid(
@@ -74,8 +96,8 @@ def run_grid(
     grid: Sequence[ModelRows],
     *,
     key_fields: Sequence[str],
-    on_row: Callable[[Row], None] = lambda row: None,
-) -> list[Row]:
+    on_row: Callable[[Record], None] = lambda row: None,
+) -> list[Record]:
     """Measure the rows that are missing from the output file, and return all rows in order.
 
     Args:
@@ -145,14 +167,14 @@ def _load(config: GridConfig, of_model: ModelRows) -> PreTrainedModel:
     )
 
 
-def _measured(of_model: ModelRows, model: PreTrainedModel, blank: Row) -> Row:
+def _measured(of_model: ModelRows, model: PreTrainedModel, blank: Record) -> Record:
     try:
         return of_model.measure(model, blank)
     except ValueError as error:
         return {"error": str(error)}
 
 
-def _finished_rows(output: str, kind: str, key_fields: Sequence[str]) -> dict[tuple[Any, ...], Row]:
+def _finished_rows(output: str, kind: str, key_fields: Sequence[str]) -> dict[tuple[Any, ...], Record]:
     """Rows of a kind in the output file by key, as the main process reads it."""
     finished = [None]
     with sync_errors():
@@ -163,7 +185,7 @@ def _finished_rows(output: str, kind: str, key_fields: Sequence[str]) -> dict[tu
     return {_row_key(row, key_fields): row for row in finished[0] or [] if row["kind"] == kind}
 
 
-def _row_key(row: Row, key_fields: Sequence[str]) -> tuple[Any, ...]:
+def _row_key(row: Record, key_fields: Sequence[str]) -> tuple[Any, ...]:
     overrides = json.dumps(row.get("overrides", {}), sort_keys=True)
     fields = *(row[name] for name in key_fields), *(row["provenance"].get(name) for name in _KEY_PROVENANCE)
     return *fields, overrides

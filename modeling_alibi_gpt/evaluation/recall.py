@@ -12,14 +12,12 @@ from modeling_alibi_gpt.checkpoints.load import (
     checkpoint_fingerprint,
     load_model_config,
     load_model_tokenizer,
-    position_method,
-    train_context_length,
 )
 from modeling_alibi_gpt.data.tasks import Task, is_task, make_examples, parse_task, task_tokenizer
 from modeling_alibi_gpt.evaluation.grid import (
     GridConfig,
     ModelRows,
-    Row,
+    blank_row,
     check_each_once,
     default_lengths,
     run_grid,
@@ -30,7 +28,7 @@ from modeling_alibi_gpt.report.context_tables import recall_table
 from modeling_alibi_gpt.report.tables import table_text
 from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
-from modeling_alibi_gpt.runtime.records import provenance
+from modeling_alibi_gpt.runtime.records import Record, provenance
 
 
 _FIGURES = ("accuracy", "token_accuracy", "nats_per_token", "num_answer_tokens", "distance_tokens")
@@ -95,7 +93,7 @@ class Questions:
     distance_tokens: float
 
 
-def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row: None) -> list[Row]:
+def run_recall(config: RecallConfig, on_row: Callable[[Record], None] = lambda row: None) -> list[Record]:
     """Measure the grid and return its ``recall`` records, ordered by model, length and depth.
 
     Answers are teacher-forced. An example is correct if every answer token is the most likely one, that is, if greedy
@@ -112,7 +110,7 @@ def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row:
     # Fail before anything is measured.
     configs = {model_dir: load_model_config(model_dir, config.overrides) for model_dir in config.models}
     lengths = sorted(config.lengths_tokens or default_lengths(configs.values()))
-    grid, depths = [], _depths(config)
+    grid = []
     for name, model_dir in config.named_models:
         tokenizer = load_model_tokenizer(model_dir)
         if config.task and tokenizer.get_vocab() != task_tokenizer().get_vocab():
@@ -121,7 +119,7 @@ def run_recall(config: RecallConfig, on_row: Callable[[Row], None] = lambda row:
         model_rows = ModelRows(
             model_dir=model_dir,
             model_config=configs[model_dir],
-            blanks=_blank_rows(config, name, model_dir, configs[model_dir], lengths, depths),
+            blanks=_blank_rows(config, name, model_dir, configs[model_dir], lengths),
             measure=partial(_measure, config, tokenizer),
         )
         grid.append(model_rows)
@@ -135,7 +133,7 @@ def check_questions(config: RecallConfig, tokenizer: PreTrainedTokenizerBase, le
             _questions(config, tokenizer, length, depth, num_examples=1)
 
 
-def format_recall(rows: Sequence[Row]) -> str:
+def format_recall(rows: Sequence[Record]) -> str:
     """Format records as a text table: one row per model and depth, one column per length, and the errors."""
     return table_text(recall_table(rows))
 
@@ -161,42 +159,22 @@ def _questions(
 
 
 def _blank_rows(
-    config: RecallConfig,
-    name: str,
-    model_dir: str,
-    model_config: PreTrainedConfig,
-    lengths: Sequence[int],
-    depths: Sequence[float | None],
-) -> list[Row]:
+    config: RecallConfig, name: str, model_dir: str, model_config: PreTrainedConfig, lengths: Sequence[int]
+) -> list[Record]:
     """The rows of a model without the measured fields."""
     where = provenance() | {
         "model_fingerprint": checkpoint_fingerprint(model_dir),
         "dtype": config.dtype,
         "attn_implementation": config.attn_implementation,
     }
+    blank = blank_row("recall", config, name, model_dir, model_config, _FIGURES, where)
+    asked = {"source": config.source, "num_examples": config.num_examples, "examples_seed": config.seed}
     return [
-        {
-            "kind": "recall",
-            "name": name,
-            "model": model_dir,
-            "position_method": position_method(model_config),
-            "overrides": config.overrides,
-            "train_context_length": train_context_length(model_config),
-            "source": config.source,
-            "length_tokens": length,
-            "depth": depth,
-            "num_examples": config.num_examples,
-            "examples_seed": config.seed,
-            **dict.fromkeys(_FIGURES),
-            "error": None,
-            "provenance": where,
-        }
-        for length in lengths
-        for depth in depths
+        blank | asked | {"length_tokens": length, "depth": depth} for length in lengths for depth in _depths(config)
     ]
 
 
-def _measure(config: RecallConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, row: Row) -> Row:
+def _measure(config: RecallConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, row: Record) -> Record:
     questions = _questions(config, tokenizer, row["length_tokens"], row["depth"], config.num_examples)
     nats, is_right = score_tails(
         model,

@@ -80,9 +80,10 @@ class Comparison:
         return [variant for variant in self.variants if len(self.readings(variant)) > 1]
 
     @property
-    def learned(self) -> list[str]:
-        """The variants that learn beta or slopes."""
-        return list(self.as_trained.loc[self.as_trained["learns"], "variant"].unique())
+    def learned(self) -> dict[str, float]:
+        """The variants that learn beta or slopes, and the beta, or the beta of the slopes, that they start from."""
+        rows = self.as_trained[self.as_trained["learns"]]
+        return dict(zip(rows["variant"], rows["beta"], strict=True))
 
     @property
     def withdrawn(self) -> list[str]:

@@ -9,7 +9,7 @@ from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure
 from modeling_alibi_gpt.report.budget_sections import budget_section
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.formats import BETA
-from modeling_alibi_gpt.report.frames import pick, rows_of
+from modeling_alibi_gpt.report.frames import Frames, pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, file_stem, make_section, render_lines
 from modeling_alibi_gpt.report.plots import (
     beta_comparison_figure,
@@ -34,7 +34,6 @@ from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.records import Record
 
 
-Frames = dict[str, pd.DataFrame]
 TEMPLATE = "comparison.j2"
 BASIS_KINDS = ("training", "extrapolation")
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.formats import BETA, format_count, format_nats, format_perplexity, format_ratio
-from modeling_alibi_gpt.report.frames import alibi_first, by_text, distinct_names, pick, rows_of
+from modeling_alibi_gpt.report.frames import Frames, alibi_first, by_text, distinct_names, pick, rows_of
 from modeling_alibi_gpt.report.page import render_lines
 from modeling_alibi_gpt.report.screen import is_screen
 from modeling_alibi_gpt.report.statistics import (
@@ -28,7 +28,6 @@ TEMPLATE = "conclusion.j2"
 NUM_SENTENCES = 2
 TERMINAL_COLUMNS = 80
 MAX_LENGTHS, MAX_NAME_CHARS = 5, 20  # fills a line, with two spaces between columns and ten characters per perplexity
-Frames = dict[str, pd.DataFrame]
 
 
 @dataclass(frozen=True)

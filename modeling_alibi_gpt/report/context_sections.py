@@ -16,12 +16,11 @@ from modeling_alibi_gpt.report.context_tables import (
     recall_table,
     with_share,
 )
-from modeling_alibi_gpt.report.frames import alibi_first, by_text, distinct_names, pick, rows_of
+from modeling_alibi_gpt.report.frames import Frames, alibi_first, by_text, distinct_names, pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, file_stem, make_section
 from modeling_alibi_gpt.runtime.records import Record
 
 
-Frames = dict[str, pd.DataFrame]
 TEMPLATE = "context.j2"
 
 

@@ -2,14 +2,13 @@
 
 import pandas as pd
 
-from modeling_alibi_gpt.report.frames import by_text, distinct_names, has_several_streams
+from modeling_alibi_gpt.report.frames import Frames, by_text, distinct_names, has_several_streams
 from modeling_alibi_gpt.report.page import Picture, Section, make_section
 from modeling_alibi_gpt.report.plots import extrapolation_figure, position_figure
 from modeling_alibi_gpt.report.tables import bits_table, extrapolation_table
 
 
 TEMPLATE = "sections.j2"
-Frames = dict[str, pd.DataFrame]
 
 
 def extrapolation_sections(by_kind: Frames) -> list[Section]:

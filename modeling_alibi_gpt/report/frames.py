@@ -20,9 +20,10 @@ from modeling_alibi_gpt.runtime.variants import BETA_DEFAULTS, corpus_of, what_v
 MILESTONE_PROTOCOL = "nonoverlapping"
 
 Records: TypeAlias = Sequence[Record] | pd.DataFrame
+Frames: TypeAlias = dict[str, pd.DataFrame]  # by kind of record
 
 
-def frames(records: Iterable[Record]) -> dict[str, pd.DataFrame]:
+def frames(records: Iterable[Record]) -> Frames:
     """Frames by kind, in order of first appearance. Records must be of known kinds and match their schemas."""
     by_kind: dict[str, list[Record]] = {}
     for record in records:

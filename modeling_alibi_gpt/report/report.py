@@ -18,6 +18,7 @@ from modeling_alibi_gpt.report.extrapolation_sections import extrapolation_secti
 from modeling_alibi_gpt.report.formats import BETA
 from modeling_alibi_gpt.report.frames import (
     MILESTONE_PROTOCOL,
+    Frames,
     by_text,
     distinct_names,
     frames,
@@ -54,7 +55,6 @@ from modeling_alibi_gpt.runtime.config import config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 
 
-Frames = dict[str, pd.DataFrame]
 TEMPLATE = "sections.j2"
 MODES = ("retrain", "posthoc")
 
@@ -181,50 +181,38 @@ def _beta_sections(by_kind: Frames) -> list[Section]:
     for mode, of_mode in by_kind["beta_trial"].groupby("mode", sort=False):
         if mode not in MODES:
             raise ValueError(f"got a beta_trial record of mode {mode!r}; expected one of {', '.join(MODES)}")
-        studies = list(of_mode["study"].unique())
-        for number, study in enumerate(studies, start=1):
-            trained = []
-            if mode == "retrain" and "trained_beta" in by_kind:
-                trained = _trained_beside(study, studies, by_kind["trained_beta"])
-            file_name = f"beta_{mode}.png" if number == 1 else f"beta_{mode}_{number}.png"
-            sections.append(_beta_section(pick(of_mode, study=study), trained, file_name))
+        for study, frame in of_mode.groupby("study", sort=False):
+            is_compared = mode == "retrain" and "trained_beta" in by_kind
+            trained = rows_of(pick(by_kind["trained_beta"], study=study)) if is_compared else []
+            sections.append(_beta_section(frame, trained))
     return sections
 
 
-def _trained_beside(study: str, studies: Sequence[str], trained: pd.DataFrame) -> list[Record]:
-    """The runs of this study in which beta was learned.
-
-    Old records do not name their study; they belong to it if it is the only one.
-    """
-    only = studies[0] if len(studies) == 1 else None
-    return [row for row in rows_of(trained) if (row["study"] or only) == study]
-
-
-def _beta_section(frame: pd.DataFrame, trained: list[Record], file_name: str) -> Section:
-    """The section of a study. Its template macro is named after the mode."""
+def _beta_section(frame: pd.DataFrame, trained: list[Record]) -> Section:
+    """The section of a study and of its runs that learned beta. Its template macro is named after the mode."""
     is_complete = frame["state"] == "COMPLETE"
     choice, pictures = "", []
     if is_complete.any():
         choice = describe_choice(rows_of(frame))
-        pictures.append(Picture(file_name, beta_figure(frame, trained), f"Perplexity against {BETA}. {choice}"))
+        alt = f"Perplexity against {BETA}. {choice}"
+        pictures.append(Picture(f"beta_{frame['mode'].iloc[0]}.png", beta_figure(frame, trained), alt))
     values = {"study": frame["study"].iloc[0], "choice": choice, "has_crosses": not is_complete.all()}
     return make_section(TEMPLATE, frame["mode"].iloc[0], pictures=pictures, tables=[beta_table(frame)], **values)
 
 
 def _bias_sections(by_kind: Frames) -> list[Section]:
-    pictures = []
-    for number, row in enumerate(rows_of(by_kind["bias_matrix"]), start=1):
-        file_name = "bias.png" if number == 1 else f"bias_{number}.png"
-        pictures.append(Picture(file_name, bias_figure(row), f"ALiBi bias of each head of {row['name']}"))
+    pictures = [
+        Picture("bias.png", bias_figure(row), f"ALiBi bias of each head of {row['name']}")
+        for row in rows_of(by_kind["bias_matrix"])
+    ]
     return [make_section(TEMPLATE, "bias", pictures=pictures)]
 
 
 def _bias_by_distance_sections(by_kind: Frames) -> list[Section]:
     pictures = []
-    for number, row in enumerate(rows_of(by_kind["bias_by_distance"]), start=1):
-        file_name = "bias_by_distance.png" if number == 1 else f"bias_by_distance_{number}.png"
+    for row in rows_of(by_kind["bias_by_distance"]):
         alt = f"Bias by distance of each head of {row['name']} ({row['position_method']})"
-        pictures.append(Picture(file_name, bias_by_distance_figure(row), alt))
+        pictures.append(Picture("bias_by_distance.png", bias_by_distance_figure(row), alt))
     return [make_section(TEMPLATE, "bias_by_distance", pictures=pictures)]
 
 

@@ -18,12 +18,6 @@ WAY_NAMES = {
     "flex": "flex_attention",
     "eager": "eager, as BLOOM and MPT",
 }
-GPU_WAY_NAMES = {
-    "fused": "sdpa",
-    "banded": "alibi_banded",
-    "flex": "flex_attention",
-    "augmented": "augmented keys",
-}
 
 
 def attention_speed_table(records: Records) -> Table:
@@ -88,42 +82,5 @@ def decode_speed_table(records: Records) -> Table:
         "times as fast": (1 / frame["times_reference"]).map("{:.2f}".format),
         "cache, MiB": frame["cache_bytes"].map(format_mebibytes),
         "logits differ by": [MISSING_CELL if pd.isna(value) else f"{value:.1e}" for value in frame["max_difference"]],
-    }
-    return of_columns(columns)
-
-
-def gpu_attention_table(records: Records) -> Table:
-    """Times relative to plain causal attention, one row per back end, head size and mode, one column per length.
-
-    Args:
-        records: ``attention_speed`` records of one device.
-    """
-    frame = frame_of(records)
-    wide = by_length(frame, ["name", "head_dim", "mode"], frame["times_reference"].map("{:.2f}".format))
-    texts = dict(zip(wide.index, wide.to_numpy(), strict=True))
-    missing = [MISSING_CELL] * len(wide.columns)
-    settings = sorted({(head_dim, mode) for _, head_dim, mode in wide.index})
-    rows = [
-        [label, str(head_dim), mode.replace("_", " and "), *texts.get((name, head_dim, mode), missing)]
-        for name, label in GPU_WAY_NAMES.items()
-        for head_dim, mode in settings
-    ]
-    return Table(["way", "head size", "", *map(format_count, wide.columns)], rows)
-
-
-def gpu_model_table(records: Records) -> Table:
-    """Throughput of optimizer steps, in the order of the records.
-
-    Args:
-        records: ``model_speed`` records of one device.
-    """
-    frame = frame_of(records)
-    columns = {
-        "model": frame["name"],
-        "parameters": (frame["num_parameters"] / 1e6).map("{:,.0f} M".format),
-        "tokens a row": frame["length_tokens"].map(format_count),
-        "tokens per second": frame["tokens_per_second"].map(format_count),
-        "MFU": frame["model_flops_utilization"].map("{:.0%}".format),
-        "times GPT-2's speed": (1 / frame["times_reference"]).map("{:.2f}".format),
     }
     return of_columns(columns)

@@ -111,8 +111,9 @@ def between_trainings(by_seed: Iterable[float], by_block: Blocks | None = None) 
     """
     differences = tuple(by_seed)
     if len(differences) >= MIN_SEEDS:
-        has_seeds = by_block is not None and len(by_block) == len(differences)
-        half = half_width(by_block if has_seeds else [[each] for each in differences])
+        if by_block is None or len(by_block) != len(differences):
+            by_block = [[each] for each in differences]
+        half = half_width(by_block)
         return Difference(differences, max(NOISE_NATS, half), half)
     noise = LONE_SEED_NATS
     if len(differences) > 1:

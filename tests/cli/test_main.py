@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from alibi_gpt_cli import console
-from alibi_gpt_cli.main import main, repeated_options, run
+from alibi_gpt_cli.main import app, main, repeated_options, run
 
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +46,14 @@ def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["--help"]) == 0
     named = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("│ ")]
     assert [name for name in named if name in COMMANDS] == list(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_shows_every_word_of_its_text(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Typer takes words in brackets for markup, and shows nothing."""
+    text = next(command.callback.__doc__ for command in app.registered_commands if command.callback.__name__ == name)
+    assert main([name, "--help"]) == 0
+    assert " ".join(text.split()) in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_terminal_that_cannot_show_a_letter_gets_its_number(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from modeling_alibi_gpt.report.tables import beta_comparison_table, beta_curves,
 from modeling_alibi_gpt.runtime.records import read_records
 from tests.support import comparison_cases
 from tests.support.comparison_cases import beta_sweep, comparison, grid_of, methods, mixed
+from tests.support.example_records import trained_beta_record
 
 
 def sections_of(records: list[dict[str, Any]], **options: Any) -> list[Section]:
@@ -82,7 +83,7 @@ def test_the_best_beta_is_found_for_each_kind_of_slopes() -> None:
     level = grid.curve("uniform", 128).lowest_above(grid.curve("geometric", 128))
     assert level is not None and level.by_seed == pytest.approx((0.0, 0.0, 0.0), abs=1e-12)
     assert grid.own_beta == 1.0 and signs(grid.curve(AFTER_TRAINING, 128).above(1.0)) == {4.0: 1}
-    assert grid.learned == ["learned beta"]
+    assert grid.learned == {"learned beta": 1.0}
     table = beta_comparison_table(beta_curves(grid, "sliding"))
     assert [row[0] for row in table.rows if row[1].endswith("*")] == ["2"]
 
@@ -191,3 +192,16 @@ def test_a_sweep_of_geometric_slopes_alone_says_nothing_of_others() -> None:
     assert len(sections_of(records)[1].findings) == 3
     table = beta_comparison_table(beta_curves(grid_of(records), "sliding"))
     assert [cell.split(",")[0] for cell in table.header[1:]] == ["geometric", "geometric"]
+
+
+def test_learned_betas_are_said_to_start_where_they_did(tmp_path: Path) -> None:
+    starts = {
+        "alibi": {},
+        "learned": {"alibi_trainable": "beta"},
+        "steep": {"alibi_trainable": "slopes", "alibi_beta": 16.0},
+    }
+    records = comparison(starts)
+    for trainable, variant in (("beta", "learned"), ("slopes", "steep")):
+        records.append(trained_beta_record(trainable, 0) | {"comparison": "test", "variant": variant})
+    text = Path(build_report(records, tmp_path, title="T")["markdown"]).read_text(encoding="utf-8")
+    assert "Every layer starts from one \u03b2, or from its slopes: 1 (learned), 16 (steep)." in text

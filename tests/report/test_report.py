@@ -333,7 +333,7 @@ def test_a_learned_beta_stands_beside_the_study_that_it_was_learned_in_and_no_ot
         return draw(trials, trained)
 
     monkeypatch.setattr(report, "beta_figure", watch)
-    learned = trained_beta_record("beta", 0)
+    learned = trained_beta_record("beta", 0) | {"study": "demo"}
     build_report([beta_record("retrain", 0, 1.0), beta_record("posthoc", 0, 1.0), learned], tmp_path, title="T")
     assert runs_of(beside) == {"retrain demo": [learned["perplexity"]], "posthoc demo": []}
     beside.clear()
