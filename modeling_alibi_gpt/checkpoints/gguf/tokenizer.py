@@ -25,6 +25,8 @@ _GPT2_PARTS: dict[str, tuple[Any, ...]] = {
     "model.byte_fallback": (False,),
     "model.ignore_merges": (None, False),
 }
+# Where an added token is found: llama.cpp finds it within words too, and leaves the spaces around it.
+_ADDED_TOKEN_FLAGS = ("lstrip", "rstrip", "single_word")
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -41,6 +43,11 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerFast) -> None:
     ]
     if num_added := tokenizer.num_special_tokens_to_add():
         wrong.append(f"it adds {num_added} special tokens around a text (expected 0)")
+    wrong += [
+        f"added token {added['content']!r} has {', '.join(flags)} (expected none)"
+        for added in parts["added_tokens"]
+        if (flags := [name for name in _ADDED_TOKEN_FLAGS if added[name]])
+    ]
     if wrong:
         raise ValueError(f"llama.cpp does not support this tokenizer: {', '.join(wrong)}")
     if found["normalizer"] == NFC:

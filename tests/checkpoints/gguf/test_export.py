@@ -11,7 +11,7 @@ import pytest
 import torch
 from gguf import GGUFReader, TokenType
 from gguf.quants import dequantize
-from tokenizers import normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import GPTNeoXTokenizer, MptConfig, MptForCausalLM, PreTrainedTokenizerFast
 
@@ -168,6 +168,20 @@ def test_a_tokenizer_of_another_kind_is_refused(
     other.save_pretrained(tmp_path / "model")
     with pytest.raises(ValueError, match="normalizer = .*add_prefix_space = True.* adds 1 special tokens around"):
         export(tmp_path)
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+def test_an_added_token_that_llama_cpp_would_find_elsewhere_is_refused(
+    flag: str, save: Callable, tmp_path: Path
+) -> None:
+    """llama.cpp splits at every occurrence of an added token, and leaves the spaces around it."""
+    save()
+    other = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
+    other.add_tokens([AddedToken("<mask>", special=True), AddedToken("<sep>", **{flag: True})])
+    other.save_pretrained(tmp_path / "model")
+    with pytest.raises(ValueError, match=f"tokenizer: added token '<sep>' has {flag} \\(expected none\\)$"):
+        export(tmp_path)
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_a_tokenizer_that_normalizes_to_nfc_is_written_as_mpts_and_said_to_differ(
