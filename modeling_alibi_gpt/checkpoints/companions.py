@@ -1,11 +1,11 @@
 """Files that accompany the weights and config of a checkpoint. They are known by name and are never code."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from transformers import AutoTokenizer
-from transformers.utils import logging
+from transformers.utils import CHAT_TEMPLATE_DIR, logging
 
 from modeling_alibi_gpt.runtime.atomic import write_json
 from modeling_alibi_gpt.runtime.parsing import read_mapping
@@ -22,6 +22,8 @@ _TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
     *("tokenizer.json", _TOKENIZER_CONFIG, "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "chat_template.jinja", "chat_template.json"),
+    # The templates of a tokenizer with several; the folder is known by name and its files by their suffix.
+    f"{CHAT_TEMPLATE_DIR}/*.jinja",
 )
 COMPANION_FILES = ("README.md", *LICENCE_FILES, "generation_config.json", *TOKENIZER_FILES)
 # The weights themselves, which are not companion files.
@@ -29,13 +31,16 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def companion_files(folder: Path, names: Sequence[str] = COMPANION_FILES) -> list[Path]:
-    """The files in a checkpoint folder that have one of the names.
+    """The files in a checkpoint folder that have one of the names, or match one with ``*``.
 
     Raises:
-        ValueError: A file is a link to another location, or the tokenizer has custom code.
+        ValueError: A file or its folder is a link to another location, or the tokenizer has custom code.
     """
-    paths = [folder / name for name in names if (folder / name).is_file() or (folder / name).is_symlink()]
+    named = [path for name in names for path in (sorted(folder.glob(name)) if "*" in name else [folder / name])]
+    paths = [path for path in named if path.is_file() or path.is_symlink()]
     for path in paths:
+        if path.parent != folder:
+            refuse_link(path.parent)
         refuse_link(path)
         if path.name == _TOKENIZER_CONFIG and (code := read_mapping(path).get("auto_map")):
             raise ValueError(
@@ -61,8 +66,20 @@ def name_tokenizer_class(source: Path, folder: Path) -> None:
 
 def copy_licences(source: Path, folder: Path) -> None:
     """Copy the license files of a checkpoint folder. Raises a ``ValueError`` if one is a link."""
-    for path in companion_files(source, LICENCE_FILES):
-        shutil.copyfile(path, folder / path.name)
+    copy_files(companion_files(source, LICENCE_FILES), source, folder)
+
+
+def copy_files(paths: Iterable[Path], source: Path, folder: Path) -> None:
+    """Copy files of the folder ``source`` to the same places in another folder."""
+    for path in paths:
+        target = folder / path.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, target)
+
+
+def written_files(folder: Path) -> list[str]:
+    """The paths of all files in a folder, relative to it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def refuse_link(path: Path) -> None:
@@ -72,7 +89,8 @@ def refuse_link(path: Path) -> None:
     """
     if not path.is_symlink():
         return
-    folder, file = path.parent.resolve(), path.resolve()
-    if folder.parent.name == "snapshots" and file.parent == folder.parent.parent / "blobs" and file.is_file():
-        return
+    file = path.resolve()
+    for folder in path.parent.resolve().parents[:2]:  # of a snapshot, or of a folder in it
+        if folder.name == "snapshots" and file.parent == folder.parent / "blobs" and file.is_file():
+            return
     raise ValueError(f"{path} is a symbolic link to {file}; replace it with the file itself, or remove it")

@@ -1,14 +1,19 @@
 """Export a checkpoint folder with the code of its model, for users who have not installed this package."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modeling_alibi_gpt
-from modeling_alibi_gpt.checkpoints.companions import TOKENIZER_FILES, companion_files, refuse_link
+from modeling_alibi_gpt.checkpoints.companions import (
+    TOKENIZER_FILES,
+    companion_files,
+    copy_files,
+    refuse_link,
+    written_files,
+)
 from modeling_alibi_gpt.checkpoints.folder import weight_files
 from modeling_alibi_gpt.checkpoints.load import load_model_config, load_model_tokenizer
 from modeling_alibi_gpt.checkpoints.model_card import PROGRAM, loading_code, read_card, save_card
@@ -16,6 +21,7 @@ from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
 
 
+PACKAGE = Path(modeling_alibi_gpt.__file__).parent
 # Every class that a user may load, independent of the class that the weights were trained as.
 AUTO_MAP = {
     "AutoConfig": "configuration_alibi_gpt.AlibiGPTConfig",
@@ -70,8 +76,8 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
     if any(path.name in TOKENIZER_FILES for path in files):
         load_model_tokenizer(source)
     with atomic_directory(target) as tmp_path:
-        for path in files:
-            shutil.copyfile(path, tmp_path / path.name)
+        copy_files(files, source, tmp_path)
+        copy_files(_code_files(), PACKAGE, tmp_path)
         fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
         fields["auto_map"] = AUTO_MAP
         fields.pop("custom_pipelines", None)  # names code that is not copied
@@ -84,7 +90,7 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
             tags=[model_config.position_method],
             pipeline_tag=PIPELINE_TAGS[auto_class],
         )
-    return {"output_dir": config.output_dir, "files": sorted(path.name for path in target.iterdir())}
+    return {"output_dir": config.output_dir, "files": written_files(target)}
 
 
 def _auto_class(architectures: list[str] | None) -> str:
@@ -99,7 +105,9 @@ def _files_to_copy(source: Path) -> list[Path]:
         weights.append(source / SAFE_WEIGHTS_INDEX_NAME)
     for path in weights:
         refuse_link(path)
-    # The model code is exactly the files directly in the package, except for __init__.py and __main__.py.
-    package = Path(modeling_alibi_gpt.__file__).parent
-    code = [path for path in package.glob("*.py") if not path.name.startswith("__")]
-    return [*weights, *companion_files(source), *code]
+    return [*weights, *companion_files(source)]
+
+
+def _code_files() -> list[Path]:
+    """The model code: exactly the files directly in the package, except for __init__.py and __main__.py."""
+    return [path for path in PACKAGE.glob("*.py") if not path.name.startswith("__")]

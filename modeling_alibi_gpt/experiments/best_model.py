@@ -1,9 +1,8 @@
 """Copy the best model of a sweep to a folder for publication, atomically and without other files."""
 
-import shutil
 from pathlib import Path
 
-from modeling_alibi_gpt.checkpoints.companions import WEIGHT_PATTERNS, companion_files
+from modeling_alibi_gpt.checkpoints.companions import WEIGHT_PATTERNS, companion_files, copy_files
 from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.training.finished import check_model_folder
 
@@ -23,5 +22,4 @@ def copy_model(source: Path, folder: Path) -> None:
         ) from error
     weights = [path for pattern in WEIGHT_PATTERNS for path in source.glob(pattern)]
     with atomic_directory(folder, replaces=True) as tmp_path:
-        for path in (source / "config.json", *weights, *companion_files(source)):
-            shutil.copyfile(path, tmp_path / path.name)
+        copy_files([source / "config.json", *weights, *companion_files(source)], source, tmp_path)

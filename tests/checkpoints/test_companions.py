@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from huggingface_hub.utils import filter_repo_objects
+from transformers import AutoTokenizer
 
 import modeling_alibi_gpt
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt.checkpoints.companions import COMPANION_FILES
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.hub import AUTO_MAP, ExportConfig, export_to_hub
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
+from modeling_alibi_gpt.experiments.best_model import copy_model
 
 
 OURS = {path.name for path in Path(modeling_alibi_gpt.__file__).parent.glob("*.py")}
@@ -83,6 +87,44 @@ def test_code_that_the_config_names_stays_behind(source: Path) -> None:
     assert json.loads(written)["auto_map"] == AUTO_MAP
 
 
+TEMPLATES = {"default": "{{ messages[0].content }}!", "tool_use": "{{ messages[0].content }} with tools"}
+
+
+@pytest.fixture
+def with_templates(source: Path) -> Path:
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer.chat_template = TEMPLATES
+    tokenizer.save_pretrained(source)
+    return source
+
+
+def test_every_chat_template_travels(make: Callable, with_templates: Path) -> None:
+    (with_templates / "additional_chat_templates" / "evil.py").write_text("raise SystemExit", encoding="utf-8")
+    folder = make(with_templates)
+    assert AutoTokenizer.from_pretrained(folder).chat_template == TEMPLATES
+    assert [path.name for path in (folder / "additional_chat_templates").iterdir()] == ["tool_use.jinja"]
+
+
+def test_every_chat_template_travels_with_the_best_model_of_a_sweep(with_templates: Path) -> None:
+    copy_model(with_templates, with_templates.parent / "best")
+    assert AutoTokenizer.from_pretrained(with_templates.parent / "best").chat_template == TEMPLATES
+
+
+def test_every_chat_template_is_downloaded() -> None:
+    names = ["additional_chat_templates/evil.py", "additional_chat_templates/tool_use.jinja"]
+    assert list(filter_repo_objects(names, allow_patterns=list(COMPANION_FILES))) == names[1:]
+
+
+@pytest.mark.parametrize("name", ["additional_chat_templates", "additional_chat_templates/tool_use.jinja"])
+def test_a_chat_template_elsewhere_is_refused(make: Callable, name: str, with_templates: Path) -> None:
+    path = with_templates / name
+    path.rename(with_templates.parent / "elsewhere")
+    path.symlink_to(with_templates.parent / "elsewhere")
+    with pytest.raises(ValueError, match=f"{name} is a symbolic link to .*elsewhere; replace it"):
+        make(with_templates)
+    assert not (with_templates.parent / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["README.md", "LICENSE", "tokenizer.json", "generation_config.json"])
 def test_a_link_is_refused(make: Callable, name: str, source: Path) -> None:
     """Also one into the folder: what is private there would travel under a name that is not."""
@@ -114,7 +156,11 @@ def test_a_link_out_of_the_cache_of_the_hub_is_refused(source: Path) -> None:
     blobs.mkdir()
     (blobs / "4567").write_text("RAIL", encoding="utf-8")
     (snapshot / "LICENSE").symlink_to("../../blobs/4567")
-    assert (export(snapshot) / "LICENSE").read_text(encoding="utf-8") == "RAIL"
+    (snapshot / "additional_chat_templates").mkdir()
+    (snapshot / "additional_chat_templates" / "rag.jinja").symlink_to("../../../blobs/4567")
+    folder = export(snapshot)
+    for name in ("LICENSE", "additional_chat_templates/rag.jinja"):
+        assert (folder / name).read_text(encoding="utf-8") == "RAIL"
     (source.parent / "secret").write_text("secret", encoding="utf-8")
     (snapshot / "NOTICE").symlink_to(source.parent / "secret")
     with pytest.raises(ValueError, match="NOTICE is a symbolic link"):

@@ -1,6 +1,5 @@
 """Convert checkpoint folders between AlibiGPT and other families."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,10 @@ from modeling_alibi_gpt.checkpoints.companions import (
     COMPANION_FILES,
     WEIGHT_PATTERNS,
     companion_files,
+    copy_files,
     copy_licences,
     name_tokenizer_class,
+    written_files,
 )
 from modeling_alibi_gpt.checkpoints.convert.bloom import BLOOM
 from modeling_alibi_gpt.checkpoints.convert.falcon import FALCON
@@ -129,8 +130,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         target_config.save_pretrained(tmp_path)
         if config.flavour != FLAVOURS[0]:
             write_json(tmp_path / "config.json", llm_foundry_fields(target_config))
-        for path in companions:
-            shutil.copyfile(path, tmp_path / path.name)
+        copy_files(companions, folder, tmp_path)
         name_tokenizer_class(folder, tmp_path)
         if config.to == OURS:
             _let_generate_use_the_cache(tmp_path / "generation_config.json")
@@ -144,7 +144,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         "output_dir": config.output_dir,
         "converted_from": model_type,
         "model_type": config.to,
-        "files": sorted(path.name for path in target.iterdir()),
+        "files": written_files(target),
         "left_out": plan.left_out,
         "differs_in": differs_in,
     }
@@ -186,7 +186,7 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
             **_base_model(config),
         )
     named = {"output_dir": config.output_dir, "converted_from": OURS, "model_type": GGUF}
-    return {**named, "files": sorted(path.name for path in target.iterdir()), "left_out": [], "differs_in": {}}
+    return {**named, "files": written_files(target), "left_out": [], "differs_in": {}}
 
 
 def _source_name(config: ConvertConfig) -> str:

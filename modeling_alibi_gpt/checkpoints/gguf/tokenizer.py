@@ -82,8 +82,10 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerFast, vocab_size: i
             add_id(index)
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
-    if isinstance(tokenizer.chat_template, str):
-        writer.add_chat_template(tokenizer.chat_template)
+    if isinstance(templates := tokenizer.chat_template, dict):
+        templates = [{"name": name, "template": template} for name, template in templates.items()]
+    if templates:
+        writer.add_chat_template(templates)
 
 
 def _part(parts: dict[str, Any], path: str) -> Any:

@@ -121,6 +121,16 @@ def test_the_tokenizer_is_in_the_file(save: Callable, tokenizer: PreTrainedToken
     assert not fields["tokenizer.ggml.add_bos_token"] and not fields["tokenizer.ggml.add_eos_token"]
 
 
+def test_every_chat_template_is_in_the_file(save: Callable, tmp_path: Path) -> None:
+    save()
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tmp_path / "model")
+    tokenizer.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools }}"}
+    tokenizer.save_pretrained(tmp_path / "model")
+    reader = export(tmp_path)
+    assert reader.get_field("tokenizer.chat_template").contents() == "{{ messages[0].content }}"
+    assert reader.get_field("tokenizer.chat_template.tool_use").contents() == "{{ tools }}"
+
+
 WRONG_FIELDS = {
     "position_method": "rope",
     "alibi_beta": 0.5,
