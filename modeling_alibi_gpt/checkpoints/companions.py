@@ -1,11 +1,12 @@
 """Files that accompany the weights and config of a checkpoint. They are known by name and are never code."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from transformers import AutoTokenizer
-from transformers.utils import CHAT_TEMPLATE_DIR, logging
+from transformers import AutoTokenizer, GenerationConfig
+from transformers.utils import CHAT_TEMPLATE_DIR, GENERATION_CONFIG_NAME, logging
 
 from modeling_alibi_gpt.runtime.atomic import write_json
 from modeling_alibi_gpt.runtime.parsing import read_mapping
@@ -25,7 +26,7 @@ TOKENIZER_FILES = (
     # The templates of a tokenizer with several; the folder is known by name and its files by their suffix.
     f"{CHAT_TEMPLATE_DIR}/*.jinja",
 )
-COMPANION_FILES = ("README.md", *LICENCE_FILES, "generation_config.json", *TOKENIZER_FILES)
+COMPANION_FILES = ("README.md", *LICENCE_FILES, GENERATION_CONFIG_NAME, *TOKENIZER_FILES)
 # The weights themselves, which are not companion files.
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -62,6 +63,18 @@ def name_tokenizer_class(source: Path, folder: Path) -> None:
         logger.warning("the tokenizer of %s is copied, but cannot be loaded (%s)", source, error)
         return
     write_json(path, fields | {"tokenizer_class": type(tokenizer).__name__})
+
+
+def let_generate_follow(overrides: Mapping[str, Any], folder: Path) -> None:
+    """Write to a copied generation config the overrides that it holds too, and that the cache is used by default."""
+    path = folder / GENERATION_CONFIG_NAME
+    if not path.is_file():
+        return
+    written = read_mapping(path)
+    changed = {} if written.get("use_cache", True) else {"use_cache": True}
+    changed |= {name: value for name, value in overrides.items() if name in GenerationConfig().to_dict()}
+    if changed:
+        write_json(path, written | changed)
 
 
 def copy_licences(source: Path, folder: Path) -> None:

@@ -16,6 +16,7 @@ from modeling_alibi_gpt.checkpoints.companions import (
     companion_files,
     copy_files,
     copy_licences,
+    let_generate_follow,
     name_tokenizer_class,
     written_files,
 )
@@ -133,7 +134,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
         copy_files(companions, folder, tmp_path)
         name_tokenizer_class(folder, tmp_path)
         if config.to == OURS:
-            _let_generate_use_the_cache(tmp_path / "generation_config.json")
+            let_generate_follow(config.overrides, tmp_path)
         summary, tags = _summary(config, model_type, plan.left_out, differs_in), [translation.ours.position_method]
         usage, library_name = loading_code(config.to), "transformers"
         if "transformers" in differs_in:
@@ -283,11 +284,6 @@ def _translate_out(config: ConvertConfig, folder: Path, model_type: Any) -> _Tra
     ours.train_context_length = config.context_length_tokens or ours.train_context_length
     target_config = family.from_alibi_gpt(ours, config.flavour == FLAVOURS[0])
     return _Translation(family=family, fields={}, ours=ours, target_config=target_config)
-
-
-def _let_generate_use_the_cache(path: Path) -> None:
-    if path.is_file() and not read_mapping(path).get("use_cache", True):
-        write_json(path, read_mapping(path) | {"use_cache": True})
 
 
 def _refuse_ways_in(config: ConvertConfig) -> None:

@@ -1,5 +1,6 @@
 """Whole folders: tokenizers, the Hub's cache and pickles."""
 
+import json
 from pathlib import Path
 
 import huggingface_hub.constants
@@ -124,6 +125,23 @@ def test_a_tokenizer_that_the_model_type_tells_keeps_its_special_tokens(tmp_path
     assert copy.eos_token == source.eos_token == "<|endoftext|>"
     assert type(copy) is type(source) and copy.special_tokens_map == source.special_tokens_map
     assert copy.model_max_length == 1024 and copy("abc").input_ids == source("abc").input_ids
+
+
+def test_overrides_reach_generate(tmp_path: Path) -> None:
+    """``generate`` asks generation_config.json, whose other values are the source's."""
+    original = bloom(eos_token_id=2)
+    original.generation_config = GenerationConfig(
+        eos_token_id=[2, 5], pad_token_id=3, max_new_tokens=7, use_cache=False
+    )
+    overrides = {"eos_token_id": 7, "bos_token_id": None, "use_cache": False, "alibi_beta": 2.0}
+    found = converted(original, tmp_path, overrides=overrides).generation_config
+    assert (found.eos_token_id, found.bos_token_id, found.use_cache) == (7, None, False)
+    assert (found.pad_token_id, found.max_new_tokens) == (3, 7)
+    source, written = (
+        json.loads((tmp_path / name / "generation_config.json").read_text(encoding="utf-8"))
+        for name in ("original", "converted")
+    )
+    assert written == source | {"eos_token_id": 7, "bos_token_id": None, "use_cache": False}
 
 
 @pytest.mark.parametrize("setting", [{"allow_pickle": True}, {"max_shard_bytes": 1000}])
