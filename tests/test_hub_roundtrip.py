@@ -20,6 +20,8 @@ from transformers import (
 import modeling_alibi_gpt
 from modeling_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.checkpoints.hub import AUTO_MAP, ExportConfig, export_to_hub
+from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
+from tests.support.conversion_cases import write_gpt2_files
 
 
 HEADS = {
@@ -78,6 +80,15 @@ def test_every_head_loads_as_remote_code_and_can_be_saved_again(heads, tmp_path:
         model.save_pretrained(tmp_path / head)
         export_to_hub(ExportConfig(model=str(tmp_path / head), output_dir=str(tmp_path / f"{head}-hub")))
         folders[head] = str(tmp_path / f"{head}-hub")
+    arguments = [json.dumps(folders), json.dumps(INPUT_IDS)]
+    outputs = json.loads(_without_the_package(REMOTE_PROCESS, arguments, tmp_path))
+    for head, model in heads.items():
+        assert outputs[f"{head}-0"] == _outputs(model), head
+        assert outputs[f"{head}-1"] == _outputs(model), head
+
+
+def _without_the_package(code: str, arguments: list[str], tmp_path: Path) -> str:
+    """The last line that a process prints which cannot import this package."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     # `-P` keeps the working directory off the path, and an editable install is hidden by its import hook's name.
     root = str(Path(modeling_alibi_gpt.__file__).parents[1])
@@ -87,17 +98,26 @@ sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr
 sys.path = [path for path in sys.path if path not in ("", {root!r})]
 """
     done = subprocess.run(
-        [sys.executable, "-P", "-c", hide + REMOTE_PROCESS, json.dumps(folders), json.dumps(INPUT_IDS)],
+        [sys.executable, "-P", "-c", hide + code, *arguments],
         cwd=tmp_path,
         env={**environment, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
+        stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr
-    outputs = json.loads(done.stdout.splitlines()[-1])
-    for head, model in heads.items():
-        assert outputs[f"{head}-0"] == _outputs(model), head
-        assert outputs[f"{head}-1"] == _outputs(model), head
+    return done.stdout.splitlines()[-1]
+
+
+def test_a_tokenizer_that_only_the_package_tells_loads_without_it(heads, tmp_path: Path) -> None:
+    """GPT-2's two files say nothing of a class, nor does this model's type."""
+    heads["AutoModelForCausalLM"].save_pretrained(tmp_path / "model")
+    write_gpt2_files(tmp_path / "model")
+    export_to_hub(ExportConfig(model=str(tmp_path / "model"), output_dir=str(tmp_path / "hub")))
+    code = "import json, sys, transformers; load = transformers.AutoTokenizer.from_pretrained\n"
+    code += "print('\\n' + json.dumps(load(sys.argv[1])(sys.argv[2]).input_ids))"
+    found = json.loads(_without_the_package(code, [str(tmp_path / "hub"), "abc e\u0301"], tmp_path))
+    assert found == load_tokenizer(tmp_path / "model")("abc e\u0301").input_ids
 
 
 def test_saving_an_exported_model_from_the_package_leaves_no_map_without_code(heads, tmp_path: Path) -> None:

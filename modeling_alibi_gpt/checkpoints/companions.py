@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 from transformers.utils import CHAT_TEMPLATE_DIR, GENERATION_CONFIG_NAME, logging
 
+from modeling_alibi_gpt.data.tokenizer_files import tokenizer_from_pretrained
 from modeling_alibi_gpt.runtime.atomic import write_json
 from modeling_alibi_gpt.runtime.parsing import read_mapping
+from modeling_alibi_gpt.runtime.remote_code import trusting_remote_code
 
 
 logger = logging.get_logger(__name__)
@@ -52,13 +54,14 @@ def companion_files(folder: Path, names: Sequence[str] = COMPANION_FILES) -> lis
 
 
 def name_tokenizer_class(source: Path, folder: Path) -> None:
-    """Record the class of a copied tokenizer, which has its special tokens, if only the source's model type tells."""
+    """Record the class of a copied tokenizer, which has its special tokens, if its own files do not tell it."""
     path = folder / _TOKENIZER_CONFIG
     fields = read_mapping(path) if path.is_file() else {}
     if "tokenizer_class" in fields or not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        with trusting_remote_code(False):
+            tokenizer = tokenizer_from_pretrained(str(source))
     except Exception as error:  # tokenizers raises a bare Exception for a damaged file
         logger.warning("the tokenizer of %s is copied, but cannot be loaded (%s)", source, error)
         return

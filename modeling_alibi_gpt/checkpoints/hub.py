@@ -11,6 +11,7 @@ from modeling_alibi_gpt.checkpoints.companions import (
     TOKENIZER_FILES,
     companion_files,
     copy_files,
+    name_tokenizer_class,
     refuse_link,
     written_files,
 )
@@ -54,7 +55,8 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
     """Write a folder that ``from_pretrained(folder, trust_remote_code=True)`` loads without this package.
 
     Weights, tokenizer and license are copied unchanged, together with the model files of this package. ``config.json``
-    names the class for every head, and the model card explains how to load the model. No other code is copied.
+    names the class for every head, ``tokenizer_config.json`` that of the tokenizer, and the model card explains how to
+    load the model. No other code is copied.
 
     Returns:
         ``output_dir`` and the names of the ``files`` in it.
@@ -78,6 +80,7 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
     with atomic_directory(target) as tmp_path:
         copy_files(files, source, tmp_path)
         copy_files(_code_files(), PACKAGE, tmp_path)
+        name_tokenizer_class(source, tmp_path)
         fields = json.loads((source / "config.json").read_text(encoding="utf-8"))
         fields["auto_map"] = AUTO_MAP
         fields.pop("custom_pipelines", None)  # names code that is not copied

@@ -20,7 +20,7 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
     """
     name = str(name_or_path)
     try:
-        tokenizer = _from_pretrained(name)
+        tokenizer = tokenizer_from_pretrained(name)
     except Exception as error:  # tokenizers raises a bare Exception for a damaged file
         raise ValueError(
             f"no tokenizer could be loaded from {name!r} ({load_failure(error)}): expected a folder with "
@@ -35,7 +35,8 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _from_pretrained(name: str) -> PreTrainedTokenizerBase:
+def tokenizer_from_pretrained(name: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer of any kind from a folder or the Hub. Raises whatever transformers or tokenizers raise."""
     files = {"tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
     if {file for file in files if os.path.exists(os.path.join(name, file))} == {"vocab.json", "merges.txt"}:
         return GPT2Tokenizer.from_pretrained(name, trust_remote_code=False)  # AutoTokenizer cannot infer the class

@@ -101,6 +101,14 @@ def assert_same_weights(first: PreTrainedModel, second: PreTrainedModel) -> None
     assert all(torch.equal(tensors[name], others[name]) for name in tensors)
 
 
+def write_gpt2_files(folder: Path) -> None:
+    """A tokenizer of GPT-2's two files, with tokens for ``e`` and an accent, together and apart, and no merges."""
+    tokens = ["<|endoftext|>", *"abcde", "Ġ", *"Ìģ", *"Ã©"]  # bytes as GPT-2 writes them
+    text = json.dumps({token: index for index, token in enumerate(tokens)})
+    (folder / "vocab.json").write_text(text, encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+
+
 def pickle_weights(folder: Path, *, sharded: bool = False) -> None:
     """Replace the safetensors files of a folder with files written by ``torch.save``."""
     tensors = load_file(folder / "model.safetensors")

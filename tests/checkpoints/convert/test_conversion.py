@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, GenerationConfig, GPT2Tokenizer
 
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
+from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from tests.support.conversion_cases import (
     VOCAB_SIZE,
@@ -22,6 +23,7 @@ from tests.support.conversion_cases import (
     loaded,
     mpt,
     pickle_weights,
+    write_gpt2_files,
 )
 
 
@@ -125,6 +127,18 @@ def test_a_tokenizer_that_the_model_type_tells_keeps_its_special_tokens(tmp_path
     assert copy.eos_token == source.eos_token == "<|endoftext|>"
     assert type(copy) is type(source) and copy.special_tokens_map == source.special_tokens_map
     assert copy.model_max_length == 1024 and copy("abc").input_ids == source("abc").input_ids
+
+
+@pytest.mark.parametrize("to", ["bloom", "mpt"])
+def test_gpt2s_two_files_are_the_same_tokenizer_beside_another_family(to: str, tmp_path: Path) -> None:
+    """An MPT alone is taken to have GPT-NeoX's tokenizer, which composes the accent with its letter."""
+    original = {"bloom": bloom, "mpt": mpt}[to]()
+    converted(original, tmp_path)
+    write_gpt2_files(tmp_path / "converted")
+    convert(ConvertConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "back"), to=to))
+    expected = load_tokenizer(tmp_path / "converted")("abc e\u0301").input_ids
+    assert AutoTokenizer.from_pretrained(tmp_path / "back")("abc e\u0301").input_ids == expected
+    assert AutoTokenizer.from_pretrained(tmp_path / "back").decode(expected) == "abc e\u0301"
 
 
 def test_overrides_reach_generate(tmp_path: Path) -> None:
