@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
 from transformers import PreTrainedConfig
 
 from modeling_alibi_gpt.checkpoints.companions import (
@@ -271,7 +271,10 @@ def _translate_in(config: ConvertConfig, folder: Path, model_type: Any) -> _Tran
     except (TypeError, AttributeError, ArithmeticError) as error:
         raise ValueError(f"{folder}: config.json has a value of the wrong type ({error})") from error
     # Published MPTs turn off the cache, which their first code lacked; it changes only the speed of generation.
-    ours = AlibiGPTConfig(**{**translated, "use_cache": True, **config.overrides})
+    try:
+        ours = AlibiGPTConfig(**{**translated, "use_cache": True, **config.overrides})
+    except (StrictDataclassError, ValueError) as error:
+        raise ValueError(f"{folder}: config.json, with the overrides, gives no valid AlibiGPT ({error})") from error
     return _Translation(family=family, fields=fields, ours=ours, target_config=ours)
 
 

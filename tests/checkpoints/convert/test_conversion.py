@@ -1,14 +1,17 @@
 """Whole folders: tokenizers, the Hub's cache and pickles."""
 
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GenerationConfig, GPT2Tokenizer
+from transformers import AutoTokenizer, GenerationConfig, GPT2Tokenizer, PreTrainedModel
 
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
@@ -139,6 +142,33 @@ def test_gpt2s_two_files_are_the_same_tokenizer_beside_another_family(to: str, t
     expected = load_tokenizer(tmp_path / "converted")("abc e\u0301").input_ids
     assert AutoTokenizer.from_pretrained(tmp_path / "back")("abc e\u0301").input_ids == expected
     assert AutoTokenizer.from_pretrained(tmp_path / "back").decode(expected) == "abc e\u0301"
+
+
+@pytest.mark.parametrize(
+    ("make", "fields", "complaint"),
+    [
+        (bloom, {"n_layer": "2"}, "num_hidden_layers.*expected int, got str"),
+        (bloom, {"n_layer": 0}, "num_hidden_layers must be at least 1"),
+        (bloom, {"layer_norm_epsilon": None}, "layer_norm_epsilon"),
+        (bloom, {"initializer_range": 0}, "initializer_range"),
+        (bloom, {"tie_word_embeddings": None}, "tie_word_embeddings.*expected bool, got NoneType"),
+        (mpt, {"n_heads": 0}, "must be a multiple of num_attention_heads"),
+        (mpt, {"max_seq_len": None}, "train_context_length.*expected int, got NoneType"),
+        (mpt, {"attn_config": {"alibi": True, "alibi_bias_max": 0}}, "alibi_bias_max must be a finite number above 0"),
+        (mpt, {"attn_config": {"alibi": True, "clip_qkv": -1}}, "clip_qkv must be a finite number above 0"),
+        (mpt, {"attn_config": {"alibi": True, "softmax_scale": 0}}, "attention_scale must be a finite number above 0"),
+    ],
+)
+def test_a_value_that_no_alibi_gpt_can_have_is_refused_with_folder_and_field(
+    make: Callable[[], PreTrainedModel], fields: dict[str, Any], complaint: str, tmp_path: Path
+) -> None:
+    make().save_pretrained(tmp_path / "original")
+    path = tmp_path / "original" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields), encoding="utf-8")
+    start = f"^{re.escape(str(tmp_path / 'original'))}: config.json, with the overrides, gives no valid AlibiGPT"
+    with pytest.raises(ValueError, match=rf"(?s){start}.*{complaint}"):
+        convert(ConvertConfig(model=str(tmp_path / "original"), output_dir=str(tmp_path / "converted")))
+    assert [path.name for path in tmp_path.iterdir()] == ["original"]
 
 
 def test_overrides_reach_generate(tmp_path: Path) -> None:
