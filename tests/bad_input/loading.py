@@ -1,7 +1,8 @@
 """The commands that load a checkpoint folder, each by its command line for one."""
 
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.bad_input.refusals import Case, Inputs, config_file, experiment
@@ -53,6 +54,24 @@ LOADING: dict[str, tuple[str, Callable[[Path, Path, Inputs], list[str]]]] = {
     "to_mpt": ("convert", _convert("mpt")),
     "to_gguf": ("convert", _convert("gguf")),
 }
+
+
+IN_FULL = ("evaluate", "to_bloom")
+
+
+def first_for_others(cases: Sequence[Case], num_inputs: int = 2) -> list[Case]:
+    """All of some inputs for two commands, and the first ones for the others.
+
+    Every command loads a checkpoint folder with ``load_model_config``, which finds what is wrong with it; the others
+    show that they pass on what it says.
+    """
+    kept, num_kept = [], Counter[str]()
+    for case in cases:
+        command = str(case).rpartition("(")[2].rstrip(")")
+        if command in IN_FULL or num_kept[command] < num_inputs:
+            kept.append(case)
+            num_kept[command] += 1
+    return kept
 
 
 def loading_cases(name: str, spoil: Spoil, message: str, *, sharded: bool = False) -> list[Case]:

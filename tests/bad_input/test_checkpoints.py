@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.bad_input.loading import Spoil, loading_cases
+from tests.bad_input.loading import Spoil, first_for_others, loading_cases
 from tests.bad_input.refusals import Case, Inputs, config_file, edit_json, experiment, parametrized, refused
 
 
@@ -89,22 +89,22 @@ def _text(name: str, text: str, model: Path) -> None:
 
 
 def _index_cases() -> list[Case]:
-    cases = []
+    contents, claims, shards = [], [], []
     for name, (content, message) in INDEXES.items():
-        cases += loading_cases(f"an index {name}", partial(_index, content), message, sharded=True)
-    cases += loading_cases("an index cut short", partial(_index, '{"weight_map": '), NO_INDEX, sharded=True)
-    cases += loading_cases("an index nested deep", partial(_index, "[" * 10**5), NO_INDEX, sharded=True)
+        contents += loading_cases(f"an index {name}", partial(_index, content), message, sharded=True)
+    contents += loading_cases("an index cut short", partial(_index, '{"weight_map": '), NO_INDEX, sharded=True)
+    contents += loading_cases("an index nested deep", partial(_index, "[" * 10**5), NO_INDEX, sharded=True)
     metadata: dict[str, Callable[[dict[str, Any]], Any]] = {
         "without metadata": lambda index: index.pop("metadata"),
         "whose metadata is a list": lambda index: index.update(metadata=[1]),
     }
     for name, change in metadata.items():
-        cases += loading_cases(f"an index {name}", partial(_metadata, change), "no metadata mapping", sharded=True)
+        claims += loading_cases(f"an index {name}", partial(_metadata, change), "no metadata mapping", sharded=True)
     for name in NAMES:
         hostile = partial(_first_shard, name)
-        cases += loading_cases(f"a shard named {name!r}", hostile, "which is not a file in its folder", sharded=True)
-    cases += loading_cases("a shard elsewhere", _escape, "which is not a file in its folder", sharded=True)
-    return cases
+        shards += loading_cases(f"a shard named {name!r}", hostile, "which is not a file in its folder", sharded=True)
+    shards += loading_cases("a shard elsewhere", _escape, "which is not a file in its folder", sharded=True)
+    return [*first_for_others(contents), *first_for_others(claims), *first_for_others(shards)]
 
 
 def _weight_cases() -> list[Case]:
@@ -137,11 +137,12 @@ def _weight_cases() -> list[Case]:
         ),
         "a weight elsewhere": (partial(_first_shard, "model-00002-of-00002.safetensors"), "", True),
     }
-    return [
+    cases = [
         case
         for name, (spoil, message, sharded) in spoils.items()
         for case in loading_cases(name, spoil, message, sharded=sharded)
     ]
+    return first_for_others(cases)
 
 
 def _tokenizer_cases() -> list[Case]:
@@ -153,12 +154,13 @@ def _tokenizer_cases() -> list[Case]:
         "with a broken config": partial(_text, "tokenizer_config.json", "[1"),
     }
     reading = ("evaluate", "extrapolate", "generate", "export_to_hub", "sweep_beta", "train", "compare")
-    return [
+    cases = [
         case
         for name, spoil in spoils.items()
         for case in loading_cases(f"a tokenizer {name}", spoil, "")
         if case.script in reading
     ]
+    return first_for_others(cases)
 
 
 def _far_id(model: Path) -> None:
@@ -195,7 +197,7 @@ def _quantization_cases() -> list[Case]:
         "that is a list": ([4], ""),
         "with a value of a wrong type": ({"quant_method": "gptq", "bits": "x"}, "quant_method 'gptq' cannot be used"),
     }
-    return [
+    cases = [
         case
         for name, (value, message) in said.items()
         for case in loading_cases(
@@ -204,6 +206,7 @@ def _quantization_cases() -> list[Case]:
             message,
         )
     ]
+    return first_for_others(cases)
 
 
 def _generation_cases() -> list[Case]:
@@ -215,11 +218,12 @@ def _generation_cases() -> list[Case]:
         "with a value of a wrong type": ('{"watermarking_config": 5}', " cannot be used"),
     }
     name = "generation_config.json"
-    return [
+    cases = [
         case
         for words, (text, message) in said.items()
         for case in loading_cases(f"a {name} {words}", partial(_text, name, text), f"{name}{message}")
     ]
+    return first_for_others(cases)
 
 
 def _convert_cases() -> list[Case]:

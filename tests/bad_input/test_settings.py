@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.bad_input.loading import loading_cases
+from tests.bad_input.loading import first_for_others, loading_cases
 from tests.bad_input.refusals import SCRIPTS, Case, Inputs, config_file, experiment, parametrized, refused
 
 
 # One downloads texts and reads no settings.
 COMMANDS = sorted({path.stem for path in SCRIPTS.glob("*.py")} - {"download_gutenberg"})
+READER = "evaluate"
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
     for before, after in zip("abcdefgh", "bcdefghi", strict=True)
@@ -107,14 +108,12 @@ def _spoilt_config(text: str | dict[str, Any], model: Path) -> None:
 
 
 def _text_cases() -> list[Case]:
-    cases = [
-        Case(name, script, partial(_text, "yaml", text), message)
-        for script in COMMANDS
-        for name, (text, message) in TEXTS.items()
-    ]
+    """All for one command, and the first for the others: every command reads its settings with ``load_config``."""
+    first, (laughs, message) = next(iter(TEXTS.items()))
+    cases = [Case(first, script, partial(_text, "yaml", laughs), message) for script in COMMANDS if script != READER]
+    cases += [Case(name, READER, partial(_text, "yaml", text), message) for name, (text, message) in TEXTS.items()]
     cases += [
-        Case(f"JSON {name}", script, partial(_text, "json", text), message)
-        for script in COMMANDS
+        Case(f"JSON {name}", READER, partial(_text, "json", text), message)
         for name, (text, message) in JSON_TEXTS.items()
     ]
     settings: dict[str, tuple[str, str]] = {
@@ -124,8 +123,7 @@ def _text_cases() -> list[Case]:
         "no value": ("name", "--set expects KEY=VALUE"),
     }
     for name, (setting, message) in settings.items():
-        arguments = partial(_set, setting)
-        cases += [Case(f"--set {name}", script, arguments, message) for script in COMMANDS]
+        cases.append(Case(f"--set {name}", READER, partial(_set, setting), message))
     return cases
 
 
@@ -135,6 +133,7 @@ def _set(setting: str, work: Path, _: Inputs) -> list[str]:
 
 def _model_cases() -> list[Case]:
     cases: list[Case] = []
+    in_files: list[Case] = []
     for name, (fields, message) in FIELDS.items():
         places: dict[str, Callable[[Path, Inputs], list[str]]] = {
             "overrides": partial(_changed, {"model__overrides": fields}),
@@ -147,7 +146,7 @@ def _model_cases() -> list[Case]:
             for script in ("extrapolate", "convert")
             if name not in ("no layers", "words for layers") or script == "extrapolate"
         ]
-        cases += loading_cases(f"{name} in config.json", partial(_spoilt_config, fields), message)
+        in_files += loading_cases(f"{name} in config.json", partial(_spoilt_config, fields), message)
     for key, value in NOT_FIELDS.items():
         message = f"unknown key '{{}}{key}'"
         fields = {key: value}
@@ -166,9 +165,10 @@ def _model_cases() -> list[Case]:
             cases.append(
                 Case(f"{key} in overrides", script, partial(_overrides, script, fields), message.format("overrides."))
             )
+    texts: list[Case] = []
     for name, (text, message) in CONFIG_JSONS.items():
-        cases += loading_cases(f"config.json {name}", partial(_spoilt_config, text), message)
-    return cases
+        texts += loading_cases(f"config.json {name}", partial(_spoilt_config, text), message)
+    return [*cases, *first_for_others(in_files, 1), *first_for_others(texts, 1)]
 
 
 @parametrized(_text_cases())
