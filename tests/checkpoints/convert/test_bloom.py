@@ -1,4 +1,4 @@
-"""BLOOM both ways: the same logits in, the same bits out again."""
+"""BLOOM: the same bits out again, and what it cannot hold."""
 
 from pathlib import Path
 
@@ -11,24 +11,11 @@ from modeling_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.checkpoints.convert.bloom import SAME_ACTS, from_alibi_gpt
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from tests.support.conversion_cases import (
-    NUM_HEADS,
-    TOLERANCE,
     assert_same_weights,
     bloom,
     converted,
-    largest_difference,
     loaded,
 )
-
-
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("num_heads", NUM_HEADS)
-def test_logits_are_those_of_the_original(num_heads: int, tied: bool, tmp_path: Path) -> None:
-    original = bloom(num_heads, tie_word_embeddings=tied)
-    ours = converted(original, tmp_path)
-    assert ours.config.model_type == "alibi_gpt" and ours.config.embedding_layer_norm
-    for padded in (False, True):
-        assert largest_difference(original, ours, padded=padded) < TOLERANCE
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

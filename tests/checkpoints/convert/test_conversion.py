@@ -1,4 +1,4 @@
-"""Whole folders: tokenizers, the Hub's cache and pickles."""
+"""Whole folders: the same logits, tokenizers, the Hub's cache and pickles."""
 
 import json
 import re
@@ -18,16 +18,36 @@ from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from tests.support.conversion_cases import (
+    NUM_HEADS,
+    TOLERANCE,
     VOCAB_SIZE,
     assert_same_weights,
     bloom,
     converted,
     gpt2,
+    largest_difference,
     loaded,
     mpt,
     pickle_weights,
     write_gpt2_files,
 )
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("num_heads", NUM_HEADS)
+@pytest.mark.parametrize(
+    ("make", "field", "value"),
+    [(bloom, "embedding_layer_norm", True), (mpt, "use_bias", False), (gpt2, "position_method", "learned")],
+    ids=["bloom", "mpt", "gpt2"],
+)
+def test_logits_are_those_of_the_original(
+    make: Callable[..., PreTrainedModel], field: str, value: Any, num_heads: int, tied: bool, tmp_path: Path
+) -> None:
+    original = make(num_heads, tie_word_embeddings=tied)
+    ours = converted(original, tmp_path)
+    assert (ours.config.model_type, getattr(ours.config, field)) == ("alibi_gpt", value)
+    for padded in (False, True):
+        assert largest_difference(original, ours, padded=padded) < TOLERANCE
 
 
 def test_tokenizer_generation_config_and_template_come_along_both_ways(tmp_path: Path) -> None:
