@@ -129,7 +129,8 @@ def plugin_fields(name: str, plugin: str | None, config_class: type) -> dict[str
     if name not in POSITION_METHODS and plugin is not None:
         raise ValueError(
             f"position_method {name!r} is registered by the module {plugin!r}: import it before loading this config, "
-            "or list it under 'plugins' in the settings of a command; loading a checkpoint never imports it"
+            "or list it under 'plugins' in the settings of a command that has them; loading a checkpoint never "
+            "imports it, and export and convert cannot write its code"
         )
     fields = POSITION_METHODS.get(name, PositionMethod).config_fields
     if hidden := [field for field in fields if hasattr(config_class, field)]:
