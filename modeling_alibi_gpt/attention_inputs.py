@@ -36,6 +36,9 @@ class ForwardInputs(NamedTuple):
     def simplified(self, kwargs: dict[str, Any]) -> "ForwardInputs":
         """Inputs with a bool padding mask, or none if it hides nothing, and without an empty cache.
 
+        A padding mask may reach beyond the tokens of this call, as where a text is read in chunks. Except for a static
+        cache, which takes it whole, the rest is dropped.
+
         transformers detects packed documents only without a mask and a cache. Documents given by ``cu_seq_lens_q``
         alone, as FlashAttention takes them, become positions.
 
@@ -43,19 +46,24 @@ class ForwardInputs(NamedTuple):
             kwargs: Other keyword arguments of the model.
 
         Raises:
-            ValueError: The mask is neither a padding mask ``(B, K)`` nor a bool or float ``(B, 1 or H, Q, K)``.
+            ValueError: The mask is neither a padding mask ``(B, K)`` nor a bool or float ``(B, 1 or H, Q, K)``; or a
+                padding mask hides tokens and is shorter than the cached and new ones.
         """
         mask, positions, cache = self.attention_mask, self.position_ids, self.cache
+        q_len = self.inputs_embeds.shape[1]
+        if _is_empty(cache, q_len):
+            cache = None
         if mask is not None:
             _check_mask(mask)
             mask = mask.bool() if mask.ndim == 2 else mask
+            # The number of tokens in a static cache is on its device.
+            if mask.ndim == 2 and (cache is None or not cache.is_compileable):
+                mask = _mask_of_tokens(mask, q_len if cache is None else cache.get_query_offset() + q_len)
         if _masks_nothing(mask):
             mask = None
-        if _is_empty(cache, self.inputs_embeds.shape[1]):
-            cache = None
         starts = kwargs.get("cu_seq_lens_q")
         if starts is not None and mask is None and positions is None and cache is None:
-            num_rows, q_len, _ = self.inputs_embeds.shape
+            num_rows = self.inputs_embeds.shape[0]
             places = places_in_sequences(starts, num_rows * q_len, self.inputs_embeds.device)
             positions = places.view(num_rows, q_len)
         return self._replace(attention_mask=mask, position_ids=positions, cache=cache)
@@ -109,6 +117,16 @@ def _check_mask(mask: Any) -> None:
         "attention_mask: expected a padding mask (batch, keys), or a bool or additive float mask (batch, 1 or heads, "
         f"queries, keys), got {got}"
     )
+
+
+def _mask_of_tokens(padding_mask: Tensor, num_tokens: int) -> Tensor:
+    """The part of a padding mask that is about the cached and new tokens. One that hides nothing may be shorter."""
+    if padding_mask.shape[1] < num_tokens and not _masks_nothing(padding_mask):
+        raise ValueError(
+            f"attention_mask: expected {num_tokens} columns, one for each cached and new token, got "
+            f"{padding_mask.shape[1]}"
+        )
+    return padding_mask[:, :num_tokens]
 
 
 def _masks_nothing(attention_mask: Tensor | None) -> bool:

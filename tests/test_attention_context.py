@@ -131,6 +131,28 @@ def test_masks_of_other_kinds_are_refused(mask: object) -> None:
         attention_context(inputs_of(1, 4, attention_mask=mask), {})
 
 
+def with_cached(num_tokens: int) -> DynamicCache:
+    cache = DynamicCache(config=CONFIG)
+    cache.update(*torch.zeros(2, 2, 2, num_tokens, 4), 0)
+    return cache
+
+
+def test_a_mask_may_reach_beyond_the_tokens_of_a_call() -> None:
+    mask = torch.tensor([[0, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]])
+    found = attention_context(inputs_of(2, 2, attention_mask=mask, cache=with_cached(2)), {})
+    expected = attention_context(inputs_of(2, 2, attention_mask=mask[:, :4], cache=with_cached(2)), {})
+    assert found.segments() == expected.segments()
+    assert torch.equal(found.mask(), expected.mask())
+    assert attention_context(inputs_of(2, 2, attention_mask=mask[:, 1:]), {}).is_whole
+
+
+def test_a_mask_of_the_new_tokens_alone_must_hide_nothing() -> None:
+    mask = torch.tensor([[1, 1, 0]])
+    with pytest.raises(ValueError, match="expected 5 columns, one for each cached and new token, got 3"):
+        attention_context(inputs_of(1, 3, attention_mask=mask, cache=with_cached(2)), {})
+    assert attention_context(inputs_of(1, 3, attention_mask=torch.ones(1, 3), cache=with_cached(2)), {}).is_whole
+
+
 @pytest.mark.parametrize("cache_class", [DynamicCache, StaticCache])
 def test_branches_of_a_tree_have_positions_of_their_own(cache_class: type[Cache]) -> None:
     """Three cached tokens, of which the first is padding in the second row, and two branches of two drafts."""

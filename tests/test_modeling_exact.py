@@ -82,11 +82,13 @@ def feed_at_once_cached(model: AlibiGPTForCausalLM, batch: Batch) -> torch.Tenso
     return feed_at_once(model, batch, use_cache=True)
 
 
-def feed_chunks(model: AlibiGPTForCausalLM, batch: Batch, cache: DynamicCache | StaticCache) -> torch.Tensor:
+def feed_chunks(
+    model: AlibiGPTForCausalLM, batch: Batch, cache: DynamicCache | StaticCache, whole_mask: bool = False
+) -> torch.Tensor:
     """Prefill of 7, a chunk of 5 and seven decoded tokens; positions are left to the model."""
     logits = []
     for start, end in itertools.pairwise(itertools.accumulate(CHUNKS, initial=0)):
-        visible = None if batch.visible is None else batch.visible[:, :end]
+        visible = batch.visible if batch.visible is None or whole_mask else batch.visible[:, :end]
         chunk = batch.token_ids[:, start:end]
         logits.append(model(chunk, attention_mask=visible, past_key_values=cache, use_cache=True).logits)
     return torch.cat(logits, dim=1)
@@ -96,12 +98,24 @@ def feed_dynamic(model: AlibiGPTForCausalLM, batch: Batch) -> torch.Tensor:
     return feed_chunks(model, batch, DynamicCache(config=model.config))
 
 
+def feed_whole_mask(model: AlibiGPTForCausalLM, batch: Batch) -> torch.Tensor:
+    """Chunks, each with the padding mask of the whole text."""
+    return feed_chunks(model, batch, DynamicCache(config=model.config), whole_mask=True)
+
+
 def feed_static(model: AlibiGPTForCausalLM, batch: Batch) -> torch.Tensor:
     return feed_chunks(model, batch, StaticCache(config=model.config, max_cache_len=24))
 
 
-FEEDS = {"at_once": feed_at_once, "cached": feed_at_once_cached, "dynamic": feed_dynamic, "static": feed_static}
+FEEDS = {
+    "at_once": feed_at_once,
+    "cached": feed_at_once_cached,
+    "dynamic": feed_dynamic,
+    "whole_mask": feed_whole_mask,
+    "static": feed_static,
+}
 INPUTS = [(layout, feed) for layout, feed in itertools.product(BATCHES, FEEDS) if "packed" not in layout]
+INPUTS.remove(("whole", "whole_mask"))  # has no mask
 INPUTS += itertools.product(["packed", "packed_padded"], ["at_once", "cached"])
 FEW_INPUTS = [
     *(("whole", "at_once"), ("left", "dynamic"), ("middle", "static")),
@@ -173,6 +187,21 @@ FLEX_MATRIX = [("alibi", *inputs) for inputs in INPUTS] + [
 def test_flex_attention_equals_the_reference(case: str, layout: str, feed: str) -> None:
     logits = FEEDS[feed](shared_model(case, "flex_attention"), BATCHES[layout])
     assert max_error(logits, expected_logits(case, layout), BATCHES[layout].visible) <= TOLERANCE
+
+
+@pytest.mark.parametrize("back_end", ["sdpa", "alibi_banded", "flex_attention"])
+@torch.no_grad()
+def test_long_chunks_with_the_mask_of_the_whole_text(back_end: str) -> None:
+    """Long enough for strips, and the last chunk ends before the mask does."""
+    lengths, generator = torch.tensor([[1050], [1200]]), torch.Generator().manual_seed(5)
+    tokens = torch.randint(SMALL["vocab_size"], (2, 1200), generator=generator)
+    mask = (torch.arange(1200) < lengths).long()
+    expected = shared_model("alibi", "eager")(tokens, attention_mask=mask).logits[:, :1100]
+    model = shared_model("alibi", back_end)
+    cache = DynamicCache(config=model.config)
+    chunks = [model(chunk, attention_mask=mask, past_key_values=cache) for chunk in tokens[:, :1100].split(600, dim=1)]
+    logits = torch.cat([chunk.logits for chunk in chunks], dim=1)
+    assert max_error(logits, expected.double().numpy(), mask[:, :1100]) <= 2 * TOLERANCE  # of two float32 results
 
 
 @functools.cache
