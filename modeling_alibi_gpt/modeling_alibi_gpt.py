@@ -35,7 +35,7 @@ from .cache_argument import CACHE_DOCS, CACHE_NAME, one_cache
 from .chunked_loss import LOSS_CHUNK_DOCS, chunked_causal_lm_loss
 from .configuration_alibi_gpt import AlibiGPTConfig
 from .continuous_batching import ContinuousBatching
-from .position_alibi import missing_weights
+from .position_alibi import missing_weights, refuse_changed_config
 from .position_base import LayerBias, PositionMethod
 from .position_methods import POSITION_METHODS
 from .tensor_parallel import AlibiGPTHeadRMSNorm
@@ -230,6 +230,10 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
         super()._adjust_missing_and_unexpected_keys(loading_info)
         loading_info.missing_keys = missing_weights(self.config, loading_info.missing_keys)
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        refuse_changed_config(self.config, self.modules())
+        super().save_pretrained(*args, **kwargs)
+
 
 @auto_docstring(custom_intro="The decoder without a head, which returns hidden states.")
 class AlibiGPTModel(AlibiGPTPreTrainedModel):
@@ -315,11 +319,7 @@ class AlibiGPTForCausalLM(TiedSharding, ContinuousBatching, AlibiGPTPreTrainedMo
             self.share_outermost_unit()
 
     def create_masks_for_generate(
-        self,
-        config: AlibiGPTConfig,
-        inputs_embeds: Tensor,
-        attention_mask: Tensor | None,
-        **kwargs: Any,
+        self, config: AlibiGPTConfig, inputs_embeds: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Tensor | None:
         """Keep the 2D mask, from which positions are counted, and pad it to the length of a static cache."""
         if attention_mask is None or attention_mask.ndim != 2:

@@ -4,8 +4,9 @@
 Shapes: B batch (or 1 if all rows agree), H heads, Q queries, K keys.
 """
 
+import copy
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ FIELDS_IN_WEIGHTS = {
     "beta": ("alibi_beta",),
     "slopes": ("alibi_beta", "alibi_slope_kind", "alibi_slopes", "alibi_bias_max"),
 }
+# The fields that a model reads only when it makes its slopes.
+SLOPE_FIELDS = ("alibi_trainable", *FIELDS_IN_WEIGHTS["slopes"])
 
 
 class AlibiPositions(Float32Positions):
@@ -34,6 +37,9 @@ class AlibiPositions(Float32Positions):
     Slopes stay float32 in a model of any dtype. For most head counts they are not powers of two, and bfloat16 would
     round them by up to 0.4 %. Training updates their logarithms, so slopes stay positive. The parameter names contain
     ``bias``, which Trainer excludes from weight decay; decay would pull beta towards 1.
+
+    Attributes:
+        made_from: The fields of the config from which the slopes were made. A config with others is refused.
     """
 
     reads_alibi_fields = True
@@ -77,17 +83,25 @@ class AlibiPositions(Float32Positions):
             bias_max=config.alibi_bias_max,
             custom=config.alibi_slopes,
         )
-        slopes = config.base_alibi_slopes()
+        slopes, self.made_from = config.base_alibi_slopes(), slope_fields(config)
         if self.trainable == "beta":
             init.copy_(self.slopes, multipliers)
-            init.copy_(self.bias_log_beta, torch.tensor(config.alibi_beta).float().log().expand_as(self.bias_log_beta))
+            # The default dtype is that of the rest of the model.
+            beta = torch.tensor(config.alibi_beta, dtype=torch.float32)
+            init.copy_(self.bias_log_beta, beta.log().expand_as(self.bias_log_beta))
         else:
             init.copy_(self.slopes, slopes)
         if self.trainable == "slopes":
             init.copy_(self.bias_log_slopes, slopes.log().expand_as(self.bias_log_slopes))
 
     def layer_slopes(self, layer_idx: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Slopes ``(H,)`` of one layer before ``alibi_scaling``, nats per token; differentiable if trained."""
+        """Slopes ``(H,)`` of one layer before ``alibi_scaling``, nats per token; differentiable if trained.
+
+        Raises:
+            ValueError: The config has changed since the slopes were made. A compiled model does not check it.
+        """
+        if not torch.compiler.is_compiling():  # it would compile again for every beta of a schedule
+            refuse_changed_fields(self.config, self.made_from)
         if self.trainable == "beta":
             return self.slopes.to(dtype) * self.bias_log_beta[layer_idx].to(dtype).exp()
         if self.trainable == "slopes":
@@ -118,6 +132,29 @@ class AlibiPositions(Float32Positions):
         # Subtract before rounding; float32 represents positions exactly up to 2**24.
         distance = (query_positions[:, :, None].to(dtype) - key_positions[:, None, :].to(dtype)).abs()
         return -slopes * distance[:, None]
+
+
+def slope_fields(config: Any) -> dict[str, Any]:
+    """The fields of a config from which slopes are made, and what is trained."""
+    return {name: copy.copy(getattr(config, name)) for name in SLOPE_FIELDS}
+
+
+def refuse_changed_fields(config: Any, made_from: dict[str, Any]) -> None:
+    """Raise a ValueError if a config has other fields than those that the slopes of its model were made from."""
+    for name, value in made_from.items():
+        if getattr(config, name) != value:
+            raise ValueError(
+                f"config.{name} has no effect on a model that exists: expected {value!r}, from which its slopes were "
+                f"made, got {getattr(config, name)!r}; pass {name} to from_pretrained, or change a fixed beta with "
+                "set_alibi_beta of modeling_alibi_gpt.training.beta_schedule"
+            )
+
+
+def refuse_changed_config(config: Any, modules: Iterable[nn.Module]) -> None:
+    """Raise a ValueError if the ALiBi among the modules of a model does not compute what the config says."""
+    for module in modules:
+        if isinstance(module, AlibiPositions):
+            refuse_changed_fields(config, module.made_from)
 
 
 def check_not_in_weights(fields: Collection[str], trainable: str, where: str = "") -> None:

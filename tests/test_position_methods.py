@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from accelerate import cpu_offload
+from transformers import AutoModelForCausalLM
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.alibi import alibi_slopes
@@ -116,6 +117,41 @@ def test_slopes_stay_float32(num_heads: int, trainable: str, tmp_path) -> None:
         else:
             # exp and log round once each, in units of a logarithm of at most 8.
             torch.testing.assert_close(slopes, exact, rtol=8 * torch.finfo(torch.float32).eps, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("beta", [0.7, 1e-9])
+def test_a_learned_beta_starts_where_it_was_set(beta: float, dtype: torch.dtype) -> None:
+    config = tiny_model(alibi_trainable="beta", alibi_beta=beta).config
+    found, expected = (AutoModelForCausalLM.from_config(config, dtype=each) for each in (dtype, torch.float32))
+    assert found.dtype == dtype
+    assert torch.equal(found.model.position_method.bias_log_beta, expected.model.position_method.bias_log_beta)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("alibi_beta", 4.0), ("alibi_bias_max", 4.0), ("alibi_slope_kind", "uniform"), ("alibi_trainable", "beta")],
+)
+def test_fields_that_a_live_model_does_not_read_are_refused(field: str, value: object, tmp_path) -> None:
+    """It would compute with the old value, and save the new one."""
+    model = tiny_model()
+    own = getattr(model.config, field)
+    setattr(model.config, field, value)
+    for each in (model, copy.deepcopy(model)):
+        with pytest.raises(ValueError, match=f"config.{field} has no effect .* expected {own!r}, .* got {value!r}"):
+            each(tokens(1, 4))
+        with pytest.raises(ValueError, match=f"config.{field} has no effect"):
+            each.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    setattr(model.config, field, own)
+    assert model(tokens(1, 4)).logits.isfinite().all()
+
+
+def test_a_list_of_slopes_changed_in_place_is_refused() -> None:
+    model = tiny_model(alibi_slope_kind="custom", alibi_slopes=[1.0, 0.5, 0.25])
+    model.config.alibi_slopes[0] = 2.0
+    with pytest.raises(ValueError, match="config.alibi_slopes has no effect"):
+        model(tokens(1, 4))
 
 
 @pytest.mark.parametrize("method", FLOAT32_METHODS)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from modeling_alibi_gpt.position_alibi import AlibiPositions
+from modeling_alibi_gpt.position_alibi import AlibiPositions, slope_fields
 from modeling_alibi_gpt.training.experiment import BetaSchedule
 
 
@@ -29,6 +29,7 @@ def set_alibi_beta(model: nn.Module, alibi_beta: float) -> None:
         positions.config.alibi_beta = float(alibi_beta)
         with torch.no_grad():
             positions.slopes.copy_(positions.config.base_alibi_slopes())
+        positions.made_from = slope_fields(positions.config)
 
 
 class BetaScheduleCallback(TrainerCallback):
