@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from .alibi import alibi_slopes
 from .configuration_keys import foreign_keys, refuse_misspelled, refuse_unknown_keys
-from .position_alibi import check_stays_learned
+from .position_alibi import check_stays_learned, slope_fields
 from .position_methods import POSITION_METHODS, plugin_fields, plugin_of
 
 
@@ -275,6 +275,7 @@ class AlibiGPTConfig(PreTrainedConfig):
         saved = known.get("alibi_trainable", "none")
         check_stays_learned(saved, config.alibi_trainable, kwargs)
         config._learns_from_here, config._set_on_loading = saved != config.alibi_trainable, tuple(kwargs)
+        config._as_loaded = slope_fields(config)
         config.validate()  # kwargs are assigned field by field, which checks only types
         if not (returns_unused := kwargs.get("return_unused_kwargs", False)):
             refuse_misspelled(unused, [*cls.__dataclass_fields__, *own_fields])
@@ -282,8 +283,8 @@ class AlibiGPTConfig(PreTrainedConfig):
 
     def _remove_keys_not_serialized(self, d: dict[str, Any]) -> None:
         super()._remove_keys_not_serialized(d)
-        d.pop("_learns_from_here", None)
-        d.pop("_set_on_loading", None)
+        for name in ("_learns_from_here", "_set_on_loading", "_as_loaded"):
+            d.pop(name, None)
 
     @classmethod
     def _unread_alibi_fields(cls, values: dict[str, Any], position_method: str) -> list[str]:

@@ -35,7 +35,7 @@ from .cache_argument import CACHE_DOCS, CACHE_NAME, one_cache
 from .chunked_loss import LOSS_CHUNK_DOCS, chunked_causal_lm_loss
 from .configuration_alibi_gpt import AlibiGPTConfig
 from .continuous_batching import ContinuousBatching
-from .position_alibi import missing_weights, refuse_changed_config
+from .position_alibi import missing_weights, refuse_changed_config, refuse_dropped_weights
 from .position_base import LayerBias, PositionMethod
 from .position_methods import POSITION_METHODS
 from .tensor_parallel import AlibiGPTHeadRMSNorm
@@ -229,6 +229,8 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:
         super()._adjust_missing_and_unexpected_keys(loading_info)
         loading_info.missing_keys = missing_weights(self.config, loading_info.missing_keys)
+        if POSITION_METHODS[self.config.position_method].reads_alibi_fields:
+            refuse_dropped_weights(self.config, loading_info.unexpected_keys)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         refuse_changed_config(self.config, self.modules())

@@ -190,13 +190,32 @@ def missing_weights(config: Any, names: Collection[str]) -> set[str]:
     """The weights that a checkpoint should have, of those that it lacks: slopes that learn from here on are not.
 
     Raises:
-        ValueError: A field was set, on loading, that the checkpoint stores as weights.
+        ValueError: A field was set, on loading or since then, that the checkpoint stores as weights.
     """
     if getattr(config, "_learns_from_here", False):
         return {name for name in names if ".bias_log_" not in name}
     if not any(".bias_log_" in name for name in names):
-        check_not_in_weights(getattr(config, "_set_on_loading", ()), config.alibi_trainable)
+        check_not_in_weights(_chosen_fields(config), config.alibi_trainable)
     return set(names)
+
+
+def refuse_dropped_weights(config: Any, names: Collection[str]) -> None:
+    """Raise a ValueError if what a checkpoint learned is among the weights for which the model has no place.
+
+    Args:
+        config: Config of the model, which uses ALiBi.
+        names: Names of the weights without a place.
+    """
+    for kind in ALIBI_TRAINABLE:
+        if any(name.endswith(f"position_method.bias_log_{kind}") for name in names):
+            check_stays_learned(kind, config.alibi_trainable, _chosen_fields(config))
+
+
+def _chosen_fields(config: Any) -> set[str]:
+    """Fields that were set while a config was loaded, and those that decide on slopes and were changed since then."""
+    loaded = getattr(config, "_as_loaded", {})
+    changed = {name for name, value in loaded.items() if getattr(config, name) != value}
+    return changed | set(getattr(config, "_set_on_loading", ()))
 
 
 def _check_slope_fields(config: Any) -> None:

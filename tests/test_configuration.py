@@ -10,7 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import logging
 
-from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, AlibiGPTForSequenceClassification
 from tests.support.exact_cases import POSITION_CASES, SMALL
 
 
@@ -196,6 +196,43 @@ def test_a_field_that_loaded_weights_replace_is_refused(tmp_path: Path) -> None:
     config = AlibiGPTConfig.from_pretrained(tmp_path, alibi_beta=5.0)
     assert AlibiGPTForCausalLM(config).model.position_method.layer_slopes(0)[0].item() == pytest.approx(5 * 2**-4)
     assert AlibiGPTForCausalLM.from_pretrained(tmp_path, alibi_beta=5.0, alibi_trainable="slopes")
+
+
+@pytest.mark.parametrize(
+    ("learned", "field", "value", "message"),
+    [
+        ("beta", "alibi_trainable", "none", "'none' would reset what the checkpoint learned with 'beta'"),
+        ("beta", "alibi_trainable", "slopes", "'slopes' would reset what the checkpoint learned with 'beta'"),
+        ("slopes", "alibi_trainable", "beta", "'beta' would reset what the checkpoint learned with 'slopes'"),
+        ("beta", "alibi_beta", 3.0, "alibi_beta has no effect: the checkpoint stores it as weights"),
+        ("slopes", "alibi_bias_max", 4.0, "alibi_bias_max has no effect: the checkpoint stores it as weights"),
+    ],
+)
+@pytest.mark.parametrize("head", [AlibiGPTForCausalLM, AlibiGPTForSequenceClassification])
+def test_a_config_that_was_changed_does_not_reset_what_was_learned(
+    learned: str, field: str, value: object, message: str, head: type, tmp_path: Path
+) -> None:
+    sizes = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    AlibiGPTForCausalLM(AlibiGPTConfig(alibi_trainable=learned, **sizes)).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    head.from_pretrained(tmp_path, config=config)
+    setattr(config, field, value)
+    with pytest.raises(ValueError, match=message):
+        head.from_pretrained(tmp_path, config=config)
+    config.save_pretrained(tmp_path / "config")  # writes none of what loading remembers
+    assert not any(key.startswith("_") for key in json.loads((tmp_path / "config" / "config.json").read_text()))
+
+
+def test_a_config_that_says_where_to_start_may_drop_what_was_learned(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    AlibiGPTForCausalLM(AlibiGPTConfig(alibi_trainable="beta", **sizes)).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    config.alibi_trainable, config.alibi_beta = "none", 2.0
+    slopes = AlibiGPTForCausalLM.from_pretrained(tmp_path, config=config).model.position_method.layer_slopes(0)
+    assert slopes.tolist() == [2 * 2**-4, 2 * 2**-8]
+    AlibiGPTForCausalLM.from_pretrained(tmp_path, config=AlibiGPTConfig(position_method="rope", **sizes))
+    with pytest.raises(ValueError, match="'none' would reset what the checkpoint learned"):
+        AlibiGPTForCausalLM.from_pretrained(tmp_path, config=AlibiGPTConfig(**sizes))
 
 
 def test_what_is_overridden_while_loading_is_checked(tmp_path) -> None:
