@@ -40,14 +40,15 @@ class ForwardInputs(NamedTuple):
         cache, which takes it whole, the rest is dropped.
 
         transformers detects packed documents only without a mask and a cache. Documents given by ``cu_seq_lens_q``
-        alone, as FlashAttention takes them, become positions.
+        without positions, as FlashAttention takes them, become positions.
 
         Args:
             kwargs: Other keyword arguments of the model.
 
         Raises:
-            ValueError: The mask is neither a padding mask ``(B, K)`` nor a bool or float ``(B, 1 or H, Q, K)``; or a
-                padding mask hides tokens and is shorter than the cached and new ones.
+            ValueError: The mask is neither a padding mask ``(B, K)`` nor a bool or float ``(B, 1 or H, Q, K)``; a
+                padding mask hides tokens and is shorter than the cached and new ones; or ``cu_seq_lens_q`` without
+                positions comes with such a mask or a 4D one, with earlier text, or with a static cache.
         """
         mask, positions, cache = self.attention_mask, self.position_ids, self.cache
         q_len = self.inputs_embeds.shape[1]
@@ -62,7 +63,12 @@ class ForwardInputs(NamedTuple):
         if _masks_nothing(mask):
             mask = None
         starts = kwargs.get("cu_seq_lens_q")
-        if starts is not None and mask is None and positions is None and cache is None:
+        if starts is not None and positions is None:
+            if mask is not None or cache is not None:
+                raise ValueError(
+                    "cu_seq_lens_q without position_ids: expected no attention_mask that hides tokens and no cache that "
+                    f"is static or holds text, got {'such a mask' if cache is None else 'such a cache'}"
+                )
             num_rows = self.inputs_embeds.shape[0]
             places = places_in_sequences(starts, num_rows * q_len, self.inputs_embeds.device)
             positions = places.view(num_rows, q_len)

@@ -112,17 +112,30 @@ def test_documents_do_not_see_each_other_in_both_directions(
 
 
 def test_starts_of_sequences_are_documents() -> None:
-    """As FlashAttention takes them; positions and a padding mask come first."""
+    """As FlashAttention takes them; positions come first."""
     starts = torch.tensor([0, 2, 3, 7], dtype=torch.int32)
     context = attention_context(inputs_of(1, 7), {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts})
     assert context.query_positions.tolist() == [[0, 1, 0, 0, 1, 2, 3]]
     assert [segment.first_key for segment in context.segments()] == [0, 2, 3]
     two_rows = attention_context(inputs_of(2, 7), {"cu_seq_lens_q": torch.cat([starts, starts[1:] + 7])})
     assert two_rows.query_positions.tolist() == 2 * context.query_positions.tolist()
-    positions, mask = torch.arange(7)[None], torch.tensor([[0, 1, 1, 1, 1, 1, 1]])
-    for fields in ({"position_ids": positions}, {"attention_mask": mask}):
-        context = attention_context(inputs_of(1, 7, **fields), {"cu_seq_lens_q": starts})
-        assert len(context.segments()) == 1
+    one = attention_context(inputs_of(1, 7, position_ids=torch.arange(7)[None]), {"cu_seq_lens_q": starts})
+    assert len(one.segments()) == 1
+    no_padding = attention_context(inputs_of(1, 7, attention_mask=torch.ones(1, 7)), {"cu_seq_lens_q": starts})
+    assert no_padding.segments() == context.segments()
+
+
+@pytest.mark.parametrize("what", ["padding mask", "4D mask", "cache", "static cache"])
+def test_starts_of_sequences_that_would_be_ignored_are_refused(what: str) -> None:
+    fields = {
+        "padding mask": {"attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1, 1]])},
+        "4D mask": {"attention_mask": torch.ones(1, 1, 7, 7, dtype=torch.bool).tril()},
+        "cache": {"cache": with_cached(2)},
+        "static cache": {"cache": StaticCache(config=CONFIG, max_cache_len=16)},
+    }[what]
+    starts = torch.tensor([0, 2, 3, 7], dtype=torch.int32)
+    with pytest.raises(ValueError, match=f"cu_seq_lens_q without position_ids: .* got such a {what.split()[-1]}"):
+        attention_context(inputs_of(1, 7, **fields), {"cu_seq_lens_q": starts})
 
 
 @pytest.mark.parametrize("mask", [torch.ones(1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.int64), {"full": None}])
