@@ -55,7 +55,8 @@ class BandedAttention:
             return attend_windows(self.context, slopes, query, key, value, scaling, dropout)
         if query.device.type != "cpu" and dropout == 0.0:
             return self._attend_blocks(query, key, value, slopes, scaling)
-        strips = self.strips or StripAttention(self.context, self.tolerance, slopes)
+        strips = self.strips if query.device == self.slopes.device else None
+        strips = strips or StripAttention(self.context, self.tolerance, slopes)
         return strips.attend(query, key, value, scaling, dropout)
 
     def _attend_blocks(self, query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, scaling: float) -> Tensor:

@@ -64,9 +64,12 @@ def attend_windows(
 
 
 def _bias(context: AttentionContext, slopes: Tensor, num_keys: int) -> Tensor:
-    """Bias ``(B or 1, H, Q, K)`` of the last ``num_keys`` keys; the dtype's minimum where a key is not visible."""
+    """Bias ``(B or 1, H, Q, K)`` of the last ``num_keys`` keys; the dtype's minimum where a key is not visible.
+
+    On the device of the slopes, which is that of the layer.
+    """
     positions = context.query_positions[:, :, None], context.key_positions[:, None, -num_keys:]
-    distance = (positions[0] - positions[1])[:, None]  # (B, 1, Q, K)
-    is_visible = distance >= 0 if context.is_whole else context.mask()[..., -num_keys:]
+    distance = (positions[0] - positions[1])[:, None].to(slopes.device)  # (B, 1, Q, K)
+    is_visible = distance >= 0 if context.is_whole else context.mask()[..., -num_keys:].to(slopes.device)
     bias = -slopes[:, None, None] * distance
     return torch.where(is_visible, bias, torch.finfo(context.dtype).min)

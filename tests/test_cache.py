@@ -1,13 +1,18 @@
 """The cache that keeps a window a head: the tokens and logits of a full cache, in memory that does not grow."""
 
 import itertools
+from typing import NamedTuple
 
 import pytest
 import torch
 from transformers import DynamicCache
 
-from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, AlibiWindowCache
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM, AlibiWindowCache, attention_banded
 from modeling_alibi_gpt.alibi import alibi_windows
+from modeling_alibi_gpt.attention_banded import BandedAttention
+from modeling_alibi_gpt.attention_context import AttentionContext, attention_context
+from modeling_alibi_gpt.attention_inputs import ForwardInputs
+from modeling_alibi_gpt.attention_windows import WindowedStates
 
 
 VOCAB_SIZE = 61
@@ -56,6 +61,39 @@ def test_logits_are_those_of_the_whole(chunks: list[int], kv_heads: int) -> None
     # Weights of 1e-6 left out in two layers, and float32.
     torch.testing.assert_close(logits, model(tokens).logits, atol=1e-4, rtol=0)
     assert any(group.stop < sum(chunks) for layer in cache.layers for group in layer.groups), "nothing was dropped"
+
+
+@pytest.mark.parametrize("padding", [0, 30])
+def test_layers_may_be_on_another_device_than_the_embeddings(padding: int) -> None:
+    """As with a ``device_map``; the second device is meta here, which computes shapes and refuses mixed devices."""
+    cache = AlibiWindowCache([[20, 20, 20]])
+    cache.update(*torch.zeros(2, 1, 3, 97, 8), 0)
+    mask = (torch.arange(100) >= padding).long()[None]
+    context = attention_context(ForwardInputs(make_model().config, torch.zeros(1, 3, 48), mask, cache=cache), {})
+    assert context.is_whole == (padding == 0)
+    states = WindowedStates((slice(0, 3),), (torch.zeros(1, 3, 22, 8, device="meta"),))
+    query = torch.zeros(1, 6, 3, 8, device="meta")
+    output = BandedAttention(context, torch.ones(6), 1e-6).attend(query, states, states, 0.25, 0.0)
+    assert (output.device.type, output.shape) == ("meta", query.shape)
+
+
+def test_strips_are_those_of_the_device_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout takes strips on a GPU too, and strips that were built for a CPU would have slopes of a CPU."""
+    devices = []
+
+    class Strips(NamedTuple):
+        context: AttentionContext
+        tolerance: float
+        slopes: torch.Tensor
+
+        def attend(self, *args: object) -> None:
+            devices.append(self.slopes.device.type)
+
+    monkeypatch.setattr(attention_banded, "StripAttention", Strips)
+    attention = BandedAttention(AttentionContext.from_lengths(8, 8, torch.float32), torch.ones(6), 1e-6)
+    for device in ("cpu", "meta"):
+        attention.attend(*torch.zeros(3, 1, 6, 8, 8, device=device), 0.25, 0.5)
+    assert devices == ["cpu", "meta"]
 
 
 @torch.no_grad()
