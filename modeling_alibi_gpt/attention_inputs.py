@@ -66,8 +66,8 @@ class ForwardInputs(NamedTuple):
         if starts is not None and positions is None:
             if mask is not None or cache is not None:
                 raise ValueError(
-                    "cu_seq_lens_q without position_ids: expected no attention_mask that hides tokens and no cache that "
-                    f"is static or holds text, got {'such a mask' if cache is None else 'such a cache'}"
+                    "cu_seq_lens_q without position_ids: expected no attention_mask that hides tokens and no cache "
+                    f"that is static or holds text, got {'such a mask' if cache is None else 'such a cache'}"
                 )
             num_rows = self.inputs_embeds.shape[0]
             places = places_in_sequences(starts, num_rows * q_len, self.inputs_embeds.device)

@@ -1,11 +1,15 @@
 """Whole models on a GPU against the float64 loops: logits, caches, generation, graphs, no waiting between layers."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from modeling_alibi_gpt import AlibiWindowCache
+from modeling_alibi_gpt.attention import ATTENTION_BACKENDS, LayerMask
+from modeling_alibi_gpt.attention_fused import FusedAttention
 from tests import test_cache, test_continuous_batching
 from tests.gpu.device import DEVICE
 from tests.support.exact_cases import BATCHES, CASES, POSITION_CASES, Batch, make_model
@@ -109,13 +113,35 @@ def test_continuous_batches_give_the_tokens_of_generate(back_end: str) -> None:
     assert [output.generated_tokens for output in outputs.values()] == expected
 
 
+@pytest.mark.parametrize(
+    ("back_end", "dtype", "is_packed"),
+    [
+        *itertools.product(
+            ["eager", "sdpa", "flex_attention", "alibi_banded"], [torch.float32, torch.bfloat16], [False]
+        ),
+        *itertools.product(["sdpa", "alibi_banded"], [torch.bfloat16], [True]),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("learns", [False, True])
-@pytest.mark.parametrize("back_end", ["eager", "sdpa", "flex_attention", "alibi_banded"])
-def test_layers_never_wait_for_the_gpu(back_end: str, learns: bool) -> None:
-    """From the first layer to the last of a training step's forward, and of its backward."""
-    model = make_model("alibi_trained_slopes" if learns else "alibi", back_end, **WIDE).to(DEVICE).train()
+def test_layers_never_wait_for_the_gpu(
+    back_end: str, learns: bool, dtype: torch.dtype, is_packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the first layer to the last of a training step's forward, and of its backward, fused kernels included."""
+    model = make_model("alibi_trained_slopes" if learns else "alibi", back_end, dtype, **WIDE).to(DEVICE).train()
     tokens = torch.randint(0, 61, (2, 1200), device=DEVICE)
-    model(tokens, use_cache=False).logits.sum().backward()  # compiles
+    positions = torch.arange(600, device=DEVICE).repeat(2, 2) if is_packed else None
+    masks, backend = [], ATTENTION_BACKENDS[back_end]
+
+    def prepare(*args: object) -> LayerMask:
+        masks.append(backend.prepare(*args))
+        return masks[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setitem(ATTENTION_BACKENDS, back_end, backend._replace(prepare=prepare))
+        model(tokens, position_ids=positions, use_cache=False).logits.sum().backward()  # compiles
+    takes_kernels = dtype == torch.bfloat16 and back_end in ("sdpa", "alibi_banded")
+    assert [isinstance(mask, FusedAttention) for mask in masks] == [takes_kernels] * len(masks)
 
     def forbid(module: nn.Module, *args: object) -> None:
         torch.cuda.set_sync_debug_mode("error")
@@ -126,7 +152,7 @@ def test_layers_never_wait_for_the_gpu(back_end: str, learns: bool) -> None:
     try:
         model.model.layers[0].register_forward_pre_hook(forbid)
         model.model.layers[-1].register_forward_hook(allow)
-        logits = model(tokens, use_cache=False).logits.sum()
+        logits = model(tokens, position_ids=positions, use_cache=False).logits.sum()
         torch.cuda.set_sync_debug_mode("error")
         logits.backward()
     finally:
