@@ -27,6 +27,7 @@ from modeling_alibi_gpt.experiments.best_model import copy_model
 from modeling_alibi_gpt.experiments.runner import (
     is_trained,
     load_experiment,
+    refuse_other_text,
     settings_without_places,
     shared_experiment,
     train_once,
@@ -160,7 +161,9 @@ class RetrainObjective:
         return self._shared(self._experiment(folder, seed, beta))
 
     def _shared(self, experiment: ExperimentConfig) -> ExperimentConfig:
-        return shared_experiment(experiment, self.sweep.trainings_dir, self.data_fingerprint)
+        experiment = shared_experiment(experiment, self.sweep.trainings_dir, self.data_fingerprint)
+        refuse_other_text(experiment, self.data_fingerprint)
+        return experiment
 
     def _experiment(
         self, output_dir: Path, seed: int, beta: float | None = None, trainable: str = "none"

@@ -21,7 +21,14 @@ from modeling_alibi_gpt.experiments.budgets import remove_trunks, train_from_tru
 from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
 from modeling_alibi_gpt.experiments.comparison_runs import ROWS_FILE, Run, make_run
 from modeling_alibi_gpt.experiments.paired import comparison_records
-from modeling_alibi_gpt.experiments.runner import Job, is_trained, load_experiment, run_jobs, shared_experiment
+from modeling_alibi_gpt.experiments.runner import (
+    Job,
+    is_trained,
+    load_experiment,
+    refuse_other_text,
+    run_jobs,
+    shared_experiment,
+)
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.records import provenance, read_records, write_records
@@ -47,7 +54,8 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
         the ``comparison`` of each with the reference.
 
     Raises:
-        ValueError: A variant, an inference override, the text or a setting is invalid.
+        ValueError: A variant, an inference override, the text or a setting is invalid, or a run was trained on another
+            text than the others.
     """
     if process_state().num_processes > 1:
         raise ValueError(
@@ -56,6 +64,8 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
     runs = _runs(config)
     text = _check_texts(runs[0])
     runs = [_with_shared_training(run, config.trainings_dir, text) for run in runs]
+    for run in runs:
+        refuse_other_text(run.experiment, text)
     budgets = [
         [(place, run) for place, run in enumerate(runs, 1) if run.budget_steps == budget_steps]
         for budget_steps in config.budgets_steps or [None]
@@ -63,6 +73,8 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
     output_dir, records, predictions = Path(config.output_dir), [], []
     for number, placed in enumerate(budgets):
         run_jobs([_job(run, f"{place}/{len(runs)}") for place, run in placed])
+        for _, run in placed:  # another worker may have read another text
+            refuse_other_text(run.experiment, text)
         records += _records(config, [run for _, run in placed])
         with FileLock(output_dir / ".results.lock"):  # workers may finish at the same time
             following = [run for _, run in budgets[number + 1]] if number + 1 < len(budgets) else []

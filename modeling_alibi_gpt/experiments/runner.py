@@ -19,6 +19,7 @@ from modeling_alibi_gpt.runtime.config import build_config, load_config, with_de
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.run_names import EXPERIMENT_FILE
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
+from modeling_alibi_gpt.training.finished import finished_record
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.run_folder import RECORD_FILE
 from modeling_alibi_gpt.training.trainer import train
@@ -107,6 +108,24 @@ def load_experiment(source: str | dict[str, Any], overrides: Sequence[str]) -> E
 def is_trained(experiment: ExperimentConfig) -> bool:
     """Whether the training of an experiment has finished."""
     return (Path(experiment.training["output_dir"]) / RECORD_FILE).exists()
+
+
+def refuse_other_text(experiment: ExperimentConfig, text: str) -> None:
+    """Raise a ValueError if the training of an experiment has finished on another text.
+
+    Trainings are compared with each other, so all of them must have read the same text.
+
+    Args:
+        experiment: The training.
+        text: Fingerprint of the documents.
+    """
+    folder = Path(experiment.training["output_dir"])
+    finished = finished_record(folder, reads_model=False)
+    if finished is not None and (found := finished["provenance"].get("data_fingerprint")) != text:
+        raise ValueError(
+            f"{folder} was trained on another text: got fingerprint {found}, expected {text}; restore the text, "
+            "choose another output_dir or delete that folder"
+        )
 
 
 def train_once(

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -156,6 +157,47 @@ def test_finished_runs_are_not_done_again(settings: dict[str, Any], monkeypatch:
     monkeypatch.setattr("modeling_alibi_gpt.training.trainer.make_trainer", None)
     again = run_comparison(ComparisonConfig(**settings))
     assert [r for r in again if r["kind"] == "extrapolation"] == [r for r in first if r["kind"] == "extrapolation"]
+
+
+@pytest.mark.parametrize("change", ["a variant is missing", "a seed is added", "another worker reads it"])
+def test_runs_on_different_texts_are_not_compared(
+    settings: dict[str, Any], source: str, tmp_path: Path, change: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held_out, own = Path(source.removeprefix("text:")), tmp_path / "own.txt"
+    own.write_text(held_out.read_text(encoding="utf-8"), encoding="utf-8")
+    settings["experiment"]["data"]["source"] = f"text:{own}"
+    variants = {"alibi": {}, "no positions": {"position_method": "none"}}
+    settings |= {"variants": variants, "seeds": [0], "inference_overrides": {}}
+
+    def edit() -> None:
+        own.write_text(own.read_text(encoding="utf-8") + "\nAnother line of the text.", encoding="utf-8")
+
+    run_comparison(ComparisonConfig(**settings))
+    written = (tmp_path / "out" / "comparison.jsonl").read_bytes()
+    shutil.rmtree(tmp_path / "out" / "no-positions-seed0")
+    settings["seeds"] = [0, 1] if change == "a seed is added" else [0]
+    if change == "another worker reads it":
+        shutil.rmtree(tmp_path / "out" / "alibi-seed0")
+        run_jobs = comparison.run_jobs
+        monkeypatch.setattr(comparison, "run_jobs", lambda jobs: (run_jobs(jobs[:1]), edit(), run_jobs(jobs[1:])))
+        folder = "no-positions-seed0"
+    else:
+        edit()
+        folder = "alibi-seed0"
+    message = rf"/{folder} was trained on another text: got fingerprint \S+, expected \S+; restore the text, choose "
+    with pytest.raises(ValueError, match=message):
+        run_comparison(ComparisonConfig(**settings))
+    assert (tmp_path / "out" / "comparison.jsonl").read_bytes() == written
+    assert (tmp_path / "out" / "no-positions-seed0").exists() == (folder == "no-positions-seed0")
+
+
+def test_a_finished_run_is_evaluated_on_another_text(settings: dict[str, Any], tmp_path: Path) -> None:
+    settings |= {"variants": {"alibi": {}}, "seeds": [0], "inference_overrides": {}}
+    run_comparison(ComparisonConfig(**settings))
+    settings["evaluation"]["source"] = settings["experiment"]["data"]["validation_source"]
+    records = run_comparison(ComparisonConfig(**settings))
+    sources = {r["provenance"]["source"] for r in records if r["kind"] == "extrapolation"}
+    assert sources == {settings["evaluation"]["source"]}
 
 
 def test_a_run_that_another_worker_holds_is_left_to_it(

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.experiments import beta_objectives, runner
+from modeling_alibi_gpt.experiments import sweep as beta_sweep
 from modeling_alibi_gpt.experiments.sweep import SweepConfig, run_sweep
 from modeling_alibi_gpt.report.statistics import choose_trial
 from modeling_alibi_gpt.runtime.config import load_config
@@ -202,6 +203,30 @@ def test_an_interrupted_trial_goes_on_from_its_checkpoint(
     if "betas" in values:
         whole = records_of(finished, "beta_trial")[1]
         assert result["nats_per_token"] == whole["nats_per_token_by_seed"][0]
+
+
+def test_trainings_on_different_texts_are_not_one_trial(
+    tmp_path: Path, trainings: list[str], monkeypatch: pytest.MonkeyPatch
+):
+    """The study of a sweep that ends after its first training has no trial yet, so it belongs to no text."""
+    experiment = tiny_experiment(tmp_path)
+    config = SweepConfig(
+        output_dir=str(tmp_path / "out"), experiment=experiment, betas=[1.0], seeds=[0, 1], trained=[]
+    )
+    train = beta_sweep.train_and_clean
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(beta_sweep, "train_and_clean", lambda training: (train(training), _interrupt()))
+        run_sweep(config)
+    text = tmp_path / "words.txt"
+    text.write_text(text.read_text(encoding="utf-8") + " score", encoding="utf-8")
+    message = r"beta-1.0-seed-0 was trained on another text: got fingerprint \S+, expected \S+; restore the text"
+    with pytest.raises(ValueError, match=message):
+        run_sweep(config)
+    assert trainings == ["beta-1.0-seed-0"]
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
 
 def test_trainings_that_fall_behind_are_pruned(
