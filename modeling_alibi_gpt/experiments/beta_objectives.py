@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -122,14 +121,14 @@ class RetrainObjective:
             if not is_trained(training):
                 logger.info("seed %d, training %d of %d", self.sweep.seeds[index], index + 1, len(self.sweep.seeds))
             callbacks = [_PruningCallback(trial)] if self.sweep.pruning and index == 0 else []
-            records.append(train_and_clean(training, callbacks))
+            records.append(train_and_clean(training, self.data_fingerprint, *callbacks))
         nats = [record["validation_nats_per_token"] for record in records]
         trial.set_user_attr("nats_per_token_by_seed", nats)
         return sum(nats) / len(nats)
 
     def train_beta(self, trial: Trial | GridTrial) -> float:
         [experiment] = self.trainings(trial.params)
-        record = train_and_clean(experiment)
+        record = train_and_clean(experiment, self.data_fingerprint)
         for name, values in learned_slopes(load_causal_lm(experiment.training["output_dir"])).items():
             trial.set_user_attr(name, values)
         trial.set_user_attr("provenance", record["provenance"])
@@ -161,9 +160,7 @@ class RetrainObjective:
         return self._shared(self._experiment(folder, seed, beta))
 
     def _shared(self, experiment: ExperimentConfig) -> ExperimentConfig:
-        experiment = shared_experiment(experiment, self.sweep.trainings_dir, self.data_fingerprint)
-        refuse_other_text(experiment, self.data_fingerprint)
-        return experiment
+        return shared_experiment(experiment, self.sweep.trainings_dir, self.data_fingerprint)
 
     def _experiment(
         self, output_dir: Path, seed: int, beta: float | None = None, trainable: str = "none"
@@ -285,8 +282,8 @@ def _with_own_model(experiment: ExperimentConfig) -> ExperimentConfig:
     return dataclasses.replace(experiment, model=model)
 
 
-def train_and_clean(experiment: ExperimentConfig, callbacks: Sequence[TrainerCallback] = ()) -> dict[str, Any]:
-    """Train or resume, and delete the checkpoints when they are no longer needed."""
+def train_and_clean(experiment: ExperimentConfig, text: str, *callbacks: TrainerCallback) -> dict[str, Any]:
+    """Train or resume on the text of this fingerprint, and delete the checkpoints when they are no longer needed."""
     folder = Path(experiment.training["output_dir"])
     try:
         record = train_once(experiment, callbacks)
@@ -294,6 +291,7 @@ def train_and_clean(experiment: ExperimentConfig, callbacks: Sequence[TrainerCal
         _remove_checkpoints(folder)
         raise
     _remove_checkpoints(folder)
+    refuse_other_text(experiment, text)
     return record
 
 

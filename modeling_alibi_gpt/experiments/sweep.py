@@ -174,7 +174,7 @@ class _Cell:
         if self.own == self.all:
             return self.point.run()
         [training] = self.own
-        record = train_and_clean(training)
+        record = train_and_clean(training, self.point.study.objective["text"])
         if all(map(is_trained, self.all)):
             self.point.run()
         return f"{record['validation_nats_per_token']:.4f} nats per token"

@@ -20,7 +20,7 @@ from modeling_alibi_gpt.experiments.sweep import SweepConfig, run_sweep
 from modeling_alibi_gpt.report.statistics import choose_trial
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.manifest import write_manifest
-from modeling_alibi_gpt.runtime.records import check_record, read_records
+from modeling_alibi_gpt.runtime.records import check_record, read_records, write_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from tests.bad_input.refusals import script
 from tests.support.sweep_cases import tiny_experiment, training_record
@@ -118,10 +118,11 @@ def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_no
         loss = nats[experiment.model.overrides["alibi_beta"]][experiment.training["seed"]]
         folder = Path(experiment.training["output_dir"])
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "training.jsonl").write_text("")
+        record = training_record(f"{finished.output_dir}/trials/beta-1.0-seed-0") | {"validation_nats_per_token": loss}
+        write_records(folder / "training.jsonl", [record])
         (folder / "config.json").write_text(json.dumps({"alibi_beta": experiment.model.overrides["alibi_beta"]}))
         write_manifest(folder, [folder / "config.json"])
-        return {"validation_nats_per_token": loss}
+        return record
 
     monkeypatch.setattr(runner, "train", train)
     result = run_sweep(dataclasses.replace(finished, output_dir=str(tmp_path / "level"), betas=[1, 2, 8], trained=[]))
@@ -215,7 +216,7 @@ def test_trainings_on_different_texts_are_not_one_trial(
     )
     train = beta_sweep.train_and_clean
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(beta_sweep, "train_and_clean", lambda training: (train(training), _interrupt()))
+        patch.setattr(beta_sweep, "train_and_clean", lambda *args: (train(*args), _interrupt()))
         run_sweep(config)
     text = tmp_path / "words.txt"
     text.write_text(text.read_text(encoding="utf-8") + " score", encoding="utf-8")
