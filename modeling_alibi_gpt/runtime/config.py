@@ -1,6 +1,5 @@
 """Loads YAML or JSON settings into frozen dataclasses validated by pydantic. Unknown keys are errors."""
 
-import copy
 import dataclasses
 import difflib
 import json
@@ -81,8 +80,7 @@ def load_config(config_class: type[Config], path: str | None, overrides: Sequenc
             cannot be imported.
     """
     values = {} if path is None else read_mapping(path)
-    # Assignments change nested values, which belong to the caller.
-    values |= {key: copy.deepcopy(value) for key, value in named.items() if value is not None}
+    values |= {key: value for key, value in named.items() if value is not None}
     for assignment in overrides:
         _assign(values, assignment)
     config = build_config(config_class, values)
@@ -153,9 +151,11 @@ def _assign(values: dict[str, Any], assignment: str) -> None:
     if len(parents) > MAX_DEPTH:
         raise ValueError(f"--set {name[:40]}... is nested {len(parents)} deep, expected at most {MAX_DEPTH}")
     for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
+        inner = values.get(parent, {})
+        if not isinstance(inner, dict):
             raise ValueError(f"--set {assignment}: '{parent}' is a value, expected a mapping")
+        # A copy, because an alias of the file or the caller may have the same mapping.
+        values[parent] = values = dict(inner)
     try:
         values[leaf] = parse_yaml(text)
     except ValueError as error:
@@ -188,7 +188,7 @@ def _described(error: ValidationError, config_class: type[Any] | None, values: A
     ranks = {_UNKNOWN: 0, _MISSING: 2}
     found_errors = [found for found in error.errors() if not _is_of_other_type(found, error.errors(), values)]
     first = min(found_errors, key=lambda found: ranks.get(found["type"], 1))
-    parts, kind = tuple(part for part in first["loc"] if "[" not in str(part)), first["type"]
+    parts, kind = _without_labels(first["loc"]), first["type"]
     if kind == "value_error":  # raised by __post_init__, whose message names the key
         return str(first["ctx"]["error"])
     if kind == _UNKNOWN:
@@ -199,9 +199,16 @@ def _described(error: ValidationError, config_class: type[Any] | None, values: A
         return f"key '{where}{_place(parts)}' is missing"
     parts, value = _reached(parts, values)
     # Each alternative of a union reports its own error.
-    wanted = [_wanted(found) for found in error.errors() if _reached(found["loc"], values)[0] == parts]
+    wanted = [
+        _wanted(found) for found in error.errors() if _reached(_without_labels(found["loc"]), values)[0] == parts
+    ]
     words = " or ".join(dict.fromkeys(wanted))
     return f"'{where}{_place(parts)}' must be {words}, got {value!r}"
+
+
+def _without_labels(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A location without the names of union alternatives, such as ``list[Part]``."""
+    return tuple(part for part in place if "[" not in str(part))
 
 
 def _is_of_other_type(found: Any, errors: Sequence[Any], values: Any) -> bool:

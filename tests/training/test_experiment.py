@@ -78,6 +78,12 @@ def test_settings_lie_over_named_values_and_these_over_the_file(path: str) -> No
     assert (config.name, config.precision, config.global_batch_size) == ("c", "bfloat16", None)
 
 
+def test_a_setting_changes_one_of_several_aliases(path: str) -> None:
+    shared = "model: {config: {first: &a {b: {c: 1}}, second: *a}}"
+    config = load_config(ExperimentConfig, _copy_with(path, shared), ["model.config.first.b.c=2"])
+    assert config.model.config == {"first": {"b": {"c": 2}}, "second": {"b": {"c": 1}}}
+
+
 def test_integers_pass_for_floats(path: str) -> None:
     rate = load_config(ExperimentConfig, path, ["position_learning_rate=2"]).position_learning_rate
     assert rate == 2.0 and type(rate) is float
@@ -106,6 +112,11 @@ def test_integers_pass_for_floats(path: str) -> None:
         ("milestones={steps: [], lengths_tokens: [8]}", r"'milestones.steps' must be a list of at least 1, got \[\]"),
         ("milestones={steps: [-1], lengths_tokens: [8]}", r"'milestones.steps\[0\]' must be at least 0, got -1"),
         ("precision=float16", "'precision' must be 'float32', 'bfloat16' or 'auto', got 'float16'"),
+        ("data.source=[text:a,text:b]", r"^'data.source\[0\]' must be a mapping, got 'text:a'$"),
+        (
+            'data.source=[{source: "text:a", weight: x}]',
+            r"^'data.source\[0\].weight' must be a valid number, got 'x'$",
+        ),
         ("training.output_dir=", "training.output_dir is missing"),
         ("model.checkpoint=x", "exactly one of 'config' .a new model. and 'checkpoint' .fine-tuning."),
         ("model.config=null", "exactly one of 'config'"),
