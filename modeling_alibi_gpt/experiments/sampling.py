@@ -42,9 +42,9 @@ def run_sampled(
     errors: list[Exception] = []
 
     def run(trial: Trial) -> float:
-        label = _claim(study, trial, name, distribution, num_trials, seed)
-        logger.info("%s begins", label)
         try:
+            label = _claim(study, trial, name, distribution, num_trials, seed)
+            logger.info("%s begins", label)
             result = checked_loss(objective(trial), trial.params)
         except optuna.TrialPruned:
             logger.info("%s %s", label, shown_loss(None))

@@ -3,8 +3,9 @@
 import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from sqlalchemy import URL
 
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig
@@ -45,7 +46,7 @@ class SweepConfig(MeasurementConfig):
     """Largest sampled beta."""
     num_trials: Count = 16
     """Number of sampled betas."""
-    sampler_seed: int = 0
+    sampler_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of TPE."""
     seeds: list[int] = dataclasses.field(default_factory=lambda: [0])
     """For ``retrain``: training seeds, the same for every beta, so that betas are compared seed by seed."""

@@ -53,6 +53,13 @@ def sample(shared: SharedStudy, num_trials: int, objective: Callable[[Trial], fl
     run_sampled(shared, "beta", BETA, num_trials, seed, objective)
 
 
+def test_an_error_before_the_objective_ends_the_sweep(shared: SharedStudy) -> None:
+    """numpy takes no negative seed; the next trial would fail alike."""
+    with pytest.raises(ValueError, match="non-negative"):
+        sample(shared, 2, Price(), seed=-1)
+    assert len(shared.study.trials) == 1
+
+
 def add_running(shared: SharedStudy, beta: float) -> None:
     shared.study.add_trial(create_trial(state=TrialState.RUNNING, params={"beta": beta}, distributions={"beta": BETA}))
 

@@ -23,6 +23,7 @@ RETRAIN_MISTAKES = {
     "betas=[]": "set at least one beta",
     "betas=[one]": "'betas[0]' must be a valid number, got 'one'",
     "beta_low=8": "beta_low below beta_high",
+    "sampler_seed=-1": "'sampler_seed' must be at least 0, got -1",
     "num_trials=0": "'num_trials' must be at least 1",
     "seeds=[]": "seeds must be distinct numbers",
     "seeds=[1, 1]": "seeds must be distinct numbers",
