@@ -114,6 +114,7 @@ def build_arguments(config: ExperimentConfig) -> TrainingArguments:
     _check_schedule(arguments)
     _check_installed(arguments)
     _check_intervals(arguments)
+    _check_best_model(arguments)
     if config.early_stopping is not None:
         _check_early_stopping(arguments)
     if config.global_batch_size is not None:
@@ -231,6 +232,17 @@ def _check_intervals(arguments: TrainingArguments) -> None:
                 f"training.{name}_steps ({steps}) must be a multiple of training.logging_steps "
                 f"({arguments.logging_steps})"
             )
+
+
+def _check_best_model(arguments: TrainingArguments) -> None:
+    """Raise a ValueError if the best model that an evaluation finds might not be saved, so that another is loaded."""
+    is_by_steps = arguments.load_best_model_at_end and arguments.save_strategy == "steps"
+    if is_by_steps and arguments.eval_steps != arguments.save_steps:
+        raise ValueError(
+            f"training.eval_steps ({arguments.eval_steps:g}) must equal training.save_steps "
+            f"({arguments.save_steps:g}) with load_best_model_at_end, which cannot load a model that was evaluated "
+            "but not saved: set them alike, or training.save_strategy to best"
+        )
 
 
 def _check_early_stopping(arguments: TrainingArguments) -> None:

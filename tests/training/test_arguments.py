@@ -10,6 +10,7 @@ from modeling_alibi_gpt.training.arguments import build_arguments
 
 
 PLATEAU = ("training.lr_scheduler_type=reduce_lr_on_plateau", "training.eval_strategy=epoch")
+BEST = ("training.load_best_model_at_end=true", "training.eval_strategy=steps", "training.eval_steps=2")
 
 
 def test_defaults_lie_beneath_what_the_experiment_says(make_experiment: Callable[..., Any]) -> None:
@@ -70,6 +71,11 @@ def test_a_launcher_cannot_change_the_precision(
             ["training.save_strategy=best", "training.eval_strategy=steps", "training.eval_steps=3"],
             r"training.eval_steps \(3\) must be a multiple",
         ),
+        (
+            [*BEST, "training.save_steps=4"],
+            r"eval_steps \(2\) must equal .*save_steps \(4\) .* a model that was evaluated but not saved: .* best",
+        ),
+        ([*BEST, "training.save_steps=4", "training.logging_strategy=no"], r"eval_steps \(2\) must equal"),
         (["training.report_to=nowhere"], "'nowhere' is unknown or not installed; available: .*tensorboard"),
         (["training.max_steps=1:30"], "'training.max_steps' must be a valid integer, got '1:30'"),
         (["training.max_steps=-7"], "training.max_steps must be at least 1, or -1 for num_train_epochs.*, got -7"),
@@ -145,6 +151,9 @@ def test_what_cannot_be_meant_is_refused(
         ["training.save_strategy=no", "training.logging_steps=3"],
         ["training.logging_strategy=no", "training.save_steps=5"],
         ["training.save_strategy=epoch", "training.logging_strategy=epoch"],
+        [*BEST, "training.save_steps=2"],
+        [*BEST, "training.save_strategy=best"],
+        [*BEST[:1], *(f"training.{each}_strategy=epoch" for each in ("eval", "save", "logging"))],
         ["training.bf16=false"],
         ["training.metric_for_best_model=eval_nats_per_token", "training.report_to=[tensorboard]"],
         ["training.eval_do_concat_batches=true", "training.label_names=null", "training.prediction_loss_only=false"],

@@ -185,7 +185,12 @@ def test_any_trainer_takes_the_callback(tmp_path: Path) -> None:
         ([SCHEDULE, "model.overrides.alibi_trainable=slopes"], "a model with alibi_trainable none, got slopes"),
         ([SCHEDULE, "model.overrides.alibi_beta=2"], "alibi_beta 2 would have no effect"),
         (
-            [SCHEDULE, "training.load_best_model_at_end=true", "training.eval_strategy=steps"],
+            [
+                SCHEDULE,
+                "training.load_best_model_at_end=true",
+                "training.eval_strategy=steps",
+                "training.eval_steps=4",
+            ],
             "weights may belong to another beta",
         ),
         (

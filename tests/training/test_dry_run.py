@@ -19,6 +19,7 @@ from modeling_alibi_gpt.training.trainer import train
 
 
 MakeExperiment = Callable[..., ExperimentConfig]
+EVALUATED = ("training.eval_strategy=steps",)
 
 
 @pytest.mark.parametrize(
@@ -26,8 +27,13 @@ MakeExperiment = Callable[..., ExperimentConfig]
     [
         (),
         ("training.max_steps=-1", "training.num_train_epochs=1.5", "training.gradient_accumulation_steps=2"),
-        ("training.eval_strategy=steps", "training.load_best_model_at_end=true", "training.report_to=tensorboard"),
-        ("training.eval_strategy=steps", "early_stopping.patience_evaluations=9"),
+        (
+            *EVALUATED,
+            "training.eval_steps=4",
+            "training.load_best_model_at_end=true",
+            "training.report_to=tensorboard",
+        ),
+        (*EVALUATED, "early_stopping.patience_evaluations=9"),
     ],
 )
 def test_it_says_what_the_training_does(settings: tuple[str, ...], make_experiment: MakeExperiment) -> None:
