@@ -1,5 +1,6 @@
 """Text sources: the interpreter's standard library, local files, or a dataset on the Hub."""
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -11,7 +12,7 @@ from modeling_alibi_gpt.data.dataset_cache import cached_dataset
 from modeling_alibi_gpt.data.documents import Document, describe, describe_documents, remember_description
 from modeling_alibi_gpt.data.row_datasets import DOCUMENT_FEATURES, is_split_expression, read_first_rows, read_rows
 from modeling_alibi_gpt.data.stdlib_corpus import stdlib_documents
-from modeling_alibi_gpt.data.text_files import read_text_files, text_paths
+from modeling_alibi_gpt.data.text_files import matching_files, read_text_files, text_paths
 
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "is_of_files",
     "is_share_of_train",
     "load_documents",
+    "shared_file",
 ]
 
 SPLITS = ("train", "validation", "test", "all")
@@ -84,6 +86,17 @@ def load_documents(
 def is_of_files(source: str) -> bool:
     """Whether a source is a set of local files, which define no splits."""
     return source.startswith(("text:", "jsonl:", "parquet:"))
+
+
+def shared_file(source: str, other: str) -> str | None:
+    """Path of a file that two sources both read, whatever their spelling and links; None if there is none."""
+    if not (is_of_files(source) and is_of_files(other)):
+        return None
+    try:
+        found = [set(map(os.path.realpath, matching_files(each.partition(":")[2]))) for each in (source, other)]
+    except ValueError:  # the files of one of them are not here
+        return None
+    return min(set.intersection(*found), default=None)
 
 
 def is_share_of_train(source: str, documents: Dataset) -> bool:

@@ -22,6 +22,7 @@ from modeling_alibi_gpt.data.corpora import (
     is_of_files,
     is_share_of_train,
     load_documents,
+    shared_file,
 )
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
@@ -123,7 +124,9 @@ def check_held_out(config: MeasurementConfig, documents: Dataset, trained: Mappi
     """
     source = trained.get("source")
     sources = [part.get("source") for part in source] if isinstance(source, list) else [source]
-    if config.text_split != "validation" or config.source not in sources:
+    if config.text_split != "validation":
+        return
+    if config.source not in sources and not any(shared_file(config.source, str(each)) for each in sources):
         return
     if not is_share_of_train(config.source, documents):
         return

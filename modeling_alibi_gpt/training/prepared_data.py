@@ -9,7 +9,13 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.checkpoints.load import check_vocabulary
-from modeling_alibi_gpt.data.corpora import describe_documents, is_of_files, is_share_of_train, load_documents
+from modeling_alibi_gpt.data.corpora import (
+    describe_documents,
+    is_of_files,
+    is_share_of_train,
+    load_documents,
+    shared_file,
+)
 from modeling_alibi_gpt.data.packing import blocks_fingerprint, count_tokens, pack_documents
 from modeling_alibi_gpt.data.streaming import StreamedBlocks, stream_documents, stream_fingerprint
 from modeling_alibi_gpt.data.tasks import is_task
@@ -214,11 +220,18 @@ def training_documents(data: DataSection) -> Dataset:
 def _validation_documents(data: DataSection, source: str) -> Dataset:
     """The documents of ``validation_source``; a ValueError if the training reads them, too."""
     documents = _documents(data, source, "validation")
-    if source in [part.source for part, _ in data.parts] and is_share_of_train(source, documents):
+    trained = [part.source for part, _ in data.parts]
+    if source in trained and is_share_of_train(source, documents):
         raise ValueError(
             f"data.validation_source {source} is also data.source and has no validation split, so its text would be "
             "trained on: set data.validation_source to null to hold a share back, or to another source"
         )
+    for path in (shared_file(source, other) for other in trained):
+        if path is not None:
+            raise ValueError(
+                f"data.validation_source {source} and data.source both read {path}, so its text would be trained on: "
+                "leave it out of one of them, or set data.validation_source to null to hold a share back"
+            )
     return documents
 
 

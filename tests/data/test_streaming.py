@@ -153,6 +153,7 @@ def streamed(make_experiment: Callable[..., ExperimentConfig], corpus: Path, tmp
         "data.streaming=true",
         "data.num_streams=2",
         "data.max_train_tokens=null",
+        f"data.source=text:{corpus}/[0-4].txt",
         f"data.validation_source=text:{corpus}/5.txt",
         f"data.tokenizer={tmp_path}/tokenizer",
         "data.num_shuffled_documents=2",

@@ -61,6 +61,22 @@ def test_what_was_held_out_or_chosen_is_measured(trained: dict[str, Any], settin
     check_held_out(config(**settings), DOCUMENTS, {"source": SOURCE, **trained}, "runs/x")
 
 
+@pytest.mark.parametrize("spelled", ["./*.txt", "1.txt", "../books/[1-3].txt", "link"])
+def test_a_source_that_is_spelled_otherwise_is_still_the_one_trained_on(
+    spelled: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "books").mkdir()
+    monkeypatch.chdir(tmp_path / "books")
+    for name in ("1.txt", "2.txt", "elsewhere"):
+        Path(name).write_text("A text.", encoding="utf-8")
+    Path("link").symlink_to("2.txt")
+    trained = {"source": f"text:{tmp_path}/books/*.txt", "validation_fraction": 0.05}
+    with pytest.raises(ValueError, match="contains text that runs/x was trained on: its training held out"):
+        check_held_out(config(source=f"text:{spelled}"), DOCUMENTS, trained, "runs/x")
+    check_held_out(config(source=f"text:{spelled}", validation_fraction=0.05), DOCUMENTS, trained, "runs/x")
+    check_held_out(config(source="text:elsewhere"), DOCUMENTS, trained, "runs/x")
+
+
 def test_whole_documents_that_were_held_out_can_be_measured(tmp_path: Path) -> None:
     for number in range(12):
         (tmp_path / f"{number}.txt").write_text(f"text number {number}\n" * 20, encoding="utf-8")

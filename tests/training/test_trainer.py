@@ -213,6 +213,29 @@ def test_what_is_trained_on_is_no_validation_source(make_experiment: MakeExperim
     prepare_data(make_experiment(f"data.source={source}", f"data.validation_source={source}"))
 
 
+@pytest.mark.parametrize("validation", ["corpus/b.txt", "./corpus/*.txt", "held/../corpus/?.txt", "held/link.txt"])
+@pytest.mark.parametrize("how", ["read", "streamed", "mixed"])
+def test_a_file_is_not_both_trained_on_and_validated_on(
+    make_experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: str, how: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("corpus/a.txt", "corpus/b.txt", "held/c.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f"{name} has lines of text.\n" * 200, encoding="utf-8")
+    Path("held/link.txt").symlink_to(tmp_path / "corpus" / "b.txt")
+    source = "text:corpus/*.txt"
+    mixture = [{"source": "text:held/c.txt", "weight": 1}, {"source": source, "weight": 1}]
+    settings = [f"data.source={json.dumps(mixture)}" if how == "mixed" else f"data.source={source}"]
+    if how == "streamed":
+        prepare_data(make_experiment(f"data.source={source}")).tokenizer.save_pretrained("tokenizer")
+        settings += ["data.streaming=true", "data.max_train_tokens=null", "data.tokenizer=tokenizer"]
+    message = rf"data.validation_source text:\S+ and data.source both read {tmp_path}/corpus/[ab].txt, so"
+    with pytest.raises(ValueError, match=message):
+        prepare_data(make_experiment(*settings, f"data.validation_source=text:{validation}"))
+    if how != "mixed":
+        prepare_data(make_experiment(*settings, "data.validation_source=text:held/c.txt"))
+
+
 def test_files_that_validate_are_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"document {number}"}) for number in range(100)), encoding="utf-8")
