@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import optuna
 from optuna.trial import Trial
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from modeling_alibi_gpt.checkpoints.companions import copy_licences
 from modeling_alibi_gpt.checkpoints.load import (
@@ -31,7 +31,7 @@ from modeling_alibi_gpt.experiments.runner import (
     shared_experiment,
     train_once,
 )
-from modeling_alibi_gpt.experiments.study import GridTrial
+from modeling_alibi_gpt.experiments.study import GridTrial, PruningCallback
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
 from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.runtime.config import build_config
@@ -120,7 +120,7 @@ class RetrainObjective:
         for index, training in enumerate(self.trainings(trial.params)):
             if not is_trained(training):
                 logger.info("seed %d, training %d of %d", self.sweep.seeds[index], index + 1, len(self.sweep.seeds))
-            callbacks = [_PruningCallback(trial)] if self.sweep.pruning and index == 0 else []
+            callbacks = [PruningCallback(trial)] if self.sweep.pruning and index == 0 else []
             records.append(train_and_clean(training, self.data_fingerprint, *callbacks))
         nats = [record["validation_nats_per_token"] for record in records]
         trial.set_user_attr("nats_per_token_by_seed", nats)
@@ -253,25 +253,6 @@ class PosthocObjective:
             )
             copy_licences(Path(self.sweep.checkpoint), tmp_path)
         return True
-
-
-class _PruningCallback(TrainerCallback):
-    """Reports each evaluation to Optuna, and stops training if the trial should be pruned."""
-
-    def __init__(self, trial: Trial | GridTrial) -> None:
-        self.trial = trial
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float],
-        **kwargs: Any,
-    ) -> None:
-        self.trial.report(metrics["eval_nats_per_token"], state.global_step)
-        if self.trial.should_prune():
-            raise optuna.TrialPruned
 
 
 def _with_own_model(experiment: ExperimentConfig) -> ExperimentConfig:

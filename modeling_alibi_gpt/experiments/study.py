@@ -15,7 +15,8 @@ from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState, create_trial
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modeling_alibi_gpt.experiments.storage_urls import shown_url
 from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
@@ -49,6 +50,30 @@ class GridTrial:
     def should_prune(self) -> bool:
         running = create_trial(state=TrialState.RUNNING, intermediate_values=self.intermediate_values)
         return self.study.pruner.prune(self.study, running)
+
+
+class PruningCallback(TrainerCallback):
+    """Stops a training that Optuna prunes at an evaluation, or that diverges although another beta has finished."""
+
+    def __init__(self, trial: Trial | GridTrial) -> None:
+        self.trial = trial
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **kwargs: Any,
+    ) -> None:
+        self.trial.report(metrics["eval_nats_per_token"], state.global_step)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        has_diverged = not math.isfinite(kwargs["logs"].get("loss", 0.0))
+        if has_diverged and self.trial.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            raise optuna.TrialPruned
 
 
 @dataclasses.dataclass(frozen=True)

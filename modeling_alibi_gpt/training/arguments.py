@@ -26,6 +26,7 @@ from modeling_alibi_gpt.training.experiment import ExperimentConfig
 DEFAULTS: dict[str, Any] = {
     "include_num_input_tokens_seen": "all",
     "greater_is_better": False,  # all metrics are losses
+    "logging_nan_inf_filter": False,  # it logs finite losses of a training that has diverged
     "save_total_limit": 2,
     "ddp_find_unused_parameters": False,
 }

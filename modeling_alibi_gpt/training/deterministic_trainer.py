@@ -100,6 +100,19 @@ class DeterministicTrainer(Trainer):
         with torch.random.fork_rng(devices=[]):
             return super().evaluate(*args, **kwargs)
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Trainer's log. Every process has the same loss, and saves only after it is logged.
+
+        Raises:
+            ValueError: The training has diverged: its loss is not finite.
+        """
+        super().log(logs, *args, **kwargs)
+        if not math.isfinite(loss := logs.get("loss", 0.0)):
+            raise ValueError(
+                f"the loss is {loss} at step {self.state.global_step}: expected a finite loss; try a lower learning "
+                "rate"
+            )
+
     @property
     def is_sharded(self) -> bool:
         """Whether FSDP or DeepSpeed shards the parameters over the processes."""

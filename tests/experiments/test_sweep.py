@@ -21,6 +21,7 @@ from modeling_alibi_gpt.report.statistics import choose_trial
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.manifest import write_manifest
 from modeling_alibi_gpt.runtime.records import check_record, read_records, write_records
+from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from tests.bad_input.refusals import script
 from tests.support.sweep_cases import tiny_experiment, training_record
@@ -131,6 +132,29 @@ def test_what_is_left_behind_is_of_the_beta_nearest_to_1_among_those_that_are_no
     assert load_config(ExperimentConfig, result["best_config"]).model.overrides["alibi_beta"] == 2.0
     assert json.loads(Path(result["best_model"], "config.json").read_text()) == {"alibi_beta": 2.0}
     assert "at \u03b2 8. Not told apart" in result["choice"] and "Of these, 2 is chosen" in result["choice"]
+
+
+def test_a_training_that_diverges_is_pruned_if_another_has_finished(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    compute_loss = DeterministicTrainer.compute_loss
+
+    def diverge(self: DeterministicTrainer, model: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = compute_loss(self, model, *args, **kwargs)
+        return loss * torch.nan if model.training and model.config.alibi_beta == 2 else loss
+
+    monkeypatch.setattr(DeterministicTrainer, "compute_loss", diverge)
+    experiment = tiny_experiment(root, eval_strategy="steps", eval_steps=6)
+    config = SweepConfig(
+        output_dir=str(tmp_path / "out"), experiment=experiment, betas=[1, 2, 4], pruning=True, trained=[]
+    )
+    run_sweep(config)
+    states = {trial["beta"]: trial["state"] for trial in records_of(config, "beta_trial")}
+    assert states == {1.0: "COMPLETE", 2.0: "PRUNED", 4.0: "COMPLETE"}
+    with pytest.raises(ValueError, match="the loss is nan at step 2"):
+        run_sweep(dataclasses.replace(config, output_dir=str(tmp_path / "first"), betas=[2, 1]))
+    with pytest.raises(ValueError, match="the loss is nan at step 2"):
+        run_sweep(dataclasses.replace(config, output_dir=str(tmp_path / "unpruned"), pruning=False))
 
 
 def test_a_finished_sweep_only_writes_its_results_again(copied: SweepConfig, trainings: list[str]):

@@ -60,6 +60,12 @@ def errors(folder: Path) -> list[str]:
     return [line for log in folder.glob("*.log") for line in log.read_text().splitlines() if "error: " in line]
 
 
+def test_a_training_that_diverges_ends_in_every_process(experiment_file: Path) -> None:
+    diverging = ("training.learning_rate=1e9", "training.max_grad_norm=0")
+    assert exit_codes(start_two(experiment_file, *diverging)) == [2, 2]
+    assert any("the loss is nan at step" in line for line in errors(experiment_file.parent))
+
+
 def test_two_processes_train_what_one_does(experiment_file: Path) -> None:
     folder = experiment_file.parent
     assert exit_codes(start_two(experiment_file, *NO_DROPOUT, EVERY_LOSS)) == [0, 0]

@@ -1,6 +1,7 @@
 """What a run leaves behind, and what it says when it cannot be."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -198,6 +199,21 @@ def test_another_experiment_in_the_folder_is_refused(
     assert load_script().main([*command, "--set", "model.config.alibi_beta=2.0"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "run contains another run, with different values of model.config.alibi_beta; choose another" in error
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_training_that_diverges_ends_before_its_weights_are_saved(
+    make_experiment: MakeExperiment, tmp_path: Path, capsys: pytest.CaptureFixture[str], accumulation: int
+) -> None:
+    settings = ["learning_rate=1e9", "max_grad_norm=0", f"gradient_accumulation_steps={accumulation}", "save_steps=2"]
+    config = make_experiment(*(f"training.{setting}" for setting in settings))
+    message = r"^the loss is nan at step \d+: expected a finite loss; try a lower learning rate$"
+    with pytest.raises(ValueError, match=message) as caught:
+        train(config)
+    step = int(re.search(r"step (\d+)", str(caught.value))[1])
+    assert f"step {step}/10 | loss nan" in capsys.readouterr().out
+    assert all(int(path.name.partition("-")[2]) < step for path in (tmp_path / "run").glob("checkpoint-*"))
+    assert not (tmp_path / "run" / "training.jsonl").exists()
 
 
 def test_what_is_trained_on_is_no_validation_source(make_experiment: MakeExperiment, tmp_path: Path) -> None:
