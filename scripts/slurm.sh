@@ -1,7 +1,7 @@
 #!/bin/bash
 # Trains on several nodes: sbatch --nodes 4 scripts/slurm.sh configs/accelerate/fsdp2.yaml EXPERIMENT.yaml [--set a.b=c ...]
-# Checkpoints must be on a file system shared by all nodes. A job that is preempted or fails is requeued and resumes
-# from its last complete checkpoint.
+# Checkpoints must be on a file system shared by all nodes. A job that is preempted or loses a node is requeued and
+# resumes from its last complete checkpoint. After an error or the time limit, the same sbatch command resumes it.
 #SBATCH --job-name=alibi-gpt
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
