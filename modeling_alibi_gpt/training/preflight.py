@@ -39,12 +39,27 @@ def check_experiment(config: ExperimentConfig) -> TrainingArguments:
         _check_beta_schedule(config, config.alibi_beta_schedule.start, model)
     if config.loss_chunk_tokens is not None:
         _check_chunked_loss(arguments, model)
-    _check_length_schedule(config, arguments)
-    if config.milestones is not None and 0 < arguments.max_steps < (last := max(config.milestones.steps)):
-        raise ValueError(f"milestones.steps: step {last} is beyond training.max_steps ({arguments.max_steps})")
+    if arguments.max_steps > 0:
+        check_num_steps(config, arguments.max_steps)
     _check_checkpointing(arguments, model)
     _check_logits(config, arguments, model)
     return arguments
+
+
+def check_num_steps(config: ExperimentConfig, num_steps: int) -> None:
+    """Raise a ValueError unless ``num_steps`` optimizer steps reach every milestone and the full training length.
+
+    With ``num_train_epochs``, the number is known only when the text has been read.
+    """
+    of_training = f"the {num_steps} steps that training.max_steps or training.num_train_epochs sets"
+    num_short = sum(stage.num_steps for stage in config.data.train_length_schedule or ())
+    if num_short >= num_steps:
+        raise ValueError(
+            f"data.train_length_schedule: its {num_short} steps leave none of {of_training} for "
+            f"data.train_length_tokens ({config.data.train_length_tokens})"
+        )
+    if config.milestones is not None and (last := max(config.milestones.steps)) > num_steps:
+        raise ValueError(f"milestones.steps: step {last} is beyond {of_training}")
 
 
 def check_back_end(name: str | None, where: str) -> None:
@@ -83,15 +98,6 @@ def _check_beta_schedule(config: ExperimentConfig, start: float, model: PreTrain
             raise ValueError(f"alibi_beta_schedule needs a model with {field} {expected}, got {got}")
     if (beta := config.model.overrides.get("alibi_beta", start)) != start:
         raise ValueError(f"model.overrides.alibi_beta {beta} would have no effect: alibi_beta_schedule sets beta")
-
-
-def _check_length_schedule(config: ExperimentConfig, arguments: TrainingArguments) -> None:
-    num_steps = sum(stage.num_steps for stage in config.data.train_length_schedule or ())
-    if 0 < arguments.max_steps <= num_steps:
-        raise ValueError(
-            f"data.train_length_schedule: its {num_steps} steps leave none of training.max_steps "
-            f"({arguments.max_steps}) for data.train_length_tokens ({config.data.train_length_tokens})"
-        )
 
 
 def _check_chunked_loss(arguments: TrainingArguments, model: PreTrainedConfig) -> None:

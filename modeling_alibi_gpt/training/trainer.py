@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
@@ -42,7 +43,7 @@ from modeling_alibi_gpt.training.length_schedule import scheduled_length
 from modeling_alibi_gpt.training.log_lines import print_log_lines
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
 from modeling_alibi_gpt.training.model_setup import build_model
-from modeling_alibi_gpt.training.preflight import check_experiment
+from modeling_alibi_gpt.training.preflight import check_experiment, check_num_steps
 from modeling_alibi_gpt.training.prepared_data import PreparedData, prepare_data
 from modeling_alibi_gpt.training.run_folder import (
     BATCH,
@@ -168,7 +169,7 @@ def make_trainer(
         eval_dataset=data.validation,
         compute_metrics=_mean_nats,
         preprocess_logits_for_metrics=_sequence_nats,
-        callbacks=[*callbacks, *early_stopping],
+        callbacks=[_CheckOfSteps(config), *callbacks, *early_stopping],
         position_learning_rate=config.position_learning_rate,
         loss_chunk_tokens=config.loss_chunk_tokens,
         length_schedule=length if config.data.train_length_schedule else None,
@@ -177,6 +178,16 @@ def make_trainer(
     ThroughputCallback(model, peak_flops, length).add_to(trainer.callback_handler)
     print_log_lines(trainer.callback_handler)
     return trainer
+
+
+class _CheckOfSteps(TrainerCallback):
+    """Calls ``check_num_steps`` when Trainer knows the number of steps, before anything is measured or trained."""
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        self.config = config
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
+        check_num_steps(self.config, state.max_steps)
 
 
 def _global_batch_size(arguments: TrainingArguments) -> int:

@@ -46,8 +46,13 @@ def test_schedules_that_cannot_be_are_refused(make_experiment: Any, stage: str, 
 
 def test_stages_that_leave_no_step_at_the_training_length_are_refused(make_experiment: Any) -> None:
     check_experiment(make_experiment(STAGES, "training.max_steps=8"))
-    with pytest.raises(ValueError, match="its 7 steps leave none of training.max_steps .7. for data.train_length_tok"):
+    message = (
+        "its 7 steps leave none of the {} steps that training.max_steps or .*_epochs sets for data.train_length_tok"
+    )
+    with pytest.raises(ValueError, match=message.format(7)):
         check_experiment(make_experiment(STAGES, "training.max_steps=7"))
+    with pytest.raises(ValueError, match=message.format(4)):  # per epoch, of 14 sequences
+        train(make_experiment(STAGES, "training.max_steps=-1", "training.num_train_epochs=1"))
 
 
 def test_parts_hold_the_tokens_in_their_order() -> None:

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_alibi_gpt.runtime.records import check_record, read_records, write_records
+from modeling_alibi_gpt.training.dry_run import dry_run
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.trainer import train
 
@@ -79,10 +80,25 @@ def test_what_is_measured_is_not_measured_again(make_experiment: MakeExperiment)
         ("milestones.steps=[-1]", "at least 0"),
         ("milestones.lengths_tokens=[]", "at least 1"),
         ("milestones.lengths_tokens=[32,32]", "milestones.lengths_tokens must be different numbers"),
-        ("milestones.steps=[4,11]", "milestones.steps: step 11 is beyond training.max_steps .10."),
+        ("milestones.steps=[4,11]", "milestones.steps: step 11 is beyond the 10 steps that training.max_steps or"),
         ("milestones.lengths_tokens=[5000]", "a window of 5000 needs 5001"),
     ],
 )
 def test_impossible_milestones_are_refused(make_experiment: MakeExperiment, setting: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         train(make_experiment(*SETTINGS, setting))
+
+
+def test_milestones_beyond_the_epochs_are_refused_before_the_first_step(make_experiment: MakeExperiment) -> None:
+    """14 sequences make 4 steps per epoch."""
+    settings = ["training.max_steps=-1", "training.num_train_epochs=2", "milestones.lengths_tokens=[32]"]
+    config = make_experiment(*settings, "milestones.steps=[0, 9]")
+    message = (
+        "milestones.steps: step 9 is beyond the 8 steps that training.max_steps or training.num_train_epochs sets"
+    )
+    for start in (train, dry_run):
+        with pytest.raises(ValueError, match=message):
+            start(config)
+    assert not Path(config.training["output_dir"], "milestones.jsonl").exists()
+    train(make_experiment(*settings, "milestones.steps=[0, 8]"))
+    assert len(read_records(Path(config.training["output_dir"], "milestones.jsonl"))) == 4
