@@ -79,8 +79,10 @@ def schema_text(name: str) -> str:
     command, path = SETTINGS[name]
     find_benchmarks()
     module, _, config_class = path.rpartition(".")
-    adapter = TypeAdapter(getattr(importlib.import_module(module), config_class))
-    schema = adapter.json_schema(schema_generator=_generator())
+    settings = getattr(importlib.import_module(module), config_class)
+    schema = TypeAdapter(settings).json_schema(schema_generator=_generator())
+    for key in getattr(settings, "UNUSED", ()):
+        del schema["properties"][key]
     options = inspect.signature(command).parameters
     schema["required"] = [key for key in schema.get("required", ()) if key not in options]
     if name == "experiment":

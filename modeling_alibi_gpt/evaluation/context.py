@@ -4,10 +4,10 @@ The far part is replaced by another document or cut off. The test needs a checkp
 """
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,6 +54,10 @@ class ContextConfig(MeasurementConfig, GridConfig):
     part of it.
     """
 
+    UNUSED: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("max_tokens", "stride_tokens"), "remove it and set num_windows"
+    )
+
     context_tokens: Count | None = None
     """Window length; null is 16 times the shortest training length of the models."""
     kept_tokens: list[Count] | None = None
@@ -75,9 +79,6 @@ class ContextConfig(MeasurementConfig, GridConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("max_tokens", "stride_tokens"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"{name} is not used here: remove it and set num_windows")
         if self.kept_tokens is not None:
             check_each_once("kept_tokens", self.kept_tokens)
 

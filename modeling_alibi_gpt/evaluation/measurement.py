@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from datasets import Dataset
@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 class ReadingConfig:
     """Settings for loading and calling a checkpoint, common to all measurements."""
 
+    # Inherited settings that a measurement has no use for, and why: they are refused and missing from the schema.
+    UNUSED: ClassVar[Mapping[str, str]] = {}
+
     batch_tokens: Count = 16384
     """Largest number of tokens in one call of the model."""
     dtype: Literal[*COMPUTE_DTYPES] = "float32"
@@ -51,6 +54,9 @@ class ReadingConfig:
     """Attention back end; null is the model's default."""
 
     def __post_init__(self) -> None:
+        for name, reason in self.UNUSED.items():
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(f"{name} is not used here: {reason}")
         known = ("eager", *ALL_ATTENTION_FUNCTIONS.valid_keys())
         if self.attn_implementation not in (None, *known):
             raise ValueError(
@@ -280,14 +286,7 @@ def measurement_provenance(config: MeasurementConfig, text: EvaluationText, mode
 def text_provenance(
     config: MeasurementConfig, data_fingerprint: str, stream_fingerprint: str, model_fingerprint: str
 ) -> dict[str, Any]:
-    """Return the same as ``measurement_provenance``, for tokens that do not form a stream.
-
-    Args:
-        config: Settings of the measurement.
-        data_fingerprint: Fingerprint of the documents.
-        stream_fingerprint: Fingerprint of the tokens.
-        model_fingerprint: Fingerprint of the checkpoint.
-    """
+    """Return the same as ``measurement_provenance``, for documents and tokens that do not form a stream."""
     return {
         **provenance(data_fingerprint=data_fingerprint),
         "stream_fingerprint": stream_fingerprint,

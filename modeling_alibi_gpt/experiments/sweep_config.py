@@ -1,9 +1,9 @@
 """Settings of a sweep of beta: its mode, its grid or range, its seeds and its outputs."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from sqlalchemy import URL
@@ -14,7 +14,7 @@ from modeling_alibi_gpt.runtime.config import Count, Positive, UserPath, config_
 
 LEARNABLE = ("beta", "slopes")
 _OF_TEXT = (*(each.name for each in dataclasses.fields(MeasurementConfig)), "length_tokens")
-_NOT_OF_POSTHOC = ("experiment_overrides", "seeds", "pruning", "trained", "trainings_dir", "stride_tokens")
+_NOT_OF_POSTHOC = ("experiment_overrides", "seeds", "pruning", "trained", "trainings_dir")
 _OF_SAMPLING = ("beta_low", "beta_high", "num_trials", "sampler_seed")
 
 
@@ -23,6 +23,8 @@ class SweepConfig(MeasurementConfig):
     """Settings of ``alibi-gpt sweep``. The text settings apply to ``posthoc``; ``retrain`` uses those of the
     experiment.
     """
+
+    UNUSED: ClassVar[Mapping[str, str]] = {"stride_tokens": "a sweep reads windows without overlap"}
 
     mode: Literal["retrain", "posthoc"] = "retrain"
     """``retrain`` (one training per beta and seed) or ``posthoc`` (one checkpoint, evaluated at each beta)."""

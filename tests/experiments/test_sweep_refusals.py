@@ -73,7 +73,7 @@ POSTHOC_MISTAKES = {
     "trainings_dir=shared": "trainings_dir would have no effect: mode posthoc",
     "length_tokens=0": "'length_tokens' must be at least 1, got 0",
     "length_tokens=100000": "a window of 100000 needs 100001",
-    "stride_tokens=4": "stride_tokens would have no effect: mode posthoc",
+    "stride_tokens=4": "stride_tokens is not used here: a sweep reads windows without overlap",
     "source=text:/nowhere": "/nowhere",
     "dtype=float8": "'dtype' must be 'float32' or 'bfloat16'",
 }
