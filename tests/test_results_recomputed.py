@@ -426,7 +426,9 @@ def milestone(name: str, step: int, protocol: str, length: int) -> Record:
 def test_what_is_said_along_the_training() -> None:
     start = of_kind("milestone")[0]
     goal = number(start["perplexity"])
-    for line in (line[2:] for line in lines_of("Milestones of training") if line.startswith("- ")):
+    said = [line[2:] for line in lines_of("Milestones of training") if line.startswith("- ")]
+    assert len(said) == len({record["name"] for record in of_kind("milestone")}) - 1  # one of them is the start
+    for line in said:
         name = line.split(":")[0]
         own = [r for r in of_kind("milestone") if r["name"] == name and r["error"] is None]
         last = max(r["step"] for r in own)

@@ -17,7 +17,7 @@ from modeling_alibi_gpt.runtime.remote_code import trusting_remote_code
 logger = logging.get_logger(__name__)
 
 
-LICENCE_FILES = (
+LICENSE_FILES = (
     *("LICENSE", "LICENSE.md", "LICENSE.txt", "LICENCE", "LICENCE.md", "LICENCE.txt"),
     *("NOTICE", "NOTICE.md", "NOTICE.txt", "USE_POLICY.md"),
 )
@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
     # The templates of a tokenizer with several; the folder is known by name and its files by their suffix.
     f"{CHAT_TEMPLATE_DIR}/*.jinja",
 )
-COMPANION_FILES = ("README.md", *LICENCE_FILES, GENERATION_CONFIG_NAME, *TOKENIZER_FILES)
+COMPANION_FILES = ("README.md", *LICENSE_FILES, GENERATION_CONFIG_NAME, *TOKENIZER_FILES)
 # The weights themselves, which are not companion files.
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
 
@@ -80,9 +80,9 @@ def let_generate_follow(overrides: Mapping[str, Any], folder: Path) -> None:
         write_json(path, written | changed)
 
 
-def copy_licences(source: Path, folder: Path) -> None:
+def copy_licenses(source: Path, folder: Path) -> None:
     """Copy the license files of a checkpoint folder. Raises a ``ValueError`` if one is a link."""
-    copy_files(companion_files(source, LICENCE_FILES), source, folder)
+    copy_files(companion_files(source, LICENSE_FILES), source, folder)
 
 
 def copy_files(paths: Iterable[Path], source: Path, folder: Path) -> None:

@@ -14,7 +14,7 @@ from modeling_alibi_gpt.checkpoints.companions import companion_files
 
 CARD = "README.md"
 PROGRAM = f"alibi-gpt {modeling_alibi_gpt.__version__}"
-LICENCE_FIELDS = ("license", "license_name", "license_link")
+LICENSE_FIELDS = ("license", "license_name", "license_link")
 # Enclose the part of a card about its own folder, which a copy replaces.
 _START, _END = "<!-- alibi-gpt: this folder -->", "<!-- alibi-gpt: end -->"
 _OF_THE_FOLDER = re.compile(rf"{re.escape(_START)}.*?{re.escape(_END)}\s*", re.DOTALL)
@@ -23,7 +23,7 @@ _LOAD = """```python
 
 folder = "."  # this folder, or its name on the Hub
 model = {auto_class}.from_pretrained(folder{arguments})
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder{arguments})
 ```"""
 _REGISTERS = "import modeling_alibi_gpt  # from the package alibi-gpt; registers the model with transformers\n"
 GGUF_USAGE = """```bash

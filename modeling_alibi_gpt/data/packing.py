@@ -14,12 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
+from modeling_alibi_gpt.chunked_loss import IGNORED_LABEL
 from modeling_alibi_gpt.data.dataset_cache import cached_dataset
 from modeling_alibi_gpt.data.documents import document_rows, num_bytes_of_rows, record_batches
 from modeling_alibi_gpt.data.tokenization import token_rows, tokenization_key
 
 
-IGNORED_LABEL = -100
 BLOCKS_PER_READ = 1024
 PACKING_VERSION = 1  # part of every cache key; increment it when the same inputs give different blocks
 

@@ -16,8 +16,8 @@ from datasets.fingerprint import Hasher
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from modeling_alibi_gpt.chunked_loss import IGNORED_LABEL
 from modeling_alibi_gpt.data.dataset_cache import cached_dataset
-from modeling_alibi_gpt.data.packing import IGNORED_LABEL
 
 
 PREFIX = "task:"

@@ -48,7 +48,7 @@ class GridConfig(ReadingConfig):
     @property
     def named_models(self) -> list[tuple[str, str]]:
         """The name and the folder of each model."""
-        return list(zip(self.names or distinct_names(self.models), self.models, strict=True))
+        return list(zip(self.names or shortest_names(self.models), self.models, strict=True))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ def default_lengths(configs: Iterable[PreTrainedConfig]) -> list[int]:
     return [multiple * min(known) for multiple in DEFAULT_MULTIPLES]
 
 
-def distinct_names(model_dirs: Sequence[str]) -> list[str]:
+def shortest_names(model_dirs: Sequence[str]) -> list[str]:
     """Shortest path suffixes, all of the same depth, that distinguish the folders."""
     parts = [Path(model_dir).resolve().parts for model_dir in model_dirs]
     for depth in range(1, max(map(len, parts)) + 1):

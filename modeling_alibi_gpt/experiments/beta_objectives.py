@@ -10,7 +10,7 @@ import optuna
 from optuna.trial import Trial
 from transformers import TrainerCallback
 
-from modeling_alibi_gpt.checkpoints.companions import copy_licences
+from modeling_alibi_gpt.checkpoints.companions import copy_licenses
 from modeling_alibi_gpt.checkpoints.load import (
     checkpoint_fingerprint,
     load_causal_lm,
@@ -251,7 +251,7 @@ class PosthocObjective:
                 summary=f"With `alibi_beta` {beta:g}, selected after training by {PROGRAM}.",
                 usage=loading_code("alibi_gpt"),
             )
-            copy_licences(Path(self.sweep.checkpoint), tmp_path)
+            copy_licenses(Path(self.sweep.checkpoint), tmp_path)
         return True
 
 

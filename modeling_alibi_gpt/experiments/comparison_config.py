@@ -39,8 +39,8 @@ class ComparisonConfig:
     """Training seeds, the same for every variant."""
     budgets_steps: list[int] | None = None
     """Ascending training budgets in optimizer steps. Every variant is trained and evaluated for each budget, with a
-    schedule that warms up, stays at the peak rate and decays. Trainings of different budgets share their steps up to
-    the decay. Replaces ``max_steps`` and ``lr_scheduler_type``. Null uses the schedule of the experiment.
+    schedule that warms up, stays at the peak rate and decays. Runs of different budgets share their steps up to the
+    decay. Replaces ``max_steps`` and ``lr_scheduler_type``. Null uses the schedule of the experiment.
     """
     cooldown_share: float = 0.2
     """Share of each budget in which the learning rate decays."""
@@ -51,8 +51,8 @@ class ComparisonConfig:
     output_dir: UserPath
     """Folder for the runs and ``comparison.jsonl``."""
     trainings_dir: UserPath | None = None
-    """Folder of trainings that comparisons and sweeps share. A training with the same settings, text and seed is run
-    once and reused. Null keeps the trainings of this comparison in ``output_dir``.
+    """Folder of training runs that comparisons and sweeps share. A run with the same settings, text and seed is
+    trained once and reused. Null keeps the runs of this comparison in ``output_dir``.
     """
 
     def __post_init__(self) -> None:

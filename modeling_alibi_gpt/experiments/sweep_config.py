@@ -61,8 +61,8 @@ class SweepConfig(MeasurementConfig):
     study_name: str = "beta"
     """Name of the study in the storage; learned parameters have their own study, ``NAME-trained``."""
     trainings_dir: UserPath | None = None
-    """For ``retrain``: folder of trainings that comparisons and sweeps share. A training with the same settings, text
-    and seed is run once and reused. Null keeps the trainings of this sweep in ``output_dir``.
+    """For ``retrain``: folder of training runs that comparisons and sweeps share. A run with the same settings, text
+    and seed is trained once and reused. Null keeps the runs of this sweep in ``output_dir``.
     """
     storage: str | None = None
     """Optuna storage URL that workers share; null is an SQLite file in ``output_dir``."""

@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from modeling_alibi_gpt.explorer.probes import NextToken
-from modeling_alibi_gpt.report.drawing import ALIBI_COLOUR, GREY, SECOND_COLOUR, STYLE, WIDTH_INCHES
+from modeling_alibi_gpt.report.drawing import ALIBI_COLOR, GREY, SECOND_COLOR, STYLE, WIDTH_INCHES
 
 
 LEAST_WEIGHT = 1e-6
-WEIGHT_COLOURS = "viridis"  # large weights are visible on light and dark backgrounds
+WEIGHT_COLORS = "viridis"  # large weights are visible on light and dark backgrounds
 
 
 def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
@@ -38,7 +38,7 @@ def attention_figure(with_bias: Tensor, without_bias: Tensor, num_tokens: int) -
     ):
         drawn = np.ma.masked_where(np.triu(np.ones(weights.shape, bool), 1), weights.clamp(min=LEAST_WEIGHT).numpy())
         image = axes.imshow(
-            drawn, norm=norm, cmap=WEIGHT_COLOURS, interpolation="nearest", extent=(0, num_tokens, num_tokens, 0)
+            drawn, norm=norm, cmap=WEIGHT_COLORS, interpolation="nearest", extent=(0, num_tokens, num_tokens, 0)
         )
         axes.set(title=title, xlabel="key, tokens")
         axes.grid(False)
@@ -52,9 +52,9 @@ def loss_figure(curves: Mapping[str, Sequence[tuple[int, int, float]]], train_le
     """Loss of models by position, with a vertical line at each training length."""
     figure = Figure(figsize=(WIDTH_INCHES, 3.4))
     axes = figure.subplots()
-    for (name, bins), colour, style in zip(curves.items(), (ALIBI_COLOUR, SECOND_COLOUR), ("-", "--"), strict=False):
+    for (name, bins), color, style in zip(curves.items(), (ALIBI_COLOR, SECOND_COLOR), ("-", "--"), strict=False):
         edges = [start + 1 for start, _, _ in bins] + [bins[-1][1]]
-        axes.stairs([nats for _, _, nats in bins], edges, baseline=None, color=colour, ls=style, lw=2.5, label=name)
+        axes.stairs([nats for _, _, nats in bins], edges, baseline=None, color=color, ls=style, lw=2.5, label=name)
     for length in sorted(set(train_lengths.values())):
         axes.axvline(length, color=GREY, lw=1, ls=":", label=f"training length, {length:,} tokens")
     axes.set_xscale("log", base=2)
@@ -70,7 +70,7 @@ def next_token_figure(tokens: Sequence[NextToken], own_beta: float, beta: float)
     figure = Figure(figsize=(WIDTH_INCHES, 0.36 * len(tokens) + 1.2))
     axes = figure.subplots()
     places = np.arange(len(tokens))
-    axes.barh(places - 0.2, [t.changed_probability for t in tokens], 0.4, color=ALIBI_COLOUR, label=f"β = {beta:.4g}")
+    axes.barh(places - 0.2, [t.changed_probability for t in tokens], 0.4, color=ALIBI_COLOR, label=f"β = {beta:.4g}")
     axes.barh(places + 0.2, [t.probability for t in tokens], 0.4, color=GREY, label=f"β = {own_beta:.4g}, the model's")
     axes.set_yticks(places, [repr(token.text) for token in tokens])
     axes.invert_yaxis()

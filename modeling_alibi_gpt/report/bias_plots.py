@@ -7,13 +7,13 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from modeling_alibi_gpt.report.drawing import GREY, METHOD_COLOURS, PALE, WIDTH_INCHES, as_drawing
+from modeling_alibi_gpt.report.drawing import GREY, METHOD_COLORS, PALE, WIDTH_INCHES, as_drawing
 from modeling_alibi_gpt.report.formats import format_count, format_ratio
 from modeling_alibi_gpt.runtime.records import Record
 
 
 # Keys get paler as their bias grows, but never as white as a masked future key.
-BIAS_COLOURS = LinearSegmentedColormap.from_list("bias", ["#a83606", "#dd6a35", "#f2b391", "#fbe9de"])
+BIAS_COLORS = LinearSegmentedColormap.from_list("bias", ["#a83606", "#dd6a35", "#f2b391", "#fbe9de"])
 
 
 @as_drawing
@@ -31,7 +31,7 @@ def bias_figure(record: Record) -> Figure:
         if head >= num_heads:
             axes.set_axis_off()
             continue
-        image = axes.imshow(-bias[head], cmap=BIAS_COLOURS, norm=norm)
+        image = axes.imshow(-bias[head], cmap=BIAS_COLORS, norm=norm)
         axes.set_title(f"head {head + 1}\nslope {format_ratio(record['slopes'][head], num_digits=3)}", fontsize=9)
         axes.grid(False)
         axes.set(xticks=[0, num_positions - 1], yticks=[0, num_positions - 1], xlabel="key", ylabel="query")
@@ -55,8 +55,8 @@ def bias_by_distance_figure(record: Record) -> Figure:
     num_rows = math.ceil(num_heads / num_columns)
     figure = Figure(figsize=(WIDTH_INCHES, 1.6 * num_rows + 0.7))
     panels = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True, sharey=True)
-    colour = METHOD_COLOURS.get(record["position_method"], GREY)
-    styles = (("bias_before", {"color": PALE, "linestyle": "--"}), ("bias_after", {"color": colour}))
+    color = METHOD_COLORS.get(record["position_method"], GREY)
+    styles = (("bias_before", {"color": PALE, "linestyle": "--"}), ("bias_after", {"color": color}))
     for head, axes in enumerate(panels.flat):
         if head >= num_heads:
             axes.set_axis_off()

@@ -11,8 +11,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from modeling_alibi_gpt.report.beta_budgets import Best, Budget, Estimate, best_of, beta_budgets, trend
 from modeling_alibi_gpt.report.drawing import (
-    ALIBI_COLOUR,
-    VARIANT_COLOURS,
+    ALIBI_COLOR,
+    VARIANT_COLORS,
     WIDTH_INCHES,
     Line,
     as_drawing,
@@ -123,18 +123,18 @@ def budget_figure(series: Sequence[Series]) -> Figure:
     figure = Figure(figsize=(WIDTH_INCHES, 6.0))
     above, below = figure.subplots(2, sharex=True)
     tokens = [t for one in series for t in [*(budget.tokens for budget in one.budgets), *one.predictions]]
-    colours, labels = [ALIBI_COLOUR, *VARIANT_COLOURS], _labels(series)
+    colors, labels = [ALIBI_COLOR, *VARIANT_COLORS], _labels(series)
     predicted = {"beta": ("beta", "beta_ends"), "worth": ("worth_nats", "worth_ends_nats")}
     for axes, (name, (value, ends)) in zip((above, below), predicted.items(), strict=True):
         lines = []
-        for number, (colour, one) in enumerate(zip(colours, series, strict=False)):
+        for number, (color, one) in enumerate(zip(colors, series, strict=False)):
             shift = APART**number
             told = [(t * shift * BESIDE, Estimate(row[value], row[ends])) for t, row in one.predictions.items()]
-            _bars(axes, told, color=colour, marker="D", markersize=7, mfc="white", zorder=3)
+            _bars(axes, told, color=color, marker="D", markersize=7, mfc="white", zorder=3)
             found = [(budget.tokens * shift, getattr(best, name)) for budget, best in one]
-            _bars(axes, found, color=colour, marker="o", markersize=5)
+            _bars(axes, found, color=color, marker="o", markersize=5)
             xs, ys = [tokens / 1e6 for tokens, _ in found], [each.value for _, each in found]
-            lines.append(Line(labels[number], colour, xs, ys))
+            lines.append(Line(labels[number], color, xs, ys))
         log2_axis(axes, [each / 1e6 for each in tokens], lambda tick: f"{tick:g}")
         if name == "worth":
             axes.axhline(0, color="black", linewidth=0.8, linestyle=":")

@@ -46,9 +46,9 @@ class Conclusion:
 def conclude(compared: Frames, by_kind: Frames) -> Conclusion:
     """Summarize how the models extrapolate beyond their training length, and which beta is best.
 
-    The rules are those of the sections: a difference between trainings is shown only if it exceeds the noise and has
-    the same sign in every one of at least ``MIN_SEEDS`` seeds. Only the first comparison or study is summarized; in a
-    series of budgets, this is the largest budget. If there are others, the sentences begin with its name.
+    The rules are those of the sections: a difference between training runs is shown only if it exceeds the noise and
+    has the same sign in every one of at least ``MIN_SEEDS`` seeds. Only the first comparison or study is summarized;
+    in a series of budgets, this is the largest budget. If there are others, the sentences begin with its name.
 
     Args:
         compared: Records of comparisons, by kind.

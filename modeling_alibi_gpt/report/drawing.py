@@ -24,11 +24,11 @@ from modeling_alibi_gpt.report.svg import inline_svg, svg_file
 T = TypeVar("T")
 WIDTH_INCHES = 5.4
 INK, GREY, PALE = "#2b2b2b", "#767676", "#b0b0b0"
-ALIBI_COLOUR, SECOND_COLOUR = "#d1430b", "#332288"
+ALIBI_COLOR, SECOND_COLOR = "#d1430b", "#332288"
 # Paul Tol's muted scheme, which is safe for color-blind readers; only ALiBi is bright.
-METHOD_COLOURS = {
-    "alibi": ALIBI_COLOUR,
-    "sinusoidal": SECOND_COLOUR,
+METHOD_COLORS = {
+    "alibi": ALIBI_COLOR,
+    "sinusoidal": SECOND_COLOR,
     "learned": "#44aa99",
     "rope": "#aa4499",
     "none": "#808080",
@@ -39,7 +39,7 @@ METHOD_COLOURS = {
     "sandwich": "#4477aa",
 }
 # If all curves share one method, the first has its color and the others have these.
-VARIANT_COLOURS = ("#332288", "#44aa99", "#117733", "#aa4499", "#5fb3d9", "#882255")
+VARIANT_COLORS = ("#332288", "#44aa99", "#117733", "#aa4499", "#5fb3d9", "#882255")
 MARKERS, DASHES = "osD^vP", ("-", "--", ":", "-.")
 STYLE: Any = {
     "font.size": 10,
@@ -92,14 +92,14 @@ Curve = tuple[str, str, Sequence[float], Sequence[float]]  # name, position meth
 def method_lines(curves: Sequence[Curve]) -> list[Line]:
     """Curves in the colors of their position methods, or in distinct colors if all share one method."""
     methods = [method for _, method, _, _ in curves]
-    colours = [METHOD_COLOURS.get(method, GREY) for method in methods]
+    colors = [METHOD_COLORS.get(method, GREY) for method in methods]
     if len(set(methods)) == 1:
-        others = [colour for colour in VARIANT_COLOURS if colour != colours[0]]
-        colours[1:] = [others[index % len(others)] for index in range(len(curves) - 1)]
+        others = [color for color in VARIANT_COLORS if color != colors[0]]
+        colors[1:] = [others[index % len(others)] for index in range(len(curves) - 1)]
     lines = []
-    for index, ((name, method, xs, ys), colour) in enumerate(zip(curves, colours, strict=True)):
+    for index, ((name, method, xs, ys), color) in enumerate(zip(curves, colors, strict=True)):
         before, is_alibi = methods[:index].count(method), method == "alibi"
-        lines.append(Line(name, colour, xs, ys, before, is_main=is_alibi and not before, zorder=2 + is_alibi))
+        lines.append(Line(name, color, xs, ys, before, is_main=is_alibi and not before, zorder=2 + is_alibi))
     return lines
 
 
@@ -197,10 +197,10 @@ def mark_training_lengths(axes: Axes, lengths_tokens: Sequence[int | None]) -> N
         axes.text(1, 1.015, f"trained at {lengths_text}", fontsize=9, color=GREY, ha="right", transform=axes.transAxes)
 
 
-def name_above(axes: Axes, x: float, text: str, colour: str) -> None:
+def name_above(axes: Axes, x: float, text: str, color: str) -> None:
     """Write ``text`` above the axes at ``x``, inside their width."""
     transform = axes.get_xaxis_transform()
-    axes.text(x, 1.015, text, color=colour, fontsize=9, ha=inward(axes, x), transform=transform)
+    axes.text(x, 1.015, text, color=color, fontsize=9, ha=inward(axes, x), transform=transform)
 
 
 def inward(axes: Axes, x: float) -> Literal["left", "center", "right"]:
@@ -295,6 +295,6 @@ def _figure(axes: Axes) -> Figure:
     return figure
 
 
-def _name_style(colour: str) -> dict[str, Any]:
-    weight = "bold" if colour == ALIBI_COLOUR else "normal"
-    return {"color": colour, "fontweight": weight, "fontsize": 9.5}
+def _name_style(color: str) -> dict[str, Any]:
+    weight = "bold" if color == ALIBI_COLOR else "normal"
+    return {"color": color, "fontweight": weight, "fontsize": 9.5}

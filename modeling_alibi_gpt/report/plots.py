@@ -14,9 +14,9 @@ from matplotlib.ticker import FuncFormatter
 
 from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Comparison, Curve
 from modeling_alibi_gpt.report.drawing import (
-    ALIBI_COLOUR,
+    ALIBI_COLOR,
     GREY,
-    SECOND_COLOUR,
+    SECOND_COLOR,
     Line,
     as_drawing,
     draw_lines,
@@ -38,7 +38,7 @@ from modeling_alibi_gpt.report.statistics import BetaChoice, choose_trial
 from modeling_alibi_gpt.runtime.records import Record
 
 
-KIND_COLOURS = {"geometric": ALIBI_COLOUR, "uniform": SECOND_COLOUR, AFTER_TRAINING: GREY}
+KIND_COLORS = {"geometric": ALIBI_COLOR, "uniform": SECOND_COLOR, AFTER_TRAINING: GREY}
 # Rings remain visible around a point at the same place.
 RINGS: Any = {"linestyle": "none", "marker": "o", "markersize": 8, "fillstyle": "none"}
 # With fewer tokens, the mean depends more on the tokens than on their position.
@@ -60,9 +60,9 @@ def beta_figure(records: Records, trained: Sequence[Record]) -> Figure:
     trials = rows_of(frame_of(records))
     complete = sorted((trial for trial in trials if trial["state"] == "COMPLETE"), key=lambda trial: trial["beta"])
     points = [(trial["beta"], math.exp(nats)) for trial in complete for nats in trial["nats_per_token_by_seed"]]
-    axes.plot(*zip(*points, strict=True), "o", color=ALIBI_COLOUR, alpha=0.3, markersize=5, markeredgewidth=0)
+    axes.plot(*zip(*points, strict=True), "o", color=ALIBI_COLOR, alpha=0.3, markersize=5, markeredgewidth=0)
     means = [(trial["beta"], trial["perplexity"]) for trial in complete]
-    axes.plot(*zip(*means, strict=True), color=ALIBI_COLOUR, linewidth=2.4, label="perplexity")
+    axes.plot(*zip(*means, strict=True), color=ALIBI_COLOR, linewidth=2.4, label="perplexity")
     stopped = [trial["beta"] for trial in trials if trial["state"] != "COMPLETE"]
     axes.plot(stopped, [0.02] * len(stopped), "x", color=GREY, transform=axes.get_xaxis_transform())
 
@@ -207,7 +207,7 @@ def beta_comparison_figure(curves: dict[tuple[str, int], Curve]) -> Figure:
         if length not in (lengths[0], lengths[-1]):
             continue
         name = f"{kind}, read at {format_count(length)} tokens"
-        line = Line(name, KIND_COLOURS[kind], list(curve), [row["perplexity"] for row in curve.values()])
+        line = Line(name, KIND_COLORS[kind], list(curve), [row["perplexity"] for row in curve.values()])
         low, high = ([math.exp(end(row["nats_per_token_by_seed"])) for row in curve.values()] for end in (min, max))
         axes.fill_between(line.xs, low, high, color=line.color, alpha=0.15, linewidth=0)
         style = {"marker": "o", "markersize": 3.5} if length == lengths[0] else RINGS
@@ -252,18 +252,18 @@ def _lines(frame: pd.DataFrame, keys: list[str], x: str) -> list[Line]:
 
 def _mark_trained_beta(axes: Axes, trained: Sequence[Record], betas: Sequence[float]) -> None:
     """A band from the lowest to the highest beta of any layer, a line at the mean and a diamond per run."""
-    axes.axvspan(min(betas), max(betas), color=SECOND_COLOUR, alpha=0.1, linewidth=0)
-    axes.axvline(fmean(betas), color=SECOND_COLOUR, linestyle="--", linewidth=1)
+    axes.axvspan(min(betas), max(betas), color=SECOND_COLOR, alpha=0.1, linewidth=0)
+    axes.axvline(fmean(betas), color=SECOND_COLOR, linestyle="--", linewidth=1)
     for record in trained:
-        axes.plot(fmean(record["beta_by_layer"]), record["perplexity"], "D", color=SECOND_COLOUR, markersize=6)
+        axes.plot(fmean(record["beta_by_layer"]), record["perplexity"], "D", color=SECOND_COLOR, markersize=6)
     layers = f"layers {min(betas):.3g} to {max(betas):.3g}"
-    name_above(axes, fmean(betas), f"trained {BETA} {fmean(betas):.3g} ({layers})", SECOND_COLOUR)
+    name_above(axes, fmean(betas), f"trained {BETA} {fmean(betas):.3g} ({layers})", SECOND_COLOR)
 
 
 def _name_taken(axes: Axes, trials: Sequence[Record], taken: Record, choice: BetaChoice) -> None:
     """A hollow point at each beta that is not distinguishable from the lowest, and a larger one at the chosen beta."""
     beta, perplexity = taken["beta"], taken["perplexity"]
-    points: dict[str, Any] = {"linestyle": "none", "marker": "o", "mfc": "white", "mec": ALIBI_COLOUR}
+    points: dict[str, Any] = {"linestyle": "none", "marker": "o", "mfc": "white", "mec": ALIBI_COLOR}
     level = [trial for trial in trials if trial["beta"] in choice.level]
     xs, ys = [trial["beta"] for trial in level], [trial["perplexity"] for trial in level]
     axes.plot(xs, ys, markersize=6, mew=1.6, **points)
@@ -271,7 +271,7 @@ def _name_taken(axes: Axes, trials: Sequence[Record], taken: Record, choice: Bet
     axes.margins(y=0.15)
     named = f"{BETA} = {format_ratio(beta)}, perplexity {format_perplexity(perplexity)}"
     text = f"best: {named}" if len(choice.level) == 1 else f"{named}; hollow: not told apart"
-    style: dict[str, Any] = {"color": ALIBI_COLOUR, "fontweight": "bold", "ha": inward(axes, beta), "va": "top"}
+    style: dict[str, Any] = {"color": ALIBI_COLOR, "fontweight": "bold", "ha": inward(axes, beta), "va": "top"}
     veil = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1}
     axes.annotate(text, (beta, min(ys)), xytext=(0, -10), textcoords="offset points", bbox=veil, **style)
 

@@ -10,10 +10,10 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 
 from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Comparison, Curve
 from modeling_alibi_gpt.report.drawing import (
-    ALIBI_COLOUR,
+    ALIBI_COLOR,
     GREY,
-    METHOD_COLOURS,
-    SECOND_COLOUR,
+    METHOD_COLORS,
+    SECOND_COLOR,
     WIDTH_INCHES,
     Line,
     as_drawing,
@@ -86,11 +86,11 @@ def rivals_figure(grid: Comparison, variants: Sequence[str]) -> Figure:
     titles = ("at the training length", f"at {multiple} training lengths")
     for axes, length, title in zip(panels, (grid.lengths[0], grid.lengths[-1]), titles, strict=True):
         _title(axes, title)
-        axes.axvline(0, color=ALIBI_COLOUR, linewidth=2)
+        axes.axvline(0, color=ALIBI_COLOR, linewidth=2)
         found = {variant: grid.difference(variant, grid.main_protocol, length) for variant in variants}
         for row, (variant, difference) in enumerate(found.items()):
             if difference is not None:
-                _dot(axes, difference, row, METHOD_COLOURS[grid.method(variant)])
+                _dot(axes, difference, row, METHOD_COLORS[grid.method(variant)])
         if any(difference and abs(difference.mean) > WIDE_NATS for difference in found.values()):
             axes.set_xscale("symlog", linthresh=LINEAR_NATS, linscale=2)
             axes.xaxis.set(major_locator=FixedLocator(WIDE_TICKS), minor_locator=NullLocator())
@@ -180,11 +180,11 @@ def distant_figure(curves: Mapping[str, tuple[str, Mapping[int, Difference]]]) -
 
 def _beta_lines(curves: Mapping[str, Curve], base: float) -> list[Line]:
     """Nats above those of the beta ``base`` on each curve, with the spread of its seeds."""
-    colours = (ALIBI_COLOUR, SECOND_COLOUR, "#44aa99", "#aa4499", "#5fb3d9", "#117733")
+    colors = (ALIBI_COLOR, SECOND_COLOR, "#44aa99", "#aa4499", "#5fb3d9", "#117733")
     lines = []
-    for (name, curve), colour in zip(curves.items(), colours, strict=False):
+    for (name, curve), color in zip(curves.items(), colors, strict=False):
         found = [curve.between(beta, base) for beta in curve]
-        lines.append(_spread_line(Line(name, colour, list(curve), [each.mean for each in found]), found))
+        lines.append(_spread_line(Line(name, color, list(curve), [each.mean for each in found]), found))
     return lines
 
 
@@ -206,9 +206,9 @@ def _difference(grid: Comparison, variant: str, length: int) -> Difference | Non
     return grid.difference(variant, grid.main_protocol, length) if variant in grid.variants else None
 
 
-def _dot(axes: Axes, difference: Difference, y: float, colour: str) -> None:
-    axes.plot(difference.ends, (y, y), color=colour, linewidth=1.5)
-    axes.plot(difference.mean, y, color=colour, marker="o", markersize=5.5)
+def _dot(axes: Axes, difference: Difference, y: float, color: str) -> None:
+    axes.plot(difference.ends, (y, y), color=color, linewidth=1.5)
+    axes.plot(difference.mean, y, color=color, marker="o", markersize=5.5)
 
 
 def _title(axes: Axes, title: str) -> None:

@@ -4,8 +4,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from modeling_alibi_gpt.report.drawing import (
-    ALIBI_COLOUR,
-    SECOND_COLOUR,
+    ALIBI_COLOR,
+    SECOND_COLOR,
     Line,
     as_drawing,
     draw_lines,
@@ -18,7 +18,7 @@ from modeling_alibi_gpt.report.frames import Records, frame_of, pick
 from modeling_alibi_gpt.report.speed_tables import WAY_NAMES
 
 
-DRAWN_VARIANTS = {"banded": ALIBI_COLOUR, "strips": SECOND_COLOUR, "dense": "#808080"}
+DRAWN_VARIANTS = {"banded": ALIBI_COLOR, "strips": SECOND_COLOR, "dense": "#808080"}
 DRAWN_HEAD_DIM = 64
 
 
@@ -39,7 +39,7 @@ def attention_speed_figure(records: Records) -> Figure:
         if len(points):
             xs, ys = points["length_tokens"].tolist(), points["times_reference"].tolist()
             lines.append(
-                Line(WAY_NAMES[name], color, xs, ys, is_main=color == ALIBI_COLOUR, zorder=2 + (color == ALIBI_COLOUR))
+                Line(WAY_NAMES[name], color, xs, ys, is_main=color == ALIBI_COLOR, zorder=2 + (color == ALIBI_COLOR))
             )
     log2_axis(axes, [x for line in lines for x in line.xs], format_count)
     axes.axhline(1.0, color="black", linewidth=0.8, linestyle=":")

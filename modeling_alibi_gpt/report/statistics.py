@@ -1,4 +1,4 @@
-"""Decide which differences count: a rule between trainings, a rule within one model, and verdicts on claims."""
+"""Decide which differences count: a rule between training runs, a rule within one model, and verdicts on claims."""
 
 import math
 import statistics
@@ -13,7 +13,7 @@ from modeling_alibi_gpt.runtime.records import Record
 Blocks = Sequence[Sequence[float]]
 
 
-# Smaller differences between trainings of this size are treated as noise.
+# Smaller differences between training runs of this size are treated as noise.
 NOISE_NATS = 0.02
 # The same for one seed, whose spread is unknown: two standard deviations over seeds of a difference from the
 # reference. Their root mean square over variants was 0.012 to 0.059 nats in the six comparisons with two seeds; the

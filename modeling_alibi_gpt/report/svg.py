@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "report"}
 POINTS_PER_INCH = 72  # the unit of matplotlib's SVG
 # Replacements in dark mode for figure colors.
-DARK_COLOURS = {
+DARK_COLORS = {
     "#000000": "#e8e6e3",
     "#2b2b2b": "#e8e6e3",
     "#767676": "#a3a3a3",
@@ -34,13 +34,13 @@ DARK_COLOURS = {
     "#4477aa": "#7aa8da",
 }
 HIT_RADIUS, TIP_GAP = 8.0, 10.0
-COLOUR = re.compile(r"#[0-9a-f]{6}\b")
+COLOR = re.compile(r"#[0-9a-f]{6}\b")
 REFERENCE = re.compile(r"#([\w-]+)")
 
 
 def dark_css() -> str:
     """CSS declarations of the figure colors in dark mode."""
-    return " ".join(f"--c-{light[1:]}: {dark};" for light, dark in DARK_COLOURS.items())
+    return " ".join(f"--c-{light[1:]}: {dark};" for light, dark in DARK_COLORS.items())
 
 
 def svg_file(figure: Figure) -> bytes:
@@ -85,7 +85,7 @@ def _follow_scheme(root: ET.Element) -> None:
     for element in root.iter():
         for name in ("style", "fill", "stroke"):
             if name in element.attrib:
-                element.set(name, COLOUR.sub(lambda hit: f"var(--c-{hit[0][1:]}, {hit[0]})", element.attrib[name]))
+                element.set(name, COLOR.sub(lambda hit: f"var(--c-{hit[0][1:]}, {hit[0]})", element.attrib[name]))
         style = element.get("style", "")
         if element.tag == "text" and "fill:" not in style:  # matplotlib omits black
             element.set("style", f"fill: var(--c-000000, #000000); {style}")

@@ -4,7 +4,14 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from modeling_alibi_gpt.runtime.record_types import ByLayer, Count, Number, Positive, PositiveNumber, RecordType
+from modeling_alibi_gpt.runtime.record_types import (
+    ByLayer,
+    Number,
+    OptionalCount,
+    PositiveCount,
+    PositiveNumber,
+    RecordType,
+)
 
 
 class Timed(RecordType):
@@ -37,7 +44,7 @@ class AttentionSpeed(Timed):
     length_tokens: int
     num_heads: int
     head_dim: int
-    extra_bytes: Count
+    extra_bytes: OptionalCount
     max_error: float
 
 
@@ -45,7 +52,7 @@ class ModelSpeed(TimedModel):
     kind: Literal["model_speed"]
     mode: str
     length_tokens: int
-    extra_bytes: Count
+    extra_bytes: OptionalCount
     model_flops_utilization: Number = None
 
 
@@ -53,14 +60,14 @@ class ConversionSpeed(TimedModel):
     kind: Literal["conversion_speed"]
     mode: str
     length_tokens: int
-    num_new_tokens: Count
-    extra_bytes: Count
+    num_new_tokens: OptionalCount
+    extra_bytes: OptionalCount
     max_logit_difference: Number
 
 
 class DecodeSpeed(TimedModel):
     kind: Literal["decode_speed"]
-    context_tokens: Positive
+    context_tokens: PositiveCount
     cache_bytes: int
     max_difference: Number
 
@@ -97,7 +104,7 @@ class Precision(RecordType):
     kind: Literal["precision"]
     dtype: str
     num_heads: int
-    length_tokens: Positive
+    length_tokens: PositiveCount
     head_dim: int
     num_queries: int
     bias_error_ulps: float
@@ -113,13 +120,13 @@ class LossMemory(RecordType):
     """Memory of the loss over ``num_tokens``, forward and backward; ``chunk_tokens`` null means unchunked."""
 
     kind: Literal["loss_memory"]
-    num_tokens: Positive
-    vocab_size: Positive
-    hidden_size: Positive
+    num_tokens: PositiveCount
+    vocab_size: PositiveCount
+    hidden_size: PositiveCount
     dtype: str
-    chunk_tokens: Positive | None
-    logits_bytes: Positive
-    extra_bytes: Count
+    chunk_tokens: PositiveCount | None
+    logits_bytes: PositiveCount
+    extra_bytes: OptionalCount
     nats_per_token: PositiveNumber
     gradient_norm: PositiveNumber
 
@@ -127,7 +134,7 @@ class LossMemory(RecordType):
 class Margins(RecordType):
     kind: Literal["margins"]
     name: str
-    length_tokens: Positive
+    length_tokens: PositiveCount
     tolerance: float
     slopes_by_layer: ByLayer
     margins_nats_by_layer: ByLayer
@@ -138,8 +145,8 @@ class Gguf(RecordType):
     kind: Literal["gguf"]
     name: str
     num_heads: int
-    length_tokens: Positive
-    num_new_tokens: Count
+    length_tokens: PositiveCount
+    num_new_tokens: OptionalCount
     precision: str
     llama_cpp: str
     max_log_prob_difference_nats: float
@@ -156,9 +163,9 @@ class Engine(RecordType):
     engine: str
     weights: str
     version: str
-    num_bytes: Positive
-    length_tokens: Positive
-    num_tokens: Positive
+    num_bytes: PositiveCount
+    length_tokens: PositiveCount
+    num_tokens: PositiveCount
     nats_per_token: float
     perplexity: PositiveNumber
     kl_nats_per_token: float
@@ -173,7 +180,7 @@ class ConversionDifference(RecordType):
     dtype: str
     reference: str
     reference_dtype: str
-    length_tokens: Positive
+    length_tokens: PositiveCount
     num_heads: int
     num_layers: int
     hidden_size: int
@@ -186,18 +193,18 @@ class DataSpeed(RecordType):
     kind: Literal["data_speed"]
     contestant: str
     step: str
-    num_bytes: Positive  # of the text that was read
-    num_tokens: Positive
+    num_bytes: PositiveCount  # of the text that was read
+    num_tokens: PositiveCount
     file_format: str | None = None
-    file_bytes: Count = None
-    max_train_tokens: Count = None
+    file_bytes: OptionalCount = None
+    max_train_tokens: OptionalCount = None
     cpu_seconds: list[float]  # of each round
     megabytes_per_cpu_second: Number = None
     wall_seconds: Number = None
-    memory_before_bytes: Count = None
-    peak_memory_bytes: Count = None
-    peak_anonymous_bytes: Count = None  # without pages of memory-mapped files
-    disk_bytes: Count = None
+    memory_before_bytes: OptionalCount = None
+    peak_memory_bytes: OptionalCount = None
+    peak_anonymous_bytes: OptionalCount = None  # without pages of memory-mapped files
+    disk_bytes: OptionalCount = None
 
 
 class ReportCost(RecordType):
@@ -205,12 +212,12 @@ class ReportCost(RecordType):
 
     kind: Literal["report_cost"]
     rows_of: str
-    num_records: Positive
-    num_figures: Positive
+    num_records: PositiveCount
+    num_figures: PositiveCount
     cpu_seconds: PositiveNumber
-    memory_before_bytes: Positive
-    peak_memory_bytes: Positive
-    html_bytes: Positive
+    memory_before_bytes: PositiveCount
+    peak_memory_bytes: PositiveCount
+    html_bytes: PositiveCount
 
 
 class Serving(RecordType):
@@ -219,8 +226,8 @@ class Serving(RecordType):
     kind: Literal["serving"]
     contestant: str
     options: list[str]
-    num_parameters: Positive
-    num_new_tokens: Positive
+    num_parameters: PositiveCount
+    num_new_tokens: PositiveCount
     ready_seconds: list[float]
     first_answer_seconds: list[float]
     second_answer_seconds: list[float]
@@ -232,10 +239,10 @@ class ClaimTime(RecordType):
 
     kind: Literal["claim_time"]
     sampling: str
-    num_workers: Positive
-    num_trials: Positive
-    num_finished: Positive
-    num_claims: Positive
+    num_workers: PositiveCount
+    num_trials: PositiveCount
+    num_finished: PositiveCount
+    num_claims: PositiveCount
     seconds: PositiveNumber
     wall_seconds: PositiveNumber
-    peak_memory_bytes: Positive
+    peak_memory_bytes: PositiveCount

@@ -8,7 +8,7 @@ from modeling_alibi_gpt.runtime.record_types import (
     ByHead,
     Number,
     OfComparison,
-    Positive,
+    PositiveCount,
     RecordType,
     require_length,
 )
@@ -34,7 +34,7 @@ class BiasByDistance(OfComparison):
     kind: Literal["bias_by_distance"]
     name: str
     position_method: str
-    train_context_length: Positive
+    train_context_length: PositiveCount
     distances_tokens: list[int]
     bias_before: ByHead
     bias_after: ByHead

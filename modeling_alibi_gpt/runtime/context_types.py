@@ -9,7 +9,7 @@ from modeling_alibi_gpt.runtime.record_types import (
     Number,
     OfComparison,
     Part,
-    Positive,
+    PositiveCount,
     RecordType,
     Text,
     require,
@@ -25,17 +25,17 @@ class Recall(OfComparison):
     model: str
     position_method: str
     overrides: dict[str, Any]
-    train_context_length: Positive | None
+    train_context_length: PositiveCount | None
     source: str
-    length_tokens: Positive
+    length_tokens: PositiveCount
     depth: Number  # from 0 (start) to 1 (end); null if all answers have the same distance to their source
-    num_examples: Positive
+    num_examples: PositiveCount
     examples_seed: int
     reading: str = AS_TRAINED
     accuracy: Number  # share of examples with an entirely correct answer
     token_accuracy: Number
     nats_per_token: Number
-    num_answer_tokens: Positive | None
+    num_answer_tokens: PositiveCount | None
     distance_tokens: Number  # from the answer back to the requested item
     error: Text
 
@@ -64,12 +64,12 @@ class Context(RecordType):
     model: str
     position_method: str
     overrides: dict[str, Any]
-    train_context_length: Positive | None
+    train_context_length: PositiveCount | None
     reading: Literal["whole", "replaced", "cut"]
-    kept_tokens: Positive | None  # context of the first scored token; null for all of it
-    context_tokens: Positive
-    scored_tokens: Positive  # of each window
-    num_windows: Positive
+    kept_tokens: PositiveCount | None  # context of the first scored token; null for all of it
+    context_tokens: PositiveCount
+    scored_tokens: PositiveCount  # of each window
+    num_windows: PositiveCount
     nats_per_token: Number
     difference_nats: Number  # relative to the whole context; null for the whole context itself
     nats_per_token_by_block: list[float] | None

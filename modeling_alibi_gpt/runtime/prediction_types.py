@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from modeling_alibi_gpt.runtime.record_types import Positive, PositiveNumber, RecordType
+from modeling_alibi_gpt.runtime.record_types import PositiveCount, PositiveNumber, RecordType
 
 
 Ends = Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)]
@@ -15,7 +15,7 @@ class Prediction(RecordType):
 
     kind: Literal["prediction"]
     comparison: str  # the series
-    budget_tokens: Positive
+    budget_tokens: PositiveCount
     from_budgets_tokens: list[int]
     beta: PositiveNumber
     beta_ends: Ends  # of its interval

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
-Positive = Annotated[int, Field(gt=0)]
+PositiveCount = Annotated[int, Field(gt=0)]
 PositiveNumber = Annotated[float, Field(gt=0)]
 Text = str | None
-Count = int | None
+OptionalCount = int | None
 Number = float | None
 ByLayer = list[list[float]]
 ByHead = list[list[list[float]]]  # layers, heads, distances
@@ -38,8 +38,8 @@ class NatsByPosition(Part):
 
 class Hardware(Part):
     cpu: Text = None
-    num_cores: Count = None
-    memory_bytes: Count = None
+    num_cores: OptionalCount = None
+    memory_bytes: OptionalCount = None
     gpus: list[str] = []
 
 
@@ -53,7 +53,7 @@ class Provenance(Part):
     time_utc: Text = None
     versions: dict[str, Text] = {}
     hardware: Hardware | None = None
-    seed: Count = None
+    seed: OptionalCount = None
     data_fingerprint: Text = None
     source: Text = None
 
@@ -71,7 +71,7 @@ class OfComparison(RecordType):
     fields: dict[str, Any] = {}
     seed: int = 0
     series: Text = None  # comparisons that differ only in their budget
-    budget_tokens: Count = None
+    budget_tokens: OptionalCount = None
 
 
 class Training(OfComparison):
@@ -81,7 +81,7 @@ class Training(OfComparison):
     position_method: str
     seed: int
     num_parameters: int
-    train_length_tokens: Positive
+    train_length_tokens: PositiveCount
     num_train_tokens: int
     num_steps: int = 0
     learning_rate: Number = None
@@ -103,8 +103,8 @@ class Windows(RecordType):
     name: str
     position_method: str
     protocol: str
-    length_tokens: Positive
-    stride_tokens: Positive | None
+    length_tokens: PositiveCount
+    stride_tokens: PositiveCount | None
     perplexity: PositiveNumber | None
     error: Text = None
 
@@ -125,18 +125,18 @@ class Published(Windows):
     kind: Literal["published"]
     comparison: str
     error: Text
-    train_context_length: Positive
+    train_context_length: PositiveCount
 
 
 class Milestone(Windows):
     kind: Literal["milestone"]
     step: int
     num_train_tokens: int
-    train_length_tokens: Positive
+    train_length_tokens: PositiveCount
     nats_per_token: Number
     bits_per_byte: Number = None
-    num_tokens: Positive | None = None
-    num_bytes: Positive | None = None
+    num_tokens: PositiveCount | None = None
+    num_bytes: PositiveCount | None = None
     error: Text
 
 
@@ -145,8 +145,8 @@ class Measured(Windows):
     overrides: dict[str, Any] = {}
     nats_per_token: Number
     bits_per_byte: Number
-    num_tokens: Positive | None
-    num_bytes: Positive | None
+    num_tokens: PositiveCount | None
+    num_bytes: PositiveCount | None
 
     @property
     def _due(self) -> tuple[str, ...]:
@@ -160,7 +160,7 @@ class Perplexity(Measured):
 class Extrapolation(OfComparison, Measured):
     kind: Literal["extrapolation"]
     reading: str = AS_TRAINED
-    train_context_length: Positive | None
+    train_context_length: PositiveCount | None
     error: Text
     nats_by_position: NatsByPosition | None
     nats_per_token_by_block: list[float] | None = None
@@ -178,13 +178,13 @@ class Comparison(Windows):
     comparison: str
     corpus: Text = None
     series: Text = None
-    budget_tokens: Count = None
+    budget_tokens: OptionalCount = None
     varies: Literal["nothing", "beta", "method"] | None = None
     variant: str
     reading: str
     fields: dict[str, Any]
     reading_fields: dict[str, Any]
-    train_context_length: Positive | None
+    train_context_length: PositiveCount | None
     reference: str
     seeds: list[int]
     nats_per_token_by_seed: list[float]
@@ -211,7 +211,7 @@ class Corpus(RecordType):
     comparison: str
     source: str
     num_documents: int
-    num_bytes: Positive
+    num_bytes: PositiveCount
     fingerprint: str
     documents: list[str]
 

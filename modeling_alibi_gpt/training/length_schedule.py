@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_alibi_gpt.data.packing import IGNORED_LABEL
+from modeling_alibi_gpt.chunked_loss import IGNORED_LABEL
 from modeling_alibi_gpt.training.experiment import DataSection
 
 

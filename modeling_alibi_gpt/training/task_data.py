@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from transformers import Trainer
 
-from modeling_alibi_gpt.data.packing import IGNORED_LABEL, blocks_fingerprint
+from modeling_alibi_gpt.chunked_loss import IGNORED_LABEL
+from modeling_alibi_gpt.data.packing import blocks_fingerprint
 from modeling_alibi_gpt.data.tasks import parse_task, task_dataset, task_tokenizer
 from modeling_alibi_gpt.data.tokenization import TokenStream
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures

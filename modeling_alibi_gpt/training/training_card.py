@@ -9,8 +9,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard
 from transformers import PreTrainedConfig
 
-from modeling_alibi_gpt.checkpoints.companions import copy_licences
-from modeling_alibi_gpt.checkpoints.model_card import LICENCE_FIELDS, PROGRAM, loading_code, read_card, save_card
+from modeling_alibi_gpt.checkpoints.companions import copy_licenses
+from modeling_alibi_gpt.checkpoints.model_card import LICENSE_FIELDS, PROGRAM, loading_code, read_card, save_card
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 
@@ -124,11 +124,11 @@ def _of_the_checkpoint(checkpoint: str, folder: Path) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             logger.warning("cannot read the license of %s (%s); add it to %s/README.md", checkpoint, error, folder)
             return {"base_model": checkpoint}
-        return {"base_model": checkpoint, **_licence(card)}
-    copy_licences(Path(checkpoint), folder)
+        return {"base_model": checkpoint, **_license(card)}
+    copy_licenses(Path(checkpoint), folder)
     card = read_card(Path(checkpoint))
-    return _licence(card) | ({"base_model": card.data.base_model} if card.data.base_model else {})
+    return _license(card) | ({"base_model": card.data.base_model} if card.data.base_model else {})
 
 
-def _licence(card: ModelCard) -> dict[str, Any]:
-    return {name: value for name in LICENCE_FIELDS if (value := card.data.get(name)) is not None}
+def _license(card: ModelCard) -> dict[str, Any]:
+    return {name: value for name in LICENSE_FIELDS if (value := card.data.get(name)) is not None}

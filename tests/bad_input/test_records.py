@@ -55,8 +55,8 @@ def _field_cases() -> list[Case]:
                 arguments = partial(_records, [RECORDS["training"], {**record, field: copy.deepcopy(wrong)}])
                 name = f"{kind} whose {field} is of type {type(wrong).__name__}"
                 cases.append(Case(name, "report", arguments, f"records.jsonl line 2: '{field}' must be "))
-        arguments = partial(_records, [RECORDS["training"], {**record, "colour": "red"}])
-        message = f"records.jsonl line 2: 'colour' is not a field of a record of kind {kind}"
+        arguments = partial(_records, [RECORDS["training"], {**record, "color": "red"}])
+        message = f"records.jsonl line 2: 'color' is not a field of a record of kind {kind}"
         cases.append(Case(f"{kind} with a field of its own", "report", arguments, message))
     return cases
 

@@ -20,7 +20,7 @@ from modeling_alibi_gpt.evaluation.extrapolation import (
     position_bins,
     run_extrapolation,
 )
-from modeling_alibi_gpt.evaluation.grid import distinct_names
+from modeling_alibi_gpt.evaluation.grid import shortest_names
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.evaluation.windows import plan_windows
@@ -229,10 +229,10 @@ def test_bins_end_at_the_length(length: int, edges: list[int]):
 
 
 def test_names_are_as_long_as_they_must_be():
-    assert distinct_names(["/a/x", "/b/y"]) == ["x", "y"]
-    assert distinct_names(["/a/x/model", "/a/y/model/"]) == ["x/model", "y/model"]
+    assert shortest_names(["/a/x", "/b/y"]) == ["x", "y"]
+    assert shortest_names(["/a/x/model", "/a/y/model/"]) == ["x/model", "y/model"]
     with pytest.raises(ValueError, match="different folders"):
-        distinct_names(["/a/x", "/a/../a/x"])
+        shortest_names(["/a/x", "/a/../a/x"])
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_every_variant_answers_at_every_length_and_depth(settings: dict[str, Any
 
     paths = build_report(records, tmp_path / "report", title="T")
     page = Path(paths["markdown"]).read_text(encoding="utf-8")
-    assert "## Associative recall, tiny" in page and "2 trainings each" in page
+    assert "## Associative recall, tiny" in page and "2 training runs each" in page
     assert [Path(path).name for path in paths["figures"]] == ["tiny_recall_task_recall_questions_2.png"]
 
 

@@ -110,7 +110,7 @@ def test_only_two_models_get_a_choice(subjects: list[app.Subject]) -> None:
     assert visible_choices(subjects[:1]) == visible_choices([]) == []
 
 
-def test_figures_follow_the_colour_scheme_and_say_what_they_show(subjects: list[app.Subject]) -> None:
+def test_figures_follow_the_color_scheme_and_say_what_they_show(subjects: list[app.Subject]) -> None:
     shown, sentence = app._as_html(lambda: app.describe_attention(subjects[0], TEXT, 1, 1))()
     assert shown.startswith(f'<div role="img" aria-label="{sentence}"><svg ')
     assert "fill: var(--c-2b2b2b, #2b2b2b)" in shown and "--c-2b2b2b: #e8e6e3" in app.CSS

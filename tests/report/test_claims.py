@@ -137,7 +137,7 @@ def test_what_was_not_detected_is_not_shown() -> None:
 
 
 def test_changes_within_a_model_are_judged_by_the_blocks_of_its_text() -> None:
-    """A rise of 0.018 nats is lost between trainings, and is none within one model; blocks can say otherwise."""
+    """A rise of 0.018 nats is lost between training runs, and is none within one model; blocks can say otherwise."""
     variants: dict[str, Any] = {"alibi": {}, "none": {"position_method": "none"}}
     assert verdict("only ALiBi stays level", shifted(0.022, "none", **variants))[0] == "holds"
     assert verdict("only ALiBi stays level", shifted(0.005, "none", **variants))[0] == "not shown", "a rise of 0.008"

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure, bias_figure
 from modeling_alibi_gpt.report.drawing import (
     MAX_LINES,
-    METHOD_COLOURS,
+    METHOD_COLORS,
     _spread,
     in_panels,
     method_lines,
@@ -40,9 +40,9 @@ def tick_labels(axes: Axes) -> list[str]:
     return [axes.xaxis.get_major_formatter()(tick) for tick in axes.xaxis.get_majorticklocs()]
 
 
-def curve(axes: Axes, colour: str) -> list[tuple[float, float]]:
+def curve(axes: Axes, color: str) -> list[tuple[float, float]]:
     """The points of the one curve of that color."""
-    (line,) = [line for line in axes.lines if line.get_color() == colour and line.get_linewidth() > 1]
+    (line,) = [line for line in axes.lines if line.get_color() == color and line.get_linewidth() > 1]
     return [(float(x), float(y)) for x, y in line.get_xydata()]
 
 
@@ -53,7 +53,7 @@ def test_extrapolation_draws_each_model_in_each_protocol() -> None:
     assert len(figure.axes) == 2
     for axes, protocol in zip(figure.axes, protocols, strict=True):
         expected = [extrapolation_record("alibi", protocol, length)["perplexity"] for length in LENGTHS]
-        assert curve(axes, METHOD_COLOURS["alibi"]) == list(zip(LENGTHS, expected, strict=True))
+        assert curve(axes, METHOD_COLORS["alibi"]) == list(zip(LENGTHS, expected, strict=True))
         assert {line.get_xdata()[0] for line in axes.lines if line.get_linestyle() == "--"} == {128}
         assert tick_labels(axes) == ["128", "256", "512", "1,024", "2,048"]
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
@@ -62,7 +62,7 @@ def test_extrapolation_draws_each_model_in_each_protocol() -> None:
 
 
 def test_no_panel_has_more_than_six_lines_and_each_has_alibi() -> None:
-    methods = list(METHOD_COLOURS)
+    methods = list(METHOD_COLORS)
     lines = method_lines([(name, name, [1, 2], [0, place]) for place, name in enumerate(methods)])
     panels = in_panels(lines)
     assert [[line.name for line in panel] for panel in panels] == [["alibi", *methods[1:6]], ["alibi", *methods[6:]]]
@@ -75,7 +75,7 @@ def test_no_panel_has_more_than_six_lines_and_each_has_alibi() -> None:
     ]
     for axes in extrapolation_figure.__wrapped__(records).axes:
         assert len([line for line in axes.lines if line.get_marker() == "o"]) <= MAX_LINES
-        assert curve(axes, METHOD_COLOURS["alibi"])
+        assert curve(axes, METHOD_COLORS["alibi"])
 
 
 def test_seeds_spread_around_their_mean() -> None:
@@ -98,18 +98,18 @@ def test_seeds_spread_around_their_mean() -> None:
     low, high = difference.ends
     first = axes.collections[0].get_paths()[0].vertices
     assert {round(y, 6) for x, y in first if x == 128} == {round(low, 6), round(high, 6)}
-    assert curve(axes, METHOD_COLOURS["rope"])[0] == (128, difference.mean)
+    assert curve(axes, METHOD_COLORS["rope"])[0] == (128, difference.mean)
 
 
 def rgb(method: str) -> tuple[float, float, float]:
-    return to_rgb(METHOD_COLOURS[method])
+    return to_rgb(METHOD_COLORS[method])
 
 
 def test_position_draws_a_point_at_the_end_of_each_bin() -> None:
     record = extrapolation_record("alibi", "nonoverlapping", 512)
     record["nats_by_position"]["nats_per_token"][3] = None
     axes = position_figure.__wrapped__([record]).axes[0]
-    drawn = curve(axes, METHOD_COLOURS["alibi"])
+    drawn = curve(axes, METHOD_COLORS["alibi"])
     assert [x for x, _ in drawn] == [4, 16, 32, 64, 128, 256, 512]  # 4 is the first of 100 tokens
     nats = record["nats_by_position"]["nats_per_token"]
     assert [y for _, y in drawn] == [nats[2], *nats[4:]]

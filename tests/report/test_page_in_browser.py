@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from modeling_alibi_gpt.report.report import build_report
-from modeling_alibi_gpt.report.svg import DARK_COLOURS
+from modeling_alibi_gpt.report.svg import DARK_COLORS
 from tests.support.browser import Document, dump_page, needs_browser
 from tests.support.example_records import demo_records, extrapolation_record
 
@@ -18,8 +18,8 @@ WIDTHS = (390, 1280)
 MIN_CONTRAST = 3.0  # of graphics, by WCAG 2.1, 1.4.11
 
 
-def luminance(colour: str) -> float:
-    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+def luminance(color: str) -> float:
+    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
     return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), parts, strict=True))
 
 
@@ -76,7 +76,7 @@ def test_nothing_is_wider_than_the_window(page: Path, tmp_path: Path) -> None:
 
 @needs_browser
 @pytest.mark.parametrize("scheme", ["dark", "light"])
-def test_page_and_figures_follow_the_colour_scheme(page: Path, tmp_path: Path, scheme: str) -> None:
+def test_page_and_figures_follow_the_color_scheme(page: Path, tmp_path: Path, scheme: str) -> None:
     script = """
     const style = (selector, name) => getComputedStyle(document.querySelector(selector))[name];
     return { paper: style("body", "backgroundColor"), ink: style("body", "color"), axis: style("svg text", "fill") };
@@ -101,14 +101,14 @@ def test_a_point_shows_its_values_when_it_has_the_focus(page: Path, tmp_path: Pa
     assert measured(page, tmp_path, script)["390"] == expected
 
 
-def test_every_colour_of_a_figure_can_be_seen_on_a_dark_page(page: Path) -> None:
+def test_every_color_of_a_figure_can_be_seen_on_a_dark_page(page: Path) -> None:
     html = page.read_text(encoding="utf-8")
     in_dark = html.partition("prefers-color-scheme: dark")[2].partition("</style>")[0]
     changed = dict(re.findall(r"--c-([0-9a-f]{6}): (#[0-9a-f]{6})", in_dark))
-    assert len(changed) == len(DARK_COLOURS)
+    assert len(changed) == len(DARK_COLORS)
     (paper,) = re.findall(r"--paper: (#[0-9a-f]{6})", in_dark)
     # Grid lines, veils behind texts and the inside of points are no marks.
     drawn = set(re.findall(r"(?:stroke|fill): var\(--c-([0-9a-f]{6})", html)) - {"ececec", "ffffff"}
     assert len(drawn) > 5 and {"ececec", "ffffff"} <= set(changed)
-    too_dark = [colour for colour in drawn if contrast(changed.get(colour, f"#{colour}"), paper) < MIN_CONTRAST]
+    too_dark = [color for color in drawn if contrast(changed.get(color, f"#{color}"), paper) < MIN_CONTRAST]
     assert too_dark == []

@@ -229,9 +229,9 @@ def test_a_record_of_a_known_kind_has_its_fields_and_no_others() -> None:
 def test_what_is_no_record_is_neither_appended_nor_written(path: Path) -> None:
     append_record(path, FIRST)
     before = path.read_bytes()
-    for wrong in (FIRST | {"length_tokens": 0}, FIRST | {"colour": "red"}, FIRST | {"name": 1}):
+    for wrong in (FIRST | {"length_tokens": 0}, FIRST | {"color": "red"}, FIRST | {"name": 1}):
         for write in (lambda record: append_record(path, record), lambda record: write_records(path, [record])):
-            with pytest.raises(ValueError, match="'(length_tokens|colour|name)' "):
+            with pytest.raises(ValueError, match="'(length_tokens|color|name)' "):
                 write(wrong)
             assert path.read_bytes() == before
 

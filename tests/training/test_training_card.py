@@ -50,7 +50,7 @@ def test_a_card_names_no_place_and_may_be_edited(make_experiment: MakeExperiment
     assert ModelCard.load(path).data.license == "mit"
 
 
-def test_a_fine_tuned_model_keeps_the_licence(make_experiment: MakeExperiment, tmp_path: Path) -> None:
+def test_a_fine_tuned_model_keeps_the_license(make_experiment: MakeExperiment, tmp_path: Path) -> None:
     checkpoint = Path(train(make_experiment("training.max_steps=2"))["model_dir"])
     (checkpoint / "README.md").write_text(
         "---\nlicense: other\nlicense_name: mine\nbase_model: me/first\n---\n# First\n", encoding="utf-8"

@@ -15,7 +15,7 @@ from modeling_alibi_gpt.checkpoints.companions import (
     WEIGHT_PATTERNS,
     companion_files,
     copy_files,
-    copy_licences,
+    copy_licenses,
     let_generate_follow,
     name_tokenizer_class,
     written_files,
@@ -166,7 +166,7 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
         raise ValueError("max_shard_bytes does not apply to gguf, which is one file")
     card = read_card(folder)
     with atomic_directory(target) as tmp_path:
-        copy_licences(folder, tmp_path)
+        copy_licenses(folder, tmp_path)
         export_gguf(
             GgufConfig(
                 model=str(folder),

@@ -74,7 +74,7 @@ def test_a_converted_model_can_be_exported_and_generates(tmp_path: Path) -> None
     export_to_hub(ExportConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "exported")))
 
 
-def test_licence_files_come_along_everywhere(tmp_path: Path) -> None:
+def test_license_files_come_along_everywhere(tmp_path: Path) -> None:
     texts = {"LICENSE": "RAIL", "NOTICE": "notice"}
     (tmp_path / "original").mkdir()
     for name, text in texts.items():

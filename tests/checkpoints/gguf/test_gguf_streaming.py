@@ -26,7 +26,7 @@ model_name: Small words
 """
 
 
-def test_name_size_and_licence_are_those_of_model_and_card(save: Callable, tmp_path: Path) -> None:
+def test_name_size_and_license_are_those_of_model_and_card(save: Callable, tmp_path: Path) -> None:
     num_thousands = round(save().num_parameters() / 1e3)
     fields = {name: field.contents() for name, field in export(tmp_path).fields.items()}
     assert (fields["general.name"], fields["general.type"]) == ("model", "model")
