@@ -10,7 +10,7 @@ RequiredConfig = Annotated[str, typer.Option(metavar="FILE", help="Settings, YAM
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Any key listed under Settings, with dots between nested keys; repeatable."
+        "--set", metavar="KEY=VALUE", help="A key of the settings, with dots between nested keys; repeatable."
     ),
 ]
 Data = Annotated[

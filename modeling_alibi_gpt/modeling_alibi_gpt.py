@@ -35,7 +35,7 @@ from .cache_argument import CACHE_DOCS, CACHE_NAME, one_cache
 from .chunked_loss import LOSS_CHUNK_DOCS, chunked_causal_lm_loss
 from .configuration_alibi_gpt import AlibiGPTConfig
 from .continuous_batching import ContinuousBatching
-from .position_alibi import missing_weights, refuse_changed_config, refuse_dropped_weights
+from .position_alibi import missing_weights, refuse_changed_config, refuse_dropped_weights, slope_fields
 from .position_base import LayerBias, PositionMethod
 from .position_methods import POSITION_METHODS
 from .tensor_parallel import AlibiGPTHeadRMSNorm
@@ -235,6 +235,7 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         refuse_changed_config(self.config, self.modules())
         super().save_pretrained(*args, **kwargs)
+        self.config._as_loaded = slope_fields(self.config)  # which load the folder, too
 
 
 @auto_docstring(custom_intro="The decoder without a head, which returns hidden states.")

@@ -235,6 +235,18 @@ def test_a_config_that_says_where_to_start_may_drop_what_was_learned(tmp_path: P
         AlibiGPTForCausalLM.from_pretrained(tmp_path, config=AlibiGPTConfig(**sizes))
 
 
+@pytest.mark.parametrize("model_class", [AlibiGPTForCausalLM, AlibiGPTForSequenceClassification])
+def test_a_saved_model_is_loaded_with_the_config_it_was_saved_with(model_class: type, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    AlibiGPTForCausalLM(AlibiGPTConfig(**sizes)).save_pretrained(tmp_path / "fixed")
+    config = AutoConfig.from_pretrained(tmp_path / "fixed")
+    config.alibi_trainable, config.alibi_beta = "beta", 2.0
+    model = AlibiGPTForCausalLM.from_pretrained(tmp_path / "fixed", config=config)
+    model.save_pretrained(tmp_path / "learned")
+    again = model_class.from_pretrained(tmp_path / "learned", config=model.config)
+    assert again.model.position_method.bias_log_beta.exp().tolist() == pytest.approx([2.0])
+
+
 def test_what_is_overridden_while_loading_is_checked(tmp_path) -> None:
     AlibiGPTConfig().save_pretrained(tmp_path)
     with pytest.raises((ValueError, StrictDataclassError), match="alibi_beta must be a finite number"):

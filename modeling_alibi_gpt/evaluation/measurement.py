@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from modeling_alibi_gpt.data.corpora import (
     shared_file,
 )
 from modeling_alibi_gpt.data.tokenization import TokenStream, token_stream
-from modeling_alibi_gpt.evaluation.scoring import WindowScores
+from modeling_alibi_gpt.evaluation.scoring import WindowScores, perplexity_of
 from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.parsing import read_mapping
@@ -257,11 +256,9 @@ def perplexity_of_nats(
     if total_tokens < 1 or total_bytes < 1:
         raise ValueError(f"perplexity needs scored text, got {total_tokens} tokens of {total_bytes} bytes")
     nats_per_token = total_nats / total_tokens
-    if not nats_per_token < math.log(sys.float_info.max):
-        raise ValueError(f"the loss is {nats_per_token} nats per token, which gives no finite perplexity")
     return {
         "nats_per_token": nats_per_token,
-        "perplexity": math.exp(nats_per_token),
+        "perplexity": perplexity_of(nats_per_token),
         "bits_per_byte": total_nats / math.log(2) / total_bytes,
         "num_tokens": total_tokens,
         "num_bytes": total_bytes,

@@ -1,5 +1,7 @@
 """Loss of a causal language model on every token of a stream, with bounded memory, on any number of processes."""
 
+import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -151,6 +153,13 @@ def score_tails(
     _share(model, torch.arange(len(ids)).split(batch_size), score, "texts", ids.shape[1], device)
     scored = _gathered(model, scored)
     return scored[0].double().numpy(), scored[1].bool().numpy()
+
+
+def perplexity_of(nats_per_token: float) -> float:
+    """The perplexity of a loss. Raises a ``ValueError`` if it is not a finite number."""
+    if not nats_per_token < math.log(sys.float_info.max):
+        raise ValueError(f"the loss is {nats_per_token} nats per token, which gives no finite perplexity")
+    return math.exp(nats_per_token)
 
 
 def plan_calls(config: PreTrainedConfig, length_tokens: int, batch_tokens: int) -> tuple[int, int]:

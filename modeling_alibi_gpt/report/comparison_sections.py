@@ -64,7 +64,7 @@ def comparison_sections(by_kind: Frames, *, claims: bool = False) -> list[Sectio
             sections += _method_sections(methods, own)
         if betas is not None:
             figure = file_stem(grid.name) + ("_beta" if methods is not None else "")
-            sections += _beta_sections(betas, own.get("trained_beta"), figure)
+            sections += _beta_sections(betas, own.get("trained_beta"), grid.learned, figure)
     return sections + _published_sections(of_methods, by_kind.get("published"))
 
 
@@ -221,8 +221,10 @@ def largest_move(row: Record) -> float:
     )
 
 
-def _beta_sections(grid: Comparison, trained: pd.DataFrame | None, figure: str) -> list[Section]:
-    """Perplexity against beta, and the learned values if beta or the slopes were learned."""
+def _beta_sections(
+    grid: Comparison, trained: pd.DataFrame | None, starts: dict[str, float], figure: str
+) -> list[Section]:
+    """Perplexity against beta, and the learned values, with their ``starts``, if beta or the slopes were learned."""
     curves = {protocol: beta_curves(grid, protocol) for protocol in grid.protocols}
     drawn, pictures = curves[grid.main_protocol], []
     if drawn:
@@ -234,7 +236,8 @@ def _beta_sections(grid: Comparison, trained: pd.DataFrame | None, figure: str) 
     kinds = list(dict.fromkeys(kind for kind, _ in drawn))
     sections = [make_section(TEMPLATE, "betas", pictures=pictures, tables=tables, grid=grid, kinds=kinds)]
     if trained is not None and len(trained):
-        sections.append(make_section(TEMPLATE, "learned_betas", tables=trained_beta_tables(trained), grid=grid))
+        tables = trained_beta_tables(trained)
+        sections.append(make_section(TEMPLATE, "learned_betas", tables=tables, corpus=grid.corpus, starts=starts))
     return sections
 
 

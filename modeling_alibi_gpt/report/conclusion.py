@@ -122,8 +122,11 @@ def _of_lengths(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
     if far <= near:
         return [], table
     tokens = cells[own, far]["provenance"].get("stream_fingerprint")  # nats per other tokens cannot be compared
+    model = cells[own, far]["model"]
     comparable = {
-        name for name, length in cells if cells[name, length]["provenance"].get("stream_fingerprint") == tokens
+        name
+        for (name, _), row in cells.items()
+        if row["provenance"].get("stream_fingerprint") == tokens and (name == own or row["model"] != model)
     }
     rivals = [name for name, length in cells if length == far and name in comparable - {own} and (name, near) in cells]
     names = [own, *sorted(rivals, key=lambda name: cells[name, far]["nats_per_token"])[:1]]

@@ -101,7 +101,10 @@ def _setting(frame: pd.DataFrame, name: str) -> "pd.Series[str]":
 
 
 def _strides(frame: pd.DataFrame) -> "pd.Series[str]":
-    """Words for the stride, in tokens or as a share of the length, of windows that were read with several strides."""
+    """Words for the stride, in tokens or as a share of the length, of windows that were read with several strides.
+
+    Whatever gives the fewest names is taken; the default of a quarter of the length may go without words.
+    """
     no_words = pd.Series("", index=frame.index)
     if "stride_tokens" not in frame:
         return no_words
@@ -111,7 +114,8 @@ def _strides(frame: pd.DataFrame) -> "pd.Series[str]":
     reads = is_shared.groupby([frame["name"], frame["protocol"]]).transform("any") & strides.notna()
     tokens = strides.map("stride {:,.0f}".format)
     shares = (strides / frame["length_tokens"]).map("stride {:.3g} of the length".format)
-    return no_words.where(~reads, min(tokens, shares, key=lambda words: words[reads].nunique()))
+    beside_default = tokens.where(strides != frame["length_tokens"] // 4, "")
+    return no_words.where(~reads, min(tokens, shares, beside_default, key=lambda words: words[reads].nunique()))
 
 
 def separate_studies(records: Iterable[Record]) -> list[Record]:
@@ -204,7 +208,7 @@ def milestone_runs(frame: pd.DataFrame) -> tuple[Record | None, list[Record]]:
 
 def _text_in_words(where: Record) -> str:
     source, split, max_tokens = (where.get(name) for name in ("source", "split", "max_tokens"))
-    words = source or f"text {where.get('data_fingerprint')}"
+    words = source or f"text {where.get('data_fingerprint') or 'without a name'}"
     words += f", {split}" if split not in (None, "all") else ""
     return words + (f", at most {max_tokens:,} tokens" if max_tokens else "")
 

@@ -164,12 +164,14 @@ def save_model_folder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         with full_disk_as_os_error(folder):
             model.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
-        written = sorted(beside.iterdir(), key=lambda path: path.name == "config.json")
+        files = (path.relative_to(beside) for path in beside.rglob("*") if path.is_file())
+        written = sorted(files, key=lambda path: path.name == "config.json")
         for path in written:
-            os.replace(path, folder / path.name)
+            (folder / path).parent.mkdir(exist_ok=True)
+            os.replace(beside / path, folder / path)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    return [folder / path.name for path in written]
+    return [folder / path for path in written]
 
 
 @contextmanager

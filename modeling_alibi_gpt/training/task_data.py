@@ -1,6 +1,5 @@
 """Synthetic tasks as training data, and the loss of a model on their answers."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from modeling_alibi_gpt.data.packing import blocks_fingerprint
 from modeling_alibi_gpt.data.tasks import parse_task, task_dataset, task_tokenizer
 from modeling_alibi_gpt.data.tokenization import TokenStream
 from modeling_alibi_gpt.evaluation.measurement import perplexity_figures
-from modeling_alibi_gpt.evaluation.scoring import score_stream
+from modeling_alibi_gpt.evaluation.scoring import perplexity_of, score_stream
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 
 
@@ -65,7 +64,7 @@ def validation_figures(trainer: Trainer, stream: TokenStream | None, length_toke
     labels = np.asarray(trainer.eval_dataset.with_format("numpy")["labels"][:])
     return {
         "nats_per_token": nats_per_token,
-        "perplexity": math.exp(nats_per_token),
+        "perplexity": perplexity_of(nats_per_token),
         "bits_per_byte": None,
         "num_tokens": int((labels != IGNORED_LABEL).sum()),
     }

@@ -7,7 +7,10 @@ import pytest
 
 from modeling_alibi_gpt.experiments.compare import ComparisonConfig, run_comparison
 from modeling_alibi_gpt.report.report import build_report
+from modeling_alibi_gpt.runtime.config import build_config
 from modeling_alibi_gpt.runtime.records import read_checked_records
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.trainer import train
 
 
 @pytest.fixture
@@ -55,6 +58,19 @@ def test_every_variant_answers_at_every_length_and_depth(settings: dict[str, Any
     page = Path(paths["markdown"]).read_text(encoding="utf-8")
     assert "## Associative recall, tiny" in page and "2 training runs each" in page
     assert [Path(path).name for path in paths["figures"]] == ["tiny_recall_task_recall_questions_2.png"]
+
+
+def test_a_task_that_diverges_in_its_last_step_saves_no_model(settings: dict[str, Any], tmp_path: Path) -> None:
+    training = settings["experiment"]["training"] | {
+        "output_dir": str(tmp_path / "run"),
+        "learning_rate": 1e30,
+        "max_grad_norm": 0.0,
+        "max_steps": 1,
+    }
+    config = build_config(ExperimentConfig, settings["experiment"] | {"training": training})
+    with pytest.raises(ValueError, match=r"the loss is \S+ nats per token, which gives no finite perplexity"):
+        train(config)
+    assert not {"model.safetensors", "README.md"} & {path.name for path in (tmp_path / "run").iterdir()}
 
 
 def test_the_settings_of_texts_are_refused(settings: dict[str, Any]) -> None:

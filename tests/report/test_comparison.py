@@ -197,11 +197,12 @@ def test_a_sweep_of_geometric_slopes_alone_says_nothing_of_others() -> None:
 def test_learned_betas_are_said_to_start_where_they_did(tmp_path: Path) -> None:
     starts = {
         "alibi": {},
+        "beta 8": {"alibi_beta": 8.0},
         "learned": {"alibi_trainable": "beta"},
-        "steep": {"alibi_trainable": "slopes", "alibi_beta": 16.0},
+        "steep": {"alibi_trainable": "slopes", "alibi_beta": 16.0, "alibi_bias_max": 16.0},
     }
     records = comparison(starts)
     for trainable, variant in (("beta", "learned"), ("slopes", "steep")):
         records.append(trained_beta_record(trainable, 0) | {"comparison": "test", "variant": variant})
     text = Path(build_report(records, tmp_path, title="T")["markdown"]).read_text(encoding="utf-8")
-    assert "Every layer starts from one \u03b2, or from its slopes: 1 (learned), 16 (steep)." in text
+    assert "Every layer starts from one \u03b2, or from its slopes: learned from 1; steep from 16." in text

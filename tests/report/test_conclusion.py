@@ -154,3 +154,12 @@ def test_long_names_stay_apart() -> None:
     assert table is not None and [row[0] for row in table.rows] == ["...nberg-base-lr1e-3", "...nberg-base-lr3e-3"]
     alone = conclusion_of(records[: len(LENGTHS)]).table
     assert alone is not None and [row[0] for row in alone.rows] == ["alibi-gutenberg-b..."]
+
+
+def test_another_reading_of_a_model_is_no_rival() -> None:
+    records = sliding("alibi")
+    banded = [
+        record | {"provenance": record["provenance"] | {"attn_implementation": "alibi_banded"}} for record in records
+    ]
+    (sentence,) = conclusion_of([*records, *banded]).sentences
+    assert "that of" not in sentence and "no other model" not in sentence and "for this model alone" in sentence

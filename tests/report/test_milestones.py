@@ -64,6 +64,7 @@ def test_the_section_names_the_numbers_and_is_drawn(tmp_path: Path) -> None:
 def test_a_start_alone_has_no_figure(tmp_path: Path) -> None:
     written = build_report(RECORDS[:2], tmp_path, title="T")
     assert written["figures"] == [] and findings_of(written["markdown"]) == []
+    assert "started from it" not in Path(written["markdown"]).read_text(encoding="utf-8")
 
 
 def findings_of(page: str) -> list[str]:

@@ -273,6 +273,9 @@ def test_several_strides_and_back_ends_are_told_apart(tmp_path: Path) -> None:
     fixed = [read(32, "sdpa"), read(64, "sdpa"), read(64, "sdpa", 256), read(32, "sdpa", 256)]
     ((_, *rows),) = tables_of(build_markdown(fixed, tmp_path / "fixed"), "Perplexity against length")
     assert [row[0] for row in rows] == ["alibi (stride 32)", "alibi (stride 64)"]
+    beside = [*(read(None, "sdpa", length) for length in LENGTHS), read(64, "sdpa", 128), read(64, "sdpa", 512)]
+    ((_, *rows),) = tables_of(build_markdown(beside, tmp_path / "beside"), "Perplexity against length")
+    assert [row[0] for row in rows] == ["alibi", "alibi (stride 64)"]
     markdown = build_markdown([read(None, "sdpa"), read(None, "alibi_banded")], tmp_path / "back_ends")
     ((_, *rows),) = tables_of(markdown, "Perplexity against length")
     assert [row[0] for row in rows] == ["alibi (alibi_banded)", "alibi (sdpa)"]
@@ -333,7 +336,7 @@ def test_a_learned_beta_stands_beside_the_study_that_it_was_learned_in_and_no_ot
         return draw(trials, trained)
 
     monkeypatch.setattr(report, "beta_figure", watch)
-    learned = trained_beta_record("beta", 0) | {"study": "demo"}
+    learned = trained_beta_record("beta", 0)
     build_report([beta_record("retrain", 0, 1.0), beta_record("posthoc", 0, 1.0), learned], tmp_path, title="T")
     assert runs_of(beside) == {"retrain demo": [learned["perplexity"]], "posthoc demo": []}
     beside.clear()

@@ -16,7 +16,7 @@ from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.runtime import atomic
 from modeling_alibi_gpt.runtime.atomic import full_disk_as_os_error
 from modeling_alibi_gpt.runtime.config import build_config, load_config
-from modeling_alibi_gpt.runtime.manifest import MANIFEST_FILE, write_manifest
+from modeling_alibi_gpt.runtime.manifest import MANIFEST_FILE, manifest_difference, write_manifest
 from modeling_alibi_gpt.runtime.records import read_records
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.resumable import (
@@ -225,6 +225,22 @@ def test_saving_replaces_a_model_as_a_whole_or_not_at_all(tmp_path: Path, monkey
     with pytest.raises(FileNotFoundError):
         save_model_folder(model, Tokenizer(), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+
+def test_templates_in_a_folder_of_the_tokenizer_are_part_of_the_model(tmp_path: Path) -> None:
+    class Tokenizer:
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / "templates").mkdir()
+            (folder / "templates" / "tool_use.jinja").write_text("{{ tools }}")
+
+    model = AlibiGPTForCausalLM(
+        AlibiGPTConfig(vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+    )
+    for _ in range(2):  # a second training replaces the model of the first
+        files = save_model_folder(model, Tokenizer(), tmp_path)
+        assert files[-1].name == "config.json" and tmp_path / "templates" / "tool_use.jinja" in files
+        write_manifest(tmp_path, files)
+        assert manifest_difference(tmp_path) is None
 
 
 # A disk that is really full
