@@ -73,9 +73,9 @@ def let_generate_follow(overrides: Mapping[str, Any], folder: Path) -> None:
     path = folder / GENERATION_CONFIG_NAME
     if not path.is_file():
         return
-    written = read_mapping(path)
+    written, known = read_mapping(path), GenerationConfig().to_dict()
     changed = {} if written.get("use_cache", True) else {"use_cache": True}
-    changed |= {name: value for name, value in overrides.items() if name in GenerationConfig().to_dict()}
+    changed |= {name: value for name, value in overrides.items() if name in known}
     if changed:
         write_json(path, written | changed)
 
