@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from benchmarks.precision import exact_attention, last_queries_context
+from benchmarks.precision import exact_attention
 from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
 from modeling_alibi_gpt.attention import ATTENTION_VARIANTS
+from modeling_alibi_gpt.attention_context import AttentionContext
 from modeling_alibi_gpt.checkpoints.load import DTYPES
 from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
@@ -131,7 +132,7 @@ def _eager(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
 
 def _variant(name: str) -> Callable[[int, torch.dtype, Tensor], Variant]:
     def make(length_tokens: int, dtype: torch.dtype, slopes: Tensor) -> Variant:
-        context = last_queries_context(length_tokens, length_tokens, dtype, slopes.device)
+        context = AttentionContext.from_lengths(length_tokens, length_tokens, dtype, slopes.device)
         attention = ATTENTION_VARIANTS[name](context, slopes, _TOLERANCE)
         return lambda q, k, v, slopes: attention.attend(q, k, v, q.shape[-1] ** -0.5, 0.0)
 

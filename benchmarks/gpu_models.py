@@ -13,10 +13,7 @@ from transformers import PreTrainedModel
 from benchmarks.models import Shape, decoding_figures, describe_shape, make_model
 from benchmarks.timing import extra_bytes, summarize, time_interleaved
 from modeling_alibi_gpt.runtime.records import Record, append_record, provenance
-
-
-# Dense bfloat16 throughput, without sparsity, from NVIDIA's data sheets of the SXM parts.
-PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+from modeling_alibi_gpt.training.throughput import known_peak_flops, training_flops_per_token
 
 
 SHAPES = {
@@ -48,11 +45,8 @@ def time_training(
     candidates = {name: run for name, run in candidates.items() if _runs(name, run)}
     memory = {name: extra_bytes(run) for name, run in candidates.items()}
     for name, figures in summarize(time_interleaved(candidates, num_rounds), "gpt2").items():
-        num_parameters = models[name].num_parameters()
         tokens_per_second = num_rows * length_tokens / figures["seconds"]
-        # Chowdhery et al. 2022 (PaLM), appendix B: counts full attention, causal or not.
-        flops = 6 * num_parameters + 12 * shape.num_layers * shape.hidden_size * length_tokens
-        peak = _peak_flops()
+        flops, peak = training_flops_per_token(models[name], length_tokens), known_peak_flops(device, bf16=True)
         yield _record(
             "model_speed",
             name if name in ("gpt2", "llama") else f"alibi_gpt {name}",
@@ -61,7 +55,7 @@ def time_training(
             mode="optimizer_step",
             length_tokens=length_tokens,
             num_rows=num_rows,
-            num_parameters=num_parameters,
+            num_parameters=models[name].num_parameters(),
             extra_bytes=memory[name],
             tokens_per_second=tokens_per_second,
             model_flops_utilization=flops * tokens_per_second / peak if peak else None,
@@ -118,11 +112,6 @@ def _runs(name: str, run: Callable[[], None]) -> bool:
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _peak_flops() -> float | None:
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
 
 
 # Training: shape, tokens, rows, rounds, back ends of AlibiGPT. Decoding: shape, context tokens, rounds. The slowest

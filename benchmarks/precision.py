@@ -55,13 +55,6 @@ def measure_precision(
     return [_measure_case(*case, tuple(VARIANTS) if variants is None else variants, seed) for case in cases]
 
 
-def last_queries_context(
-    q_len: int, kv_len: int, dtype: torch.dtype, device: torch.device | None = None
-) -> AttentionContext:
-    """Causal attention of the last ``q_len`` of ``kv_len`` positions, for one row."""
-    return AttentionContext.from_lengths(q_len, kv_len, dtype, device)
-
-
 def _layer_bias(slopes: Tensor) -> LayerBias:
     """Layer bias of a model with these slopes."""
     num_heads = slopes.shape[0]
@@ -83,13 +76,13 @@ def alibi_mask(slopes: Tensor, context: AttentionContext) -> Tensor:
 
 def folded_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """The model's attention for short texts, with bias and mask folded into one tensor."""
-    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
+    context = AttentionContext.from_lengths(q.shape[2], k.shape[2], q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=alibi_mask(slopes, context))
 
 
 def variant_attention(name: str, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """One of the model's own ALiBi implementations."""
-    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
+    context = AttentionContext.from_lengths(q.shape[2], k.shape[2], q.dtype)
     return ATTENTION_VARIANTS[name](context, slopes, TOLERANCE).attend(q, k, v, HEAD_DIM**-0.5, 0.0)
 
 
@@ -122,13 +115,13 @@ VARIANTS_OF_BOTH_ENDS = {"compiled"}
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """Baseline: causal attention without a bias."""
-    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
+    context = AttentionContext.from_lengths(q.shape[2], k.shape[2], q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=context.mask())
 
 
 def absolute_attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
     """Bias as in BLOOM's code: slope times absolute key position, rounded to the dtype before the addition."""
-    context = last_queries_context(q.shape[2], k.shape[2], q.dtype)
+    context = AttentionContext.from_lengths(q.shape[2], k.shape[2], q.dtype)
     bias = _absolute_bias(slopes, k.shape[2], q.dtype)
     mask = torch.where(context.mask(), bias[None, :, None, :], torch.finfo(q.dtype).min)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -162,7 +155,7 @@ def bias_errors(slopes: Tensor, q_len: int, kv_len: int, dtype: torch.dtype) -> 
         true value; 0.5 is optimal. ``bias_error_nats`` and ``absolute_bias_error_nats``, the largest errors over keys
         with relevant weight (``WEIGHTED_NATS``), relative to the query's own key, as softmax ignores constants.
     """
-    context = last_queries_context(q_len, kv_len, dtype)
+    context = AttentionContext.from_lengths(q_len, kv_len, dtype)
     folded = alibi_mask(slopes, context)[0]
     absolute = _absolute_bias(slopes, kv_len, dtype).double()
     distance = _distance(q_len, kv_len)

@@ -30,28 +30,12 @@ from .attention_flex import FlexAttention
 from .attention_folded import FoldedAttention, hide_far
 from .attention_fused import FusedAttention, can_fuse
 from .attention_strips import StripAttention
+from .position_base import LayerBias
 
 
 # Below these sizes the folded mask, which is built once for all layers, is faster on two CPU cores.
 MIN_LONG_PAIRS = 512 * 512
 MIN_LONG_QUERIES = 32
-
-
-class PositionBias(Protocol):
-    """Bias that a layer adds to its scaled scores before the softmax."""
-
-    def dense(self, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
-        """Bias ``(B, H, Q, K)`` of ``dtype``, in nats, between positions ``(B, Q)`` and ``(B, K)``."""
-
-    def slopes(self, query_positions: Tensor, dtype: torch.dtype) -> Tensor | None:
-        """Slopes ``(1 or B, 1 or Q, H)``, nats per token, if the bias is ``-slope * distance``; else None."""
-
-    def by_distance(self, num_distances: int, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """Bias ``(H, N)``, nats, at distances 0 to ``N - 1``; None if it depends on more than the distance."""
-
-    @property
-    def tolerance(self) -> float:
-        """Largest attention weight that may be left out per query."""
 
 
 class BiasedAttention(Protocol):
@@ -64,7 +48,7 @@ class BiasedAttention(Protocol):
 LayerMask = Tensor | BiasedAttention | None
 
 
-def folded_mask(context: AttentionContext, bias: PositionBias | None) -> Tensor | None:
+def folded_mask(context: AttentionContext, bias: LayerBias | None) -> Tensor | None:
     """Fold the position bias into the mask, for any dense attention function.
 
     The bias is computed from relative distances in float32 (float64 in a float64 model) and cast afterwards.
@@ -90,14 +74,8 @@ def folded_mask(context: AttentionContext, bias: PositionBias | None) -> Tensor 
     return torch.where(is_visible, score, torch.finfo(context.dtype).min).to(context.dtype)
 
 
-def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
-    """Choose the fastest exact variant: a folded mask for short texts, strips on a CPU, fused kernels on a GPU.
-
-    Strips also serve other fixed biases of distance. Fused kernels serve half precision. Augmented keys serve slopes
-    that are learned or vary by query, and models compiled for a CPU, where one graph covers all lengths. The folded
-    mask serves exported graphs, since every runtime supports it, and 16-bit slopes where augmented keys would make
-    their gradient a difference of large numbers. In float32 on a GPU, which sums in any order, these lose digits.
-    """
+def prepare_sdpa(context: AttentionContext, bias: LayerBias | None) -> LayerMask:
+    """Choose the fastest exact variant: a folded mask for short texts, strips on a CPU, fused kernels on a GPU."""
     slopes = None
     if bias is not None and context.is_causal:
         slopes = bias.slopes(context.query_positions, context.bias_dtype)
@@ -107,13 +85,13 @@ def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerM
             return _folded(context, bias)
         return StripAttention(context, _tolerance(context), biases=biases)
     if context.q_len == 1 or torch.compiler.is_exporting():
-        return folded_mask(context, bias)
+        return folded_mask(context, bias)  # every runtime of exported graphs supports it
     if can_fuse(context, slopes) and _is_long(context):
         return FusedAttention(context, slopes, _tolerance(context))
     if slopes.requires_grad and context.dtype.itemsize < slopes.dtype.itemsize:
-        return _folded(context, bias)
+        return _folded(context, bias)  # augmented keys make this gradient a difference of large numbers
     if is_tracing(slopes):
-        return AugmentedAttention(context, slopes)
+        return AugmentedAttention(context, slopes)  # one graph for all lengths
     if not _is_long(context):
         return _folded(context, bias)
     is_fixed = slopes.shape[:2] == (1, 1) and not slopes.requires_grad
@@ -121,7 +99,9 @@ def prepare_sdpa(context: AttentionContext, bias: PositionBias | None) -> LayerM
     if is_fixed and (is_cpu or not is_half) and context.segments() is not None:
         # Pruning keys would synchronize with the GPU.
         return StripAttention(context, _tolerance(context) if is_cpu else 0.0, slopes[0, 0])
-    return AugmentedAttention(context, slopes) if is_cpu or is_half else folded_mask(context, bias)
+    if is_cpu or is_half:
+        return AugmentedAttention(context, slopes)
+    return folded_mask(context, bias)  # a GPU sums in any order, and augmented float32 keys lose digits by it
 
 
 _reads_every_key: ContextVar[bool] = ContextVar("reads_every_key", default=False)
@@ -137,7 +117,7 @@ def reading_every_key() -> Iterator[None]:
         _reads_every_key.reset(token)
 
 
-def _folded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
+def _folded(context: AttentionContext, bias: LayerBias | None) -> LayerMask:
     """Folded mask; on a CPU, also a second one that hides keys of negligible weight, if there are any."""
     mask = folded_mask(context, bias)
     if bias is None or context.q_len == 1 or context.is_paged or mask.device.type != "cpu" or is_tracing(mask):
@@ -157,7 +137,7 @@ def _is_long(context: AttentionContext) -> bool:
     return context.q_len >= MIN_LONG_QUERIES and context.q_len * context.kv_len >= MIN_LONG_PAIRS
 
 
-def _biases_by_distance(context: AttentionContext, bias: PositionBias | None) -> Tensor | None:
+def _biases_by_distance(context: AttentionContext, bias: LayerBias | None) -> Tensor | None:
     """Bias ``(H, K)`` for strips on a CPU; None if there is no such bias or another variant is faster."""
     positions = context.query_positions
     if bias is None or positions.device.type != "cpu" or is_tracing(positions):
@@ -168,7 +148,7 @@ def _biases_by_distance(context: AttentionContext, bias: PositionBias | None) ->
     return None if biases is None or biases.requires_grad else biases
 
 
-def prepare_banded(context: AttentionContext, bias: PositionBias | None) -> LayerMask:
+def prepare_banded(context: AttentionContext, bias: LayerBias | None) -> LayerMask:
     """Read only keys whose weight can exceed the tolerance. Single queries are cheap and use a folded mask.
 
     Raises:
@@ -197,7 +177,7 @@ def banded_attention(context: AttentionContext, slopes: Tensor, tolerance: float
     return BandedAttention(context, slopes, tolerance)
 
 
-def prepare_flex(context: AttentionContext, bias: PositionBias | None) -> FlexAttention:
+def prepare_flex(context: AttentionContext, bias: LayerBias | None) -> FlexAttention:
     """Pass ALiBi as slopes, from which the kernel computes the bias; pass any other bias as a dense tensor."""
     if bias is None:
         return FlexAttention(context)
@@ -207,7 +187,7 @@ def prepare_flex(context: AttentionContext, bias: PositionBias | None) -> FlexAt
     return FlexAttention(context, bias=bias.dense(context.query_positions, context.key_positions, context.bias_dtype))
 
 
-def prepare_flash(context: AttentionContext, bias: PositionBias | None) -> FlashAttention:
+def prepare_flash(context: AttentionContext, bias: LayerBias | None) -> FlashAttention:
     """Pass ALiBi as FlashAttention's ``alibi_slopes``, or no bias. Raises ValueError for any other bias."""
     slopes = None if bias is None else bias.slopes(context.query_positions, context.bias_dtype)
     if bias is not None and slopes is None:
@@ -247,7 +227,7 @@ class AttentionBackend(NamedTuple):
         reads_windows: Whether it accepts the keys of a cache with one window per head.
     """
 
-    prepare: Callable[[AttentionContext, PositionBias | None], LayerMask]
+    prepare: Callable[[AttentionContext, LayerBias | None], LayerMask]
     forward: Callable[..., tuple[Tensor, Tensor | None]] | None = None
     reads_windows: bool = False
 

@@ -144,10 +144,10 @@ def past_distance(query_positions: Tensor, key_positions: Tensor) -> Tensor:
     return (query_positions[:, :, None] - key_positions[:, None, :]).clamp(min=0)
 
 
-def wave_angles(position_ids: Tensor, dim: int, base: float, dtype: torch.dtype) -> Tensor:
-    """Angles ``(B, Q, dim / 2)`` in radians: position times ``base ** (-2k / dim)``."""
+def wave_angles(position_ids: Tensor, dim: int, dtype: torch.dtype) -> Tensor:
+    """Angles ``(B, Q, dim / 2)`` in radians: position times ``10000 ** (-2k / dim)``."""
     exponents = torch.arange(0, dim, 2, device=position_ids.device, dtype=dtype) / dim
-    return position_ids[..., None].to(dtype) * base**-exponents
+    return position_ids[..., None].to(dtype) * 10000.0**-exponents
 
 
 def bias_dtype(states: Tensor) -> torch.dtype:

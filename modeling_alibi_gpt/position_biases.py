@@ -247,7 +247,7 @@ class SandwichPositions(PositionMethod):
         return product[:, None] / heads_of_rank(ratios, self.head_mesh)[:, None, None]
 
     def _waves(self, positions: Tensor, dtype: torch.dtype) -> Tensor:
-        angles = wave_angles(positions, self.config.sandwich_dim, 10000.0, dtype)
+        angles = wave_angles(positions, self.config.sandwich_dim, dtype)
         return torch.cat((angles.sin(), angles.cos()), dim=-1)
 
 

@@ -44,7 +44,7 @@ class SinusoidalPositions(PositionMethod):
             raise ValueError(f"sinusoidal_amplitude must be a finite number above 0 or null, got {amplitude}")
 
     def embed(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
-        angles = wave_angles(position_ids, inputs_embeds.shape[-1], 10000.0, bias_dtype(inputs_embeds))
+        angles = wave_angles(position_ids, inputs_embeds.shape[-1], bias_dtype(inputs_embeds))
         amplitude = self.config.sinusoidal_amplitude
         amplitude = self.config.initializer_range if amplitude is None else amplitude
         waves = torch.cat((angles.sin(), angles.cos()), dim=-1) * amplitude

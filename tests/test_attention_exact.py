@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.precision import last_queries_context
 from modeling_alibi_gpt import attention, attention_folded, attention_strips
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention import reading_every_key
 from modeling_alibi_gpt.attention_bounds import exact_tolerance
+from modeling_alibi_gpt.attention_context import AttentionContext
 from modeling_alibi_gpt.attention_folded import FoldedAttention, hide_far
 from modeling_alibi_gpt.attention_segments import Segment
 from modeling_alibi_gpt.attention_strips import StripAttention
@@ -51,7 +51,7 @@ def test_long_texts_equal_float64_forward_and_backward(
     """As exactly as the same kernel does when it reads every key, because its rounding is the same."""
     find_bands_from(monkeypatch, 2)
     tensors, slopes = draw(num_heads, length, length, rows=1), alibi_slopes(num_heads)
-    context = last_queries_context(length, length, torch.float32)
+    context = AttentionContext.from_lengths(length, length, torch.float32)
     direction = torch.randn(tensors[0].shape, generator=torch.Generator().manual_seed(0))
     expected = dense_reference(*tensors, slopes)
     expected = [expected, *torch.autograd.grad(expected, tensors, direction.double())]

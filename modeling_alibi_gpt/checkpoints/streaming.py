@@ -183,6 +183,6 @@ def _check_tied(source: SourceWeights, rules: Iterable[Rule], to_ours: bool) -> 
         )
 
 
-def _listed(names: Collection[str], longest: int = 8) -> str:
-    more = f" and {len(names) - longest} more" if len(names) > longest else ""
-    return f"{', '.join(sorted(names)[:longest])}{more}"
+def _listed(names: Collection[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return f"{', '.join(sorted(names)[:8])}{more}"

@@ -104,14 +104,12 @@ def describe(documents: Iterable[Document]) -> dict[str, Any]:
     return {"num_documents": num_documents, "num_bytes": num_bytes, "fingerprint": digest.hexdigest()[:16]}
 
 
-def describe_documents(documents: Dataset | Iterable[dict[str, str]]) -> dict[str, Any]:
+def describe_documents(documents: Dataset) -> dict[str, Any]:
     """Describe data for a record: ``num_documents``, ``num_bytes`` (UTF-8, texts only) and ``fingerprint``.
 
     The fingerprint is the first 16 hex digits of a SHA-256 over names and texts, so equal data have equal
     fingerprints on every machine. Consecutive rows with the same name are one document.
     """
-    if not isinstance(documents, Dataset):
-        return describe(Document(row["name"], len(row["text"].encode()), [row["text"]]) for row in documents)
     key = documents._fingerprint
     if key not in _descriptions:
         _descriptions[key] = describe(_documents(documents))

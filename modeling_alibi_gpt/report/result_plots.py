@@ -202,10 +202,6 @@ def _spread_line(line: Line, differences: Sequence[Difference]) -> Line:
     return replace(line, low=low, high=high)
 
 
-def _difference(grid: Comparison, variant: str, length: int) -> Difference | None:
-    return grid.difference(variant, grid.main_protocol, length) if variant in grid.variants else None
-
-
 def _dot(axes: Axes, difference: Difference, y: float, color: str) -> None:
     axes.plot(difference.ends, (y, y), color=color, linewidth=1.5)
     axes.plot(difference.mean, y, color=color, marker="o", markersize=5.5)

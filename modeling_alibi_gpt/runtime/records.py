@@ -175,9 +175,9 @@ def _to_line(record: Record) -> bytes:
     return line
 
 
-def _shortened(value: Any, longest: int = 60) -> str:
+def _shortened(value: Any) -> str:
     text = repr(value)
-    return text if len(text) <= longest else f"{text[:longest]}..."
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _parse_line(line: bytes, path: Path, number: int) -> Record:

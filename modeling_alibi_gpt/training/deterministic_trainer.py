@@ -15,7 +15,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from modeling_alibi_gpt.data.streaming import StreamedBlocks
 from modeling_alibi_gpt.runtime.manifest import write_manifest
-from modeling_alibi_gpt.training.experiment import check_position_learning_rate
 from modeling_alibi_gpt.training.length_schedule import cut_batch
 from modeling_alibi_gpt.training.optimizer import set_position_learning_rate
 from modeling_alibi_gpt.training.resumable import trainer_state
@@ -42,7 +41,6 @@ class DeterministicTrainer(Trainer):
         length_schedule: Callable[[int], int] | None = None,
         **kwargs: Any,
     ) -> None:
-        check_position_learning_rate(position_learning_rate)
         super().__init__(*args, **kwargs)
         self.position_learning_rate = position_learning_rate
         self.loss_chunk_tokens = loss_chunk_tokens

@@ -287,9 +287,3 @@ class ExperimentConfig:
         for wanted, is_met in refusals.items():
             if not is_met:
                 raise ValueError(f"data.streaming needs {wanted}")
-
-
-def check_position_learning_rate(position_learning_rate: float) -> None:
-    """Raise a ValueError unless the multiple is finite and above 0."""
-    if not 0 < position_learning_rate < math.inf:
-        raise ValueError(f"position_learning_rate must be a finite number above 0, got {position_learning_rate}")

@@ -5,6 +5,8 @@ sum of the learning rates. That is a lot for a weight of 0.02, but little for th
 from 1 to 32, or for a table entry of several nats.
 """
 
+import math
+
 import torch
 from torch import nn
 from transformers import PreTrainedConfig
@@ -12,7 +14,6 @@ from transformers import PreTrainedConfig
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.position_base import PositionMethod
 from modeling_alibi_gpt.position_methods import POSITION_METHODS
-from modeling_alibi_gpt.training.experiment import check_position_learning_rate
 
 
 def position_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -59,7 +60,8 @@ def set_position_learning_rate(
     Raises:
         ValueError: The multiple is invalid, the optimizer is not new, or it trains no position parameters.
     """
-    check_position_learning_rate(position_learning_rate)
+    if not 0 < position_learning_rate < math.inf:
+        raise ValueError(f"position_learning_rate must be a finite number above 0, got {position_learning_rate}")
     if position_learning_rate == 1.0:
         return optimizer
     if optimizer.state or any("initial_lr" in group for group in optimizer.param_groups):

@@ -21,6 +21,7 @@ from transformers import (
     set_seed,
 )
 
+from modeling_alibi_gpt.checkpoints.load import position_method
 from modeling_alibi_gpt.data.packing import PackedCollator
 from modeling_alibi_gpt.data.streaming import StreamedBlocks
 from modeling_alibi_gpt.evaluation.bias_record import (
@@ -229,7 +230,7 @@ def _record(
         "kind": "training",
         "name": config.name,
         "model_dir": arguments.output_dir,
-        "position_method": getattr(model.config, "position_method", model.config.model_type),
+        "position_method": position_method(model.config),
         "seed": arguments.seed,
         "num_parameters": model.num_parameters(),
         "train_length_tokens": length,

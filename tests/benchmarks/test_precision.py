@@ -19,13 +19,13 @@ from benchmarks.precision import (
     bias_errors,
     exact_attention,
     folded_attention,
-    last_queries_context,
     measure_precision,
     output_errors,
     plain_attention,
 )
 from modeling_alibi_gpt import attention_augmented
 from modeling_alibi_gpt.alibi import alibi_causal_bias, alibi_slopes
+from modeling_alibi_gpt.attention_context import AttentionContext
 from modeling_alibi_gpt.checkpoints.load import DTYPES
 from modeling_alibi_gpt.runtime.records import Record, read_records
 
@@ -113,7 +113,7 @@ def test_positions_rounded_before_they_are_subtracted_lose_nats(dtype: torch.dty
 def test_float16_goes_below_its_range_only_where_the_weight_is_nothing() -> None:
     torch.manual_seed(0)
     slopes = alibi_slopes(8, beta=4.0)
-    context = last_queries_context(4, 40_000, torch.float16)
+    context = AttentionContext.from_lengths(4, 40_000, torch.float16)
     mask = alibi_mask(slopes, context)
     distance = context.query_positions[0, :, None] - context.key_positions[0, None, :]
     exact = -slopes.double()[:, None, None] * distance

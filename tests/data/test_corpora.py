@@ -421,10 +421,11 @@ def test_unknown_split_is_refused():
 
 def test_description_counts_bytes_and_tells_texts_apart():
     described = [{"name": "a", "text": "\u00e9\u4e16"}, {"name": "b", "text": "xy"}]
-    description = describe_documents(described)
+    description = describe_documents(Dataset.from_list(described))
     assert (description["num_documents"], description["num_bytes"]) == (2, 2 + 3 + 2)
     moved = [{"name": "a", "text": "\u00e9\u4e16b"}, {"name": "", "text": "xy"}]
-    fingerprints = {describe_documents(variant)["fingerprint"] for variant in (described, described[::-1], moved)}
+    variants = (described, described[::-1], moved)
+    fingerprints = {describe_documents(Dataset.from_list(rows))["fingerprint"] for rows in variants}
     assert len(fingerprints) == 3
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.precision import exact_attention, exact_plain_attention, last_queries_context
+from benchmarks.precision import exact_attention, exact_plain_attention
 from modeling_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention import ATTENTION_BACKENDS, attention_forward
@@ -239,7 +239,7 @@ def test_long_texts_in_half_precision(name: str, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, num_heads, n, head_dim, generator=generator).to(dtype) for n in (q_len, kv_len, kv_len))
     slopes = alibi_slopes(num_heads)
-    context = last_queries_context(q_len, kv_len, dtype, torch.device(DEVICE))
+    context = AttentionContext.from_lengths(q_len, kv_len, dtype, torch.device(DEVICE))
     attention = {
         "fused": lambda: FusedAttention(context, slopes[None, None].to(DEVICE), 2**-30),
         "augmented": lambda: AugmentedAttention(context, slopes[None, None].to(DEVICE)),

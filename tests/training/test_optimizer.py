@@ -105,7 +105,9 @@ def test_rates_that_are_none_are_refused(make_experiment: Callable[..., Any], tm
     with pytest.raises(ValueError, match=r"position_learning_rate.* must be (above 0|a finite number)"):
         make_experiment(f"position_learning_rate={str(rate).replace('inf', '.inf').replace('nan', '.nan')}")
     with pytest.raises(ValueError, match="position_learning_rate must be a finite number above 0"):
-        DeterministicTrainer(model=tiny_model(), args=arguments(tmp_path), position_learning_rate=rate)
+        DeterministicTrainer(
+            model=tiny_model(), args=arguments(tmp_path), position_learning_rate=rate
+        ).create_optimizer()
 
 
 def test_an_experiment_says_it_and_one_without_learned_positions_is_refused(
