@@ -25,8 +25,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, the notebook, and every record and figure of results/."""
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
-    reference = settings_reference(ROOT / "configs" / "schema")
-    files.append(File.generated(config, "settings.md", content=reference))
+    files.append(File.generated(config, "settings.md", content=settings_reference()))
     files.append(File.generated(config, "explorer_page.html", content=render_static_page()))
     for path in sorted(path for folder in ("examples", "results") for path in (ROOT / folder).rglob("*.*")):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))

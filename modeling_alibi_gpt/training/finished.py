@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from modeling_alibi_gpt.checkpoints.load import load_model_tokenizer
-from modeling_alibi_gpt.runtime.manifest import MANIFEST_FILE, manifest_difference
+from modeling_alibi_gpt.runtime.manifest import manifest_difference
 from modeling_alibi_gpt.runtime.records import Record, check_record, read_records
 from modeling_alibi_gpt.training.run_folder import RECORD_FILE
 
@@ -37,13 +36,6 @@ def finished_record(output_dir: Path, *, reads_model: bool = True) -> Record | N
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise a ValueError unless a folder contains exactly the model and tokenizer that were saved there.
-
-    This is checked by the manifest. A folder of an earlier version has none, so its config, weight shapes and
-    tokenizer must load.
-    """
-    if (folder / MANIFEST_FILE).exists():
-        if difference := manifest_difference(folder):
-            raise ValueError(difference)
-    else:
-        load_model_tokenizer(folder)
+    """Raise a ValueError unless a folder contains exactly the model and tokenizer that were saved there."""
+    if difference := manifest_difference(folder):
+        raise ValueError(difference)

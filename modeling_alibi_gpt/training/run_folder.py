@@ -1,8 +1,19 @@
-"""The folder of a run: the experiment and text that it belongs to, its lock, and saving the final model."""
+"""The folder of a run: the experiment and text that it belongs to, its lock, and saving the final model.
+
+Its files, in the order in which they appear:
+
+* ``.lock``: held by the process that trains here.
+* ``experiment.json``: the settings of the run.
+* ``data.json``: fingerprints of what it reads, and its sequences per step. No checkpoint is read without it.
+* ``precision.json``: the precision that ``auto`` measured.
+* ``milestones.jsonl``: measurements during the run.
+* ``checkpoint-N/manifest.json``: the checkpoint of step N is complete.
+* ``.saving/``: the final model while it is written; then its files, and ``manifest.json``, which lists them.
+* ``training.jsonl``: the run is finished.
+"""
 
 import dataclasses
 import json
-import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,8 +31,6 @@ from modeling_alibi_gpt.runtime.manifest import manifest_difference
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.run_names import EXPERIMENT_FILE
 from modeling_alibi_gpt.training.resumable import (
-    DATA_FILE,
-    adopt_checkpoints,
     check_indexes,
     drop_damaged_checkpoints,
     has_checkpoints,
@@ -31,12 +40,11 @@ from modeling_alibi_gpt.training.resumable import (
 
 PRECISION_FILE = "precision.json"
 RECORD_FILE = "training.jsonl"
+DATA_FILE = "data.json"
 MILESTONES_FILE = "milestones.jsonl"
 BATCH = "sequences_per_step"
 _LOCK_FILE = ".lock"
 _SAVING_DIR = ".saving"
-
-logger = logging.getLogger(__name__)
 
 
 def check_output_dir(output_dir: Path, config: Any) -> None:
@@ -70,8 +78,7 @@ def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -
     """Claim a folder for this experiment on this text, and lock it against other processes.
 
     Removes files that a killed run left incomplete, damaged checkpoints, and what remains of another experiment that
-    never reached a checkpoint. A run of an earlier version, which recorded neither its text nor checksums, resumes
-    with a warning and has both from then on (``adopt_checkpoints``).
+    never reached a checkpoint.
 
     Args:
         output_dir: The folder; created if it is missing.
@@ -113,14 +120,18 @@ def newest_checkpoint(output_dir: Path, start: Path | None, text: Mapping[str, s
 def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
     """Raise a ValueError if checkpoints were trained on another text, with another tokenizer or in other batches."""
     path = output_dir / DATA_FILE
-    if not path.exists() or not has_checkpoints(output_dir):
+    if not has_checkpoints(output_dir):
         return
-    begun = read_mapping(path)
-    sizes = begun.get(BATCH), text.get(BATCH)  # an earlier version recorded none
-    if None not in sizes and sizes[0] != sizes[1]:
+    if not path.exists():
         raise ValueError(
-            f"{output_dir} contains a run of {sizes[0]} sequences per step, got {sizes[1]}: resume it with as many "
-            "processes as it was started with; with a global_batch_size, a run can resume with any number"
+            f"{output_dir} contains checkpoints but no {DATA_FILE}, which says what they were trained on: restore "
+            "that file, choose another training.output_dir or delete that folder"
+        )
+    begun = read_mapping(path)
+    if begun.get(BATCH) != text.get(BATCH):
+        raise ValueError(
+            f"{output_dir} contains a run of {begun.get(BATCH)} sequences per step, got {text.get(BATCH)}: resume it "
+            "with as many processes as it was started with; with a global_batch_size, a run can resume with any number"
         )
     for what, fingerprint in text.items():
         if what != BATCH and begun.get(what) != fingerprint:
@@ -138,12 +149,6 @@ def _write_claim(output_dir: Path, config: Any, text: dict[str, str]) -> None:
             (output_dir / name).unlink(missing_ok=True)
     if not claim.exists() or read_mapping(claim) != settings:
         write_json(claim, settings)
-    if has_checkpoints(output_dir) and not data.exists():
-        logger.warning(
-            "%s was started by an earlier version, which did not record its text: it resumes with the current text",
-            output_dir,
-        )
-        adopt_checkpoints(output_dir)
     begun = read_mapping(data) if data.exists() else {}
     if any(begun.get(what, found) != found for what, found in text.items()):  # no checkpoints yet, but milestones
         (output_dir / MILESTONES_FILE).unlink(missing_ok=True)

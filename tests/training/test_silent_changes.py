@@ -122,56 +122,9 @@ def test_a_tokenizer_that_changed_between_kill_and_resume_is_refused(
     assert "contains a run on other tokens: got fingerprint " in refusal(capsys, killed)
 
 
-def test_a_run_of_an_earlier_version_goes_on_and_says_so_once(
-    killed: Killed, caplog: pytest.LogCaptureFixture
-) -> None:
-    for path in (*killed.run.rglob(MANIFEST_FILE), killed.run / "data.json"):
-        path.unlink()
-    (killed.run / "checkpoint-8" / "optimizer.pt").unlink()
-    shutil.copytree(killed.run, killed.folder / "copy")
-    assert train(killed.config())["resumed_from"] == "checkpoint-4"
-    earlier, dropped = warnings(caplog)
-    assert earlier.startswith(f"{killed.run} was started by an earlier version, which did not record its text")
-    assert dropped.startswith(
-        f"deleting the damaged checkpoint {killed.run / 'checkpoint-8'}: optimizer.pt is missing"
-    )
-
-    shutil.rmtree(killed.run)
-    shutil.copytree(killed.folder / "copy", killed.run)
-    killed.kill()  # which adopts it and saves checkpoint-8 again
-    caplog.clear()
-    assert train(killed.config())["resumed_from"] == "checkpoint-8"
-    assert warnings(caplog) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("optimizer.pt", "optimizer.pt is missing"),
-        ("scheduler.pt", "scheduler.pt is missing"),
-        ("rng_state.pth", "rng_state*.pth is missing"),
-        ("model.safetensors", "model*.safetensors is missing"),
-    ],
-)
-def test_a_checkpoint_of_an_earlier_version_must_have_every_part(
-    killed: Killed, caplog: pytest.LogCaptureFixture, name: str, words: str
-) -> None:
-    for path in (*killed.run.rglob(MANIFEST_FILE), killed.run / "data.json"):
-        path.unlink()
-    (killed.run / "checkpoint-8" / name).unlink()
-    assert train(killed.config())["resumed_from"] == "checkpoint-4"
-    assert f"checkpoint-8: {words}" in warnings(caplog)[1]
-
-
-def test_a_checkpoint_of_an_earlier_version_must_be_of_the_step_in_its_name(
-    killed: Killed, caplog: pytest.LogCaptureFixture
-) -> None:
-    for path in (*killed.run.rglob(MANIFEST_FILE), killed.run / "data.json"):
-        path.unlink()
-    state = killed.run / "checkpoint-8" / "trainer_state.json"
-    state.write_text(json.dumps(json.loads(state.read_text()) | {"global_step": 10**9}))
-    assert train(killed.config())["resumed_from"] == "checkpoint-4"
-    assert "trainer_state.json is of step 1000000000" in warnings(caplog)[1]
+def test_checkpoints_of_an_unknown_text_are_refused(killed: Killed, capsys: pytest.CaptureFixture[str]) -> None:
+    (killed.run / "data.json").unlink()
+    assert "contains checkpoints but no data.json, which says what they were trained on" in refusal(capsys, killed)
 
 
 def test_milestones_measured_on_another_text_are_not_kept(killed: Killed) -> None:
@@ -246,7 +199,7 @@ def test_a_damaged_cache_of_text_is_named_and_made_again(
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("damage", ["missing", "cut", "an earlier version's"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "unlisted"])
 def test_a_finished_run_without_its_model_is_refused(
     experiment_file: Path, capsys: pytest.CaptureFixture[str], name: str, damage: str
 ) -> None:
@@ -256,7 +209,7 @@ def test_a_finished_run_without_its_model_is_refused(
         path.unlink()
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    if damage == "an earlier version's":
+    if damage == "unlisted":
         (run.run / MANIFEST_FILE).unlink()
     error = refusal(capsys, run)
     assert error.startswith(f"error: {run.run} contains a finished run that is damaged (")
@@ -279,15 +232,6 @@ def test_a_damaged_record_is_one_line(experiment_file: Path, capsys: pytest.Capt
     run = Finished(experiment_file)
     (run.run / "training.jsonl").write_text(text)
     assert "contains a finished run that is damaged (" in refusal(capsys, run)
-
-
-def test_a_finished_run_of_an_earlier_version_is_believed_where_its_model_loads(
-    experiment_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = Finished(experiment_file)
-    (run.run / MANIFEST_FILE).unlink()
-    assert run.command() == 0
-    assert f"model in {run.run}" in capsys.readouterr().out
 
 
 class Finished(Killed):
