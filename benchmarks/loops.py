@@ -2,11 +2,12 @@
 
 import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
+from pydantic import Field
 from torch import Tensor, nn
 from transformers import TrainingArguments
 
@@ -15,7 +16,7 @@ from benchmarks.timing import summarize, time_interleaved
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.data.packing import PackedCollator
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
-from modeling_alibi_gpt.runtime.config import config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 from modeling_alibi_gpt.runtime.records import Record
 from modeling_alibi_gpt.training.deterministic_trainer import DeterministicTrainer
 
@@ -27,18 +28,14 @@ LEARNING_RATE, WEIGHT_DECAY, BETAS, MAX_GRAD_NORM = 1e-3, 0.1, (0.9, 0.95), 1.0
 class LoopCase(Shape):
     """Training to time: the same number of optimizer steps on the same tokens."""
 
-    length_tokens: int
+    length_tokens: Annotated[int, Field(ge=2)]
     """Tokens per sequence."""
-    batch_size: int
+    batch_size: Count
     """Sequences per step."""
-    num_steps: int = 20
+    num_steps: Count = 20
     """Optimizer steps per run."""
-    num_rounds: int = 5
+    num_rounds: Count = 5
     """Number of timed runs of each."""
-
-    def __post_init__(self) -> None:
-        if self.length_tokens < 2 or min(self.batch_size, self.num_steps, self.num_rounds) < 1:
-            raise ValueError("length_tokens must be at least 2; batch_size, num_steps and num_rounds at least 1")
 
 
 def time_loops(case: LoopCase, device: torch.device, seed: int = 0) -> Iterator[Record]:

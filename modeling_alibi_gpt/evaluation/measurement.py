@@ -6,10 +6,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from datasets import Dataset
+from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -75,7 +76,7 @@ class MeasurementConfig(ReadingConfig):
     """``train``, ``validation``, ``test`` or ``all``; for rows also an expression such as ``test[:10%]``. Null is
     ``all`` for files and ``validation`` otherwise.
     """
-    validation_fraction: float = 0.1
+    validation_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share held out for validation if the source has no such split; at most that of the training."""
     validation_unit: Literal["tail", "document"] | None = None
     """What is held out, as in the training: the ``tail`` of each document, or whole documents (``document``). Null is
@@ -91,8 +92,6 @@ class MeasurementConfig(ReadingConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_split(self.source, self.text_split)
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction must be at least 0 and below 1, got {self.validation_fraction}")
 
     @property
     def text_split(self) -> str:

@@ -4,8 +4,10 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from modeling_alibi_gpt.checkpoints.load import (
@@ -45,7 +47,7 @@ class RecallConfig(GridConfig):
     """
     lengths_tokens: list[int] | None = None
     """Lengths of the sequences; null is 1, 2, 4, 8 and 16 times the shortest training length of the models."""
-    depths: list[float] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    depths: list[Annotated[float, Field(ge=0, le=1)]] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
     """Positions of the requested item, from 0 (start of the sequence) to 1 (just before the question). ``task:copy``
     has no depths.
     """
@@ -65,8 +67,6 @@ class RecallConfig(GridConfig):
                 raise ValueError(f"source must be task:NAME or {PROMPT_PASSKEY}, got {self.source!r}")
             parse_task(self.source)
         check_each_once("depths", self.depths)
-        if not all(0 <= depth <= 1 for depth in self.depths):
-            raise ValueError(f"depths must be from 0 to 1, got {self.depths}")
         if self.lengths_tokens is not None:
             check_each_once("lengths_tokens", self.lengths_tokens)
 

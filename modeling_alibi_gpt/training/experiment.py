@@ -1,7 +1,6 @@
 """The configuration of one training run: model, text, batches and the arguments of transformers."""
 
 import dataclasses
-import math
 import os
 from typing import Annotated, Any, Literal
 
@@ -46,16 +45,12 @@ class MixturePart:
 
     source: str
     """A source, as in ``data.source``."""
-    weight: float
+    weight: Positive
     """Share of the training sequences, relative to the other weights."""
     train_split: str | None = None
     """Training split of this source; null uses ``data.train_split``."""
     text_column: str | None = None
     """Text column of this source; null uses ``data.text_column``."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"data.source: a weight must be a finite number above 0, got {self.weight}")
 
 
 @config_dataclass
@@ -185,21 +180,12 @@ class MilestoneSection:
 class BetaSchedule:
     """ALiBi's beta as a function of the step: from ``start`` to ``end`` by a constant ratio per step."""
 
-    start: float
+    start: Positive
     """Beta of the first step."""
-    end: float
+    end: Positive
     """Beta of the finished model."""
-    share: float = 1.0
-    """Fraction of the training over which beta changes, above 0 and at most 1; it then stays at ``end``."""
-
-    def __post_init__(self) -> None:
-        for name in ("start", "end"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(
-                    f"alibi_beta_schedule.{name} must be a finite number above 0, got {getattr(self, name)}"
-                )
-        if not 0 < self.share <= 1:
-            raise ValueError(f"alibi_beta_schedule.share must be above 0 and at most 1, got {self.share}")
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Fraction of the training over which beta changes; it then stays at ``end``."""
 
     def beta_at(self, step: int, num_steps: int) -> float:
         """Beta after ``step`` of ``num_steps`` optimizer steps."""

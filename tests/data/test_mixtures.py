@@ -92,7 +92,7 @@ def test_a_mixture_trains(mixture: Callable[..., ExperimentConfig]) -> None:
     [
         ([], "must name a source or at least one part"),
         ([{"source": "stdlib"}], r"key 'data.source\[0\].*weight' is missing"),
-        ([{"source": "stdlib", "weight": 0.0}], "a weight must be a finite number above 0, got 0.0"),
+        ([{"source": "stdlib", "weight": 0.0}], r"'data.source\[0\].weight' must be above 0, got 0.0"),
         ([{"source": "stdlib", "weight": 1.0, "wieght": 2.0}], "wieght"),
         ({"stdlib": 1.0}, "'data.source' must be"),
     ],

@@ -135,7 +135,7 @@ def test_prompts_need_their_own_words(tokenizer) -> None:
     [
         ({"source": "stdlib"}, "source must be task:NAME or prompt:passkey, got 'stdlib'"),
         ({"source": "task:sort"}, "unknown task"),
-        ({"depths": [0.5, 1.5]}, "depths must be from 0 to 1"),
+        ({"depths": [0.5, 1.5]}, r"'depths\[1\]' must be at most 1, got 1.5"),
         ({"depths": []}, "depths must be a list of one or more different values"),
         ({"num_examples": 0}, "'num_examples' must be at least 1, got 0"),
         ({"lengths_tokens": [32, 8]}, "task:recall needs at least 10 tokens per sequence, got 8"),
