@@ -10,8 +10,10 @@ and keys. Queries are the last Q of K tokens.
 """
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +22,9 @@ from torch.nn.attention.flex_attention import BlockMask
 
 
 BLOCK_TOKENS = 128
+# One process may need many graphs of one function: training, prefill and single queries, each with one row or several,
+# with or without padding, in two dtypes. Torch's default limit of eight is soon reached.
+_MAX_GRAPHS = 64
 # Error bound of a float32 sum of a few hundred products, relative to its largest possible value.
 _ROUNDING = 2**-14
 
@@ -58,7 +63,25 @@ def band_blocks(
 @functools.cache
 def _compiled_band_lists() -> Callable[..., list[Tensor]]:
     """Compiled, because eager mode launches about a hundred kernels and copies all queries and keys several times."""
-    return torch.compile(_band_lists, fullgraph=True)
+    return compiled(_band_lists, fullgraph=True)
+
+
+def compiled(function: Callable[..., Any], fullgraph: bool) -> Callable[..., Any]:
+    """``torch.compile`` for as many kinds of shapes, dtypes and masks as one process may need.
+
+    Args:
+        function: Any function.
+        fullgraph: Whether to fail where torch would fall back to eager mode, instead of falling back.
+    """
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        return torch.compile(function, fullgraph=fullgraph, recompile_limit=_MAX_GRAPHS)
+    run = torch.compile(function, fullgraph=fullgraph)
+
+    def run_within_limit(*args: Any, **kwargs: Any) -> Any:
+        with torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS):
+            return run(*args, **kwargs)
+
+    return run_within_limit
 
 
 def _band_lists(

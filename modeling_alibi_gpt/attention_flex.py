@@ -8,22 +8,16 @@ Shapes: B batch (or 1 if all rows agree), H heads, Q queries, K keys, d head siz
 """
 
 import functools
-import inspect
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from .attention_blocks import run_blocks, tokens_before
+from .attention_blocks import compiled, run_blocks, tokens_before
 from .attention_context import AttentionContext
 
-
-# One process may need many flex attention graphs: training, prefill and single queries, each with one row or several,
-# with or without padding, in two dtypes. Torch's default limit of eight is soon reached.
-_MAX_GRAPHS = 64
 
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -115,15 +109,7 @@ def flex(
 @functools.cache
 def _compiled_flex_attention() -> Callable[..., Tensor]:
     """Compile whole graphs only, since a graph break would fall back to materializing one matrix per head."""
-    if "recompile_limit" in inspect.signature(torch.compile).parameters:
-        return torch.compile(flex_attention, fullgraph=True, recompile_limit=_MAX_GRAPHS)
-    compiled = torch.compile(flex_attention, fullgraph=True)
-
-    def run(*states: Tensor, **options: Any) -> Tensor:
-        with torch._dynamo.config.patch(recompile_limit=_MAX_GRAPHS):
-            return compiled(*states, **options)
-
-    return run
+    return compiled(flex_attention, fullgraph=True)
 
 
 @torch.compiler.disable(reason="flex attention does not compile on a CPU: use sdpa or eager")
@@ -186,7 +172,7 @@ def visible_blocks(context: AttentionContext, device: torch.device) -> BlockMask
 @functools.cache
 def _compiled_create_block_mask() -> Callable[..., BlockMask]:
     """Compiled, because eager mode materializes the query-by-key matrix."""
-    return torch.compile(create_block_mask)
+    return compiled(create_block_mask, fullgraph=False)
 
 
 def _mask_mod(context: AttentionContext, device: torch.device) -> MaskMod:

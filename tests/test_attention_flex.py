@@ -1,5 +1,9 @@
 """Flex attention against float64 loops and the dense mask: biases, blocks, gradients, graphs and refusals."""
 
+import inspect
+from types import ModuleType
+from typing import Any
+
 import pytest
 import torch
 import torch._dynamo.testing
@@ -146,6 +150,38 @@ def test_compiled_bands_are_the_same() -> None:
         for counts, expected_counts in zip(found[::2], expected[::2], strict=True):
             assert (counts - expected_counts).abs().max() <= 1
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize("takes_limit", [False, True])
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [(attention_blocks, "_band_lists"), (attention_flex, "create_block_mask"), (attention_flex, "flex_attention")],
+)
+def test_one_process_compiles_many_kinds_of_text(
+    module: ModuleType, name: str, takes_limit: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than torch's default limit of eight, with and without ``torch.compile``'s own argument for it."""
+    num_kinds, graphs, compile_function = 12, [], torch.compile
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    def compile_without_limit(function: Any, fullgraph: bool = False) -> Any:
+        return compile_function(function, fullgraph=fullgraph, backend=count)
+
+    def compile_with_limit(function: Any, recompile_limit: int | None = None, fullgraph: bool = False) -> Any:
+        if "recompile_limit" not in inspect.signature(compile_function).parameters:
+            pytest.skip("this torch has no such argument")
+        return compile_function(function, fullgraph=fullgraph, recompile_limit=recompile_limit, backend=count)
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", compile_with_limit if takes_limit else compile_without_limit)
+    monkeypatch.setattr(module, name, lambda states: states + 1)
+    run = getattr(module, f"_compiled_{name.removeprefix('_')}").__wrapped__()
+    for num_dims in range(num_kinds):
+        run(torch.zeros([2] * num_dims))
+    assert len(graphs) == num_kinds
 
 
 @pytest.mark.parametrize("by_position", [False, True])
