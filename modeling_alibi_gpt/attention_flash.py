@@ -8,6 +8,7 @@ Shapes: B batch, H heads, H_kv key/value heads, Q queries, K keys, d head size, 
 """
 
 import importlib
+import os
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -49,12 +50,13 @@ class FlashAttention:
         """Return ``(B, H, Q, d)`` for queries ``(B, H, Q, d)`` and for keys and values ``(B, H_kv, K, d)``."""
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
         options = {"softmax_scale": scaling, "causal": True}
+        training_options = {"dropout_p": dropout, "deterministic": _is_deterministic()}
         slopes = None if self.slopes is None else self.slopes.to(query.device)
         if self.sequences is not None:
-            output = self._attend_sequences(query, key, value, slopes, dropout_p=dropout, **options)
+            output = self._attend_sequences(query, key, value, slopes, **training_options, **options)
         elif self.context.is_aligned:
             output = self.functions.flash_attn_func(
-                query, key, value, dropout_p=dropout, alibi_slopes=slopes, **options
+                query, key, value, alibi_slopes=slopes, **training_options, **options
             )
         else:
             # The slots of a static cache after the last query's are empty.
@@ -156,6 +158,14 @@ def _check(context: AttentionContext, slopes: Tensor | None) -> None:
             "attention back end 'flash_attention_2' needs contiguous tokens: use sdpa or eager for padding between "
             "visible tokens, padding with a static cache, 4D masks and compiled padding or packing"
         )
+
+
+def _is_deterministic() -> bool:
+    """Whether torch or transformers' ``full_determinism`` wants deterministic gradients; the latter sets both.
+
+    In a compiled model, the variable counts as it was when the graph was traced.
+    """
+    return torch.are_deterministic_algorithms_enabled() or os.getenv("FLASH_ATTENTION_DETERMINISTIC", "0") == "1"
 
 
 def _flash_attn() -> ModuleType:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from modeling_alibi_gpt import attention_flash
+from modeling_alibi_gpt.attention_context import AttentionContext
+from modeling_alibi_gpt.attention_flash import FlashAttention
 from tests.support.exact_cases import BATCHES, CASES, make_model
 from tests.test_modeling_exact import FEEDS, HAVE_HOLES, INPUTS, TOLERANCE, expected_logits, feed_at_once, max_error
 
@@ -44,7 +46,7 @@ def of_row(slopes: Tensor | None, row: int) -> Tensor | None:
     return slopes if slopes is None or slopes.ndim == 1 else slopes[row]
 
 
-def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, alibi_slopes=None):
+def flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=None, causal=False, alibi_slopes=None, deterministic=False):
     assert dropout_p == 0.0
     rows = [
         one_sequence(*states, of_row(alibi_slopes, row), softmax_scale, causal)
@@ -65,6 +67,7 @@ def flash_attn_varlen_func(
     softmax_scale=None,
     causal=False,
     alibi_slopes=None,
+    deterministic=False,
 ):
     assert dropout_p == 0.0 and cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32
     lengths_q, lengths_k = cu_seqlens_q.diff().tolist(), cu_seqlens_k.diff().tolist()
@@ -102,8 +105,8 @@ def flash_attn(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return functions
 
 
-def flash_model(case: str, dtype: torch.dtype = torch.float32):
-    model = make_model(case, "eager", dtype)
+def flash_model(case: str, dtype: torch.dtype = torch.float32, **overrides: object):
+    model = make_model(case, "eager", dtype, **overrides)
     # Transformers lets nobody choose it without a GPU.
     model.config._attn_implementation_internal = "flash_attention_2"
     return model
@@ -179,6 +182,58 @@ def test_gradients_are_those_of_eager(layout: str, flash_attn: SimpleNamespace) 
     scale = max(expected.abs().max() for expected in gradients[0])
     for expected, actual in zip(*gradients, strict=True):
         assert (actual - expected).abs().max() <= TOLERANCE * scale
+
+
+@pytest.mark.parametrize("asks", ["nobody", "torch", "environment"])
+@pytest.mark.parametrize("layout", ["whole", "left", "packed"])
+def test_gradients_are_deterministic_where_asked_for(
+    layout: str, asks: str, flash_attn: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By torch, or by ``TrainingArguments(full_determinism=True)``, which sets the variable."""
+    found = []
+    for name in ("flash_attn_func", "flash_attn_varlen_func"):
+        function = getattr(flash_attn, name)
+
+        def record(*args, function=function, deterministic=False, **kwargs):
+            found.append(deterministic)
+            return function(*args, **kwargs)
+
+        setattr(flash_attn, name, record)
+    monkeypatch.delenv("FLASH_ATTENTION_DETERMINISTIC", raising=False)
+    if asks == "environment":
+        monkeypatch.setenv("FLASH_ATTENTION_DETERMINISTIC", "1")
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(asks == "torch")
+    try:
+        feed_at_once(flash_model("alibi"), BATCHES[layout])
+    finally:
+        torch.use_deterministic_algorithms(was_deterministic)
+    assert found == [asks != "nobody"] * 2  # layers
+
+
+def test_compiled_models_ask_for_deterministic_gradients(
+    flash_attn: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one graph, which is traced anew after torch's switch."""
+    found = []
+
+    def record(q, *args, deterministic=False, **kwargs):
+        found.append(deterministic)
+        return q + 1
+
+    flash_attn.flash_attn_func = record
+    monkeypatch.delenv("FLASH_ATTENTION_DETERMINISTIC", raising=False)
+    states = torch.zeros(1, 2, 5, 8)
+    attention = FlashAttention(AttentionContext.from_lengths(5, 5, torch.float32))
+    attend = torch.compile(attention.attend, backend="eager", fullgraph=True)
+    was_deterministic = torch.are_deterministic_algorithms_enabled()
+    try:
+        for wanted in (False, True):
+            torch.use_deterministic_algorithms(wanted)
+            attend(states, states, states, 1.0, 0.0)
+    finally:
+        torch.use_deterministic_algorithms(was_deterministic)
+    assert found == [False, True]
 
 
 @torch.no_grad()
