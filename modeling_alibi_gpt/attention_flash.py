@@ -47,7 +47,11 @@ class FlashAttention:
             self.sequences = Sequences.from_segments(context)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        """Return ``(B, H, Q, d)`` for queries ``(B, H, Q, d)`` and for keys and values ``(B, H_kv, K, d)``."""
+        """Return ``(B, H, Q, d)`` for queries ``(B, H, Q, d)`` and for keys and values ``(B, H_kv, K, d)``.
+
+        Raises:
+            ValueError: A gradient or dropout is required with a static cache.
+        """
         query, key, value = (states.transpose(1, 2) for states in (query, key, value))
         options = {"softmax_scale": scaling, "causal": True}
         training_options = {"dropout_p": dropout, "deterministic": _is_deterministic()}
@@ -59,6 +63,7 @@ class FlashAttention:
                 query, key, value, alibi_slopes=slopes, **training_options, **options
             )
         else:
+            _check_inference(query, key, value, dropout)
             # The slots of a static cache after the last query's are empty.
             num_keys = (self.context.slots.queries[-1:] + 1).to(query.device, torch.int32).expand(query.shape[0])
             output = self.functions.flash_attn_with_kvcache(
@@ -157,6 +162,17 @@ def _check(context: AttentionContext, slopes: Tensor | None) -> None:
         raise ValueError(
             "attention back end 'flash_attention_2' needs contiguous tokens: use sdpa or eager for padding between "
             "visible tokens, padding with a static cache, 4D masks and compiled padding or packing"
+        )
+
+
+def _check_inference(query: Tensor, key: Tensor, value: Tensor, dropout: float) -> None:
+    """``flash_attn_with_kvcache`` has no backward, without which gradients would be silently incomplete."""
+    has_gradients = torch.is_grad_enabled() and any(states.requires_grad for states in (query, key, value))
+    if has_gradients or dropout > 0.0:
+        raise ValueError(
+            "attention back end 'flash_attention_2' has no gradients and no dropout with a static cache, got "
+            f"attention_dropout={dropout} with gradients {'on' if has_gradients else 'off'}: use a DynamicCache or "
+            "sdpa, or torch.no_grad() and model.eval()"
         )
 
 

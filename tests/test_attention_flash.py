@@ -236,6 +236,19 @@ def test_compiled_models_ask_for_deterministic_gradients(
     assert found == [False, True]
 
 
+@pytest.mark.parametrize(("dropout", "has_gradients"), [(0.0, True), (0.1, False)])
+def test_static_caches_are_refused_in_training(
+    dropout: float, has_gradients: bool, flash_attn: SimpleNamespace
+) -> None:
+    """Without it, training would go on with a gradient through the residual stream alone."""
+    model, batch = flash_model("alibi", attention_dropout=dropout).train(), BATCHES["whole"]
+    with (
+        torch.set_grad_enabled(has_gradients),
+        pytest.raises(ValueError, match="no gradients and no dropout with a static cache, got atten"),
+    ):
+        FEEDS["static"](model, batch)
+
+
 @torch.no_grad()
 def test_float32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace())
