@@ -49,6 +49,8 @@ def known_peak_flops(device: torch.device, bf16: bool) -> float | None:
     if device.type != "cuda" or not bf16:
         return None
     name = torch.cuda.get_device_name(device)
+    if re.search(r"\b(MIG|NVL)\b", name):  # a slice of a card, or a slower card
+        return None
     # A longer name, such as L40 for L4, is another GPU; GH200 contains an H200.
     parts = (part for part in BFLOAT16_PEAK_FLOPS if re.search(rf"(\b|G){part}\b", name))
     return next(map(BFLOAT16_PEAK_FLOPS.get, parts), None)

@@ -56,6 +56,10 @@ def test_flops_of_a_token_are_those_of_palm() -> None:
         ("NVIDIA RTX A1000", None),
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA GH200 480GB", 989e12),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA H200 NVL", None),
         ("Another", None),
     ],
 )
