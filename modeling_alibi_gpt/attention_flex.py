@@ -19,6 +19,9 @@ from .attention_blocks import compiled, run_blocks, tokens_before
 from .attention_context import AttentionContext
 
 
+# The smallest of its kernels on a GPU.
+_MIN_HEAD_DIM = 16
+
 ScoreMod = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -94,13 +97,18 @@ def flex(
         ``(B, H, Q, d)``.
 
     Raises:
-        ValueError: Dropout is above 0, or a gradient is required on a CPU.
+        ValueError: Dropout is above 0, a gradient is required on a CPU, or d is below 16 elsewhere.
     """
     if dropout > 0.0:
         raise ValueError(
             f"flex attention has no dropout, got attention_dropout={dropout}: set it to 0 or use sdpa or eager"
         )
     if query.device.type != "cpu":
+        if query.shape[-1] < _MIN_HEAD_DIM:
+            raise ValueError(
+                f"flex attention needs a head_dim of at least {_MIN_HEAD_DIM} on a GPU, got {query.shape[-1]}: use "
+                "sdpa or eager"
+            )
         run = flex_attention if torch.compiler.is_compiling() else _compiled_flex_attention()
         return run(query, key, value, score_mod=score_mod, block_mask=block_mask, scale=scaling)
     return _flex_on_cpu(query, key, value, score_mod, block_mask, scaling)

@@ -12,7 +12,9 @@ from torch.nn.attention import flex_attention as torch_flex
 
 from modeling_alibi_gpt import attention_blocks, attention_flex
 from modeling_alibi_gpt.alibi import alibi_slopes
+from modeling_alibi_gpt.attention import ATTENTION_VARIANTS
 from modeling_alibi_gpt.attention_blocks import BLOCK_TOKENS, band_blocks, first_blocks_that_matter, run_blocks
+from modeling_alibi_gpt.attention_context import AttentionContext
 from modeling_alibi_gpt.attention_flex import distance_score_mod, slope_score_mod
 from modeling_alibi_gpt.attention_segments import Segment
 from tests.support.attention_cases import ADVERSARIES, SCALING, TOLERANCE, adversarial, draw, reference
@@ -237,3 +239,12 @@ def test_refusals_say_what_to_do() -> None:
     dropping = make_model("alibi", "flex_attention", attention_dropout=0.1).train()
     with torch.no_grad(), pytest.raises(ValueError, match="no dropout, got attention_dropout=0.1"):
         dropping(batch.token_ids)
+
+
+@pytest.mark.parametrize("variant", ["flex", "banded"])
+def test_small_heads_are_refused_on_a_gpu(variant: str) -> None:
+    """Before Inductor fails on them; the device here is meta."""
+    states = torch.empty(1, 2, 9, 8, device="meta")
+    attention = ATTENTION_VARIANTS[variant](AttentionContext.from_lengths(9, 9, torch.float32), alibi_slopes(2), 1e-6)
+    with pytest.raises(ValueError, match="head_dim of at least 16 on a GPU, got 8: use sdpa or eager"):
+        attention.attend(states, states, states, SCALING, 0.0)
