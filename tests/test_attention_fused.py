@@ -34,6 +34,10 @@ from tests.test_modeling_exact import FEEDS, expected_logits, max_error
 
 pytest.importorskip("triton", reason="the kernels are written in Triton", exc_type=ImportError)
 
+# Outside its interpreter, Triton refuses CPU tensors. tests/conftest.py sets the variable where there is no GPU.
+interpreted = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter: no GPU, or TRITON_INTERPRET=1"
+)
 LENGTHS = [(1, 1), (2, 2), (63, 63), (65, 65), (200, 200), (1, 200), (65, 200)]
 
 
@@ -76,28 +80,33 @@ def assert_equals_reference(
         torch.testing.assert_close(gradient.double(), expected_gradient.double(), atol=1e-5 * scale, rtol=0)
 
 
+@interpreted
 @pytest.mark.parametrize(("q_len", "kv_len"), LENGTHS)
 @pytest.mark.parametrize("num_heads", [1, 3])
 def test_lengths(num_heads: int, q_len: int, kv_len: int) -> None:
     assert_equals_reference(draw(num_heads, q_len, kv_len), alibi_slopes(num_heads))
 
 
+@interpreted
 @pytest.mark.parametrize("num_heads", [8, 12])
 def test_many_heads(num_heads: int) -> None:
     assert_equals_reference(draw(num_heads, 65, 65, rows=1), alibi_slopes(num_heads))
 
 
+@interpreted
 @pytest.mark.parametrize("name", SEGMENTS)
 def test_segments(name: str) -> None:
     assert_equals_reference(draw(2, 150, 150), alibi_slopes(2), SEGMENTS[name])
 
 
+@interpreted
 @pytest.mark.parametrize(("q_len", "kv_len"), [(65, 65), (40, 200)])
 def test_grouped_queries(q_len: int, kv_len: int) -> None:
     query, (key, value) = draw(6, q_len, kv_len)[0], draw(2, q_len, kv_len)[1:]
     assert_equals_reference([query, key, value], alibi_slopes(6), num_groups=3)
 
 
+@interpreted
 def test_slopes_of_each_row() -> None:
     tensors, slopes = draw(2, 65, 65), torch.stack([alibi_slopes(2), 3 * alibi_slopes(2)]).requires_grad_()
     output = fused_attention(*tensors, slopes, SCALING, 2**-30)
@@ -107,6 +116,7 @@ def test_slopes_of_each_row() -> None:
     torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-4)
 
 
+@interpreted
 def test_states_in_any_layout() -> None:
     """Views of one projection, a head size that is no power of two, and keys that heads share by a stride of 0."""
     generator = torch.Generator().manual_seed(0)
@@ -120,6 +130,7 @@ def test_states_in_any_layout() -> None:
     torch.testing.assert_close(*gradients, atol=1e-4, rtol=1e-4)
 
 
+@interpreted
 def test_half_precision() -> None:
     """As near the float64 loop as torch's attention with the bias in a mask. The interpreter has no bfloat16."""
     dtype = torch.float16
@@ -146,6 +157,7 @@ def starts_of(query: Tensor, key: Tensor, value: Tensor, slopes: Tensor, toleran
     return next(tensor for tensor in output.grad_fn.saved_tensors if tensor.dtype == torch.int32)[0]
 
 
+@interpreted
 @pytest.mark.parametrize("tolerance", [TOLERANCE, 2**-30])
 @pytest.mark.parametrize("kind", ADVERSARIES)
 def test_skipped_keys_have_less_weight_than_the_tolerance(kind: str, tolerance: float) -> None:
@@ -162,10 +174,12 @@ def test_skipped_keys_have_less_weight_than_the_tolerance(kind: str, tolerance: 
         assert starts[0, -1] >= 384  # the steepest head needs about a hundred keys
 
 
+@interpreted
 def test_nothing_is_skipped_without_a_tolerance() -> None:
     assert (starts_of(*adversarial("normal", 2, 700, seed=0), alibi_slopes(2), 0.0) == 0).all()
 
 
+@interpreted
 def test_documents_before_the_tile_are_not_read() -> None:
     tensors = draw(2, 300, 300, rows=1)
     first_keys = torch.where(torch.arange(300) < 256, 0, 256).int()[None]
@@ -174,6 +188,7 @@ def test_documents_before_the_tile_are_not_read() -> None:
     assert starts.tolist() == [[[0, 0, 256]] * 2]
 
 
+@interpreted
 @pytest.mark.parametrize("back_end", ["sdpa", "alibi_banded"])
 @pytest.mark.parametrize(
     ("case", "layout"), [("alibi", "whole"), ("alibi", "left"), ("alibi_trained_slopes", "packed")]
@@ -194,6 +209,7 @@ def test_models_in_float16(case: str, layout: str, back_end: str, monkeypatch: p
     assert errors[back_end] <= 2.0 * errors["eager"]
 
 
+@interpreted
 def test_compiled_gradients() -> None:
     """Through the operators' shapes, strides and gradients, as compilers see them."""
 
@@ -209,6 +225,7 @@ def test_compiled_gradients() -> None:
         torch.testing.assert_close(found, eager, atol=1e-5, rtol=1e-5)
 
 
+@interpreted
 @pytest.mark.parametrize("back_end", ["sdpa", "alibi_banded"])
 def test_compiled_models(back_end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph, which calls the kernels as operators, with the loss and gradients of eager code."""
@@ -240,6 +257,7 @@ def test_compiled_models(back_end: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(num_kernels) == 2 and min(num_kernels) > 0
 
 
+@interpreted
 def test_overlapping_states() -> None:
     """Keys that share memory get gradients of their own, which torch adds up."""
     memory = torch.randn(1, 2, 100, HEAD_DIM, generator=torch.Generator().manual_seed(0)).requires_grad_()
