@@ -20,7 +20,7 @@ class ForwardInputs(NamedTuple):
     Attributes:
         config: Config of the model.
         inputs_embeds: ``(B, Q, D)``.
-        attention_mask: ``(B, K)``, 1 where a token is visible; or ``(B, 1 or H, Q, K)``; or None.
+        attention_mask: ``(1 or B, K)``, 1 where a token is visible; or ``(1 or B, 1 or H, Q, K)``; or None.
         position_ids: ``(B, Q)``, tokens, or None.
         cache: The cache before this call, or None; under continuous batching, the pages of all requests.
         may_skip_mask: Whether plain causal attention may omit the mask.
@@ -34,7 +34,7 @@ class ForwardInputs(NamedTuple):
     may_skip_mask: bool = False
 
     def simplified(self, kwargs: dict[str, Any]) -> "ForwardInputs":
-        """Inputs with a bool padding mask, or none if it hides nothing, and without an empty cache.
+        """Inputs with a bool padding mask of all rows, or none if it hides nothing, and without an empty cache.
 
         A padding mask may reach beyond the tokens of this call, as where a text is read in chunks. Except for a static
         cache, which takes it whole, the rest is dropped.
@@ -46,17 +46,18 @@ class ForwardInputs(NamedTuple):
             kwargs: Other keyword arguments of the model.
 
         Raises:
-            ValueError: The mask is neither a padding mask ``(B, K)`` nor a bool or float ``(B, 1 or H, Q, K)``; a
-                padding mask hides tokens and is shorter than the cached and new ones; or ``cu_seq_lens_q`` without
-                positions comes with such a mask or a 4D one, with earlier text, or with a static cache.
+            ValueError: The mask is neither a padding mask ``(1 or B, K)`` nor a bool or float one of shape
+                ``(1 or B, 1 or H, Q, K)``; a padding mask hides tokens and is shorter than the cached and new ones; or
+                ``cu_seq_lens_q`` without positions comes with such a mask or a 4D one, with earlier text, or with a
+                static cache.
         """
         mask, positions, cache = self.attention_mask, self.position_ids, self.cache
-        q_len = self.inputs_embeds.shape[1]
+        num_rows, q_len = self.inputs_embeds.shape[:2]
         if _is_empty(cache, q_len):
             cache = None
         if mask is not None:
-            _check_mask(mask)
-            mask = mask.bool() if mask.ndim == 2 else mask
+            _check_mask(mask, num_rows)
+            mask = mask.bool().expand(num_rows, -1) if mask.ndim == 2 else mask
             # The number of tokens in a static cache is on its device.
             if mask.ndim == 2 and (cache is None or not cache.is_compileable):
                 mask = _mask_of_tokens(mask, q_len if cache is None else cache.get_query_offset() + q_len)
@@ -69,7 +70,6 @@ class ForwardInputs(NamedTuple):
                     "cu_seq_lens_q without position_ids: expected no attention_mask that hides tokens and no cache "
                     f"that is static or holds text, got {'such a mask' if cache is None else 'such a cache'}"
                 )
-            num_rows = self.inputs_embeds.shape[0]
             places = places_in_sequences(starts, num_rows * q_len, self.inputs_embeds.device)
             positions = places.view(num_rows, q_len)
         return self._replace(attention_mask=mask, position_ids=positions, cache=cache)
@@ -114,15 +114,19 @@ def places_in_sequences(starts: Tensor, num_tokens: int, device: torch.device) -
     return tokens - starts[sequence]
 
 
-def _check_mask(mask: Any) -> None:
+def _check_mask(mask: Any, num_rows: int) -> None:
     is_tensor = isinstance(mask, Tensor)
-    if is_tensor and (mask.ndim == 2 or (mask.ndim == 4 and (mask.dtype == torch.bool or mask.is_floating_point()))):
-        return
-    got = f"{mask.dtype} of shape {tuple(mask.shape)}" if is_tensor else type(mask).__name__
-    raise ValueError(
-        "attention_mask: expected a padding mask (batch, keys), or a bool or additive float mask (batch, 1 or heads, "
-        f"queries, keys), got {got}"
-    )
+    is_4d_mask = is_tensor and mask.ndim == 4 and (mask.dtype == torch.bool or mask.is_floating_point())
+    if not is_4d_mask and not (is_tensor and mask.ndim == 2):
+        got = f"{mask.dtype} of shape {tuple(mask.shape)}" if is_tensor else type(mask).__name__
+        raise ValueError(
+            "attention_mask: expected a padding mask (batch, keys), or a bool or additive float mask (batch, "
+            f"1 or heads, queries, keys), got {got}"
+        )
+    if mask.shape[0] not in (1, num_rows):
+        raise ValueError(
+            f"attention_mask: expected one row, or {num_rows} as in the batch of tokens, got {mask.shape[0]}"
+        )
 
 
 def _mask_of_tokens(padding_mask: Tensor, num_tokens: int) -> Tensor:

@@ -144,6 +144,17 @@ def test_masks_of_other_kinds_are_refused(mask: object) -> None:
         attention_context(inputs_of(1, 4, attention_mask=mask), {})
 
 
+@pytest.mark.parametrize(("num_rows", "mask_rows"), [(4, 2), (3, 5), (1, 2)])
+@pytest.mark.parametrize("shape", [(6,), (1, 6, 6)])
+@pytest.mark.parametrize("first", [0, 1])
+def test_masks_of_another_batch_are_refused(num_rows: int, mask_rows: int, shape: tuple[int, ...], first: int) -> None:
+    """A mask that hides nothing, too."""
+    mask = torch.ones(mask_rows, *shape, dtype=torch.bool)
+    mask[..., 0] = bool(first)
+    with pytest.raises(ValueError, match=f"attention_mask: expected one row, or {num_rows} as .*, got {mask_rows}$"):
+        attention_context(inputs_of(num_rows, 6, attention_mask=mask), {})
+
+
 def with_cached(num_tokens: int) -> DynamicCache:
     cache = DynamicCache(config=CONFIG)
     cache.update(*torch.zeros(2, 2, 2, num_tokens, 4), 0)

@@ -150,3 +150,17 @@ def test_export_with_a_dynamic_length() -> None:
         for tokens in (_tokens(2, 5), _tokens(2, 90)):
             logits = program.module()(tokens, use_cache=False).logits
             torch.testing.assert_close(logits, model(tokens, use_cache=False).logits, atol=ATOL, rtol=0)
+
+
+def test_export_with_a_dynamic_batch_and_a_padding_mask() -> None:
+    model = _model()
+    batch, length = torch.export.Dim("batch", min=2, max=64), torch.export.Dim("length", min=6, max=4096)
+    shape = {0: batch, 1: length}
+    inputs = {"input_ids": _tokens(2, 17), "attention_mask": (torch.arange(17) >= 5).long().repeat(2, 1)}
+    shapes = {"input_ids": shape, "attention_mask": shape, "use_cache": None}
+    program = torch.export.export(model, (), {**inputs, "use_cache": False}, dynamic_shapes=shapes)
+    tokens, mask = _tokens(5, 90), (torch.arange(90) >= 7).long().repeat(5, 1)
+    with torch.no_grad():
+        logits = program.module()(input_ids=tokens, attention_mask=mask, use_cache=False).logits[:, 7:]
+        expected = model(tokens, attention_mask=mask).logits[:, 7:]
+    torch.testing.assert_close(logits, expected, atol=ATOL, rtol=0)

@@ -204,6 +204,39 @@ def test_long_chunks_with_the_mask_of_the_whole_text(back_end: str) -> None:
     assert max_error(logits, expected.double().numpy(), mask[:, :1100]) <= 2 * TOLERANCE  # of two float32 results
 
 
+@pytest.mark.parametrize("length", [12, 600])
+@pytest.mark.parametrize("back_end", ["eager", "sdpa", "alibi_banded", "flex_attention"])
+@torch.no_grad()
+def test_a_padding_mask_of_one_row_is_that_of_every_row(back_end: str, length: int) -> None:
+    model = shared_model("alibi", back_end)
+    tokens = torch.randint(SMALL["vocab_size"], (3, length), generator=torch.Generator().manual_seed(7))
+    mask = (torch.arange(length) >= 5).long()[None]
+    found, expected = (model(tokens, attention_mask=each).logits[:, 5:] for each in (mask, mask.expand(3, -1)))
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+@torch.no_grad()
+def test_a_mask_of_one_row_continues_a_static_cache(back_end: str) -> None:
+    model, batch = shared_model("alibi", back_end), BATCHES["left"]
+    mask = batch.visible[1:2]
+    caches = [StaticCache(config=model.config, max_cache_len=24) for _ in range(2)]
+    found, expected = (
+        feed_chunks(model, Batch(batch.token_ids, visible), cache)[:, 7:]
+        for visible, cache in zip((mask, mask.expand(3, -1)), caches, strict=True)
+    )
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+@torch.no_grad()
+def test_a_4d_mask_of_one_row_is_that_of_every_row(back_end: str) -> None:
+    model, tokens = shared_model("alibi", back_end), BATCHES["whole"].token_ids
+    mask = torch.ones(19, 19).tril().bool()[None, None]
+    found, expected = (model(tokens, attention_mask=each).logits for each in (mask, mask.expand(3, -1, -1, -1)))
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=TOLERANCE)
+
+
 @functools.cache
 def expected_long_logits(case: str) -> np.ndarray:
     model = shared_model(case)
