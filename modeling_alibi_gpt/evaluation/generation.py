@@ -3,7 +3,9 @@
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
-from transformers import GenerationConfig, pipeline, set_seed
+from torch import nn
+from transformers import GenerationConfig, PreTrainedConfig, pipeline, set_seed
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from modeling_alibi_gpt.checkpoints.load import (
     COMPUTE_DTYPES,
@@ -50,7 +52,8 @@ def generate_text(config: GenerateConfig) -> dict[str, Any]:
     """Continue the prompt. Returns ``prompt`` and ``text``, which includes the prompt.
 
     Raises:
-        ValueError: The model or a setting cannot be used, or the text exceeds the model's position table.
+        ValueError: The model or a setting cannot be used, the text exceeds the model's position table, or logits are
+            not finite numbers.
     """
     tokenizer = load_model_tokenizer(config.model)
     model = load_causal_lm(config.model, dtype=config.dtype, attn_implementation=config.attn_implementation)
@@ -66,10 +69,17 @@ def generate_text(config: GenerateConfig) -> dict[str, Any]:
         **sampling,
     )
     writer = pipeline("text-generation", model=model, tokenizer=tokenizer, trust_remote_code=False)
+
+    def check_logits(module: nn.Module, arguments: tuple[Any, ...], output: CausalLMOutputWithPast) -> None:
+        # Some may be -inf, for tokens that never follow. Without sampling, NaN would be the token of id 0.
+        if not output.logits[:, -1].max().isfinite():
+            raise ValueError(f"{config.model}: the model's logits are not finite numbers, so there is no text")
+
+    model.register_forward_hook(check_logits)
     try:
         text = writer(config.prompt, generation_config=settings)[0]["generated_text"]
-    except (IndexError, RuntimeError) as error:  # of a table of vectors, or of biases as in MPT
-        longest = train_context_length(model.config)
+    except (IndexError, RuntimeError) as error:
+        longest = _table_length(model.config)
         if longest is None or len(tokenizer(config.prompt).input_ids) + config.max_new_tokens <= longest:
             raise
         raise ValueError(
@@ -77,3 +87,9 @@ def generate_text(config: GenerateConfig) -> dict[str, Any]:
             f"table of {longest} tokens: lower max_new_tokens"
         ) from error
     return {"prompt": config.prompt, "text": text}
+
+
+def _table_length(config: PreTrainedConfig) -> int | None:
+    """Length in tokens at which a table of vectors, or of biases as in MPT, may end without a message of its own."""
+    has_message_or_no_table = hasattr(config, "position_method") or getattr(config, "rope_parameters", None)
+    return None if has_message_or_no_table else train_context_length(config)

@@ -1,6 +1,7 @@
 """Text from a checkpoint: what a model cannot do is said in words."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GenerationMixin, GPT2Config, GPT2LMHeadModel
 
+from modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.corpora import load_documents
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from modeling_alibi_gpt.evaluation.generation import GenerateConfig, generate_text
@@ -30,6 +33,45 @@ def test_beyond_a_table_of_positions_is_an_error_in_words(tmp_path: Path) -> Non
 def test_beyond_the_length_of_another_family_is_an_error_in_words(make_folder: Callable[[str], str]) -> None:
     with pytest.raises(ValueError, match="exceeds the model's position table of 16 tokens: lower max_new_tokens"):
         generate_text(GenerateConfig(model=make_folder("mpt"), prompt="plan", max_new_tokens=64, do_sample=False))
+
+
+@pytest.mark.parametrize("do_sample", [True, False])
+@pytest.mark.parametrize("max_new_tokens", [4, 64])
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_are_an_error_in_words(
+    make_folder: Callable[[str], str], tmp_path: Path, do_sample: bool, max_new_tokens: int, number: float
+) -> None:
+    """As of a training that diverged. ALiBi has no position table that could be the reason."""
+    folder = Path(shutil.copytree(make_folder("alibi"), tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"].fill_(number)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = GenerateConfig(model=str(folder), prompt="plan", max_new_tokens=max_new_tokens, do_sample=do_sample)
+    with pytest.raises(ValueError, match="model: the model's logits are not finite numbers, so there is no text$"):
+        generate_text(settings)
+
+
+def test_tokens_may_have_no_probability(make_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    forward = AlibiGPTForCausalLM.forward
+
+    def without_token_5(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits[..., 5] = -math.inf
+        return output
+
+    monkeypatch.setattr(AlibiGPTForCausalLM, "forward", without_token_5)
+    assert generate_text(GenerateConfig(model=make_folder("alibi"), prompt="plan"))["text"].startswith("plan")
+
+
+def test_other_failures_are_not_blamed_on_a_table(
+    make_folder: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("of another reason")
+
+    monkeypatch.setattr(AlibiGPTForCausalLM, "forward", fail)
+    with pytest.raises(RuntimeError, match="of another reason"):
+        generate_text(GenerateConfig(model=make_folder("alibi"), prompt="plan"))
 
 
 @pytest.mark.parametrize(
