@@ -167,6 +167,14 @@ class AlibiWindowCache(Cache):
     def __init__(self, windows: Sequence[Sequence[int]]) -> None:
         super().__init__(layers=[AlibiWindowLayer(layer) for layer in windows])
 
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        """See ``AlibiWindowLayer.update``. Raises ValueError, too, if there are no windows for the layer."""
+        if layer_idx >= len(self.layers):
+            raise ValueError(
+                f"AlibiWindowCache has windows for {len(self.layers)} layers, got keys of layer {layer_idx + 1}"
+            )
+        return super().update(key_states, value_states, layer_idx, *args, **kwargs)
+
     @classmethod
     def from_margins(cls, model: PreTrainedModel, margins: Tensor) -> "AlibiWindowCache":
         """Windows that are valid while no key's score exceeds that of the query's own key by more than ``margins``.

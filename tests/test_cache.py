@@ -179,6 +179,8 @@ def test_what_cannot_be_is_refused() -> None:
             model(draw_tokens(1, 8), past_key_values=AlibiWindowCache.from_qk_norm(model))
     with pytest.raises(ValueError, match="has windows for 3 key/value heads, got keys of 6"), torch.no_grad():
         make_model(num_key_value_heads=6)(draw_tokens(1, 8), past_key_values=AlibiWindowCache([[64] * 3] * 2))
+    with pytest.raises(ValueError, match="has windows for 1 layers, got keys of layer 2"):
+        make_model().generate(draw_tokens(1, 8), past_key_values=AlibiWindowCache([[64] * 3]), max_new_tokens=2)
     cache = AlibiWindowCache.from_qk_norm(make_model())
     with pytest.raises(ValueError, match="cannot remove tokens"):
         cache.crop(-1)
