@@ -325,13 +325,14 @@ class AlibiGPTForCausalLM(TiedSharding, ContinuousBatching, AlibiGPTPreTrainedMo
         self, config: AlibiGPTConfig, inputs_embeds: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> Tensor | None:
         """Keep the 2D mask, from which positions are counted, and pad it to the length of a static cache."""
+        if (position_ids := kwargs.get("position_ids")) is not None:  # a compiled forward cannot raise the error
+            self.model.position_method.check_positions(position_ids)
         if attention_mask is None or attention_mask.ndim != 2:
             return attention_mask
         # For FlashAttention alone, `generate` keeps a mask that hides nothing. Once padded, it would hide empty slots.
         if config._attn_implementation == "flash_attention_2" and bool(attention_mask.all()):
             return None
-        num_missing = kwargs[CACHE_NAME].get_max_length() - attention_mask.shape[-1]
-        return F.pad(attention_mask, (0, max(0, num_missing)))
+        return F.pad(attention_mask, (0, max(0, kwargs[CACHE_NAME].get_max_length() - attention_mask.shape[-1])))
 
     @can_return_tuple
     @auto_docstring(custom_args=CACHE_DOCS + LOSS_CHUNK_DOCS)

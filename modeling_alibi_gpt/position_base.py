@@ -46,6 +46,9 @@ class PositionMethod(nn.Module):
     def init_weights(self) -> None:
         """Fill parameters and buffers from the config; also called for a model built on the meta device."""
 
+    def check_positions(self, position_ids: Tensor) -> None:
+        """Raise ValueError if the method ends before these positions; `generate` asks before each compiled step."""
+
     def embed(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
         """Add position information to embeddings ``(B, Q, D)`` at positions ``(B, Q)``."""
         return inputs_embeds

@@ -62,13 +62,17 @@ class LearnedPositions(PositionMethod):
     def parameter_shapes(cls, config: Any) -> dict[str, tuple[int, ...]]:
         return {"embedding.weight": (config.train_context_length, config.hidden_size)}
 
-    def embed(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
+    def check_positions(self, position_ids: Tensor) -> None:
         num_positions = self.embedding.num_embeddings
-        if not torch.compiler.is_compiling() and (longest := int(position_ids.max()) + 1) > num_positions:
+        if (longest := int(position_ids.max()) + 1) > num_positions:
             raise ValueError(
                 f"learned positions end at train_context_length = {num_positions} tokens, got a text of {longest}: "
                 "truncate it, or use a position_method that extrapolates, such as alibi"
             )
+
+    def embed(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling():
+            self.check_positions(position_ids)
         return inputs_embeds + self.embedding(position_ids).to(inputs_embeds.dtype)
 
 

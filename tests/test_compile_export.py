@@ -1,10 +1,12 @@
 """``torch.compile``, ``torch.export`` and ONNX: one graph for every length, and the numbers of the plain model."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch._dynamo.testing
 from torch import Tensor
-from transformers import StaticCache
+from transformers import CompileConfig, StaticCache
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 
@@ -138,6 +140,21 @@ def test_static_decoding_is_one_graph(counter) -> None:
             logits = compiled(input_ids[:, position : position + 1], past_key_values=cache).logits
             torch.testing.assert_close(logits[:, 0], expected[:, position], atol=ATOL, rtol=0)
     assert counter.frame_count == 1
+
+
+def test_static_decoding_beyond_a_table_of_positions_is_refused(counter) -> None:
+    model, prompt = _model(position_method="learned", train_context_length=16), _tokens(1, 7)
+
+    def backend(*graph: Any) -> Any:  # a function, because `generate` copies its settings
+        return counter(*graph)
+
+    compile_config = CompileConfig(backend=backend, mode="default")
+    compile_config._compile_all_devices = True
+    options = {"cache_implementation": "static", "compile_config": compile_config, "do_sample": False}
+    assert model.generate(prompt, max_new_tokens=10, **options).shape == (1, 17)  # the last is not read
+    assert counter.frame_count, "decoding was not compiled"
+    with pytest.raises(ValueError, match="end at train_context_length = 16 tokens, got a text of 17"):
+        model.generate(prompt, max_new_tokens=20, **options)
 
 
 def test_export_with_a_dynamic_length() -> None:
