@@ -20,7 +20,7 @@ SECTIONS = dict(
 NOVELS, WIKI, LONG = "methods_gutenberg_cpu2", "methods_wikitext2_cpu2", "methods_gutenberg_gpu_2"
 BETAS, BETAS_LATER, SCREEN = "beta_gutenberg_cpu2", "beta_gutenberg_longer_cpu2", "screen_gutenberg_cpu2"
 BETAS_SMALL, BETAS_LONG = "screen_beta_gutenberg_cpu2", "betas_gutenberg_gpu_2"
-MAIN, LARGER = "main_gutenberg_128_cpu2", "main_gutenberg_gpu_2"
+MAIN, MIDDLE, LARGER = "main_gutenberg_128_cpu2", "main_gutenberg_256_cpu2", "main_gutenberg_gpu_2"
 
 
 def raw(file: str) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def losses(file: str) -> dict[tuple[Any, ...], float]:
 
 
 SCHEDULED = "beta_schedules_gutenberg_cpu2", "nonoverlapping", "short sweep"  # file, protocol, reference
-FILES = (MAIN, LARGER, NOVELS, WIKI, LONG, BETAS, BETAS_LATER, SCREEN, BETAS_SMALL, BETAS_LONG, SCHEDULED[0])
+FILES = (MAIN, MIDDLE, LARGER, NOVELS, WIKI, LONG, BETAS, BETAS_LATER, SCREEN, BETAS_SMALL, BETAS_LONG, SCHEDULED[0])
 ALL = {file: losses(file) for file in FILES}
 
 
@@ -231,6 +231,9 @@ EXPECTED: dict[str, list[float]] = {
         *(main_above("rope", 4096), main_above("t5", 4096), main_above("kerple", 4096)),
         *(main_above("sandwich", 4096), main_above("alibi tuned", 4096), main_above("alibi, learned beta", 4096)),
         *(main_above("t5", length, "alibi, learned beta") for length in (128, 4096)),
+        *(rise(MIDDLE, "alibi"), above(MIDDLE, "rope", 4096), above(MIDDLE, "t5", 4096)),
+        *(above(MIDDLE, name, 128) for name in ("rope", "t5", "alibi tuned", "alibi, learned beta")),
+        *(above(MIDDLE, name, 128) for name in ("sandwich", "kerple")),
         *(rise(LARGER, "alibi", far=16384), above(LARGER, "rope", 16384), above(LARGER, "t5", 16384)),
         *(above(LARGER, name, length) for name in ("kerple", "sandwich") for length in (512, 16384)),
         *(above(LARGER, name, 512) for name in ("alibi, learned beta", "alibi tuned", "rope", "t5")),
@@ -260,7 +263,11 @@ EXPECTED: dict[str, list[float]] = {
         *(*predicted(8_192_000), half_above_one(BUDGETS_TOKENS[0]), half_above_one(BUDGETS_TOKENS[-1])),
         *(beta("32", "1"), beta("16", "1", BETAS_LATER)),
         *(screened("beta 8", "beta 1", file=BETAS_SMALL), main_above("alibi tuned", 128)),
-        *(above(LARGER, "alibi tuned", 512), screened("alibi 8", "alibi", 512, BETAS_LONG)),
+        *(
+            above(LARGER, "alibi tuned", 512),
+            above(MIDDLE, "alibi tuned", 128),
+            screened("alibi 8", "alibi", 512, BETAS_LONG),
+        ),
     ],
     "Can I change β after training?": [
         *(posthoc("0.5"), posthoc("2")),
