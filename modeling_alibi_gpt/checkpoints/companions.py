@@ -23,8 +23,14 @@ LICENSE_FILES = (
 )
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
-    *("tokenizer.json", _TOKENIZER_CONFIG, "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "chat_template.jinja", "chat_template.json"),
+    *("tokenizer.json", _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"),
+    *("chat_template.jinja", "chat_template.json"),
+    # Vocabularies. Where one is missing, transformers builds a tokenizer of a few default tokens without an error.
+    *("vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "bpe.codes", "byte_maps.json", "dict.txt"),
+    *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model"),
+    *("spm_char.model", "tiktoken.model", "tekken.json", "prophetnet.tokenizer"),
+    *("source.spm", "target.spm", "target_vocab.json", "vocab-src.json", "vocab-tgt.json", "entity_vocab.json"),
+    *("emoji.json", "normalizer.json", "word_shape.json", "word_pronunciation.json"),
     # The templates of a tokenizer with several; the folder is known by name and its files by their suffix.
     f"{CHAT_TEMPLATE_DIR}/*.jinja",
 )

@@ -1,10 +1,12 @@
 """What travels with a checkpoint: files by their names, no links and no code but ours."""
 
+import ast
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import transformers
 from datasets import Dataset
 from huggingface_hub.utils import filter_repo_objects
 from transformers import AutoTokenizer
@@ -16,6 +18,7 @@ from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, con
 from modeling_alibi_gpt.checkpoints.hub import AUTO_MAP, ExportConfig, export_to_hub
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from modeling_alibi_gpt.experiments.best_model import copy_model
+from tests.support.conversion_cases import gpt2
 
 
 OURS = {path.name for path in Path(modeling_alibi_gpt.__file__).parent.glob("*.py")}
@@ -63,6 +66,44 @@ def test_no_code_and_no_unknown_file_travels(make: Callable, source: Path) -> No
     found = {path.name for path in make(source).iterdir()}
     assert known <= found
     assert found <= known | OURS | {"README.md"}
+
+
+def names_of_vocabularies() -> list[str]:
+    """The files that the tokenizers of the installed transformers read, from their code."""
+    code = Path(transformers.__file__).parent.glob("models/*/tokenization_*.py")
+    found = {"tekken.json", "tiktoken.model"}  # read in place of the file that a class names
+    for node in (node for path in code for node in ast.parse(path.read_text(encoding="utf-8")).body):
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VOCAB_FILES_NAMES":
+            found |= set(ast.literal_eval(node.value).values())
+    return sorted(found - {"tokenizer.json", "tokenizer_config.json"})
+
+
+VOCABULARIES = names_of_vocabularies()
+
+
+def write_vocabularies(folder: Path) -> None:
+    """One text for all names, which no tokenizer reads: the folders have a ``tokenizer.json``, or are not loaded."""
+    for name in VOCABULARIES:
+        (folder / name).write_text(f"the vocabulary {name}", encoding="utf-8")
+
+
+def test_vocabularies_of_every_kind_travel(make: Callable, source: Path) -> None:
+    assert {"spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "spm.model"} <= set(VOCABULARIES)
+    write_vocabularies(source)
+    assert set(VOCABULARIES) <= {path.name for path in make(source).iterdir()}
+
+
+def test_vocabularies_of_every_kind_travel_on_the_way_in(tmp_path: Path) -> None:
+    gpt2().save_pretrained(tmp_path / "original")
+    write_vocabularies(tmp_path / "original")
+    (tmp_path / "original" / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    convert(ConvertConfig(model=str(tmp_path / "original"), output_dir=str(tmp_path / "converted")))
+    for name in VOCABULARIES:
+        assert (tmp_path / "converted" / name).read_text(encoding="utf-8") == f"the vocabulary {name}"
+
+
+def test_vocabularies_of_every_kind_are_downloaded() -> None:
+    assert list(filter_repo_objects(VOCABULARIES, allow_patterns=list(COMPANION_FILES))) == VOCABULARIES
 
 
 def test_a_tokenizer_that_is_code_is_refused(make: Callable, source: Path) -> None:
