@@ -37,6 +37,8 @@ TOKENIZER_FILES = (
 COMPANION_FILES = ("README.md", *LICENSE_FILES, GENERATION_CONFIG_NAME, *TOKENIZER_FILES)
 # The weights themselves, which are not companion files.
 WEIGHT_PATTERNS = ("*.safetensors", "*.safetensors.index.json")
+# What a config and a generation config both hold. A conversion writes it to the config of every model.
+_IN_BOTH_CONFIGS = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
 
 
 def companion_files(folder: Path, names: Sequence[str] = COMPANION_FILES) -> list[Path]:
@@ -72,6 +74,19 @@ def name_tokenizer_class(source: Path, folder: Path) -> None:
         logger.warning("the tokenizer of %s is copied, but cannot be loaded (%s)", source, error)
         return
     write_json(path, fields | {"tokenizer_class": type(tokenizer).__name__})
+
+
+def keep_generation_settings(source: Path, folder: Path) -> None:
+    """Write to a new generation config the settings in the config of a source that has no generation config.
+
+    transformers takes them from there then, but the configs that it writes have none.
+    """
+    fields, converted = (read_mapping(path / "config.json") for path in (source, folder))
+    names = GenerationConfig().to_dict().keys() - {*_IN_BOTH_CONFIGS, "transformers_version"}
+    settings = {name: value for name, value in fields.items() if name in names and value is not None}
+    if settings and not (folder / GENERATION_CONFIG_NAME).is_file():
+        in_both = {name: converted.get(name) for name in _IN_BOTH_CONFIGS}
+        write_json(folder / GENERATION_CONFIG_NAME, settings | in_both)
 
 
 def let_generate_follow(overrides: Mapping[str, Any], folder: Path) -> None:

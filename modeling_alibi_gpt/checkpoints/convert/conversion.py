@@ -16,6 +16,7 @@ from modeling_alibi_gpt.checkpoints.companions import (
     companion_files,
     copy_files,
     copy_licenses,
+    keep_generation_settings,
     let_generate_follow,
     name_tokenizer_class,
     written_files,
@@ -133,14 +134,11 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
             write_json(tmp_path / "config.json", llm_foundry_fields(target_config))
         copy_files(companions, folder, tmp_path)
         name_tokenizer_class(folder, tmp_path)
+        keep_generation_settings(folder, tmp_path)
         if config.to == OURS:
             let_generate_follow(config.overrides, tmp_path)
-        summary, tags = _summary(config, model_type, plan.left_out, differs_in), [translation.ours.position_method]
-        usage, library_name = loading_code(config.to), "transformers"
-        if "transformers" in differs_in:
-            usage, library_name = "Load it with llm-foundry, or with an engine that reads its models.", "llm-foundry"
-        fields = {"library_name": library_name, **_base_model(config)}
-        save_card(tmp_path, card, summary=summary, usage=usage, tags=tags, **fields)
+        fields = _card_fields(config, model_type, plan.left_out, differs_in)
+        save_card(tmp_path, card, tags=[translation.ours.position_method], **fields)
     return {
         "output_dir": config.output_dir,
         "converted_from": model_type,
@@ -151,13 +149,18 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     }
 
 
-def _summary(config: ConvertConfig, model_type: Any, left_out: Sequence[str], differs_in: Mapping[str, Any]) -> str:
-    """The summary of a conversion in its model card."""
+def _card_fields(
+    config: ConvertConfig, model_type: Any, left_out: Sequence[str], differs_in: Mapping[str, Any]
+) -> dict[str, str]:
+    """What the model card of a conversion says, apart from the text of the source's."""
     sentences = [f"{_source_name(config)} (`{model_type}`), converted to `{config.to}` by {PROGRAM}."]
     if left_out:
         sentences.append(f"Left out: {', '.join(left_out)}. Fine-tune it before use.")
     sentences += [f"Not for {engine}, which ignores {fields}." for engine, fields in differs_in.items()]
-    return " ".join(sentences)
+    usage, library_name = loading_code(config.to), "transformers"
+    if "transformers" in differs_in:
+        usage, library_name = "Load it with llm-foundry, or with an engine that reads its models.", "llm-foundry"
+    return {"summary": " ".join(sentences), "usage": usage, "library_name": library_name, **_base_model(config)}
 
 
 def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, GPT2Tokenizer, PreTrainedModel
 
+from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.hub import ExportConfig, export_to_hub
 from modeling_alibi_gpt.data.tokenizer_files import load_tokenizer
@@ -206,6 +207,57 @@ def test_overrides_reach_generate(tmp_path: Path) -> None:
         for name in ("original", "converted")
     )
     assert written == source | {"eos_token_id": 7, "bos_token_id": None, "use_cache": False}
+
+
+GENERATION = {"do_sample": True, "max_length": 17, "temperature": 0.3, "suppress_tokens": [7], "min_p": 0.1}
+
+
+def alibi_gpt_like_mpt(**fields: Any) -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return AlibiGPTForCausalLM(AlibiGPTConfig(**{**sizes, "use_bias": False, **fields}))
+
+
+def save_with_settings_in_config(model: PreTrainedModel, folder: Path) -> None:
+    """Generation settings where transformers looks for them if there is no generation_config.json."""
+    model.save_pretrained(folder)
+    (folder / "generation_config.json").unlink()
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | GENERATION), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (gpt2, {"to": "alibi_gpt"}),
+        (alibi_gpt_like_mpt, {"to": "mpt"}),
+        (alibi_gpt_like_mpt, {"to": "mpt", "flavour": "llm-foundry"}),
+    ],
+    ids=["in", "out", "out to llm-foundry"],
+)
+def test_generation_settings_in_the_config_come_along_both_ways(
+    make: Callable[..., PreTrainedModel], options: dict[str, str], tmp_path: Path
+) -> None:
+    save_with_settings_in_config(make(bos_token_id=3, eos_token_id=4), tmp_path / "original")
+    convert(ConvertConfig(model=str(tmp_path / "original"), output_dir=str(tmp_path / "converted"), **options))
+    source, copy = (loaded(tmp_path / name).generation_config.to_diff_dict() for name in ("original", "converted"))
+    assert source | GENERATION | {"bos_token_id": 3, "eos_token_id": 4} == source
+    assert copy | {"_from_model_config": True} == source
+
+
+def test_overrides_replace_what_the_config_says_of_generation(tmp_path: Path) -> None:
+    save_with_settings_in_config(bloom(eos_token_id=2), tmp_path / "original")
+    expected = {"eos_token_id": 7, "bos_token_id": None, "use_cache": False}
+    model, output_dir = str(tmp_path / "original"), str(tmp_path / "converted")
+    convert(ConvertConfig(model=model, output_dir=output_dir, overrides=expected))
+    found = loaded(tmp_path / "converted").generation_config.to_dict()
+    assert found | expected | GENERATION == found
+
+
+def test_a_config_without_generation_settings_gives_no_file_of_them(tmp_path: Path) -> None:
+    bloom(eos_token_id=2).save_pretrained(tmp_path / "original")
+    (tmp_path / "original" / "generation_config.json").unlink()
+    convert(ConvertConfig(model=str(tmp_path / "original"), output_dir=str(tmp_path / "converted")))
+    assert not (tmp_path / "converted" / "generation_config.json").exists()
 
 
 @pytest.mark.parametrize("setting", [{"allow_pickle": True}, {"max_shard_bytes": 1000}])
