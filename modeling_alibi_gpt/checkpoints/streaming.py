@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -52,6 +53,11 @@ class Plan:
 
     steps: list[Step] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+
+    def widest_dtype(self, source: SourceWeights) -> torch.dtype:
+        """The dtype in which ``from_pretrained``, which loads all weights in one, rounds none of them."""
+        names = (name for step in self.steps for name in step.sources)
+        return reduce(torch.promote_types, (source.describe(name).dtype for name in names))
 
 
 def plan_conversion(

@@ -124,7 +124,7 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     dtype = DTYPES[config.dtype] if config.dtype else None
     source, plan = translation.plan(folder, allow_pickle=config.allow_pickle, dtype=dtype)
     target_config = translation.target_config
-    target_config.dtype = dtype or source.describe(plan.steps[0].sources[0]).dtype
+    target_config.dtype = dtype or plan.widest_dtype(source)
     companions, card = companion_files(folder), read_card(folder)
     differs_in = engines_that_differ(translation.ours) if config.flavour != FLAVOURS[0] else {}
     with atomic_directory(target) as tmp_path:

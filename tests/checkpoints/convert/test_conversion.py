@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig, GPT2Tokenizer, PreTrainedModel
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
@@ -49,6 +49,26 @@ def test_logits_are_those_of_the_original(
     assert (ours.config.model_type, getattr(ours.config, field)) == ("alibi_gpt", value)
     for padded in (False, True):
         assert largest_difference(original, ours, padded=padded) < TOLERANCE
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16], ids=str)
+def test_no_weight_of_a_checkpoint_in_two_dtypes_is_rounded(stored: torch.dtype, tmp_path: Path) -> None:
+    """On the way in and back out; each tensor keeps its dtype in the files."""
+    original = bloom()
+    embedding = original.transformer.word_embeddings.weight
+    embedding.data = embedding.data.to(stored).float()
+    original.save_pretrained(tmp_path / "original")
+    tensors = load_file(tmp_path / "original" / "model.safetensors")
+    tensors["transformer.word_embeddings.weight"] = embedding.data.to(stored)
+    save_file(tensors, tmp_path / "original" / "model.safetensors", metadata={"format": "pt"})
+    convert(ConvertConfig(model=str(tmp_path / "original"), output_dir=str(tmp_path / "converted")))
+    convert(ConvertConfig(model=str(tmp_path / "converted"), output_dir=str(tmp_path / "back"), to="bloom"))
+    for name in ("converted", "back"):
+        model = loaded(tmp_path / name)
+        assert model.dtype == torch.float32
+        assert largest_difference(original, model, padded=False) < TOLERANCE
+    back = load_file(tmp_path / "back" / "model.safetensors")
+    assert back["transformer.word_embeddings.weight"].dtype == stored
 
 
 def test_tokenizer_generation_config_and_template_come_along_both_ways(tmp_path: Path) -> None:
