@@ -5,9 +5,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -152,5 +154,31 @@ def test_export_refuses_what_it_cannot_carry(heads, tmp_path: Path) -> None:
         export_to_hub(ExportConfig(model=str(tmp_path / "missing"), output_dir=str(tmp_path / "out")))
     (tmp_path / "model" / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="no weights found, expected model.safetensors"):
+        export_to_hub(ExportConfig(model=str(tmp_path / "model"), output_dir=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "fields", "dropped"),
+    [
+        ("AutoModelForCausalLM", {"position_method": "learned"}, "model.position_method.embedding.weight"),
+        ("AutoModelForCausalLM", {"tie_word_embeddings": False}, "lm_head.weight"),
+        ("AutoModelForCausalLM", {"alibi_trainable": "beta"}, "model.position_method.bias_log_beta"),
+        ("AutoModel", {"position_method": "learned"}, "position_method.embedding.weight"),
+        ("AutoModelForTokenClassification", {"tie_word_embeddings": False}, "score.weight"),
+        ("AutoModelForQuestionAnswering", {}, "qa_outputs.bias"),
+    ],
+)
+def test_export_refuses_a_model_of_which_weights_are_missing(
+    head: str, fields: dict[str, Any], dropped: str, tmp_path: Path
+) -> None:
+    """Nobody trains an export: ``from_pretrained`` would initialize them with only a warning."""
+    config = AlibiGPTConfig(vocab_size=61, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, **fields)
+    HEADS[head].from_config(config).save_pretrained(tmp_path / "model")
+    export_to_hub(ExportConfig(model=str(tmp_path / "model"), output_dir=str(tmp_path / "complete")))
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    del tensors[dropped]
+    save_file(tensors, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"model: weights of AlibiGPT\w+ are missing \(1\), e\.g\. {dropped}"):
         export_to_hub(ExportConfig(model=str(tmp_path / "model"), output_dir=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 import modeling_alibi_gpt
@@ -15,9 +17,10 @@ from modeling_alibi_gpt.checkpoints.companions import (
     refuse_link,
     written_files,
 )
-from modeling_alibi_gpt.checkpoints.folder import weight_files
+from modeling_alibi_gpt.checkpoints.folder import stored_shapes, weight_files
 from modeling_alibi_gpt.checkpoints.load import load_model_config, load_model_tokenizer
 from modeling_alibi_gpt.checkpoints.model_card import PROGRAM, loading_code, read_card, save_card
+from modeling_alibi_gpt.checkpoints.weight_map import LM_HEAD
 from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
 
@@ -74,7 +77,9 @@ def export_to_hub(config: ExportConfig) -> dict[str, Any]:
         raise ValueError(
             f"{source} uses a position_method from {model_config.position_plugin!r}, whose code cannot be exported"
         )
-    files, card, auto_class = _files_to_copy(source), read_card(source), _auto_class(model_config.architectures)
+    auto_class = _auto_class(model_config.architectures)
+    _check_complete(source, model_config, AUTO_MAP[auto_class].rpartition(".")[2])
+    files, card = _files_to_copy(source), read_card(source)
     if any(path.name in TOKENIZER_FILES for path in files):
         load_model_tokenizer(source)
     with atomic_directory(target) as tmp_path:
@@ -100,6 +105,21 @@ def _auto_class(architectures: list[str] | None) -> str:
     """The class that loads all weights of a model."""
     classes = {name.rpartition(".")[2]: auto_class for auto_class, name in AUTO_MAP.items()}
     return classes.get((architectures or [""])[0], "AutoModelForCausalLM")
+
+
+def _check_complete(source: Path, config: PreTrainedConfig, class_name: str) -> None:
+    """Refuse a folder that lacks weights which are optional elsewhere, because training can initialize them."""
+    if getattr(config, "quantization_config", None) is not None:  # its weights have other names
+        return
+    with torch.device("meta"):
+        model = getattr(modeling_alibi_gpt, class_name)(config)
+    prefix, tied = f"{model.base_model_prefix}.", {LM_HEAD} if config.tie_word_embeddings else set()
+    stored = {name.removeprefix(prefix) for name in stored_shapes(source)} | tied
+    if missing := [name for name in model.state_dict() if name.removeprefix(prefix) not in stored]:
+        raise ValueError(
+            f"{source}: weights of {class_name} are missing ({len(missing):,}), e.g. {missing[0]}; "
+            "from_pretrained would initialize them"
+        )
 
 
 def _files_to_copy(source: Path) -> list[Path]:
