@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
+from modeling_alibi_gpt.checkpoints.gguf.export import export_gguf
 from modeling_alibi_gpt.checkpoints.load import checkpoint_fingerprint, load_causal_lm, load_model_tokenizer
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig, load_text, measurement_provenance
 from modeling_alibi_gpt.runtime.config import config_dataclass
@@ -166,7 +166,7 @@ def measure_llama_cpp(config: LlamaCppConfig) -> list[Record]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.gguf")
         context_length = max(config.lengths_tokens) + config.num_new_tokens
-        export_gguf(GgufConfig(model=config.model, output=str(file), context_length_tokens=context_length))
+        export_gguf(config.model, file, context_length_tokens=context_length)
         for precision in PRECISIONS:
             llama = LlamaCpp(file, precision=precision)
             for length in config.lengths_tokens:

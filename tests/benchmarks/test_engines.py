@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks.engines import EnginesConfig, differences, gguf_type, measure_engines, table, with_exact_gelu
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
-from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
+from modeling_alibi_gpt.checkpoints.gguf.export import export_gguf
 from modeling_alibi_gpt.runtime.records import read_records
 
 
@@ -45,7 +45,7 @@ def test_a_model_with_exact_gelu_leaves_the_first_as_it_is() -> None:
 def test_a_gguf_file_says_its_type(make_folder: Callable[[str], str], tmp_path: Path) -> None:
     for dtype, name in (("float32", "F32"), ("float16", "F16"), ("bfloat16", "BF16")):
         path = str(tmp_path / f"{dtype}.gguf")
-        export_gguf(GgufConfig(model=make_folder("alibi"), output=path, dtype=dtype))
+        export_gguf(make_folder("alibi"), path, dtype=dtype)
         assert gguf_type(path) == name
 
 
@@ -60,7 +60,7 @@ def test_every_engine_is_measured(make_folder: Callable[[str], str], source: str
         pytest.importorskip(package)
     model, file, output = tmp_path / "ours", str(tmp_path / "model.gguf"), tmp_path / "engines.jsonl"
     convert(ConvertConfig(model=make_folder("mpt"), output_dir=str(model)))
-    export_gguf(GgufConfig(model=str(model), output=file, dtype="float16", context_length_tokens=64))
+    export_gguf(model, file, dtype="float16", context_length_tokens=64)
     sizes = {"window_tokens": 24, "num_windows": 2}
     config = EnginesConfig(
         model=str(model), family="mpt", gguf_files=[file], source=source, output=str(output), **sizes

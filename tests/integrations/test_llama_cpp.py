@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from benchmarks.llama_cpp import LlamaCpp, LlamaCppConfig, compare, measure_llama_cpp
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
-from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
+from modeling_alibi_gpt.checkpoints.gguf.export import export_gguf
 from modeling_alibi_gpt.runtime.records import read_records
 
 
@@ -49,7 +49,7 @@ def export(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> Callable[[PreT
         tokenizer.save_pretrained(tmp_path)
         file = tmp_path / "model.gguf"
         context_length = max(LENGTHS) + NUM_NEW_TOKENS
-        export_gguf(GgufConfig(model=str(tmp_path), output=str(file), context_length_tokens=context_length))
+        export_gguf(tmp_path, file, context_length_tokens=context_length)
         return file
 
     return make
@@ -101,7 +101,7 @@ def test_llama_cpp_tokenizes_normalized_text_as_a_tokenizer_that_normalizes(
     as_in_mpt.add_tokens([AddedToken(" " * length, normalized=True) for length in range(24, 1, -1)])
     as_in_mpt.save_pretrained(tmp_path)
     make_model(vocab_size=len(as_in_mpt)).save_pretrained(tmp_path)
-    export_gguf(GgufConfig(model=str(tmp_path), output=str(tmp_path / "model.gguf")))
+    export_gguf(tmp_path, tmp_path / "model.gguf")
     llama = LlamaCpp(tmp_path / "model.gguf")
     texts = [
         *TEXTS,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from gguf import GGUFReader
 
-from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
+from modeling_alibi_gpt.checkpoints.gguf.export import export_gguf
 
 
 SIZES = {
@@ -17,5 +17,5 @@ SIZES = {
 
 
 def export(folder: Path, **fields) -> GGUFReader:
-    export_gguf(GgufConfig(model=str(folder / "model"), output=str(folder / "model.gguf"), **fields))
+    export_gguf(folder / "model", folder / "model.gguf", **fields)
     return GGUFReader(folder / "model.gguf")

@@ -26,7 +26,7 @@ from modeling_alibi_gpt.checkpoints.convert.falcon import FALCON
 from modeling_alibi_gpt.checkpoints.convert.families import Family, Fields
 from modeling_alibi_gpt.checkpoints.convert.gpt2 import GPT2
 from modeling_alibi_gpt.checkpoints.convert.mpt import FLAVOURS, MPT, engines_that_differ, llm_foundry_fields
-from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
+from modeling_alibi_gpt.checkpoints.gguf.export import export_gguf
 from modeling_alibi_gpt.checkpoints.load import DTYPES, check_overrides, load_model_config
 from modeling_alibi_gpt.checkpoints.model_card import GGUF_USAGE, PROGRAM, loading_code, read_card, save_card
 from modeling_alibi_gpt.checkpoints.model_size import FLOAT32_BYTES, format_bytes, num_parameters
@@ -167,23 +167,21 @@ def _write_gguf(config: ConvertConfig, folder: Path, target: Path) -> dict[str, 
     _refuse_ways_in(config)
     if config.max_shard_bytes != ConvertConfig.max_shard_bytes:
         raise ValueError("max_shard_bytes does not apply to gguf, which is one file")
-    card = read_card(folder)
+    card, dtype = read_card(folder), config.dtype or "float32"
     with atomic_directory(target) as tmp_path:
         copy_licenses(folder, tmp_path)
         export_gguf(
-            GgufConfig(
-                model=str(folder),
-                output=str(tmp_path / "model.gguf"),
-                # The folder of a Hub snapshot is named after its commit.
-                name=None if Path(config.model).is_dir() else config.model.rpartition("/")[2],
-                dtype=config.dtype or "float32",
-                context_length_tokens=config.context_length_tokens,
-            )
+            folder,
+            tmp_path / "model.gguf",
+            # The folder of a Hub snapshot is named after its commit.
+            name=None if Path(config.model).is_dir() else config.model.rpartition("/")[2],
+            dtype=dtype,
+            context_length_tokens=config.context_length_tokens,
         )
         save_card(
             tmp_path,
             card,
-            summary=f"{_source_name(config)}, converted to a GGUF file in {config.dtype or 'float32'} by {PROGRAM}.",
+            summary=f"{_source_name(config)}, converted to a GGUF file in {dtype} by {PROGRAM}.",
             usage=GGUF_USAGE,
             tags=["alibi", "gguf", "llama.cpp"],
             library_name="gguf",

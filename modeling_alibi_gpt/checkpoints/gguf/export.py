@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from modeling_alibi_gpt.checkpoints.weight_map import LM_HEAD, SAME, Rule
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
 from modeling_alibi_gpt.modeling_alibi_gpt import AlibiGPTForCausalLM
 from modeling_alibi_gpt.runtime.atomic import atomic_file
-from modeling_alibi_gpt.runtime.config import Count, config_dataclass
 
 
 # GGML's names for the dtype of matrices, and for a file with such matrices. Norms and biases are always float32.
@@ -46,39 +45,41 @@ _LAYER_NAMES = {
 }
 
 
-@config_dataclass
-class GgufConfig:
-    """Settings of a GGUF export."""
-
-    model: str
-    """Checkpoint folder with its tokenizer."""
-    output: str
-    """GGUF file to write; an existing file is replaced."""
-    name: str | None = None
-    """Display name of the model; None uses the name in the model card, or the name of the folder."""
-    dtype: Literal[*DTYPES] = "float32"
-    """Dtype of the matrices: ``float32``, ``float16`` or ``bfloat16``."""
-    context_length_tokens: Count | None = None
-    """Maximum text length that programs assume: llama-server refuses a longer text, and llama.cpp reserves a cache of
-    this size by default. ALiBi itself has no such limit. None uses ``train_context_length``.
-    """
-
-
-def export_gguf(config: GgufConfig) -> dict[str, Any]:
+def export_gguf(
+    model: str | Path,
+    output: str | Path,
+    *,
+    name: str | None = None,
+    dtype: str = "float32",
+    context_length_tokens: int | None = None,
+) -> dict[str, Any]:
     """Write weights, configuration and tokenizer of a checkpoint to one GGUF file.
 
     Tensors are read and written one by one, so a checkpoint may be larger than memory.
+
+    Args:
+        model: Checkpoint folder with its tokenizer.
+        output: GGUF file to write; an existing file is replaced.
+        name: Display name of the model; None uses the name in the model card, or the name of the folder.
+        dtype: Dtype of the matrices: ``float32``, ``float16`` or ``bfloat16``.
+        context_length_tokens: Maximum text length that programs assume, although ALiBi has no limit: llama-server
+            refuses a longer text, and llama.cpp reserves a cache of this size by default. None uses
+            ``train_context_length``.
 
     Returns:
         ``output``, and ``num_tensors`` and ``num_bytes`` of the file.
 
     Raises:
         ValueError: The folder does not contain an AlibiGPT and its tokenizer, the MPT architecture does not support
-            its config, llama.cpp does not support its tokenizer, a weight overflows in the dtype, or the package
-            ``gguf`` is not installed.
+            its config, llama.cpp does not support its tokenizer, an argument is out of range, a weight overflows in
+            the dtype, or the package ``gguf`` is not installed.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
+    if context_length_tokens is not None and context_length_tokens < 1:
+        raise ValueError(f"context_length_tokens must be at least 1, got {context_length_tokens}")
     gguf = _import_gguf()
-    folder, model_config = Path(config.model), load_model_config(config.model)
+    folder, file, model_config = Path(model), Path(output), load_model_config(model)
     if model_config.model_type != "alibi_gpt":
         raise ValueError(f"{folder} contains a model of type {model_config.model_type}, expected alibi_gpt")
     check_config(model_config)
@@ -86,14 +87,12 @@ def export_gguf(config: GgufConfig) -> dict[str, Any]:
     check_tokenizer(tokenizer)
     source, num_parameters = _whole_weights(folder, model_config)
     steps = list(mpt_tensors(model_config))
-
-    output = Path(config.output)
-    with atomic_file(output) as tmp_path, closing(gguf.GGUFWriter(tmp_path, "mpt")) as writer:
-        add_metadata(writer, folder, config.name, num_parameters)
-        _add_config(writer, model_config, config.context_length_tokens or model_config.train_context_length)
+    with atomic_file(file) as tmp_path, closing(gguf.GGUFWriter(tmp_path, "mpt")) as writer:
+        add_metadata(writer, folder, name, num_parameters)
+        _add_config(writer, model_config, context_length_tokens or model_config.train_context_length)
         add_tokenizer(writer, tokenizer, model_config.vocab_size)
-        _write(writer, steps, source, config.dtype)
-    return {"output": str(output), "num_tensors": len(steps), "num_bytes": output.stat().st_size}
+        _write(writer, steps, source, dtype)
+    return {"output": str(file), "num_tensors": len(steps), "num_bytes": file.stat().st_size}
 
 
 def check_config(config: AlibiGPTConfig) -> None:

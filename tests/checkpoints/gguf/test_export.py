@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import GPTNeoXTokenizer, MptConfig, MptForCausalLM, PreTrainedTokenizerFast
 
 from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
-from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, check_config, export_gguf
+from modeling_alibi_gpt.checkpoints.gguf.export import check_config, export_gguf
 from tests.support.gguf_cases import SIZES, export
 
 
@@ -215,8 +215,8 @@ def test_what_is_no_alibi_gpt_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"dtype": "int4"}, "'dtype' must be 'float32', 'bfloat16' or 'float16', got 'int4'"),
-        ({"context_length_tokens": 0}, "least 1"),
+        ({"dtype": "int4"}, "dtype must be one of float32, bfloat16, float16, got 'int4'"),
+        ({"context_length_tokens": 0}, "context_length_tokens must be at least 1, got 0"),
     ],
 )
 def test_settings_out_of_range_are_refused(fields: dict, complaint: str, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_settings_out_of_range_are_refused(fields: dict, complaint: str, tmp_pat
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ValueError, match=r"pip install 'alibi-gpt\[convert\]'"):
-        export_gguf(GgufConfig(model=str(tmp_path), output=str(tmp_path / "model.gguf")))
+        export_gguf(tmp_path, tmp_path / "model.gguf")
 
 
 def test_a_failed_write_leaves_the_old_file(save: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

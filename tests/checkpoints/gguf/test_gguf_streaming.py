@@ -88,13 +88,13 @@ def test_weights_stored_in_another_dtype_are_the_same_numbers(
 MEMORY = """
 import re, sys
 from pathlib import Path
-from modeling_alibi_gpt.checkpoints.gguf.export import GgufConfig, export_gguf
+from modeling_alibi_gpt.checkpoints.gguf.export import export_gguf
 
 def peak_bytes():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 before = peak_bytes()
-num_bytes = export_gguf(GgufConfig(model=sys.argv[1], output=sys.argv[2]))["num_bytes"]
+num_bytes = export_gguf(sys.argv[1], sys.argv[2])["num_bytes"]
 print(num_bytes, peak_bytes() - before)
 """
 
