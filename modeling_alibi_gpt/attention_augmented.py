@@ -8,12 +8,14 @@ the queries.
 
 The result must stay exact in the kernel's number format:
 
-* bfloat16 and float16 have 8 and 11 significant bits. Slopes are split into three pieces of that format, and distances
-  into base-512 digits from -256 to 255; two digits reach 131,072 tokens. Every product of a piece and a digit is exact
-  in float32, in which kernels accumulate. Chunks of queries have their own c: sums near 16,000 nats round to 0.001.
+* bfloat16 has 8 significant bits. Slopes are split into three pieces of that format, and distances into base-512
+  digits from -256 to 255; two digits reach 131,072 tokens. Every product of a piece and a digit is exact in float32,
+  in which kernels accumulate. Chunks of queries have their own c: sums near 16,000 nats round to 0.001.
 * float32 and float64 represent every position exactly. There ``-s * (i - c)`` is added too, and the extra dimensions
   come first: a kernel that adds in order cancels the two large terms before it adds ``q . k``. Some kernels, such as
   those for a single query, add in another order. Shorter chunks therefore bound each term by slope times chunk length.
+  The terms cancel in gradients, too, if the kernel does not scale: torch's would round one factor of each product.
+* float16 ends at 65,504, below products of steep slopes and distances. It is computed in float32.
 
 Shapes: B batch (or 1), H heads, Q queries, K keys, d head size.
 """
@@ -32,8 +34,6 @@ from .attention_context import AttentionContext
 
 _NUM_PIECES = 3
 _BASE = 512
-# The place values 1, 512 and 512**2, factored so that both sides stay within the range of float16.
-_DIGIT_FACTORS = ((1, 1), (16, 32), (2048, 128))
 # Two digits reach this far: bfloat16 represents every integer up to 256.
 _TWO_DIGITS_TOKENS = _BASE * _BASE // 2
 # Kernels prefer head sizes that are multiples of eight.
@@ -124,10 +124,11 @@ def augmented_attention(
 def _make_parts(
     slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype, scaling: float
 ) -> list[_Part]:
+    dtype = _computing_dtype(dtype)
     is_half = dtype.itemsize < 4
     dimensions = _distance_digits if is_half else _distance_parts
     chunk_tokens = _HALF_CHUNK_TOKENS if is_half else _CHUNK_TOKENS
-    slopes = slopes / scaling
+    slopes = slopes / scaling if is_half else slopes
     q_len, kv_len = query_positions.shape[-1], key_positions.shape[-1]
     # Compiled code stays one call, so that one graph serves all lengths.
     if torch.compiler.is_compiling() or q_len <= chunk_tokens:
@@ -143,6 +144,22 @@ def _make_parts(
 
 
 def _attend_parts(
+    query: Tensor, key: Tensor, value: Tensor, parts: list[_Part], mask: Tensor | None, scaling: float, dropout: float
+) -> Tensor:
+    dtype = _computing_dtype(query.dtype)
+    if dtype.itemsize >= 4:
+        query, scaling = query.to(dtype) * scaling, 1.0
+    # Autocast would cast float32 back.
+    with torch.autocast(query.device.type, enabled=False):
+        output = _attend_each(query, key.to(dtype), value.to(dtype), parts, mask, scaling, dropout)
+    return output.to(value.dtype)
+
+
+def _computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype == torch.float16 else dtype
+
+
+def _attend_each(
     query: Tensor, key: Tensor, value: Tensor, parts: list[_Part], mask: Tensor | None, scaling: float, dropout: float
 ) -> Tensor:
     if len(parts) == 1:
@@ -200,7 +217,7 @@ def _distance_parts(
 def _distance_digits(
     slopes: Tensor, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """``(B, H, Q, n)`` and ``(B, 1, K, n)`` in a 16-bit format whose dot product is ``s * (j - c)``.
+    """``(B, H, Q, n)`` and ``(B, 1, K, n)`` in bfloat16 whose dot product is ``s * (j - c)``.
 
     c is the position of the last query.
     """
@@ -210,9 +227,9 @@ def _distance_digits(
     num_digits = 2 if not is_tracing(distance) and distance.shape[-1] <= _TWO_DIGITS_TOKENS else 3
     from_query, from_key = [], []
     for piece in _pieces(-slopes.transpose(1, 2), dtype):
-        for digit, (query_factor, key_factor) in zip(_digits(distance, num_digits), _DIGIT_FACTORS, strict=False):
-            from_query.append((piece * query_factor).to(dtype))
-            from_key.append((digit * key_factor).to(dtype))
+        for place, digit in enumerate(_digits(distance, num_digits)):
+            from_query.append((piece * _BASE**place).to(dtype))
+            from_key.append(digit.to(dtype))
     more_query = torch.stack(from_query, dim=-1)
     return more_query.expand(-1, -1, query_positions.shape[-1], -1), torch.stack(from_key, dim=-1)[:, None]
 
