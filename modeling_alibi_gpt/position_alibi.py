@@ -129,8 +129,8 @@ class AlibiPositions(Float32Positions):
 
     def bias(self, layer_idx: int, query_positions: Tensor, key_positions: Tensor, dtype: torch.dtype) -> Tensor:
         slopes = self.query_slopes(layer_idx, query_positions, dtype).transpose(1, 2)[..., None]  # (B, H, Q or 1, 1)
-        # Subtract before rounding; float32 represents positions exactly up to 2**24.
-        distance = (query_positions[:, :, None].to(dtype) - key_positions[:, None, :].to(dtype)).abs()
+        # Subtract before rounding: float32 represents positions exactly only up to 2**24.
+        distance = (query_positions[:, :, None] - key_positions[:, None, :]).abs().to(dtype)
         return -slopes * distance[:, None]
 
 
