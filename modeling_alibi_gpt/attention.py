@@ -71,6 +71,9 @@ def folded_mask(context: AttentionContext, bias: LayerBias | None) -> Tensor | N
     if mask.dtype != torch.bool:
         is_visible = mask > torch.finfo(mask.dtype).min
         score = score + mask
+    if context.slots is None and context.dtype == torch.float16:
+        # A query may see distant keys only. Below the range of float16 they would weigh less than hidden keys.
+        score = score - torch.where(is_visible, score.detach(), -torch.inf).amax(-1, keepdim=True)
     return torch.where(is_visible, score, torch.finfo(context.dtype).min).to(context.dtype)
 
 
