@@ -168,7 +168,7 @@ def prepare_banded(context: AttentionContext, bias: LayerBias | None) -> LayerMa
     if not context.is_whole and context.segments() is None:
         raise ValueError(
             "attention back end 'alibi_banded' needs contiguous tokens: use sdpa or eager for padding between visible "
-            "tokens, 4D masks, static caches and compiled packing"
+            "tokens, 4D masks and static caches, and in compiled models for packed documents and any padding mask"
         )
     return banded_attention(context, slopes[0, 0], bias.tolerance)
 
