@@ -18,6 +18,7 @@ from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, con
 from modeling_alibi_gpt.checkpoints.hub import AUTO_MAP, ExportConfig, export_to_hub
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
 from modeling_alibi_gpt.experiments.best_model import copy_model
+from modeling_alibi_gpt.runtime.manifest import write_manifest
 from tests.support.conversion_cases import gpt2
 
 
@@ -147,6 +148,7 @@ def test_every_chat_template_travels(make: Callable, with_templates: Path) -> No
 
 
 def test_every_chat_template_travels_with_the_best_model_of_a_sweep(with_templates: Path) -> None:
+    write_manifest(with_templates)  # as a finished training does
     copy_model(with_templates, with_templates.parent / "best")
     assert AutoTokenizer.from_pretrained(with_templates.parent / "best").chat_template == TEMPLATES
 
