@@ -63,7 +63,7 @@ def test_what_is_measured_is_not_measured_again(make_experiment: MakeExperiment)
     train(config)
     rows = read_records(path)
     for file in Path(config.training["output_dir"]).iterdir():
-        if file.is_file() and file.name not in ("experiment.json", "milestones.jsonl"):
+        if file.is_file() and file.name not in ("experiment.json", "data.json", "milestones.jsonl"):
             file.unlink()
     measured_twice = [*rows[:-2], *rows[-4:-2]]
     write_records(path, measured_twice)
