@@ -18,7 +18,7 @@ def settings_reference() -> str:
     for schema, (command, _) in SETTINGS.items():
         parts += [f"## alibi-gpt {command.__name__}", "", "| key | type | meaning |", "|---|---|---|"]
         for key, kind, meaning in setting_rows(schema):
-            parts.append(f"| `{key}` | {_cell(kind)} | {_cell(meaning)} |")
+            parts.append(f"| <code>{key.replace('.', '.<wbr>')}</code> | {_cell(kind)} | {_cell(meaning)} |")
         parts.append("")
     return "\n".join(parts)
 

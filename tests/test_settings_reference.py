@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ def rows() -> list[str]:
     spec = importlib.util.spec_from_file_location("settings_reference", ROOT / "docs" / "settings_reference.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return [line for line in module.settings_reference().splitlines() if line.startswith("| `")]
+    lines = module.settings_reference().replace("<wbr>", "").splitlines()
+    return [re.sub("<code>(.*?)</code>", r"`\1`", line) for line in lines if line.startswith("| <code>")]
 
 
 def keys_of(schema: Any) -> Iterator[str]:
