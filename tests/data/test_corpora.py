@@ -424,9 +424,8 @@ def test_description_counts_bytes_and_tells_texts_apart():
     description = describe_documents(Dataset.from_list(described))
     assert (description["num_documents"], description["num_bytes"]) == (2, 2 + 3 + 2)
     moved = [{"name": "a", "text": "\u00e9\u4e16b"}, {"name": "", "text": "xy"}]
-    variants = (described, described[::-1], moved)
-    fingerprints = {describe_documents(Dataset.from_list(rows))["fingerprint"] for rows in variants}
-    assert len(fingerprints) == 3
+    variants = [Dataset.from_list(rows) for rows in (described, described[::-1], moved)]
+    assert len({describe_documents(variant)["fingerprint"] for variant in variants}) == 3
 
 
 def test_full_disk_is_reported_as_such(tmp_path, monkeypatch):
