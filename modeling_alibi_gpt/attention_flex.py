@@ -154,13 +154,12 @@ def slope_score_mod(slopes: Tensor, query_positions: Tensor, key_positions: Tens
 
     Args:
         slopes: ``(H,)``, nats per token.
-        query_positions: ``(B, Q)`` int64, tokens, below 2**24.
-        key_positions: ``(B, K)`` int64, tokens, below 2**24.
+        query_positions: ``(B, Q)`` int64, tokens.
+        key_positions: ``(B, K)`` int64, tokens.
     """
-    query_positions, key_positions = query_positions.float(), key_positions.float()
 
     def score_mod(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return score + slopes[head] * (key_positions[row, key] - query_positions[row, query])
+        return score + slopes[head] * (key_positions[row, key] - query_positions[row, query]).float()
 
     return score_mod
 

@@ -21,7 +21,7 @@ class ForwardInputs(NamedTuple):
         config: Config of the model.
         inputs_embeds: ``(B, Q, D)``.
         attention_mask: ``(1 or B, K)``, 1 where a token is visible; or ``(1 or B, 1 or H, Q, K)``; or None.
-        position_ids: ``(B, Q)``, tokens, or None.
+        position_ids: ``(1 or B, Q)``, tokens, or None.
         cache: The cache before this call, or None; under continuous batching, the pages of all requests.
         may_skip_mask: Whether plain causal attention may omit the mask.
     """
@@ -47,14 +47,19 @@ class ForwardInputs(NamedTuple):
 
         Raises:
             ValueError: The mask is neither a padding mask ``(1 or B, K)`` nor a bool or float one of shape
-                ``(1 or B, 1 or H, Q, K)``; a padding mask hides tokens and is shorter than the cached and new ones; or
-                ``cu_seq_lens_q`` without positions comes with such a mask or a 4D one, with earlier text, or with a
-                static cache.
+                ``(1 or B, 1 or H, Q, K)``; positions are not ``(1 or B, Q)``; a padding mask hides tokens and is
+                shorter than the cached and new ones; or ``cu_seq_lens_q`` without positions comes with such a mask or
+                a 4D one, with earlier text, or with a static cache.
         """
         mask, positions, cache = self.attention_mask, self.position_ids, self.cache
         num_rows, q_len = self.inputs_embeds.shape[:2]
         if _is_empty(cache, q_len):
             cache = None
+        if positions is not None and (positions.ndim != 2 or positions.shape not in ((1, q_len), (num_rows, q_len))):
+            raise ValueError(
+                f"position_ids: expected shape (1 or {num_rows}, {q_len}), for every token of the batch, got "
+                f"{tuple(positions.shape)}"
+            )
         if mask is not None:
             _check_mask(mask, num_rows)
             mask = mask.bool().expand(num_rows, -1) if mask.ndim == 2 else mask

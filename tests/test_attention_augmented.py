@@ -36,6 +36,16 @@ def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     return calls
 
 
+def record_dtypes(
+    dtypes: list[torch.dtype], graph: torch.fx.GraphModule, inputs: list[Tensor]
+) -> torch.fx.GraphModule:
+    """A back end of torch.compile that notes the dtype of every attention whose heads are wider than 64."""
+    calls = [node for node in graph.graph.nodes if node.target is F.scaled_dot_product_attention]
+    queries = [call.args[0].meta["example_value"] for call in calls]
+    dtypes += [query.dtype for query in queries if query.shape[-1] > 64]
+    return graph
+
+
 @pytest.mark.parametrize("is_compiled", [False, True], ids=["uncompiled", "compiled"])
 @pytest.mark.parametrize("kind", ["geometric", "uniform"])
 @pytest.mark.parametrize("beta", [8.0, 64.0, 1000.0])
@@ -50,9 +60,16 @@ def test_steep_slopes_in_half_precision(
     run_long_ways_on_short_texts(monkeypatch)
     mask = None if is_compiled else PADDED_BETWEEN
     eager, half = (make_model(dtype, back_end, **fields) for back_end in ("eager", "sdpa"))
-    half = torch.compile(half, backend="eager", fullgraph=True, dynamic=True) if is_compiled else half
+    compiled_calls: list[torch.dtype] = []
+    if is_compiled:
+        half = torch.compile(
+            half, backend=functools.partial(record_dtypes, compiled_calls), fullgraph=True, dynamic=True
+        )
     outputs = [model(TOKENS, attention_mask=mask).last_hidden_state.double() for model in (eager, half)]
-    assert is_compiled or calls == [dtype]
+    if is_compiled:
+        assert compiled_calls == [torch.float32 if dtype == torch.float16 else dtype]
+    else:
+        assert calls == [dtype]
     # The exact numbers of the rounded weights.
     exact = make_model(dtype, "eager", **fields).double()(TOKENS, attention_mask=mask).last_hidden_state
     is_visible = slice(None) if mask is None else mask.bool()

@@ -155,6 +155,15 @@ def test_masks_of_another_batch_are_refused(num_rows: int, mask_rows: int, shape
         attention_context(inputs_of(num_rows, 6, attention_mask=mask), {})
 
 
+@pytest.mark.parametrize("shape", [(2, 6), (5, 6), (4, 5), (1, 7), (6,)])
+@pytest.mark.parametrize("fields", [{}, {"attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1]])}, {"cached": True}])
+def test_positions_of_another_shape_are_refused(shape: tuple[int, ...], fields: dict) -> None:
+    positions = torch.arange(shape[-1]).expand(shape)
+    fields = {"cache": with_cached(3)} if fields == {"cached": True} else fields
+    with pytest.raises(ValueError, match=r"position_ids: expected shape \(1 or 4, 6\), .* got \(.*\)$"):
+        attention_context(inputs_of(4, 6, position_ids=positions, **fields), {})
+
+
 def with_cached(num_tokens: int) -> DynamicCache:
     cache = DynamicCache(config=CONFIG)
     cache.update(*torch.zeros(2, 2, 2, num_tokens, 4), 0)

@@ -205,6 +205,14 @@ def test_score_mod_has_the_gradients_of_the_reference(by_position: bool, monkeyp
     torch.testing.assert_close(found[3], expected[3], atol=1e-3, rtol=1e-5)
 
 
+def test_score_mod_subtracts_before_it_rounds() -> None:
+    positions = 2**24 + torch.arange(8)[None]
+    score_mod = slope_score_mod(torch.ones(1), positions, positions)
+    index = torch.tensor(0)
+    biases = [score_mod(torch.tensor(0.0), index, index, torch.tensor(7), torch.tensor(key)) for key in range(8)]
+    assert [float(bias) for bias in biases] == [-7, -6, -5, -4, -3, -2, -1, 0]
+
+
 @pytest.mark.parametrize("case", ["alibi", "alibi_dynamic_ntk", "t5", "rope"])
 @torch.no_grad()
 def test_torch_traces_one_graph(case: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ LICENSE_FILES = (
 )
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 TOKENIZER_FILES = (
-    *("tokenizer.json", _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.json", "tokenizer.*.json", _TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"),
     *("chat_template.jinja", "chat_template.json"),
     # Vocabularies. Where one is missing, transformers builds a tokenizer of a few default tokens without an error.
     *("vocab.json", "vocab.txt", "vocab.bpe", "merges.txt", "bpe.codes", "byte_maps.json", "dict.txt"),

@@ -25,12 +25,16 @@ class DeterministicTrainer(Trainer):
 
     Args:
         *args: Arguments of Trainer.
-        position_learning_rate: Multiple of the learning rate for the parameters of positions.
+        position_learning_rate: Multiple of the learning rate for the parameters of positions, in the optimizer that
+            Trainer makes.
         loss_chunk_tokens: Tokens whose logits are in memory at once during training; None is the whole batch.
         length_schedule: Maps the number of finished steps to the length in tokens of the next step; None keeps the
             length of the sequences. A shorter length cuts every sequence of a batch into equal parts, so the tokens of
             a step and their order do not change.
         **kwargs: Keyword arguments of Trainer.
+
+    Raises:
+        ValueError: There is a ``position_learning_rate`` beside an optimizer of the caller's.
     """
 
     def __init__(
@@ -42,6 +46,11 @@ class DeterministicTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        if self.optimizer is not None and position_learning_rate != 1.0:
+            raise ValueError(
+                f"position_learning_rate {position_learning_rate:g} would have no effect on the optimizer that was "
+                "given: expected 1, or no optimizer; set_position_learning_rate gives your own one such a rate"
+            )
         self.position_learning_rate = position_learning_rate
         self.loss_chunk_tokens = loss_chunk_tokens
         self.length_schedule = length_schedule

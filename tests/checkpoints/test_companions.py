@@ -76,7 +76,8 @@ def names_of_vocabularies() -> list[str]:
     for node in (node for path in code for node in ast.parse(path.read_text(encoding="utf-8")).body):
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "VOCAB_FILES_NAMES":
             found |= set(ast.literal_eval(node.value).values())
-    return sorted(found - {"tokenizer.json", "tokenizer_config.json"})
+    # A tokenizer for other versions of transformers, which ``fast_tokenizer_files`` in tokenizer_config.json names.
+    return sorted((found - {"tokenizer.json", "tokenizer_config.json"}) | {"tokenizer.4.0.json"})
 
 
 VOCABULARIES = names_of_vocabularies()

@@ -100,6 +100,14 @@ def test_an_optimizer_that_began_is_refused() -> None:
         set_position_learning_rate(optimizer, model, 30.0)
 
 
+def test_the_callers_optimizer_is_refused_with_a_rate(tmp_path: Path) -> None:
+    model = tiny_model(alibi_trainable="beta")
+    given = {"model": model, "args": arguments(tmp_path), "optimizers": (torch.optim.AdamW(model.parameters()), None)}
+    assert DeterministicTrainer(**given).create_optimizer() is given["optimizers"][0]
+    with pytest.raises(ValueError, match="position_learning_rate 30 would have no effect on the optimizer that"):
+        DeterministicTrainer(**given, position_learning_rate=30.0)
+
+
 @pytest.mark.parametrize("rate", [0.0, -1.0, float("inf"), float("nan")])
 def test_rates_that_are_none_are_refused(make_experiment: Callable[..., Any], tmp_path: Path, rate: float) -> None:
     with pytest.raises(ValueError, match=r"position_learning_rate.* must be (above 0|a finite number)"):
