@@ -73,7 +73,7 @@ wheel-check: ## build the wheel, install it alone, and run its commands from an 
 	.ci/wheel_check.sh $(PYTHON)
 
 docs: $(VENV)/.installed-docs ## build the documentation into site/, which needs no network
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 schemas: $(VENV)/.installed ## write configs/schema/ from the settings' classes
 	$(RUN) -m alibi_gpt_cli.schemas

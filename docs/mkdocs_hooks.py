@@ -18,6 +18,7 @@ from modeling_alibi_gpt.explorer.static_page import render_static_page  # noqa: 
 
 PAGES = {"RESULTS.md": "results.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
 PAGES["CHANGELOG.md"] = "changelog.md"
+LINKED_FILES = ["scripts/gutenberg.csv"]
 LINKS = {**PAGES, "configs/schema": "settings.md"}
 
 
@@ -29,11 +30,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "explorer_page.html", content=render_static_page()))
     for path in sorted(path for folder in ("examples", "results") for path in (ROOT / folder).rglob("*.*")):
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    for path in LINKED_FILES:
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
-    """Links written for the repository as links of the site, where RESULTS.md is the page results.md."""
+    """Links written for the repository as links of the site, where RESULTS.md is the page results.md.
+
+    The site has no pages for folders: a link to one becomes its text.
+    """
+    markdown = re.sub(r"\[([^\]]+)\]\((?!https?:)[^)#\s]+/\)", r"\1", markdown)
 
     def target(match: re.Match[str]) -> str:
         path = match[1].removeprefix("../").removeprefix("docs/")

@@ -81,6 +81,31 @@ def test_a_command_without_its_extra_says_which(command: list[str], hidden: list
     assert done.stderr.count("\n") == 1 and done.stderr.endswith(f"pip install 'alibi-gpt[{extra}]'\n"), done.stderr
 
 
+def brought_by(extra: str) -> set[str]:
+    requirements = [Requirement(line) for line in PROJECT["optional-dependencies"][extra]]
+    included = (brought_by(name) for requirement in requirements for name in requirement.extras)
+    return {requirement.name for requirement in requirements}.union(*included)
+
+
+@pytest.mark.parametrize(
+    ("extra", "command", "config", "key"),
+    [
+        ("train", "train", "experiment/fine_tune", "model.checkpoint"),
+        ("train", "evaluate", "evaluation/perplexity", "model"),
+        ("train", "compare", "comparison/recall", "experiment"),
+        ("sweep", "sweep", "sweep/demo_posthoc", "checkpoint"),
+    ],
+)
+def test_an_extra_brings_all_that_its_commands_import(
+    extra: str, command: str, config: str, key: str, tmp_path: Path
+) -> None:
+    """Without the other extras, a command gets as far as its model or experiment, which does not exist."""
+    words = [command, "--config", str(ROOT / f"configs/{config}.yaml"), "--set", f"{key}={tmp_path}/missing"]
+    done = run_without(sorted(set(OF_EXTRAS) - brought_by(extra)), *words)
+    assert done.returncode == 2
+    assert f"{tmp_path}/missing" in done.stderr
+
+
 def test_the_version_stands_in_one_place() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "version" not in project["project"] and project["project"]["dynamic"] == ["version"]

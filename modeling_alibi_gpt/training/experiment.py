@@ -222,8 +222,8 @@ class ExperimentConfig:
     """The text to train on."""
     global_batch_size: int | None = None
     """Sequences per optimizer step, over all processes and accumulation steps. The same file then gives the same
-    training, except for dropout masks, on any number of processes. Null uses ``per_device_train_batch_size`` of
-    ``training``."""
+    training, except for dropout masks, on any number of processes that, times ``gradient_accumulation_steps``, divides
+    it. Null uses ``per_device_train_batch_size`` of ``training``."""
     position_learning_rate: Positive = 1.0
     """Multiple of ``training.learning_rate`` for the parameters of positions: beta and slopes of ALiBi, the tables of
     T5 and shared offsets, the parameters of KERPLE and FIRE. A value other than 1 trains them without weight decay.
@@ -233,7 +233,7 @@ class ExperimentConfig:
     Refused for other position methods, and if beta or slopes are learned. Null keeps ``alibi_beta`` fixed."""
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     """``float32``, ``bfloat16`` (autocast), or ``auto``, which times both on the first batch and uses the faster one
-    for the whole run."""
+    for the whole run. ``auto`` needs a single process, and is refused in sweeps and for streams."""
     loss_chunk_tokens: Count | None = None
     """Number of tokens whose logits are in memory at once during training. The loss is then computed in chunks, with
     the logits of each chunk computed twice, which saves several times the memory of all logits. 1024 is a good value
@@ -246,8 +246,9 @@ class ExperimentConfig:
     milestones: MilestoneSection | None = None
     """What to measure during training; null measures nothing. The records go to ``milestones.jsonl``."""
     training: Annotated[dict[str, Any], AfterValidator(_with_user_path)]
-    """Fields of ``transformers.TrainingArguments``, passed on unchanged. All are listed at
-    https://huggingface.co/docs/transformers/main_classes/trainer."""
+    """Fields of ``transformers.TrainingArguments``, listed at
+    https://huggingface.co/docs/transformers/main_classes/trainer. Those that would break exact resume or the fixed
+    batch are refused, such as ``bf16`` (set ``precision``). ``save_steps`` is a multiple of ``logging_steps``."""
     plugins: list[str] | None = None
     """Modules to import first, for example to register a position method."""
 

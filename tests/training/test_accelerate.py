@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -20,10 +21,13 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import DistributedType, merge_fsdp_weights
 from accelerate.utils.launch import prepare_multi_gpu_env
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
+from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.records import read_records
 from modeling_alibi_gpt.training.arguments import _check_sharding, build_arguments
+from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from tests.support.fsdp_on_cpu import shard_on_cpu
 from tests.support.train_commands import exit_code, start_training
 
@@ -178,6 +182,21 @@ def test_sharding_that_accelerate_would_leave_out_is_refused(
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")  # transformers asks for the package first
     with pytest.raises(ValueError, match="DeepSpeed needs accelerators"):
         _check_sharding(SimpleNamespace(fsdp=None, deepspeed=None, use_cpu=True))
+
+
+def test_the_experiment_that_the_docs_launch_takes_so_many_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (CONFIGS.parents[1] / "docs" / "scale.md").read_text(encoding="utf-8")
+    ((num_processes, experiment, words),) = re.findall(
+        r"--num_processes (\d+) scripts/train\.py --config (\S+)(.*)", page
+    )
+    monkeypatch.setattr(TrainingArguments, "world_size", property(lambda arguments: int(num_processes)))
+    overrides = [*re.findall(r"--set (\S+)", words), f"training.output_dir={tmp_path}"]
+    config = load_config(ExperimentConfig, CONFIGS.parents[1] / experiment, overrides)
+    arguments = build_arguments(config)
+    sequences = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * int(num_processes)
+    assert sequences == config.global_batch_size
 
 
 @pytest.mark.parametrize("name", ALL)
