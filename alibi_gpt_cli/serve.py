@@ -26,7 +26,8 @@ def serve(context: typer.Context) -> None:
     """Serve a model with an OpenAI-compatible API: 'transformers serve' with AlibiGPT registered.
 
     Accepts the options that 'transformers serve --help' lists. Needs the extra 'serve'. On a CPU,
-    --continuous-batching chooses --cb-num-blocks and --cb-max-batch-tokens unless you set them.
+    --continuous-batching chooses --cb-num-blocks and --cb-max-batch-tokens unless you set --cb-num-blocks or
+    --cb-max-memory-percent.
 
     alibi-gpt serve runs/demo/alibi --continuous-batching
     """
