@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +26,6 @@ from modeling_alibi_gpt.evaluation.grid import (
     GridConfig,
     ModelRows,
     blank_row,
-    check_each_once,
     default_lengths,
     run_grid,
 )
@@ -39,7 +38,7 @@ from modeling_alibi_gpt.evaluation.measurement import (
 from modeling_alibi_gpt.evaluation.scoring import score_tails
 from modeling_alibi_gpt.report.context_tables import context_table
 from modeling_alibi_gpt.report.tables import table_text
-from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, Distinct, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import Record
 
@@ -60,7 +59,7 @@ class ContextConfig(MeasurementConfig, GridConfig):
 
     context_tokens: Count | None = None
     """Window length; null is 16 times the shortest training length of the models."""
-    kept_tokens: list[Count] | None = None
+    kept_tokens: Annotated[list[Count], Distinct] | None = None
     """Numbers of nearest context tokens that a scored token keeps while the rest is replaced or cut off; null is a
     quarter of the shortest training length and its doubles, up to half the window.
     """
@@ -76,11 +75,6 @@ class ContextConfig(MeasurementConfig, GridConfig):
     """JSON Lines file to which each finished row is appended. Rows in it are not computed again, not even failed ones;
     delete their lines to retry them.
     """
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.kept_tokens is not None:
-            check_each_once("kept_tokens", self.kept_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -13,7 +13,6 @@ from modeling_alibi_gpt.evaluation.grid import (
     GridConfig,
     ModelRows,
     blank_row,
-    check_each_once,
     default_lengths,
     run_grid,
 )
@@ -28,7 +27,7 @@ from modeling_alibi_gpt.evaluation.measurement import (
 from modeling_alibi_gpt.evaluation.scoring import WindowScores, score_stream
 from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
 from modeling_alibi_gpt.report.tables import extrapolation_table, table_text
-from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
+from modeling_alibi_gpt.runtime.config import Distinct, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import Record
 
@@ -46,7 +45,7 @@ class ExtrapolationConfig(MeasurementConfig, GridConfig):
 
     lengths_tokens: list[int] | None = None
     """Window lengths; null is 1, 2, 4, 8 and 16 times the shortest training length of the models."""
-    protocols: list[str] = field(default_factory=lambda: list(PROTOCOLS))
+    protocols: Annotated[list[str], Distinct] = field(default_factory=lambda: list(PROTOCOLS))
     """``nonoverlapping``, ``sliding`` or both."""
     output: UserPath = "runs/extrapolation.jsonl"
     """JSON Lines file to which each finished row is appended. Rows in it are not computed again, not even failed ones;
@@ -55,7 +54,6 @@ class ExtrapolationConfig(MeasurementConfig, GridConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_each_once("protocols", self.protocols)
         if self.stride_tokens is not None and "sliding" not in self.protocols:
             resolve_stride(1, self.protocols[0], self.stride_tokens)  # refuses the stride
         for protocol in self.protocols:

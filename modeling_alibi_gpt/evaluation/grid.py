@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from modeling_alibi_gpt.checkpoints.load import load_causal_lm, position_method, train_context_length
 from modeling_alibi_gpt.evaluation.measurement import ReadingConfig
-from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
+from modeling_alibi_gpt.runtime.config import Distinct, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import hides_progress, process_state, sync_errors
 from modeling_alibi_gpt.runtime.records import Record, append_record, check_appendable, read_checked_records
 
@@ -26,7 +26,7 @@ _KEY_PROVENANCE = ("model_fingerprint", "stream_fingerprint", "dtype", "attn_imp
 class GridConfig(ReadingConfig):
     """The checkpoints to measure and the file for the results."""
 
-    models: list[UserPath]
+    models: Annotated[list[UserPath], Distinct]
     """Checkpoint folders; each model uses its own tokenizer."""
     names: list[str] | None = None
     """Names of the models in the records; null takes the last parts of each path, as many as make the names unique."""
@@ -41,7 +41,6 @@ class GridConfig(ReadingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_each_once("models", self.models)
         if self.names is not None and not len(set(self.names)) == len(self.names) == len(self.models):
             raise ValueError(f"names must be unique, one for each of the {len(self.models)} models, got {self.names}")
 
@@ -128,12 +127,6 @@ def run_grid(
                 rows.append(row)
                 progress.update()
     return rows
-
-
-def check_each_once(name: str, values: Sequence[Any]) -> None:
-    """Raise ValueError if a list of settings is empty or contains duplicates."""
-    if not values or len(set(values)) < len(values):
-        raise ValueError(f"{name} must be a list of one or more different values, got {values}")
 
 
 def default_lengths(configs: Iterable[PreTrainedConfig]) -> list[int]:

@@ -20,7 +20,6 @@ from modeling_alibi_gpt.evaluation.grid import (
     GridConfig,
     ModelRows,
     blank_row,
-    check_each_once,
     default_lengths,
     run_grid,
 )
@@ -28,7 +27,7 @@ from modeling_alibi_gpt.evaluation.passkey_prompt import PROMPT_PASSKEY, passkey
 from modeling_alibi_gpt.evaluation.scoring import score_tails
 from modeling_alibi_gpt.report.context_tables import recall_table
 from modeling_alibi_gpt.report.tables import table_text
-from modeling_alibi_gpt.runtime.config import Count, UserPath, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, Distinct, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import Record, provenance
 
@@ -45,9 +44,11 @@ class RecallConfig(GridConfig):
     """``task:copy``, ``task:recall`` or ``task:passkey``, with the parameters of the training, for checkpoints trained
     on it; or ``prompt:passkey``, which asks any checkpoint in English, with its own tokenizer.
     """
-    lengths_tokens: list[int] | None = None
+    lengths_tokens: Annotated[list[int], Distinct] | None = None
     """Lengths of the sequences; null is 1, 2, 4, 8 and 16 times the shortest training length of the models."""
-    depths: list[Annotated[float, Field(ge=0, le=1)]] = field(default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0])
+    depths: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Distinct] = field(
+        default_factory=lambda: [0.0, 0.25, 0.5, 0.75, 1.0]
+    )
     """Positions of the requested item, from 0 (start of the sequence) to 1 (just before the question). ``task:copy``
     has no depths.
     """
@@ -66,9 +67,6 @@ class RecallConfig(GridConfig):
             if not is_task(self.source):
                 raise ValueError(f"source must be task:NAME or {PROMPT_PASSKEY}, got {self.source!r}")
             parse_task(self.source)
-        check_each_once("depths", self.depths)
-        if self.lengths_tokens is not None:
-            check_each_once("lengths_tokens", self.lengths_tokens)
 
     @property
     def task(self) -> Task | None:

@@ -1,10 +1,10 @@
 """Settings of a comparison."""
 
 from dataclasses import field
-from typing import Any
+from typing import Annotated, Any
 
 from modeling_alibi_gpt.experiments.budgets import check_budgets
-from modeling_alibi_gpt.runtime.config import UserPath, config_dataclass
+from modeling_alibi_gpt.runtime.config import Distinct, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.run_names import check_names
 
@@ -35,7 +35,7 @@ class ComparisonConfig:
     """
     reference: str
     """Variant that the others are compared with, seed by seed."""
-    seeds: list[int]
+    seeds: Annotated[list[int], Distinct]
     """Training seeds, the same for every variant."""
     budgets_steps: list[int] | None = None
     """Ascending training budgets in optimizer steps. Every variant is trained and evaluated for each budget, with a
@@ -56,8 +56,6 @@ class ComparisonConfig:
     """
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds must be distinct numbers, at least one, got {self.seeds}")
         for name in [self.reference, *self.inference_overrides]:
             if name not in self.variants:
                 raise ValueError(f"{name!r} is not a variant: expected one of {', '.join(self.variants)}")

@@ -9,7 +9,7 @@ from pydantic import Field
 from sqlalchemy import URL
 
 from modeling_alibi_gpt.evaluation.measurement import MeasurementConfig
-from modeling_alibi_gpt.runtime.config import Count, Positive, UserPath, config_dataclass
+from modeling_alibi_gpt.runtime.config import Count, Distinct, Positive, UserPath, config_dataclass
 
 
 LEARNABLE = ("beta", "slopes")
@@ -50,7 +50,7 @@ class SweepConfig(MeasurementConfig):
     """Number of sampled betas."""
     sampler_seed: Annotated[int, Field(ge=0)] = 0
     """Seed of TPE."""
-    seeds: list[int] = dataclasses.field(default_factory=lambda: [0])
+    seeds: Annotated[list[int], Distinct] = dataclasses.field(default_factory=lambda: [0])
     """For ``retrain``: training seeds, the same for every beta, so that betas are compared seed by seed."""
     pruning: bool = False
     """For ``retrain``: stop a beta if the loss of its first seed is above the median of the other betas at one of
@@ -75,8 +75,6 @@ class SweepConfig(MeasurementConfig):
             raise ValueError(f"mode {self.mode} needs '{needed}' and does not use '{unused}'")
         if self.betas == [] or self.beta_low >= self.beta_high:
             raise ValueError("set at least one beta in 'betas', or beta_low below beta_high")
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds must be distinct numbers, at least one, got {self.seeds}")
         if self.mode == "retrain":
             self._refuse_unused(_OF_TEXT, "mode retrain reads the text of the experiment; set it there")
         else:

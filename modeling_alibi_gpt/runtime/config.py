@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo
 from pydantic.dataclasses import dataclass
 
 from modeling_alibi_gpt.runtime.parsing import MAX_DEPTH, parse_yaml, read_mapping
@@ -38,6 +38,15 @@ _WORDS = {
     "greater than": "above",
     "less than": "below",
 }
+
+
+def _check_distinct(values: list[Any], field: ValidationInfo) -> list[Any]:
+    if not values or len(set(values)) < len(values):
+        raise ValueError(f"{field.field_name} must be a list of one or more different values, got {values}")
+    return values
+
+
+Distinct = AfterValidator(_check_distinct)  # of a list
 
 
 @typing.dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))

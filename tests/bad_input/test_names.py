@@ -69,7 +69,7 @@ COMPARISON: dict[str, tuple[dict[str, Any], str]] = {
         {"evaluation": {"source": "stdlib", "dtype": "int8"}},
         "'evaluation.dtype' must be 'float32' or 'bfloat16', got 'int8'",
     ),
-    "no seeds": ({"seeds": []}, "seeds must be distinct numbers"),
+    "no seeds": ({"seeds": []}, "seeds must be a list of one or more different values"),
     "a negative seed": ({"seeds": [-1]}, "training.seed must be at least 0"),
 }
 PAGES = ["../esc", "../../esc", "/tmp/esc", "a/b", "a\\b", "", ".", "..", "a\nb", "a\0b"]

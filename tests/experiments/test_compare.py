@@ -232,7 +232,7 @@ def _overrides(of_alibi: Any) -> dict[str, Any]:
     ("change", "message"),
     [
         ({"reference": "rope"}, "'rope' is not a variant"),
-        ({"seeds": [1, 1]}, "seeds must be distinct numbers"),
+        ({"seeds": [1, 1]}, "seeds must be a list of one or more different values"),
         ({"inference_overrides": {"rope": {}}}, "'rope' is not a variant"),
         ({"variants": {"alibi": {"alibi_betta": 2}}}, "alibi_beta"),
         ({"variants": {"alibi": {"training.learning_rat": 1}}}, "did you mean 'training.learning_rate'"),
