@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """One cell of a grid.
+    """What one worker does at a time: a run of a comparison, or a part of a sweep.
 
     Attributes:
         label: Label in progress messages, such as ``[3/8 rope seed 0]``.

@@ -1,4 +1,8 @@
-"""Tune beta for validation loss: by retraining, on one checkpoint without training, or by learning it."""
+"""Tune beta for validation loss: by retraining, on one checkpoint without training, or by learning it.
+
+A *point* is the parameters of a trial: a beta, or what is learned and the seed. A *trial* is a point and its loss, as
+Optuna stores them in a study. A *job* is what one worker does at a time: a training of a point, or all of them.
+"""
 
 import logging
 import math
@@ -6,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,97 +103,89 @@ def run_trials(config: SweepConfig, objective: Objective, study: SharedStudy, tr
 
 
 def _jobs(config: SweepConfig, objective: Objective, study: SharedStudy, trained: SharedStudy | None) -> list[Job]:
-    """The jobs of a grid, one per training, and of the trainings with learned parameters.
+    """The jobs of a grid and of the trainings with learned parameters: one per training.
 
     With pruning, all trainings of one beta are one job, because the first one decides whether the others start.
     """
-    folder = Path(config.output_dir)
-    values = config.betas or [1.0]
-    beta_range = {BETA: FloatDistribution(min(values), max(values), log=True)}
+    output_dir = Path(config.output_dir)
+    lock = output_dir / ".results.lock"
+    betas = config.betas or [1.0]
+    beta_range = {BETA: FloatDistribution(min(betas), max(betas), log=True)}
     learnable = {
         TRAINABLE: CategoricalDistribution(LEARNABLE),
         "seed": IntDistribution(min(config.seeds), max(config.seeds)),
     }
-    cells: list[tuple[str, Path, _Cell]] = []
+    planned: list[tuple[str, Path, _Point, list[ExperimentConfig]]] = []
     for beta in map(float, config.betas or ()):
-        point = _Point(study, {BETA: beta}, beta_range, objective.evaluate_beta, folder / ".results.lock")
-        trainings = objective.trainings(point.params)
-        name, label = folder / "trials" / f"beta-{beta!r}", f"beta {beta:g}"
+        params = {BETA: beta}
+        trainings = objective.trainings(params)
+        point = _Point(study, params, beta_range, objective.evaluate_beta, lock, trainings)
+        label, folder = f"beta {beta:g}", output_dir / "trials" / f"beta-{beta!r}"
         if config.pruning or not trainings:
-            cells.append((label, name, _Cell(point, trainings, trainings)))
+            planned.append((label, folder, point, trainings))
         else:
-            cells += [
-                (
-                    f"{label} seed {seed}",
-                    name.with_name(f"{name.name}-seed-{seed}"),
-                    _Cell(point, [training], trainings),
-                )
+            planned += [
+                (f"{label} seed {seed}", folder.with_name(f"{folder.name}-seed-{seed}"), point, [training])
                 for seed, training in zip(config.seeds, trainings, strict=True)
             ]
     for params in objective.trained_points:
         assert trained is not None  # run_sweep opens this study if there are such points
-        point = _Point(trained, params, learnable, objective.train_beta, folder / ".results.lock")
-        kind, seed = params[TRAINABLE], params["seed"]
         trainings = objective.trainings(params)
-        name = folder / "trained" / f"{kind}-seed-{seed}"
-        cells.append((f"trained {kind} seed {seed}", name, _Cell(point, trainings, trainings)))
+        point = _Point(trained, params, learnable, objective.train_beta, lock, trainings)
+        kind, seed = params[TRAINABLE], params["seed"]
+        folder = output_dir / "trained" / f"{kind}-seed-{seed}"
+        planned.append((f"trained {kind} seed {seed}", folder, point, trainings))
     return [
-        Job(label=f"[{place}/{len(cells)} {label}]", folder=name, run=cell.run, is_trained=cell.is_trained)
-        for place, (label, name, cell) in enumerate(cells, 1)
+        Job(
+            label=f"[{place}/{len(planned)} {label}]",
+            folder=folder,
+            run=partial(point.run, trainings),
+            is_trained=partial(point.is_trained, trainings),
+        )
+        for place, (label, folder, point, trainings) in enumerate(planned, 1)
     ]
 
 
 @dataclass(frozen=True)
 class _Point:
-    """A trial of a grid, which may take several trainings."""
+    """A point with all of its trainings. Its trial is added by the job that finishes the last of them."""
 
     study: SharedStudy
     params: dict[str, Any]
     distributions: dict[str, Any]
     objective: Callable[[GridTrial], float]
     lock: Path
+    trainings: list[ExperimentConfig]
 
-    @property
-    def is_recorded(self) -> bool:
-        return self.study.find(self.params) is not None
+    def is_trained(self, of_job: list[ExperimentConfig]) -> bool:
+        """Whether the trainings of a job have finished, or even the trial."""
+        seen = self.study.has_seen(self.params)
+        return seen or (bool(of_job) and all(map(is_trained, of_job)))
 
-    def run(self) -> str:
-        return self.study.run_point(self.params, self.distributions, self.objective, self.lock)
-
-
-@dataclass(frozen=True)
-class _Cell:
-    """The part of a point that one job runs: some of its trainings, and the trial when all of them have finished."""
-
-    point: _Point
-    own: list[ExperimentConfig]
-    all: list[ExperimentConfig]
-
-    def is_trained(self) -> bool:
-        seen = self.point.study.has_seen(self.point.params)
-        return seen or (bool(self.own) and all(map(is_trained, self.own)))
-
-    def run(self) -> str:
-        if self.point.is_recorded:
+    def run(self, of_job: list[ExperimentConfig]) -> str:
+        """Do a job, one of the trainings or all, and describe the result."""
+        if self.study.find(self.params) is not None:
             return "is already in the study"
-        if self.own == self.all:
-            return self.point.run()
-        [training] = self.own
-        record = train_and_clean(training, self.point.study.objective["text"])
-        if all(map(is_trained, self.all)):
-            self.point.run()
+        if of_job == self.trainings:
+            return self._add_trial()
+        [training] = of_job
+        record = train_and_clean(training, self.study.objective["text"])
+        if all(map(is_trained, self.trainings)):
+            self._add_trial()
         return f"{record['validation_nats_per_token']:.4f} nats per token"
+
+    def _add_trial(self) -> str:
+        return self.study.run_point(self.params, self.distributions, self.objective, self.lock)
 
 
 def _write_results(
     config: SweepConfig, objective: Objective, study: SharedStudy, trained: SharedStudy | None
 ) -> dict[str, Any]:
     output_dir = Path(config.output_dir)
-    of_trials = [_trial_record(config, trial) for trial in study.finished()]
-    records = list(of_trials)
-    records += [_trained_record(config, trial) for trial in (trained.finished() if trained is not None else ())]
-    write_records(output_dir / "trials.jsonl", records)
-    chosen = choose_trial(of_trials)
+    trials = [_trial_record(config, trial) for trial in study.finished()]
+    learned = [_trained_record(config, trial) for trial in (trained.finished() if trained is not None else ())]
+    write_records(output_dir / "trials.jsonl", [*trials, *learned])
+    chosen = choose_trial(trials)
     assert chosen is not None  # the sweep is finished, and its first trial is never pruned
     best, choice = chosen
     beta = best["beta"]
@@ -203,9 +200,9 @@ def _write_results(
         "perplexity": best["perplexity"],
         "lowest_beta": choice.lowest,
         "level_betas": list(choice.level),
-        "choice": describe_choice(of_trials),
-        "num_trials": sum(record["state"] == "COMPLETE" for record in of_trials),
-        "num_records": len(records),
+        "choice": describe_choice(trials),
+        "num_trials": sum(record["state"] == "COMPLETE" for record in trials),
+        "num_records": len(trials) + len(learned),
         "trials": str(output_dir / "trials.jsonl"),
         "best_config": str(output_dir / "best.json"),
         "best_model": str(model_dir) if has_model else None,
