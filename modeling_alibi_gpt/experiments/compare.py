@@ -16,7 +16,6 @@ from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run
 from modeling_alibi_gpt.evaluation.grid import DEFAULT_MULTIPLES
 from modeling_alibi_gpt.evaluation.measurement import check_held_out, load_text, load_text_documents
 from modeling_alibi_gpt.evaluation.recall import RecallConfig, check_questions, run_recall
-from modeling_alibi_gpt.experiments.beta_predictions import known_predictions
 from modeling_alibi_gpt.experiments.budgets import remove_trunks, train_from_trunk
 from modeling_alibi_gpt.experiments.comparison_config import ComparisonConfig
 from modeling_alibi_gpt.experiments.comparison_runs import ROWS_FILE, Run, make_run
@@ -29,9 +28,10 @@ from modeling_alibi_gpt.experiments.runner import (
     run_jobs,
     shared_experiment,
 )
+from modeling_alibi_gpt.report.beta_budgets import predict_budget
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
-from modeling_alibi_gpt.runtime.records import provenance, read_records, write_records
+from modeling_alibi_gpt.runtime.records import Record, append_record, provenance, read_records, write_records
 from modeling_alibi_gpt.training.experiment import DataSection
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.prepared_data import named_tokenizer, prepare_data, training_documents
@@ -80,7 +80,9 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
             following = [run for _, run in budgets[number + 1]] if number + 1 < len(budgets) else []
             # Where the next budget was read, another worker has written these records, and perhaps later ones.
             if not any((run.output_dir / ROWS_FILE).exists() for run in following):
-                predictions = _predictions(config, records, following)
+                if config.budgets_steps is not None:
+                    next_tokens = following[0].budget_tokens if following else None
+                    predictions = known_predictions(output_dir, records, next_tokens)
                 write_records(output_dir / "comparison.jsonl", [*records, *predictions])
     if config.budgets_steps is not None:
         remove_trunks(output_dir, [run.experiment for run in runs])
@@ -110,14 +112,23 @@ def _records(config: ComparisonConfig, runs: Sequence[Run]) -> list[dict[str, An
     return records + [cell | labels for cell in cells]
 
 
-def _predictions(
-    config: ComparisonConfig, records: Sequence[dict[str, Any]], following: Sequence[Run]
-) -> list[dict[str, Any]]:
-    """The predictions so far, and one for the next budget."""
-    if config.budgets_steps is None:
-        return []
-    budget_tokens = following[0].budget_tokens if following else None
-    return known_predictions(Path(config.output_dir), records, budget_tokens)
+def known_predictions(output_dir: Path, records: Sequence[Record], budget_tokens: int | None) -> list[Record]:
+    """The ``prediction`` records of a comparison, after adding one for the next budget if it has none yet.
+
+    Args:
+        output_dir: Folder of the comparison.
+        records: Records of the budgets that have been evaluated.
+        budget_tokens: The next budget in tokens; None if all have been evaluated.
+    """
+    path = output_dir / "predictions.jsonl"
+    known = read_records(path) if path.exists() else []
+    if budget_tokens is None or any(record["budget_tokens"] == budget_tokens for record in known):
+        return known
+    prediction = predict_budget(records, budget_tokens)
+    if prediction is None:
+        return known
+    append_record(path, prediction)
+    return [*known, prediction]
 
 
 def _runs(config: ComparisonConfig) -> list[Run]:

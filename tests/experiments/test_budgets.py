@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from modeling_alibi_gpt.experiments import compare, runner
-from modeling_alibi_gpt.experiments.beta_predictions import known_predictions
 from modeling_alibi_gpt.experiments.budgets import train_from_trunk
-from modeling_alibi_gpt.experiments.compare import ComparisonConfig, _runs, run_comparison
+from modeling_alibi_gpt.experiments.compare import ComparisonConfig, _runs, known_predictions, run_comparison
 from modeling_alibi_gpt.experiments.paired import comparison_records
 from modeling_alibi_gpt.runtime.records import check_record, read_records
 from modeling_alibi_gpt.training.trainer import train
