@@ -14,6 +14,7 @@ PositiveNumber = Annotated[float, Field(gt=0)]
 Text = str | None
 OptionalCount = int | None
 Number = float | None
+Ends = Annotated[list[PositiveNumber], Field(min_length=2, max_length=2)]
 ByLayer = list[list[float]]
 ByHead = list[list[list[float]]]  # layers, heads, distances
 AS_TRAINED = "as trained"
@@ -204,6 +205,19 @@ class Comparison(Windows):
         if self.difference_nats is not None:  # null where the reference failed
             require_length("difference_nats_by_seed", self.difference_nats_by_seed, len(self.seeds))
         return self
+
+
+class Prediction(RecordType):
+    """Prediction for an unread budget from the smaller budgets of a series of comparisons."""
+
+    kind: Literal["prediction"]
+    comparison: str  # the series
+    budget_tokens: PositiveCount
+    from_budgets_tokens: list[int]
+    beta: PositiveNumber
+    beta_ends: Ends  # of its interval
+    worth_nats: PositiveNumber  # of the best beta against 1
+    worth_ends_nats: Ends
 
 
 class Corpus(RecordType):

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, get_args
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from modeling_alibi_gpt.runtime import benchmark_types, bias_types, context_types, prediction_types, record_types
+from modeling_alibi_gpt.runtime import benchmark_types, bias_types, context_types, record_types
 from modeling_alibi_gpt.runtime.atomic import to_json, write_bytes
 from modeling_alibi_gpt.runtime.record_types import RecordType
 
@@ -28,7 +28,7 @@ Record = dict[str, Any]
 # Schemas by kind.
 RECORD_TYPES: dict[str, type[RecordType]] = {
     get_args(schema.model_fields["kind"].annotation)[0]: schema
-    for module in (record_types, bias_types, prediction_types, benchmark_types, context_types)
+    for module in (record_types, bias_types, benchmark_types, context_types)
     for schema in vars(module).values()
     if isinstance(schema, type) and issubclass(schema, RecordType) and get_args(schema.model_fields["kind"].annotation)
 }
