@@ -2,15 +2,14 @@
 
 import dataclasses
 import logging
-import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 import optuna
 from optuna.trial import Trial
 from transformers import TrainerCallback
 
-from modeling_alibi_gpt.checkpoints.companions import copy_licenses
+from modeling_alibi_gpt.checkpoints.companions import WEIGHT_PATTERNS, companion_files, copy_files, copy_licenses
 from modeling_alibi_gpt.checkpoints.load import (
     checkpoint_fingerprint,
     load_causal_lm,
@@ -22,7 +21,6 @@ from modeling_alibi_gpt.checkpoints.model_card import PROGRAM, loading_code, rea
 from modeling_alibi_gpt.evaluation.bias_record import learned_slopes
 from modeling_alibi_gpt.evaluation.measurement import block_nats, load_text, measurement_provenance, perplexity_figures
 from modeling_alibi_gpt.evaluation.scoring import score_stream
-from modeling_alibi_gpt.experiments.best_model import copy_model
 from modeling_alibi_gpt.experiments.runner import (
     is_trained,
     load_experiment,
@@ -36,6 +34,7 @@ from modeling_alibi_gpt.experiments.sweep_config import SweepConfig
 from modeling_alibi_gpt.runtime.atomic import atomic_directory
 from modeling_alibi_gpt.runtime.config import build_config
 from modeling_alibi_gpt.runtime.distributed import process_state
+from modeling_alibi_gpt.runtime.manifest import manifest_difference
 from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.records import provenance
 from modeling_alibi_gpt.training.beta_schedule import set_alibi_beta
@@ -43,6 +42,7 @@ from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
 from modeling_alibi_gpt.training.prepared_data import prepare_data
+from modeling_alibi_gpt.training.resumable import remove_checkpoints
 from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE, save_model_folder
 
 
@@ -51,35 +51,12 @@ TRAINABLE = "alibi_trainable"
 logger = logging.getLogger(__name__)
 
 
-class Objective(Protocol):
-    """Evaluates betas, and produces the experiment and the model of the best one.
+class RetrainObjective:
+    """Trains the experiment once per seed; a killed training resumes from its checkpoint.
 
     Attributes:
         settings: Settings other than beta that determine the loss; JSON values.
         trained_points: Trainings in which beta is learned, by ``alibi_trainable`` and ``seed``.
-    """
-
-    settings: dict[str, Any]
-    trained_points: list[dict[str, Any]]
-
-    def trainings(self, params: dict[str, Any]) -> list[ExperimentConfig]:
-        """The trainings of a trial with these parameters, one per seed."""
-
-    def evaluate_beta(self, trial: Trial | GridTrial) -> float:
-        """Validation nats per token at the beta of ``trial``, averaged over seeds; details go to its attributes."""
-
-    def train_beta(self, trial: Trial | GridTrial) -> float:
-        """Validation nats per token with learned beta or slopes; the learned values go to the trial's attributes."""
-
-    def best_experiment(self, beta: float) -> dict[str, Any]:
-        """A complete experiment that ``alibi-gpt train`` accepts."""
-
-    def save_best_model(self, beta: float, folder: Path) -> bool:
-        """Write the model of the best beta for ``from_pretrained``; False if only another machine has it."""
-
-
-class RetrainObjective:
-    """Trains the experiment once per seed; a killed training resumes from its checkpoint.
 
     Raises:
         ValueError: The experiment or its text is invalid, it does not use ALiBi, or it cannot be pruned.
@@ -107,6 +84,7 @@ class RetrainObjective:
         }
 
     def trainings(self, params: dict[str, Any]) -> list[ExperimentConfig]:
+        """The trainings of a trial with these parameters, one per seed."""
         if BETA in params:
             return [self._trial(params[BETA], seed) for seed in self.sweep.seeds]
         kind, seed = params[TRAINABLE], params["seed"]
@@ -114,6 +92,7 @@ class RetrainObjective:
         return [self._shared(self._experiment(folder, seed, trainable=kind))]
 
     def evaluate_beta(self, trial: Trial | GridTrial) -> float:
+        """Validation nats per token at the beta of ``trial``, averaged over seeds; details go to its attributes."""
         # Set this first, because pruned trials have a record too.
         trial.set_user_attr("provenance", provenance(data_fingerprint=self.data_fingerprint))
         records = []
@@ -127,6 +106,7 @@ class RetrainObjective:
         return sum(nats) / len(nats)
 
     def train_beta(self, trial: Trial | GridTrial) -> float:
+        """Validation nats per token with learned beta or slopes; the learned values go to the trial's attributes."""
         [experiment] = self.trainings(trial.params)
         record = train_and_clean(experiment, self.data_fingerprint)
         for name, values in learned_slopes(load_causal_lm(experiment.training["output_dir"])).items():
@@ -135,12 +115,13 @@ class RetrainObjective:
         return record["validation_nats_per_token"]
 
     def best_experiment(self, beta: float) -> dict[str, Any]:
-        """Exactly the training of the first seed."""
+        """A complete experiment for ``alibi-gpt train``: exactly the training of the first seed."""
         return dataclasses.asdict(
             self._experiment(Path(self.sweep.output_dir) / "best_run", self.sweep.seeds[0], beta)
         )
 
     def save_best_model(self, beta: float, folder: Path) -> bool:
+        """Write the model of the best beta for ``from_pretrained``; False if only another machine has it."""
         trial = self._trial(beta, self.sweep.seeds[0])
         if not is_trained(trial):
             return False
@@ -176,7 +157,7 @@ class RetrainObjective:
 
 
 class PosthocObjective:
-    """Evaluates one checkpoint with its beta replaced; nothing is trained.
+    """Evaluates one checkpoint with its beta replaced; nothing is trained. Has what ``RetrainObjective`` has.
 
     Raises:
         ValueError: The checkpoint or the text cannot be used, or its slopes were trained, so that they no longer
@@ -255,6 +236,25 @@ class PosthocObjective:
         return True
 
 
+Objective: TypeAlias = RetrainObjective | PosthocObjective
+
+
+def copy_model(source: Path, folder: Path) -> None:
+    """Copy only the model of a finished training; other files in its folder may contain private paths.
+
+    Raises:
+        ValueError: The model has changed since it was saved.
+    """
+    if difference := manifest_difference(source):
+        raise ValueError(
+            f"{source} is the best trial, but its model is damaged ({difference}): restore the file, or train it "
+            "again with 'alibi-gpt train' and the experiment in best.json"
+        )
+    weights = [path for pattern in WEIGHT_PATTERNS for path in source.glob(pattern)]
+    with atomic_directory(folder, replaces=True) as tmp_path:
+        copy_files([source / "config.json", *weights, *companion_files(source)], source, tmp_path)
+
+
 def _with_own_model(experiment: ExperimentConfig) -> ExperimentConfig:
     """The experiment with the contents of its model config, so that later changes to that file have no effect."""
     if not isinstance(experiment.model.config, str):
@@ -269,13 +269,8 @@ def train_and_clean(experiment: ExperimentConfig, text: str, *callbacks: Trainer
     try:
         record = train_once(experiment, callbacks)
     except optuna.TrialPruned:
-        _remove_checkpoints(folder)
+        remove_checkpoints(folder)
         raise
-    _remove_checkpoints(folder)
+    remove_checkpoints(folder)
     refuse_other_text(experiment, text)
     return record
-
-
-def _remove_checkpoints(folder: Path) -> None:
-    for checkpoint in folder.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)

@@ -17,6 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from modeling_alibi_gpt.experiments.runner import is_trained, train_once
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.resumable import remove_checkpoints
 
 
 TRUNKS_DIR = "trunks"
@@ -116,8 +117,7 @@ def remove_trunks(output_dir: Path, finished: Sequence[ExperimentConfig]) -> Non
     """Delete the trunks of a comparison whose budgets are all finished, and the checkpoints of the budgets."""
     shutil.rmtree(output_dir / TRUNKS_DIR, ignore_errors=True)
     for experiment in finished:
-        for checkpoint in Path(experiment.training["output_dir"]).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-            shutil.rmtree(checkpoint, ignore_errors=True)
+        remove_checkpoints(Path(experiment.training["output_dir"]))
 
 
 def _with_training(experiment: ExperimentConfig, settings: dict[str, Any]) -> ExperimentConfig:

@@ -25,17 +25,11 @@ def finished_record(output_dir: Path, *, reads_model: bool = True) -> Record | N
         check_record(record)
         if record["kind"] != "training":
             raise ValueError(f"its first record is of kind {record['kind']!r}, expected 'training'")
-        if reads_model:
-            check_model_folder(output_dir)
+        if reads_model and (difference := manifest_difference(output_dir)):
+            raise ValueError(difference)
     except ValueError as error:
         raise ValueError(
             f"{output_dir} contains a finished run that is damaged ({error}): restore the file, or delete {path} and "
             "run the same command again, which resumes from the last checkpoint or starts over if there is none"
         ) from error
     return record
-
-
-def check_model_folder(folder: Path) -> None:
-    """Raise a ValueError unless a folder contains exactly the model and tokenizer that were saved there."""
-    if difference := manifest_difference(folder):
-        raise ValueError(difference)

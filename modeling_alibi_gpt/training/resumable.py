@@ -21,6 +21,12 @@ def has_checkpoints(output_dir: Path) -> bool:
     return any(output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
 
 
+def remove_checkpoints(output_dir: Path) -> None:
+    """Delete the checkpoints of a run that has ended. Another worker may be deleting them, too."""
+    for checkpoint in output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(checkpoint, ignore_errors=True)
+
+
 def trainer_state(checkpoint: Path) -> dict[str, Any]:
     """The state that Trainer saved in a checkpoint. It contains every log of the run, so it can be of any size.
 

@@ -17,7 +17,7 @@ from modeling_alibi_gpt.checkpoints.companions import COMPANION_FILES
 from modeling_alibi_gpt.checkpoints.convert.conversion import ConvertConfig, convert
 from modeling_alibi_gpt.checkpoints.hub import AUTO_MAP, ExportConfig, export_to_hub
 from modeling_alibi_gpt.data.tokenizer_training import train_tokenizer
-from modeling_alibi_gpt.experiments.best_model import copy_model
+from modeling_alibi_gpt.experiments.beta_objectives import copy_model
 from modeling_alibi_gpt.runtime.manifest import write_manifest
 from tests.support.conversion_cases import gpt2
 
