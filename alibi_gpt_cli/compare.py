@@ -14,9 +14,9 @@ def compare(config: RequiredConfig, settings: Settings = None, as_json: Json = F
 
     alibi-gpt compare --config configs/comparison/methods_gutenberg.yaml
     """
-    from modeling_alibi_gpt.evaluation.extrapolation import format_grid
-    from modeling_alibi_gpt.evaluation.recall import format_recall
     from modeling_alibi_gpt.experiments.compare import ComparisonConfig, run_comparison
+    from modeling_alibi_gpt.report.context_tables import recall_table
+    from modeling_alibi_gpt.report.tables import extrapolation_table, table_text
     from modeling_alibi_gpt.runtime.config import load_config
 
     show_progress()
@@ -25,10 +25,11 @@ def compare(config: RequiredConfig, settings: Settings = None, as_json: Json = F
     path = Path(comparison.output_dir) / "comparison.jsonl"
     answers = [record for record in records if record["kind"] == "recall"]
     shown = answers or [record for record in records if record["kind"] == "comparison"]
+    table = recall_table if answers else extrapolation_table
     names = list(dict.fromkeys(record["comparison"] for record in shown))
     for name in names:
         if len(names) > 1:
             print(f"{name}:")
-        print((format_recall if answers else format_grid)([r for r in shown if r["comparison"] == name]))
+        print(table_text(table([record for record in shown if record["comparison"] == name])))
     print(f"records in {path}")
     print_result({"records": str(path), "num_records": len(records)}, as_json)

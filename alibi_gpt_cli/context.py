@@ -23,7 +23,8 @@ def context(
 
     alibi-gpt context --models runs/demo/alibi runs/demo/rope --data "text:books/*.txt"
     """
-    from modeling_alibi_gpt.evaluation.context import ContextConfig, format_context, run_context
+    from modeling_alibi_gpt.evaluation.context import ContextConfig, run_context
+    from modeling_alibi_gpt.report.context_tables import context_table
 
     measure_grid(
         ContextConfig,
@@ -33,7 +34,8 @@ def context(
         named={"models": models or None, "source": data, "output": output},
         trust_remote_code=trust_remote_code,
         describe_row=_describe_row,
-        describe_rows=lambda rows: f"{TITLE}\n{format_context(rows)}",
+        table=context_table,
+        title=TITLE,
         fields_in_short=FIELDS_IN_SHORT,
         as_json=as_json,
     )

@@ -25,7 +25,8 @@ def extrapolate(
 
     alibi-gpt extrapolate --models runs/demo/alibi runs/demo/rope --lengths 128 256 512 1024 2048
     """
-    from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, format_grid, run_extrapolation
+    from modeling_alibi_gpt.evaluation.extrapolation import ExtrapolationConfig, run_extrapolation
+    from modeling_alibi_gpt.report.tables import extrapolation_table
 
     measure_grid(
         ExtrapolationConfig,
@@ -35,7 +36,7 @@ def extrapolate(
         named={"models": models or None, "lengths_tokens": lengths or None, "source": data, "output": output},
         trust_remote_code=trust_remote_code,
         describe_row=_describe_row,
-        describe_rows=format_grid,
+        table=extrapolation_table,
         fields_in_short=FIELDS_IN_SHORT,
         as_json=as_json,
     )

@@ -35,7 +35,8 @@ def recall(
 
     alibi-gpt recall --models runs/bloom-560m --data prompt:passkey --lengths 1024 2048 4096 --set 'depths=[0,0.5,1]'
     """
-    from modeling_alibi_gpt.evaluation.recall import RecallConfig, format_recall, run_recall
+    from modeling_alibi_gpt.evaluation.recall import RecallConfig, run_recall
+    from modeling_alibi_gpt.report.context_tables import recall_table
 
     measure_grid(
         RecallConfig,
@@ -45,7 +46,8 @@ def recall(
         named={"models": models or None, "lengths_tokens": lengths or None, "source": data, "output": output},
         trust_remote_code=trust_remote_code,
         describe_row=_describe_row,
-        describe_rows=lambda rows: f"{TITLE}\n{format_recall(rows)}",
+        table=recall_table,
+        title=TITLE,
         fields_in_short=FIELDS_IN_SHORT,
         as_json=as_json,
     )

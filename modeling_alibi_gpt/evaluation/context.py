@@ -36,8 +36,6 @@ from modeling_alibi_gpt.evaluation.measurement import (
     text_provenance,
 )
 from modeling_alibi_gpt.evaluation.scoring import score_tails
-from modeling_alibi_gpt.report.context_tables import context_table
-from modeling_alibi_gpt.report.tables import table_text
 from modeling_alibi_gpt.runtime.config import Count, Distinct, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import Record
@@ -151,11 +149,6 @@ def run_context(config: ContextConfig, on_row: Callable[[Record], None] = lambda
         measure = partial(_measure, _Scores(windows, config.batch_tokens))
         grid.append(ModelRows(model_dir=model_dir, model_config=model_config, blanks=blanks, measure=measure))
     return run_grid(config, grid, key_fields=_KEY_FIELDS, on_row=on_row)
-
-
-def format_context(rows: Sequence[Record]) -> str:
-    """Format records as a text table with one row per model and reading, and one column per amount of context."""
-    return table_text(context_table(rows))
 
 
 def _sizes(config: ContextConfig, configs: Sequence[Any]) -> tuple[int, list[int], list[int]]:

@@ -1,6 +1,6 @@
 """Length extrapolation: perplexity over a grid of models, window lengths and protocols. Resumable row by row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import field
 from functools import partial
 from typing import Annotated, Any
@@ -26,7 +26,6 @@ from modeling_alibi_gpt.evaluation.measurement import (
 )
 from modeling_alibi_gpt.evaluation.scoring import WindowScores, score_stream
 from modeling_alibi_gpt.evaluation.windows import PROTOCOLS, resolve_stride
-from modeling_alibi_gpt.report.tables import extrapolation_table, table_text
 from modeling_alibi_gpt.runtime.config import Distinct, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import Record
@@ -112,11 +111,6 @@ def position_bins(scores: WindowScores) -> dict[str, list[Any]]:
         "nats_per_token": [float(n / count) if count else None for n, count in zip(nats, num_tokens, strict=True)],
         "num_tokens": num_tokens.tolist(),
     }
-
-
-def format_grid(rows: Sequence[Record]) -> str:
-    """Format records as a text table: one row per model and protocol, one column per length, and the errors."""
-    return table_text(extrapolation_table(rows))
 
 
 def _stride(config: ExtrapolationConfig, protocol: str, length_tokens: int) -> int | None:

@@ -25,8 +25,6 @@ from modeling_alibi_gpt.evaluation.grid import (
 )
 from modeling_alibi_gpt.evaluation.passkey_prompt import PROMPT_PASSKEY, passkey_prompts
 from modeling_alibi_gpt.evaluation.scoring import score_tails
-from modeling_alibi_gpt.report.context_tables import recall_table
-from modeling_alibi_gpt.report.tables import table_text
 from modeling_alibi_gpt.runtime.config import Count, Distinct, UserPath, config_dataclass
 from modeling_alibi_gpt.runtime.distributed import process_state
 from modeling_alibi_gpt.runtime.records import Record, provenance
@@ -129,11 +127,6 @@ def check_questions(config: RecallConfig, tokenizer: PreTrainedTokenizerBase, le
     for length in lengths:
         for depth in _depths(config):
             _questions(config, tokenizer, length, depth, num_examples=1)
-
-
-def format_recall(rows: Sequence[Record]) -> str:
-    """Format records as a text table: one row per model and depth, one column per length, and the errors."""
-    return table_text(recall_table(rows))
 
 
 def _depths(config: RecallConfig) -> list[float | None]:

@@ -10,7 +10,9 @@ import pytest
 
 from alibi_gpt_cli.main import main
 from modeling_alibi_gpt.evaluation import grid
-from modeling_alibi_gpt.evaluation.context import ContextConfig, ContextWindows, format_context, run_context
+from modeling_alibi_gpt.evaluation.context import ContextConfig, ContextWindows, run_context
+from modeling_alibi_gpt.report.context_tables import context_table
+from modeling_alibi_gpt.report.tables import table_text
 from modeling_alibi_gpt.runtime.records import read_checked_records
 
 
@@ -75,7 +77,7 @@ def test_there_is_a_row_for_every_reading(config: ContextConfig, monkeypatch: py
     total = sum(nats * number for nats, number in zip(bins, numbers, strict=True) if number)
     assert total / 80 == pytest.approx(whole["nats_per_token"], abs=1e-12)
     assert read_checked_records(config.output) == rows
-    assert format_context(rows).splitlines()[0].split() == ["model", "beyond", "8", "16", "whole"]
+    assert table_text(context_table(rows)).splitlines()[0].split() == ["model", "beyond", "8", "16", "whole"]
     monkeypatch.setattr(grid, "load_causal_lm", None)
     assert run_context(config) == rows
 

@@ -16,7 +16,6 @@ from safetensors.torch import load_file, save_file
 from modeling_alibi_gpt.evaluation import grid
 from modeling_alibi_gpt.evaluation.extrapolation import (
     ExtrapolationConfig,
-    format_grid,
     position_bins,
     run_extrapolation,
 )
@@ -24,6 +23,7 @@ from modeling_alibi_gpt.evaluation.grid import shortest_names
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.evaluation.windows import plan_windows
+from modeling_alibi_gpt.report.tables import extrapolation_table, table_text
 from modeling_alibi_gpt.runtime.records import read_records
 
 
@@ -113,7 +113,7 @@ def test_models_that_end_are_rows_that_say_why(config: ExtrapolationConfig):
             assert [row[key] for key in [*FIGURES, "nats_by_position", "nats_per_token_by_block"]] == [None] * 7
         for name in ("alibi", "learned", "mpt"):
             assert rows[name, protocol, 8]["error"] is None
-    table = format_grid(list(rows.values()))
+    table = table_text(extrapolation_table(list(rows.values())))
     assert "failed (1)" in table
     assert "(1) learned: learned positions end" in table
 

@@ -13,8 +13,10 @@ from modeling_alibi_gpt import AlibiGPTConfig, AlibiGPTForCausalLM
 from modeling_alibi_gpt.data.tasks import task_tokenizer
 from modeling_alibi_gpt.evaluation import grid
 from modeling_alibi_gpt.evaluation.passkey_prompt import passkey_prompts
-from modeling_alibi_gpt.evaluation.recall import RecallConfig, format_recall, run_recall
+from modeling_alibi_gpt.evaluation.recall import RecallConfig, run_recall
 from modeling_alibi_gpt.evaluation.scoring import score_tails
+from modeling_alibi_gpt.report.context_tables import recall_table
+from modeling_alibi_gpt.report.tables import table_text
 from modeling_alibi_gpt.runtime.records import read_checked_records
 
 
@@ -77,7 +79,7 @@ def test_there_is_a_row_for_every_length_and_depth(config: RecallConfig, monkeyp
     assert [row["distance_tokens"] for row in rows] == [28, 3, 60, 3]
     assert all(0 <= row["accuracy"] <= 1 and row["nats_per_token"] == pytest.approx(5.3, abs=0.3) for row in rows)
     assert read_checked_records(config.output) == rows
-    lines = format_recall(rows).splitlines()
+    lines = table_text(recall_table(rows)).splitlines()
     assert lines[0].split() == ["model", "depth", "32", "64"] and len(lines) == 3
     monkeypatch.setattr(grid, "load_causal_lm", None)
     assert run_recall(config) == rows
