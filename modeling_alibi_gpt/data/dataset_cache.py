@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, Features, concatenate_datasets
+from datasets import Dataset, Features
 from datasets.exceptions import DatasetGenerationError
 from filelock import FileLock
 
@@ -37,23 +37,21 @@ def cached_dataset(generate: Callable[[], Iterator[dict[str, Any]]], features: F
         OSError: The rows could not be written, for instance because the disk is full.
     """
     folder = Path(datasets.config.HF_DATASETS_CACHE, "alibi_gpt", fingerprint)
+    path = folder / "rows.arrow"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if folder.exists() and (difference := manifest_difference(folder)):
             logger.warning("regenerating the damaged cached text %s: %s", folder, difference)
             shutil.rmtree(folder)
-        if not folder.exists():
+        if not path.exists():
             try:
-                folder.mkdir()
-                _write(generate(), features, folder / "rows.arrow")
+                folder.mkdir(exist_ok=True)
+                _write(generate(), features, path)
                 write_manifest(folder)
             except BaseException:
                 shutil.rmtree(folder, ignore_errors=True)
                 raise
-        # Earlier versions let the library name the files; run after this one, they add theirs to the same folder.
-        ours = folder / "rows.arrow"
-        paths = [ours] if ours.exists() else sorted(folder.rglob("*.arrow"))
-        rows = concatenate_datasets([Dataset.from_file(str(path)) for path in paths])
+        rows = Dataset.from_file(str(path))
     rows._fingerprint = fingerprint
     return rows
 

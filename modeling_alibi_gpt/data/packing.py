@@ -61,13 +61,8 @@ def pack_documents(
         tokens = first_tokens(token_rows(rows, tokenizer, num_proc=num_proc), max_tokens)
         return packed_blocks(tokens, length_tokens, isolate_documents=isolate_documents)
 
-    key = tokenization_key(documents, tokenizer)
-    key = Hasher.hash(key if max_tokens is None else (*key, max_tokens))  # as before, so that old caches stay valid
-    blocks = cached_dataset(
-        generate,
-        block_features(isolate_documents=isolate_documents),
-        Hasher.hash((key, length_tokens, isolate_documents, max_tokens, PACKING_VERSION)),
-    )
+    key = (*tokenization_key(documents, tokenizer), length_tokens, isolate_documents, max_tokens, PACKING_VERSION)
+    blocks = cached_dataset(generate, block_features(isolate_documents=isolate_documents), Hasher.hash(key))
     num_tokens = sum(len(ids) for ids in blocks[:2]["input_ids"])
     if num_tokens < length_tokens:
         wanted = f"at least {length_tokens} tokens (length_tokens)"
