@@ -89,31 +89,43 @@ def train(
     if finished is not None:
         return finished | {"model_dir": arguments.output_dir}  # the folder may have been moved
     with ExitStack() as held, whole_checkpoints_on_a_full_disk(output_dir):
-        with sync_errors():  # the main process goes first and fills the caches for the others
-            data = prepare_data(config) if is_main else None
-        data = data or prepare_data(config)
-        set_seed(arguments.seed)
-        model = build_model(config, data.tokenizer)
-        use_cache = model.config.use_cache  # Trainer turns it off
-        identity = {**data.text, BATCH: str(_global_batch_size(arguments))}
-        with sync_errors():
-            if is_main:
-                held.enter_context(claimed_output_dir(output_dir, config, identity))
+        return _train_to_the_end(config, arguments, callbacks, start, held)
 
-        bias_before, model_class = bias_by_distance(model), type(model)  # sharding changes its class
-        trainer = make_trainer(config, arguments, model, data, [*_callbacks_of(config, data), *callbacks])
-        checkpoint = newest_checkpoint(output_dir, start, identity)
-        if checkpoint and isinstance(data.train, StreamedBlocks):
-            data.train.load(Path(checkpoint))
-        # An evaluation at the start of a resumed training would count once more, for example for early stopping.
-        trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
-        result = trainer.train(resume_from_checkpoint=checkpoint)
-        record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
-        whole = trainer.whole_model(model_class)
-        with sync_errors():
-            if whole is not None:
-                whole.config.use_cache = use_cache
-                _save(config, whole, data, output_dir, record, bias_before)
+
+def _train_to_the_end(
+    config: ExperimentConfig,
+    arguments: TrainingArguments,
+    callbacks: Sequence[TrainerCallback],
+    start: Path | None,
+    held: ExitStack,
+) -> dict[str, Any]:
+    """What ``train`` does if the run is not finished; ``held`` keeps the claim of its folder."""
+    output_dir, is_main = Path(arguments.output_dir), process_state().is_main_process
+    with sync_errors():  # the main process goes first and fills the caches for the others
+        data = prepare_data(config) if is_main else None
+    data = data or prepare_data(config)
+    set_seed(arguments.seed)
+    model = build_model(config, data.tokenizer)
+    use_cache = model.config.use_cache  # Trainer turns it off
+    identity = {**data.text, BATCH: str(_global_batch_size(arguments))}
+    with sync_errors():
+        if is_main:
+            held.enter_context(claimed_output_dir(output_dir, config, identity))
+
+    bias_before, model_class = bias_by_distance(model), type(model)  # sharding changes its class
+    trainer = make_trainer(config, arguments, model, data, [*_callbacks_of(config, data), *callbacks])
+    checkpoint = newest_checkpoint(output_dir, start, identity)
+    if checkpoint and isinstance(data.train, StreamedBlocks):
+        data.train.load(Path(checkpoint))
+    # An evaluation at the start of a resumed training would count once more, for example for early stopping.
+    trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    record = _record(config, trainer, data, result.metrics["train_runtime"], checkpoint)
+    whole = trainer.whole_model(model_class)
+    with sync_errors():
+        if whole is not None:
+            whole.config.use_cache = use_cache
+            _save(config, whole, data, output_dir, record, bias_before)
     return record
 
 
