@@ -184,9 +184,7 @@ def _beta_sections(by_kind: Frames) -> list[Section]:
         for study, frame in of_mode.groupby("study", sort=False):
             trained = []
             if mode == "retrain" and "trained_beta" in by_kind:
-                # Old records do not name their study; they belong to it if it is the only one.
-                only = study if of_mode["study"].nunique() == 1 else None
-                trained = [row for row in rows_of(by_kind["trained_beta"]) if (row["study"] or only) == study]
+                trained = rows_of(pick(by_kind["trained_beta"], study=study))
             sections.append(_beta_section(frame, trained))
     return sections
 

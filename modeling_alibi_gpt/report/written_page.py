@@ -254,7 +254,6 @@ FILTERS: Mapping[str, Callable[..., Any]] = {
     "gain": _gain(is_shown=True),
     "no_gain": _gain(is_shown=False),
     "nats": formats.format_mean,
-    "count": formats.format_count,
     "change": formats.format_change,
     "ratio": formats.format_ratio,
     "span": formats.format_range,

@@ -110,6 +110,7 @@ def trained_beta_record(trainable: str, seed: int) -> dict[str, Any]:
     betas = [0.41 + 0.05 * seed, 0.72, 0.98, 1.31]
     return {
         "kind": "trained_beta",
+        "study": "demo",
         "alibi_trainable": trainable,
         "seed": seed,
         "slopes_by_layer": [[beta / 2**head for head in range(2, 8)] for beta in betas],
