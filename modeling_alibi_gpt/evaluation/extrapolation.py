@@ -42,7 +42,7 @@ _KEY_FIELDS = ("name", "protocol", "length_tokens", "stride_tokens")
 class ExtrapolationConfig(MeasurementConfig, GridConfig):
     """Settings of ``alibi-gpt extrapolate``, which measures every model at every length under every protocol."""
 
-    lengths_tokens: list[int] | None = None
+    lengths_tokens: Annotated[list[int], Distinct] | None = None
     """Window lengths; null is 1, 2, 4, 8 and 16 times the shortest training length of the models."""
     protocols: Annotated[list[str], Distinct] = field(default_factory=lambda: list(PROTOCOLS))
     """``nonoverlapping``, ``sliding`` or both."""

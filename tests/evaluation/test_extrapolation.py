@@ -239,6 +239,8 @@ def test_names_are_as_long_as_they_must_be():
     "settings, message",
     [
         ({"models": []}, "models must be a list of one or more different values"),
+        ({"lengths_tokens": []}, "lengths_tokens must be a list of one or more different values"),
+        ({"lengths_tokens": [64, 64]}, "lengths_tokens must be a list of one or more different values"),
         ({"protocols": ["sliding", "sliding"]}, "protocols must be a list of one or more different values"),
         ({"protocols": ["slide"]}, "protocol must be one of nonoverlapping, sliding"),
         ({"names": ["a", "a", "b"]}, "names must be unique, one for each of the 3 models"),
