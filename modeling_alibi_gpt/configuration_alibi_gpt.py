@@ -45,8 +45,8 @@ class AlibiGPTConfig(PreTrainedConfig):
         clip_qkv (`float`, *optional*): Clip projected queries, keys and values to this magnitude, as in MPT.
         attention_scale (`float`, *optional*): Factor of `q . k`. Defaults to `head_dim ** -0.5`.
         tie_word_embeddings (`bool`): Share the weight of the embedding with the output layer.
-        initializer_range (`float`): Standard deviation of initial weights. It is divided by
-            `sqrt(2 * num_hidden_layers)` for layers that write to the residual stream, as in GPT-2.
+        initializer_range (`float`): Standard deviation of the initial weights of embeddings and linear layers, as in
+            BLOOM. GPT-2 starts the layers that write to the residual stream with smaller ones.
         embd_pdrop, resid_pdrop, attention_dropout (`float`): Dropout probabilities.
         classifier_dropout (`float`): Dropout of the token classification head.
         train_context_length (`int`): Longest sequence seen in training, in tokens. Only `learned` positions are

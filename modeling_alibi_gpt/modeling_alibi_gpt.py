@@ -4,7 +4,6 @@
 Shapes: B batch, H query heads, Q queries, K keys, D hidden size, d head size, V vocabulary.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
-from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import (
@@ -218,12 +216,7 @@ class AlibiGPTPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        residual_std = self.config.initializer_range / math.sqrt(2 * self.config.num_hidden_layers)
-        if isinstance(module, AlibiGPTAttention):
-            init.normal_(module.o_proj.weight, mean=0.0, std=residual_std)
-        elif isinstance(module, AlibiGPTMLP):
-            init.normal_(module.down_proj.weight, mean=0.0, std=residual_std)
-        elif isinstance(module, PositionMethod):
+        if isinstance(module, PositionMethod):
             module.init_weights()
 
     def _adjust_missing_and_unexpected_keys(self, loading_info) -> None:

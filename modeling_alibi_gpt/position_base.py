@@ -44,7 +44,10 @@ class PositionMethod(nn.Module):
         return {}
 
     def init_weights(self) -> None:
-        """Fill parameters and buffers from the config; also called for a model built on the meta device."""
+        """Fill parameters and buffers from the config; also called for a model built on the meta device.
+
+        transformers calls it only if the method has tensors of its own, not only those of submodules.
+        """
 
     def check_positions(self, position_ids: Tensor) -> None:
         """Raise ValueError if the method ends before these positions; `generate` asks before each compiled step."""

@@ -291,3 +291,13 @@ def test_what_was_learned_is_not_reset_on_loading(tmp_path: Path) -> None:
     assert AlibiGPTConfig.from_pretrained(tmp_path, **anew).alibi_trainable == "slopes"
     assert AlibiGPTConfig.from_pretrained(tmp_path, alibi_trainable="beta").alibi_trainable == "beta"
     assert AlibiGPTConfig.from_pretrained(tmp_path, position_method="rope").position_method == "rope"
+
+
+def test_every_linear_layer_and_embedding_starts_with_the_range_of_the_config() -> None:
+    shape = {"vocab_size": 512, "hidden_size": 128, "num_hidden_layers": 8, "num_attention_heads": 4}
+    model = AlibiGPTForCausalLM(AlibiGPTConfig(**shape, initializer_range=0.03))
+    matrices = {name: weight for name, weight in model.named_parameters() if weight.ndim == 2}
+    assert len(matrices) >= 8 * 6 + 1
+    for name, weight in matrices.items():
+        # Of at least 128 x 128 draws: four standard errors are 2.2 %.
+        assert weight.std().item() == pytest.approx(0.03, rel=0.03), name
