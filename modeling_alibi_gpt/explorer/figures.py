@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from modeling_alibi_gpt.explorer.probes import NextToken
-from modeling_alibi_gpt.report.drawing import ALIBI_COLOR, GREY, SECOND_COLOR, STYLE, WIDTH_INCHES
+from modeling_alibi_gpt.report.drawing import STYLE, WIDTH_INCHES
+from modeling_alibi_gpt.report.lines import ALIBI_COLOR, GREY, SECOND_COLOR
 
 
 LEAST_WEIGHT = 1e-6

@@ -7,8 +7,9 @@ from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from modeling_alibi_gpt.report.drawing import GREY, METHOD_COLORS, PALE, WIDTH_INCHES, as_drawing
+from modeling_alibi_gpt.report.drawing import WIDTH_INCHES, as_drawing
 from modeling_alibi_gpt.report.formats import format_count, format_ratio
+from modeling_alibi_gpt.report.lines import GREY, METHOD_COLORS, PALE
 from modeling_alibi_gpt.runtime.records import Record
 
 

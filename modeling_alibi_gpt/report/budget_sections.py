@@ -10,18 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from modeling_alibi_gpt.report.beta_budgets import Best, Budget, Estimate, best_of, beta_budgets, trend
-from modeling_alibi_gpt.report.drawing import (
-    ALIBI_COLOR,
-    VARIANT_COLORS,
-    WIDTH_INCHES,
-    Line,
-    as_drawing,
-    draw_lines,
-    log2_axis,
-    name_below,
-)
+from modeling_alibi_gpt.report.drawing import WIDTH_INCHES, as_drawing, draw_lines, log2_axis, name_below
 from modeling_alibi_gpt.report.formats import BETA, MISSING_CELL, format_count, format_ratio, with_minus
 from modeling_alibi_gpt.report.frames import pick, rows_of
+from modeling_alibi_gpt.report.lines import ALIBI_COLOR, VARIANT_COLORS, Line
 from modeling_alibi_gpt.report.page import Picture, Section, make_section
 from modeling_alibi_gpt.report.tables import Table
 from modeling_alibi_gpt.runtime.records import Record

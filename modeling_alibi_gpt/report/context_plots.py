@@ -1,26 +1,21 @@
 """Figures about the use of distant text; each function returns a drawing."""
 
-from dataclasses import replace
-
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from modeling_alibi_gpt.report.context_tables import READINGS, last_occurrences, with_share
 from modeling_alibi_gpt.report.drawing import (
     WIDTH_INCHES,
-    Curve,
-    Line,
     as_drawing,
     draw_lines,
     log2_axis,
     mark_training_lengths,
-    method_lines,
     name_lines,
     new_axes,
 )
 from modeling_alibi_gpt.report.formats import format_count
 from modeling_alibi_gpt.report.frames import Records, alibi_first, frame_of
+from modeling_alibi_gpt.report.lines import Curve, Line, method_lines
 
 
 @as_drawing
@@ -38,12 +33,12 @@ def recall_figure(records: Records) -> Figure:
     panels = figure.subplots(num_panels, squeeze=False)[:, 0]
     log2_axis(panels[0], frame["length_tokens"].tolist(), format_count)
     panels[0].set_xlabel("length of the sequence in tokens (log scale)")
-    drawn = [(panels[0], _share_lines(panels[0], frame, "length_tokens"))]
+    drawn = [(panels[0], _share_lines(frame, "length_tokens"))]
     mark_training_lengths(panels[0], frame["train_context_length"].dropna().tolist())
     if has_depths:
         longest = frame["length_tokens"].max()
         panels[1].set_xlabel(f"depth at {format_count(longest)} tokens: 0 is the start of the sequence")
-        drawn.append((panels[1], _share_lines(panels[1], frame[frame["length_tokens"] == longest], "depth")))
+        drawn.append((panels[1], _share_lines(frame[frame["length_tokens"] == longest], "depth")))
     for axes, lines in drawn:
         axes.set(ylabel=f"share of right {'answers' if has_depths else 'tokens'}", ylim=(-0.03, 1.03))
         draw_lines(axes, lines)
@@ -67,23 +62,14 @@ def context_figure(records: Records) -> Figure:
     drawn = []
     for axes, reading in zip(panels, readings, strict=True):
         group = frame[frame["reading"] == reading].sort_values("kept_tokens", kind="stable")
-        curves, spreads = [], []
-        for name, of_name in alibi_first(group).groupby("name", sort=False):
-            spread = of_name.groupby("kept_tokens")["difference_nats"].agg(["mean", "min", "max"])
-            method = of_name["position_method"].iloc[0]
-            curves.append((str(name), method, spread.index.tolist(), spread["mean"].tolist()))
-            spreads.append(spread)
-        lines = [
-            replace(line, low=spread["min"].tolist(), high=spread["max"].tolist())
-            for line, spread in zip(method_lines(curves), spreads, strict=True)
-        ]
+        lines = _mean_lines(alibi_first(group), "kept_tokens", "difference_nats")
         log2_axis(axes, frame["kept_tokens"].tolist(), format_count)
         axes.set_title(words[reading], loc="left", fontsize=10, fontweight="bold", pad=18)
         axes.set_ylabel("nats per token above the whole")
         axes.axhline(0, color="black", linewidth=0.8, linestyle=":")
         mark_training_lengths(axes, group["train_context_length"].dropna().tolist())
+        draw_lines(axes, lines)
         drawn.append((axes, lines))
-        draw_lines(*drawn[-1])
     for axes, lines in drawn:
         name_lines(axes, lines)
     panels[-1].set_xlabel("tokens that are kept (log scale)")
@@ -124,15 +110,17 @@ def cut_above_whole(frame: pd.DataFrame) -> list[Curve]:
     return curves
 
 
-def _share_lines(axes: Axes, frame: pd.DataFrame, x: str) -> list[Line]:
-    """One line per name, averaged over everything else, and a band over seeds drawn on the axes."""
+def _share_lines(frame: pd.DataFrame, x: str) -> list[Line]:
+    """One line per name, averaged over everything else, with the range of its seeds."""
     by_seed = frame.groupby(["name", "position_method", x, "seed"], sort=False)["share"].mean().reset_index()
-    curves, bands = [], []
-    for (name, method), group in by_seed.groupby(["name", "position_method"], sort=False):
-        spread = group.groupby(x)["share"].agg(["mean", "min", "max"]).sort_index()
+    return _mean_lines(by_seed, x, "share")
+
+
+def _mean_lines(frame: pd.DataFrame, x: str, y: str) -> list[Line]:
+    """One line per name: the mean of ``y`` at each ``x``, with its range."""
+    curves, ends = [], []
+    for (name, method), group in frame.groupby(["name", "position_method"], sort=False):
+        spread = group.groupby(x)[y].agg(["mean", "min", "max"])
         curves.append((str(name), str(method), spread.index.tolist(), spread["mean"].tolist()))
-        bands.append(spread)
-    lines = method_lines(curves)
-    for line, spread in zip(lines, bands, strict=True):
-        axes.fill_between(line.xs, spread["min"], spread["max"], color=line.color, alpha=0.12, linewidth=0)
-    return lines
+        ends.append(list(zip(spread["min"], spread["max"], strict=True)))
+    return method_lines(curves, ends)

@@ -1,4 +1,4 @@
-"""The style of the figures of a report: colors, axes, directly labeled curves and marks.
+"""The look of the figures of a report: axes, directly labeled curves and marks.
 
 A figure is 5.4 inches wide at 150 dots per inch, so that its text is readable on a phone 390 pixels wide.
 """
@@ -18,29 +18,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 from matplotlib.transforms import ScaledTranslation
 
 from modeling_alibi_gpt.report.formats import format_count
+from modeling_alibi_gpt.report.lines import ALIBI_COLOR, GREY, INK, PALE, Line
 from modeling_alibi_gpt.report.svg import inline_svg, svg_file
 
 
 T = TypeVar("T")
 WIDTH_INCHES = 5.4
-INK, GREY, PALE = "#2b2b2b", "#767676", "#b0b0b0"
-ALIBI_COLOR, SECOND_COLOR = "#d1430b", "#332288"
-# Paul Tol's muted scheme, which is safe for color-blind readers; only ALiBi is bright.
-METHOD_COLORS = {
-    "alibi": ALIBI_COLOR,
-    "sinusoidal": SECOND_COLOR,
-    "learned": "#44aa99",
-    "rope": "#aa4499",
-    "none": "#808080",
-    "t5": "#5fb3d9",
-    "kerple": "#999933",
-    "fire": "#117733",
-    "shared_offset": "#882255",
-    "sandwich": "#4477aa",
-}
-# If all curves share one method, the first has its color and the others have these.
-VARIANT_COLORS = ("#332288", "#44aa99", "#117733", "#aa4499", "#5fb3d9", "#882255")
-MARKERS, DASHES = "osD^vP", ("-", "--", ":", "-.")
 STYLE: Any = {
     "font.size": 10,
     "text.color": INK,
@@ -63,44 +46,8 @@ STYLE: Any = {
 }
 MAX_LINEAR_SPAN = 4  # a perplexity axis is logarithmic if the largest value exceeds the smallest by this factor
 MAX_TICKS = 10
-MAX_LINES = 6  # in one panel
 LABEL_INCHES = 0.17  # height of a direct label
 MAX_DIRECT_LABELS, MAX_LABEL_CHARS = 12, 20  # beyond these, names go into a legend below the axes
-
-
-@dataclass(frozen=True)
-class Line:
-    """One curve. ``dashes`` selects its dashes and marker among curves of one color; a main curve is bold.
-
-    ``low`` and ``high`` are the ends of its spread at each point, if known.
-    """
-
-    name: str
-    color: str
-    xs: Sequence[float]
-    ys: Sequence[float]
-    dashes: int = 0
-    is_main: bool = False
-    zorder: int = 2
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
-
-
-Curve = tuple[str, str, Sequence[float], Sequence[float]]  # name, position method, xs, ys
-
-
-def method_lines(curves: Sequence[Curve]) -> list[Line]:
-    """Curves in the colors of their position methods, or in distinct colors if all share one method."""
-    methods = [method for _, method, _, _ in curves]
-    colors = [METHOD_COLORS.get(method, GREY) for method in methods]
-    if len(set(methods)) == 1:
-        others = [color for color in VARIANT_COLORS if color != colors[0]]
-        colors[1:] = [others[index % len(others)] for index in range(len(curves) - 1)]
-    lines = []
-    for index, ((name, method, xs, ys), color) in enumerate(zip(curves, colors, strict=True)):
-        before, is_alibi = methods[:index].count(method), method == "alibi"
-        lines.append(Line(name, color, xs, ys, before, is_main=is_alibi and not before, zorder=2 + is_alibi))
-    return lines
 
 
 @dataclass(frozen=True)
@@ -139,17 +86,6 @@ def as_drawing(draw: Callable[..., Figure]) -> Callable[..., Drawing]:
         return Drawing(partial(draw, *args, **kwargs))
 
     return drawn
-
-
-def in_panels(lines: Sequence[Line]) -> list[list[Line]]:
-    """Groups of at most ``MAX_LINES`` lines with similar last values; the main line is in every group."""
-    if len(lines) <= MAX_LINES:
-        return [list(lines)]
-    main = [line for line in lines if line.is_main]
-    others = sorted((line for line in lines if not line.is_main), key=lambda line: line.ys[-1])
-    num_panels = math.ceil(len(others) / (MAX_LINES - len(main)))
-    size = math.ceil(len(others) / num_panels)
-    return [main + others[start : start + size] for start in range(0, len(others), size)]
 
 
 def new_panels(num_panels: int) -> tuple[Figure, list[Axes]]:
@@ -216,17 +152,22 @@ def write_below(figure: Figure, text: str) -> None:
         figure.supxlabel(wrapped, x=0.02, ha="left", fontsize=8.5, color=GREY)
 
 
+def draw_band(axes: Axes, line: Line) -> None:
+    """The spread of a curve, if it is known."""
+    if line.ends:
+        axes.fill_between(line.xs, *zip(*line.ends, strict=True), color=line.color, alpha=0.15, linewidth=0, zorder=1)
+
+
 def draw_lines(axes: Axes, lines: Sequence[Line], *, markers: bool = True) -> None:
     for line in lines:
-        if line.low is not None and line.high is not None:
-            axes.fill_between(line.xs, line.low, line.high, color=line.color, alpha=0.15, linewidth=0, zorder=1)
+        draw_band(axes, line)
         axes.plot(
             line.xs,
             line.ys,
             color=line.color,
-            linestyle=DASHES[line.dashes % len(DASHES)],
+            linestyle=line.dashes,
             linewidth=2.6 if line.is_main else 1.5,
-            marker=MARKERS[line.dashes % len(MARKERS)] if markers else None,
+            marker=line.marker if markers else None,
             markersize=6 if line.is_main else 4.5,
             zorder=line.zorder,
             label=line.name,

@@ -3,7 +3,6 @@
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
@@ -14,17 +13,12 @@ from matplotlib.ticker import FuncFormatter
 
 from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Comparison, Curve
 from modeling_alibi_gpt.report.drawing import (
-    ALIBI_COLOR,
-    GREY,
-    SECOND_COLOR,
-    Line,
     as_drawing,
+    draw_band,
     draw_lines,
-    in_panels,
     inward,
     log2_axis,
     mark_training_lengths,
-    method_lines,
     name_above,
     name_lines,
     new_axes,
@@ -34,6 +28,7 @@ from modeling_alibi_gpt.report.drawing import (
 )
 from modeling_alibi_gpt.report.formats import BETA, describe_protocol, format_count, format_perplexity, format_ratio
 from modeling_alibi_gpt.report.frames import MILESTONE_PROTOCOL, Records, alibi_first, frame_of, pick, rows_of
+from modeling_alibi_gpt.report.lines import ALIBI_COLOR, GREY, SECOND_COLOR, Line, in_panels, method_lines
 from modeling_alibi_gpt.report.statistics import BetaChoice, choose_trial
 from modeling_alibi_gpt.runtime.records import Record
 
@@ -127,12 +122,8 @@ def difference_figure(grid: Comparison) -> Figure:
             means = [difference.mean for _, difference in known]
             curves.append((variant, grid.method(variant), [length for length, _ in known], means))
             spreads.append([difference.ends for _, difference in known])
-    lines = [
-        replace(line, low=[low for low, _ in ends], high=[high for _, high in ends])
-        for line, ends in zip(method_lines(curves), spreads, strict=True)
-    ]
     labels = ("length of the sequence in tokens (log scale)", f"nats per token above {grid.reference}")
-    return _over_lengths(lines, labels, grid.frame["train_context_length"], level=0)
+    return _over_lengths(method_lines(curves, spreads), labels, grid.frame["train_context_length"], level=0)
 
 
 @as_drawing
@@ -207,9 +198,9 @@ def beta_comparison_figure(curves: dict[tuple[str, int], Curve]) -> Figure:
         if length not in (lengths[0], lengths[-1]):
             continue
         name = f"{kind}, read at {format_count(length)} tokens"
-        line = Line(name, KIND_COLORS[kind], list(curve), [row["perplexity"] for row in curve.values()])
-        low, high = ([math.exp(end(row["nats_per_token_by_seed"])) for row in curve.values()] for end in (min, max))
-        axes.fill_between(line.xs, low, high, color=line.color, alpha=0.15, linewidth=0)
+        ends = [_of_seeds(row["nats_per_token_by_seed"]) for row in curve.values()]
+        line = Line(name, KIND_COLORS[kind], list(curve), [row["perplexity"] for row in curve.values()], ends=ends)
+        draw_band(axes, line)
         style = {"marker": "o", "markersize": 3.5} if length == lengths[0] else RINGS
         axes.plot(line.xs, line.ys, color=line.color, label=name, **style)
         lines.append(line)
@@ -237,17 +228,17 @@ def _over_lengths(
 
 def _lines(frame: pd.DataFrame, keys: list[str], x: str) -> list[Line]:
     """Perplexity against ``x``, one line per name or per name and length, with the range of its seeds."""
-    curves, by_seed = [], []
+    curves, spreads = [], []
     for (name, *lengths), group in frame.groupby(keys, sort=False):
-        by_seed.append(group.get("nats_per_token_by_seed"))
+        spreads.append([_of_seeds(nats) for nats in group.get("nats_per_token_by_seed", [])])
         label = ", ".join([name, *(f"{format_count(length)} tokens" for length in lengths)])
         curves.append((label, group["position_method"].iloc[0], group[x].tolist(), group["perplexity"].tolist()))
-    lines = method_lines(curves)
-    if "nats_per_token_by_seed" not in frame:
-        return lines
-    spreads = [[(math.exp(min(nats)), math.exp(max(nats))) for nats in group] for group in by_seed]
-    ends = [tuple(zip(*spread, strict=True)) for spread in spreads]
-    return [replace(line, low=low, high=high) for line, (low, high) in zip(lines, ends, strict=True)]
+    return method_lines(curves, spreads)
+
+
+def _of_seeds(nats: Sequence[float]) -> tuple[float, float]:
+    """The lowest and the highest perplexity."""
+    return math.exp(min(nats)), math.exp(max(nats))
 
 
 def _mark_trained_beta(axes: Axes, trained: Sequence[Record], betas: Sequence[float]) -> None:

@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -10,21 +9,16 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator, PercentF
 
 from modeling_alibi_gpt.report.comparison import AFTER_TRAINING, Comparison, Curve
 from modeling_alibi_gpt.report.drawing import (
-    ALIBI_COLOR,
-    GREY,
-    METHOD_COLORS,
-    SECOND_COLOR,
     WIDTH_INCHES,
-    Line,
     as_drawing,
     draw_lines,
     log2_axis,
-    method_lines,
     name_lines,
     new_axes,
     new_panels,
 )
 from modeling_alibi_gpt.report.formats import BETA, format_count, format_ratio, with_minus
+from modeling_alibi_gpt.report.lines import ALIBI_COLOR, GREY, METHOD_COLORS, SECOND_COLOR, Line, method_lines
 from modeling_alibi_gpt.report.statistics import Difference
 
 
@@ -146,10 +140,8 @@ def recall_figure(curves: Mapping[str, tuple[str, Mapping[int, Sequence[float]]]
         (NAMES.get(variant, variant), method, list(shares), [statistics.fmean(each) for each in shares.values()])
         for variant, (method, shares) in curves.items()
     ]
-    lines = [
-        replace(line, low=list(map(min, shares.values())), high=list(map(max, shares.values())))
-        for line, (_, shares) in zip(method_lines(named), curves.values(), strict=True)
-    ]
+    ends = [[(min(each), max(each)) for each in shares.values()] for _, shares in curves.values()]
+    lines = method_lines(named, ends)
     log2_axis(axes, [x for line in lines for x in line.xs], format_count)
     axes.set(xlabel="length of the text in tokens (log scale)", ylabel="right answers", ylim=(0, 1.04))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -184,22 +176,17 @@ def _beta_lines(curves: Mapping[str, Curve], base: float) -> list[Line]:
     lines = []
     for (name, curve), color in zip(curves.items(), colors, strict=False):
         found = [curve.between(beta, base) for beta in curve]
-        lines.append(_spread_line(Line(name, color, list(curve), [each.mean for each in found]), found))
+        lines.append(Line(name, color, list(curve), [each.mean for each in found], ends=[each.ends for each in found]))
     return lines
 
 
 def _with_spread(found: Sequence[tuple[str, str, Sequence[float], Sequence[Difference | None]]]) -> list[Line]:
-    known = []
+    curves, ends = [], []
     for name, method, xs, differences in found:
-        pairs = [(x, each) for x, each in zip(xs, differences, strict=True) if each is not None]
-        known.append((name, method, [x for x, _ in pairs], [each for _, each in pairs]))
-    lines = method_lines([(name, method, xs, [each.mean for each in found]) for name, method, xs, found in known])
-    return [_spread_line(line, differences) for line, (_, _, _, differences) in zip(lines, known, strict=True)]
-
-
-def _spread_line(line: Line, differences: Sequence[Difference]) -> Line:
-    low, high = zip(*(each.ends for each in differences), strict=True)
-    return replace(line, low=low, high=high)
+        known = {x: each for x, each in zip(xs, differences, strict=True) if each is not None}
+        curves.append((name, method, list(known), [each.mean for each in known.values()]))
+        ends.append([each.ends for each in known.values()])
+    return method_lines(curves, ends)
 
 
 def _dot(axes: Axes, difference: Difference, y: float, color: str) -> None:

@@ -3,18 +3,10 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from modeling_alibi_gpt.report.drawing import (
-    ALIBI_COLOR,
-    SECOND_COLOR,
-    Line,
-    as_drawing,
-    draw_lines,
-    log2_axis,
-    name_lines,
-    new_axes,
-)
+from modeling_alibi_gpt.report.drawing import as_drawing, draw_lines, log2_axis, name_lines, new_axes
 from modeling_alibi_gpt.report.formats import format_count
 from modeling_alibi_gpt.report.frames import Records, frame_of, pick
+from modeling_alibi_gpt.report.lines import ALIBI_COLOR, SECOND_COLOR, Line
 from modeling_alibi_gpt.report.speed_tables import WAY_NAMES
 
 

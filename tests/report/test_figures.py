@@ -10,15 +10,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from modeling_alibi_gpt.report.bias_plots import bias_by_distance_figure, bias_figure
-from modeling_alibi_gpt.report.drawing import (
-    MAX_LINES,
-    METHOD_COLORS,
-    _spread,
-    in_panels,
-    method_lines,
-    new_axes,
-    perplexity_axis,
-)
+from modeling_alibi_gpt.report.drawing import _spread, new_axes, perplexity_axis
+from modeling_alibi_gpt.report.lines import MAX_LINES, METHOD_COLORS, in_panels, method_lines
 from modeling_alibi_gpt.report.plots import beta_figure, difference_figure, extrapolation_figure, position_figure
 from tests.support.comparison_cases import comparison, grid_of, mixed
 from tests.support.example_records import (
