@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from matplotlib.figure import Figure
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -106,7 +105,7 @@ def bias_frame(subject: Subject | None = None) -> str:
     )
 
 
-def describe_attention(subject: Subject, text: str, layer: int, head: int) -> tuple[Figure, str]:
+def describe_attention(subject: Subject, text: str, layer: int, head: int) -> tuple[Drawing, str]:
     """Attention heat maps and mean attention distance of a head; layer and head count from 1."""
     config = subject.model.config
     for name, number, count in (
@@ -126,7 +125,7 @@ def describe_attention(subject: Subject, text: str, layer: int, head: int) -> tu
     )
 
 
-def compare_losses(subjects: Sequence[Subject], text: str) -> tuple[Figure, str]:
+def compare_losses(subjects: Sequence[Subject], text: str) -> tuple[Drawing, str]:
     """Loss by position of every model, and a summary of each."""
     curves, lengths, sentences = {}, {}, []
     for subject in subjects:
@@ -147,7 +146,7 @@ def compare_losses(subjects: Sequence[Subject], text: str) -> tuple[Figure, str]
     return figures.loss_figure(curves, lengths), "\n\n".join(sentences)
 
 
-def describe_next_tokens(subject: Subject, text: str, beta: float) -> tuple[Figure, str]:
+def describe_next_tokens(subject: Subject, text: str, beta: float) -> tuple[Drawing, str]:
     """Next-token probabilities with another beta, and a summary of the most likely token."""
     input_ids = subject.encode(text)
     tokens = probes.next_tokens(subject.model, subject.tokenizer, input_ids, beta)
@@ -165,7 +164,7 @@ def _attention_tab(app: gr.Blocks, subjects: Sequence[Subject], text: gr.Textbox
         layer = gr.Slider(1, max(config.num_hidden_layers for config in configs), value=1, step=1, label="Layer")
         head = gr.Slider(1, max(config.num_attention_heads for config in configs), value=1, step=1, label="Head")
 
-    def answer(index: int, words: str, layer: int, head: int) -> tuple[Figure, str]:
+    def answer(index: int, words: str, layer: int, head: int) -> tuple[Drawing, str]:
         return describe_attention(subjects[index], words, layer, head)
 
     triggers = [gr.Button("Show").click, app.load, layer.change, head.change, model.change]
@@ -177,13 +176,13 @@ def _next_token_tab(subjects: Sequence[Subject], text: gr.Textbox, model: gr.Dro
         -6, 6, value=0, step=0.125, label="log2 of β", info="0 is β = 1; the weights stay as they are."
     )
 
-    def answer(index: int, words: str, exponent: float) -> tuple[Figure, str]:
+    def answer(index: int, words: str, exponent: float) -> tuple[Drawing, str]:
         return describe_next_tokens(subjects[index], words, 2.0**exponent)
 
     _show([gr.Button("Show").click, exponent.change], answer, [model, text, exponent])
 
 
-def _show(triggers: Sequence[Any], answer: Callable[..., tuple[Figure, str]], inputs: Sequence[Any]) -> None:
+def _show(triggers: Sequence[Any], answer: Callable[..., tuple[Drawing, str]], inputs: Sequence[Any]) -> None:
     """A figure and its summary, updated on every trigger."""
     sentence, figure = gr.Markdown(), gr.HTML(elem_classes="figure")
     # One at a time, because trying another beta modifies the model.
@@ -198,16 +197,16 @@ def _show(triggers: Sequence[Any], answer: Callable[..., tuple[Figure, str]], in
     )
 
 
-def _as_html(answer: Callable[..., tuple[Figure, str]]) -> Callable[..., tuple[str, str]]:
-    """Return the figure as inline SVG, which follows the color scheme, and show errors as messages."""
+def _as_html(answer: Callable[..., tuple[Drawing, str]]) -> Callable[..., tuple[str, str]]:
+    """Return the drawing as inline SVG, which follows the color scheme, and show errors as messages."""
 
     @wraps(answer)
     def run(*args: Any) -> tuple[str, str]:
         try:
-            figure, sentence = answer(*args)
+            drawing, sentence = answer(*args)
         except ValueError as error:
             raise gr.Error(str(error), print_exception=False) from error
         label = html.escape(sentence.replace("*", ""))
-        return f'<div role="img" aria-label="{label}">{Drawing(lambda: figure).svg}</div>', sentence
+        return f'<div role="img" aria-label="{label}">{drawing.svg}</div>', sentence
 
     return run

@@ -1,17 +1,14 @@
-"""Matplotlib figures of the explorer, in the style of the report."""
+"""Figures of the explorer, in the style of the report; each function returns a drawing."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from modeling_alibi_gpt.explorer.probes import NextToken
-from modeling_alibi_gpt.report.drawing import STYLE, WIDTH_INCHES
+from modeling_alibi_gpt.report.drawing import as_drawing, new_axes
 from modeling_alibi_gpt.report.lines import ALIBI_COLOR, GREY, SECOND_COLOR
 
 
@@ -19,16 +16,7 @@ LEAST_WEIGHT = 1e-6
 WEIGHT_COLORS = "viridis"  # large weights are visible on light and dark backgrounds
 
 
-def _styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    @wraps(draw)
-    def drawn(*args: Any, **kwargs: Any) -> Figure:
-        with matplotlib.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return drawn
-
-
-@_styled
+@as_drawing
 def attention_figure(with_bias: Tensor, without_bias: Tensor, num_tokens: int) -> Figure:
     """Two heat maps of pooled attention ``(N, N)`` over a text of ``num_tokens``."""
     figure = Figure(figsize=(6.4, 2.9))
@@ -48,11 +36,10 @@ def attention_figure(with_bias: Tensor, without_bias: Tensor, num_tokens: int) -
     return figure
 
 
-@_styled
+@as_drawing
 def loss_figure(curves: Mapping[str, Sequence[tuple[int, int, float]]], train_lengths: Mapping[str, int]) -> Figure:
     """Loss of models by position, with a vertical line at each training length."""
-    figure = Figure(figsize=(WIDTH_INCHES, 3.4))
-    axes = figure.subplots()
+    figure, axes = new_axes(3.4)
     for (name, bins), color, style in zip(curves.items(), (ALIBI_COLOR, SECOND_COLOR), ("-", "--"), strict=False):
         edges = [start + 1 for start, _, _ in bins] + [bins[-1][1]]
         axes.stairs([nats for _, _, nats in bins], edges, baseline=None, color=color, ls=style, lw=2.5, label=name)
@@ -65,11 +52,10 @@ def loss_figure(curves: Mapping[str, Sequence[tuple[int, int, float]]], train_le
     return figure
 
 
-@_styled
+@as_drawing
 def next_token_figure(tokens: Sequence[NextToken], own_beta: float, beta: float) -> Figure:
     """Bar chart of next-token probabilities with the model's own beta and with another."""
-    figure = Figure(figsize=(WIDTH_INCHES, 0.36 * len(tokens) + 1.2))
-    axes = figure.subplots()
+    figure, axes = new_axes(0.36 * len(tokens) + 1.2)
     places = np.arange(len(tokens))
     axes.barh(places - 0.2, [t.changed_probability for t in tokens], 0.4, color=ALIBI_COLOR, label=f"β = {beta:.4g}")
     axes.barh(places + 0.2, [t.probability for t in tokens], 0.4, color=GREY, label=f"β = {own_beta:.4g}, the model's")

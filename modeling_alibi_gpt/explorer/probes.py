@@ -44,26 +44,14 @@ def trying_beta(model: AlibiGPTForCausalLM, beta: float) -> Iterator[None]:
     """Set another beta on a model without changing its weights, and restore its own beta at the end.
 
     Raises:
-        ValueError: The model does not use ALiBi, its slopes were trained and so do not depend on beta, or ``beta`` is
-            not a finite number above 0.
+        ValueError: As in :func:`set_alibi_beta`.
     """
-    config = model.config
-    if not has_fixed_alibi(model):
-        raise ValueError(
-            f"expected a model with alibi and untrained slopes, got position_method {config.position_method!r} "
-            f"and alibi_trainable {config.alibi_trainable!r}"
-        )
-    own = config.alibi_beta
+    own = model.config.alibi_beta
+    set_alibi_beta(model, beta)
     try:
-        set_alibi_beta(model, beta)
         yield
     finally:
         set_alibi_beta(model, own)
-
-
-def has_fixed_alibi(model: AlibiGPTForCausalLM) -> bool:
-    """Whether ``config.alibi_beta`` determines the slopes of a model."""
-    return model.model.position_method.reads_alibi_fields and model.config.alibi_trainable == "none"
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:

@@ -117,8 +117,8 @@ def test_next_tokens_are_those_of_a_model_loaded_with_that_beta(
 @pytest.mark.parametrize(
     ("fields", "beta", "message"),
     [
-        ({"position_method": "rope"}, 0.5, "got position_method 'rope'"),
-        ({"alibi_trainable": "slopes"}, 0.5, "alibi_trainable 'slopes'"),
+        ({"position_method": "rope"}, 0.5, "needs position_method alibi .* got another position method"),
+        ({"alibi_trainable": "slopes"}, 0.5, "alibi_trainable none, got slopes"),
         ({}, -1.0, "beta must be a finite number above 0, got -1.0"),
         ({}, math.inf, "beta must be a finite number above 0, got inf"),
     ],
