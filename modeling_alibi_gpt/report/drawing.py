@@ -155,7 +155,8 @@ def write_below(figure: Figure, text: str) -> None:
 def draw_band(axes: Axes, line: Line) -> None:
     """The spread of a curve, if it is known."""
     if line.ends:
-        axes.fill_between(line.xs, *zip(*line.ends, strict=True), color=line.color, alpha=0.15, linewidth=0, zorder=1)
+        low, high = zip(*line.ends, strict=True)
+        axes.fill_between(line.xs, low, high, color=line.color, alpha=0.15, linewidth=0, zorder=1)
 
 
 def draw_lines(axes: Axes, lines: Sequence[Line], *, markers: bool = True) -> None:

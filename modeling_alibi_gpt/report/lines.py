@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 
 INK, GREY, PALE = "#2b2b2b", "#767676", "#b0b0b0"
@@ -20,9 +21,11 @@ METHOD_COLORS = {
     "shared_offset": "#882255",
     "sandwich": "#4477aa",
 }
-# If all curves share one method, the first has its color and the others have these.
+# If all curves share one method, the one in the first place has its color and the others have these.
 VARIANT_COLORS = ("#332288", "#44aa99", "#117733", "#aa4499", "#5fb3d9", "#882255")
 MARKERS, DASHES = "osD^vP", ("-", "--", ":", "-.")
+# Which of these a variant has in every figure; others have those that are left, in their order.
+VARIANT_PLACES = {"alibi": 0, "alibi tuned": 1, "alibi, learned beta": 2}
 MAX_LINES = 6  # in one panel
 
 Ends = Sequence[tuple[float, float]]  # lowest and highest value at each point
@@ -63,17 +66,34 @@ def method_lines(curves: Sequence[Curve], ends: Sequence[Ends] | None = None) ->
         curves: Names, position methods and points.
         ends: The spread of each curve; None if it is not known.
     """
-    methods = [method for _, method, _, _ in curves]
-    colors = [METHOD_COLORS.get(method, GREY) for method in methods]
-    if len(set(methods)) == 1:
-        others = [color for color in VARIANT_COLORS if color != colors[0]]
-        colors[1:] = [others[index % len(others)] for index in range(len(curves) - 1)]
+    is_one_method = len({method for _, method, _, _ in curves}) == 1
     lines = []
-    for index, (name, method, xs, ys) in enumerate(curves):
-        before, is_alibi = methods[:index].count(method), method == "alibi"
+    for index, ((name, method, xs, ys), place) in enumerate(zip(curves, _places(curves), strict=True)):
+        color, is_alibi = METHOD_COLORS.get(method, GREY), method == "alibi"
+        if is_one_method and place:
+            others = [other for other in VARIANT_COLORS if other != color]
+            color = others[(place - 1) % len(others)]
         spread = ends[index] if ends else ()
-        lines.append(Line(name, colors[index], xs, ys, before, is_alibi and not before, 2 + is_alibi, spread))
+        lines.append(Line(name, color, xs, ys, place, is_alibi and not place, 2 + is_alibi, spread))
     return lines
+
+
+def variant_of(name: str) -> str:
+    """The variant that a model belongs to; the name of its folder has hyphens for spaces."""
+    return name.replace("-", " ")
+
+
+def _places(curves: Sequence[Curve]) -> list[int]:
+    """The place of each curve among those of its method: that of its name, or the first that is left."""
+    known = [(method, VARIANT_PLACES.get(variant_of(name))) for name, method, _, _ in curves]
+    taken = {*known}
+    places: list[int] = []
+    for method, place in known:
+        if place is None:
+            place = next(each for each in count() if (method, each) not in taken)
+            taken.add((method, place))
+        places.append(place)
+    return places
 
 
 def in_panels(lines: Sequence[Line]) -> list[list[Line]]:

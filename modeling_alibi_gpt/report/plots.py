@@ -115,15 +115,17 @@ def difference_figure(grid: Comparison) -> Figure:
     least one variant other than the reference must have a value.
     """
     curves, spreads = [], []
-    for variant in [variant for variant in grid.variants if variant != grid.reference]:
+    for variant in alibi_first(grid.as_trained)["variant"].unique():
         found = [(length, grid.difference(variant, grid.main_protocol, length)) for length in grid.lengths]
         known = [(length, difference) for length, difference in found if difference is not None]
         if known:
             means = [difference.mean for _, difference in known]
             curves.append((variant, grid.method(variant), [length for length, _ in known], means))
             spreads.append([difference.ends for _, difference in known])
+    # The reference has a style, too, so that the others have those of the other figures.
+    lines = [line for line in method_lines(curves, spreads) if line.name != grid.reference]
     labels = ("length of the sequence in tokens (log scale)", f"nats per token above {grid.reference}")
-    return _over_lengths(method_lines(curves, spreads), labels, grid.frame["train_context_length"], level=0)
+    return _over_lengths(lines, labels, grid.frame["train_context_length"], level=0)
 
 
 @as_drawing

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,7 +19,7 @@ from modeling_alibi_gpt.report.drawing import (
     new_panels,
 )
 from modeling_alibi_gpt.report.formats import BETA, format_count, format_ratio, with_minus
-from modeling_alibi_gpt.report.lines import ALIBI_COLOR, GREY, METHOD_COLORS, SECOND_COLOR, Line, method_lines
+from modeling_alibi_gpt.report.lines import ALIBI_COLOR, GREY, SECOND_COLOR, Line, method_lines, variant_of
 from modeling_alibi_gpt.report.statistics import Difference
 
 
@@ -28,9 +29,6 @@ NAMES = {
     "alibi": "ALiBi",
     "alibi tuned": "ALiBi, β = 8",
     "alibi, learned beta": "ALiBi, learned β",
-    # Names of their folders.
-    "alibi-tuned": "ALiBi, β = 8",
-    "alibi,-learned-beta": "ALiBi, learned β",
     "rope": "RoPE",
     "t5": "T5",
     "kerple": "KERPLE",
@@ -59,7 +57,7 @@ def length_figure(panels: Sequence[tuple[str, Comparison]], methods: Sequence[st
         log2_axis(axes, multiples, lambda tick: f"{tick:g}x")
         _title(axes, title)
         axes.set_ylabel("nats above own loss at 1x")
-        drawn.append(_with_spread([(NAMES.get(v, v), grid.method(v), multiples, each) for v, each in found.items()]))
+        drawn.append(_with_spread([(v, grid.method(v), multiples, each) for v, each in found.items()]))
         draw_lines(axes, drawn[-1])
     for axes, lines in zip(all_axes, drawn, strict=True):
         name_lines(axes, lines)
@@ -76,21 +74,22 @@ def rivals_figure(grid: Comparison, variants: Sequence[str]) -> Figure:
     """
     figure = Figure(figsize=(WIDTH_INCHES, 1.4 + 0.36 * 2 * len(variants)))
     panels = list(figure.subplots(2, 1))
+    lines = _named(method_lines([(variant, grid.method(variant), (), ()) for variant in variants]))
     multiple = grid.lengths[-1] // grid.lengths[0]
     titles = ("at the training length", f"at {multiple} training lengths")
     for axes, length, title in zip(panels, (grid.lengths[0], grid.lengths[-1]), titles, strict=True):
         _title(axes, title)
         axes.axvline(0, color=ALIBI_COLOR, linewidth=2)
         found = {variant: grid.difference(variant, grid.main_protocol, length) for variant in variants}
-        for row, (variant, difference) in enumerate(found.items()):
+        for row, (line, difference) in enumerate(zip(lines, found.values(), strict=True)):
             if difference is not None:
-                _dot(axes, difference, row, METHOD_COLORS[grid.method(variant)])
+                _dot(axes, difference, row, line)
         if any(difference and abs(difference.mean) > WIDE_NATS for difference in found.values()):
             axes.set_xscale("symlog", linthresh=LINEAR_NATS, linscale=2)
             axes.xaxis.set(major_locator=FixedLocator(WIDE_TICKS), minor_locator=NullLocator())
             axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: with_minus(f"{tick:g}")))
             axes.set_title(f"log scale beyond {LINEAR_NATS:g}", loc="right", fontsize=9, color=GREY)
-        axes.set_yticks(range(len(variants)), [NAMES.get(variant, variant) for variant in variants])
+        axes.set_yticks(range(len(variants)), [line.name for line in lines])
         axes.set_ylim(len(variants) - 0.4, -0.6)
     panels[-1].set_xlabel("nats per token above ALiBi with β = 1 (left of the line: better)")
     return figure
@@ -136,12 +135,12 @@ def recall_figure(curves: Mapping[str, tuple[str, Mapping[int, Sequence[float]]]
         curves: For each variant, its position method and the accuracy of each seed by length; at most six variants.
     """
     figure, axes = new_axes(3.6)
-    named = [
-        (NAMES.get(variant, variant), method, list(shares), [statistics.fmean(each) for each in shares.values()])
+    means = [
+        (variant, method, list(shares), [statistics.fmean(each) for each in shares.values()])
         for variant, (method, shares) in curves.items()
     ]
     ends = [[(min(each), max(each)) for each in shares.values()] for _, shares in curves.values()]
-    lines = method_lines(named, ends)
+    lines = _named(method_lines(means, ends))
     log2_axis(axes, [x for line in lines for x in line.xs], format_count)
     axes.set(xlabel="length of the text in tokens (log scale)", ylabel="right answers", ylim=(0, 1.04))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -158,11 +157,7 @@ def distant_figure(curves: Mapping[str, tuple[str, Mapping[int, Difference]]]) -
         curves: For each name, its position method and the differences by number of kept tokens; at most six names.
     """
     figure, axes = new_axes(3.6)
-    found = [
-        (NAMES.get(name, name), method, list(by_kept), list(by_kept.values()))
-        for name, (method, by_kept) in curves.items()
-    ]
-    lines = _with_spread(found)
+    lines = _with_spread([(name, method, [*kept], [*kept.values()]) for name, (method, kept) in curves.items()])
     log2_axis(axes, [x for line in lines for x in line.xs], format_count)
     axes.set(xlabel="nearest tokens that stay (log scale)", ylabel="nats above the whole context")
     draw_lines(axes, lines)
@@ -186,12 +181,16 @@ def _with_spread(found: Sequence[tuple[str, str, Sequence[float], Sequence[Diffe
         known = {x: each for x, each in zip(xs, differences, strict=True) if each is not None}
         curves.append((name, method, list(known), [each.mean for each in known.values()]))
         ends.append([each.ends for each in known.values()])
-    return method_lines(curves, ends)
+    return _named(method_lines(curves, ends))
 
 
-def _dot(axes: Axes, difference: Difference, y: float, color: str) -> None:
-    axes.plot(difference.ends, (y, y), color=color, linewidth=1.5)
-    axes.plot(difference.mean, y, color=color, marker="o", markersize=5.5)
+def _named(lines: Sequence[Line]) -> list[Line]:
+    return [replace(line, name=NAMES.get(variant_of(line.name), line.name)) for line in lines]
+
+
+def _dot(axes: Axes, difference: Difference, y: float, line: Line) -> None:
+    axes.plot(difference.ends, (y, y), color=line.color, linewidth=1.5)
+    axes.plot(difference.mean, y, color=line.color, marker=line.marker, markersize=5.5)
 
 
 def _title(axes: Axes, title: str) -> None:

@@ -71,6 +71,29 @@ def test_no_panel_has_more_than_six_lines_and_each_has_alibi() -> None:
         assert curve(axes, METHOD_COLORS["alibi"])
 
 
+def test_a_variant_has_one_style_whatever_else_a_figure_draws() -> None:
+    def styles(*names: str) -> list[tuple[str, str, bool]]:
+        curves = [(name, name.split()[0].split("-")[0].strip(","), [1], [1]) for name in (*names, "rope")]
+        return [(line.dashes, line.marker, line.is_main) for line in method_lines(curves)[:-1]]
+
+    plain, tuned, learned = styles("alibi", "alibi tuned", "alibi, learned beta")
+    assert plain[2] and len({plain, tuned, learned}) == 3 and not tuned[2] and not learned[2]
+    assert styles("alibi, learned beta", "alibi tuned") == styles("alibi,-learned-beta", "alibi-tuned")
+    assert styles("alibi, learned beta", "alibi tuned") == [learned, tuned]
+    other, *known = styles("alibi 2", "alibi tuned", "alibi")
+    assert known == [tuned, plain] and other not in known
+
+
+def test_differences_from_a_variant_leave_it_its_style() -> None:
+    rope = {"position_method": "rope"}
+    grid = grid_of(comparison({"alibi": {}, "alibi 2": {"alibi_beta": 2.0}, "rope": rope, "rope 2": rope}))
+    (axes,) = difference_figure.__wrapped__(grid).axes
+    drawn = {
+        label: line.get_linestyle() for line in axes.lines if not (label := str(line.get_label())).startswith("_")
+    }
+    assert drawn == {"alibi 2": "--", "rope": "-", "rope 2": "--"}
+
+
 def test_seeds_spread_around_their_mean() -> None:
     """Those of the made-up trainings lie 0.01 nats apart; differences from ALiBi of 3 seeds have their interval."""
     grid = grid_of(mixed())
