@@ -25,7 +25,7 @@ METHOD_COLORS = {
 VARIANT_COLORS = ("#332288", "#44aa99", "#117733", "#aa4499", "#5fb3d9", "#882255")
 MARKERS, DASHES = "osD^vP", ("-", "--", ":", "-.")
 # Which of these a variant has in every figure; others have those that are left, in their order.
-VARIANT_PLACES = {"alibi": 0, "alibi tuned": 1, "alibi, learned beta": 2}
+VARIANT_PLACES = {"alibi": 0, "beta 1": 0, "alibi tuned": 1, "alibi, learned beta": 2}
 MAX_LINES = 6  # in one panel
 
 Ends = Sequence[tuple[float, float]]  # lowest and highest value at each point
