@@ -293,6 +293,27 @@ def test_no_query_loses_more_weight_than_the_tolerance(kind: str, seed: int, tol
     assert error <= 2 * (tolerance + rounding) * value.norm(dim=-1).max()
 
 
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("kind", ["normal", "sink", "distant lover", "huge", "hated neighbors"])
+def test_no_row_of_a_batch_loses_more_weight_than_the_tolerance(kind: str, is_last: bool) -> None:
+    """The other row has queries and keys near 0, which bound nothing of this one."""
+    length, tolerance = 700, 1e-6
+    if kind == "hated neighbors":  # queries love all keys but the last ones
+        direction = F.normalize(torch.randn(HEAD_DIM, generator=torch.Generator().manual_seed(0)), dim=0)
+        key = 40 * torch.where(torch.arange(length)[:, None] < 576, direction, -direction)[None, None]
+        query, slopes = 4 * direction.expand_as(key), torch.tensor([0.5])
+    else:
+        query, key, _ = adversarial(kind, 4, length, seed=0)
+        slopes = alibi_slopes(4, beta=8.0)
+    sizes = torch.tensor([1e-3, 1.0] if is_last else [1.0, 1e-3])[:, None, None, None]
+    query, key = sizes * query, sizes * key
+    is_read = pairs_read(band_tiles(query, key, slopes, whole(2, length), tolerance), len(slopes), length)
+    distance = (torch.arange(length)[:, None] - torch.arange(length)).double()
+    scores = torch.matmul(query.double(), key.double().mT) * SCALING - slopes.double()[:, None, None] * distance
+    weights = scores.masked_fill(distance < 0, -torch.inf).softmax(-1)
+    assert weights.masked_fill(is_read, 0.0).sum(-1).max() <= tolerance
+
+
 def test_bands_leave_out_what_is_far() -> None:
     length = 4096
     query, key, _ = (tensor.detach() for tensor in draw(8, length, length, rows=1))
