@@ -179,6 +179,21 @@ def test_a_bfloat16_model_computes_its_bias_in_float32(method: str) -> None:
     assert expected is None or torch.equal(under_autocast, expected)
 
 
+@pytest.mark.parametrize("method", ["rope", "sinusoidal"])
+def test_a_bfloat16_model_computes_angles_of_far_positions_in_float32(method: str) -> None:
+    """In bfloat16, positions of this size are multiples of 32 or 512, many turns of the fastest pair."""
+    positions, steps = tiny_model(method).model.position_method, torch.tensor([[5000, 5001, 70_001]])
+    if method == "rope":
+        states = torch.randn(1, 3, 3, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+        found, exact = (positions.rotate(each, each, steps)[0] for each in (states, states.double()))
+    else:
+        states = torch.zeros(1, 3, 48, dtype=torch.bfloat16)
+        found, exact = (positions.embed(each, steps) for each in (states, states.double()))
+    assert found.dtype == torch.bfloat16
+    # A few roundings to bfloat16; float32 rounds an angle of 70,001 by 0.004.
+    assert (found.double() - exact).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps * exact.abs().max()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_parameter_learns(method: str) -> None:
     model = tiny_model(method, fire_threshold=4.5).train()
