@@ -51,6 +51,11 @@ def test_the_bias_of_every_method_can_be_recorded_by_distance(method: str) -> No
 
 
 def test_by_distance_is_the_bias_of_the_last_query() -> None:
-    (record,) = bias_by_distance_records(_model("alibi"), "tiny", None)
-    expected = -alibi_slopes(3)[:, None] * torch.tensor(record["distances_tokens"])
-    assert torch.equal(torch.tensor(record["bias_after"][0]), expected)
+    """FIRE divides by the position of the query, so that an earlier one has another bias at the same distance."""
+    model = _model("fire")
+    (record,) = bias_by_distance_records(model, "tiny", None)
+    last = 4 * model.config.train_context_length
+    with torch.no_grad():
+        row = model.model.position_method.bias(0, torch.tensor([[last]]), torch.arange(last + 1)[None], torch.float32)
+    expected = row[0, :, 0, last - torch.tensor(record["distances_tokens"])]
+    torch.testing.assert_close(torch.tensor(record["bias_after"][0]), expected, rtol=1e-6, atol=1e-6)

@@ -10,7 +10,7 @@ import pytest
 
 from alibi_gpt_cli.main import main
 from modeling_alibi_gpt.evaluation import grid
-from modeling_alibi_gpt.evaluation.context import ContextConfig, ContextWindows, run_context
+from modeling_alibi_gpt.evaluation.context import ContextConfig, ContextWindows, _by_last_occurrence, run_context
 from modeling_alibi_gpt.report.context_tables import context_table
 from modeling_alibi_gpt.report.tables import table_text
 from modeling_alibi_gpt.runtime.records import read_checked_records
@@ -54,6 +54,17 @@ def test_what_is_far_is_replaced_or_cut_and_what_is_near_is_kept() -> None:
 
 def test_last_occurrences_are_counted_in_the_whole_window() -> None:
     assert windows().last_occurrence.tolist() == [[5, 0, 6], [0, 0, 0]]
+
+
+def test_losses_are_those_of_the_tokens_in_each_bin() -> None:
+    found = _by_last_occurrence(windows(), np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]))
+    assert found == {
+        "edges_tokens": [1, 2, 6, 9],
+        "nats_per_token": [None, 1.0, 3.0],
+        "num_tokens": [0, 1, 1],
+        "not_before_nats_per_token": (2 + 4 + 5 + 6) / 4,
+        "not_before_num_tokens": 4,
+    }
 
 
 def test_there_is_a_row_for_every_reading(config: ContextConfig, monkeypatch: pytest.MonkeyPatch) -> None:

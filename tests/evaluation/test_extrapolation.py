@@ -20,6 +20,7 @@ from modeling_alibi_gpt.evaluation.extrapolation import (
     run_extrapolation,
 )
 from modeling_alibi_gpt.evaluation.grid import shortest_names
+from modeling_alibi_gpt.evaluation.measurement import block_nats
 from modeling_alibi_gpt.evaluation.perplexity import PerplexityConfig, evaluate_perplexity
 from modeling_alibi_gpt.evaluation.scoring import WindowScores
 from modeling_alibi_gpt.evaluation.windows import plan_windows
@@ -207,6 +208,11 @@ def test_lengths_default_to_multiples_of_the_training_length(config: Extrapolati
         )
     )
     assert [row["length_tokens"] for row in rows] == [16, 32, 64, 128, 256]
+
+
+def test_blocks_are_consecutive_parts_of_the_text():
+    scores = WindowScores(length_tokens=8, windows=[], token_nats=np.arange(32.0))
+    assert block_nats(scores) == [2 * number + 0.5 for number in range(16)]
 
 
 def test_position_bins_are_means_over_powers_of_two():
