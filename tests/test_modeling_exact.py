@@ -175,6 +175,21 @@ def test_long_ways_equal_the_reference(
     assert max_error(logits, expected_logits(case, layout), BATCHES[layout].visible) <= TOLERANCE
 
 
+@pytest.mark.parametrize("is_long", [False, True])
+@pytest.mark.parametrize("back_end", ["eager", "sdpa", "alibi_banded"])
+@pytest.mark.parametrize("field", ["embd_pdrop", "resid_pdrop", "attention_dropout"])
+@torch.no_grad()
+def test_dropout_is_of_training_alone(
+    field: str, back_end: str, is_long: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_long:
+        run_long_ways_on_short_texts(monkeypatch)
+    model = make_model("alibi", back_end, **{field: 0.3})
+    calm, one, other, after = (model.train(mode)(long_tokens()).logits for mode in (False, True, True, False))
+    assert torch.equal(calm, after)
+    assert not torch.equal(one, calm) and not torch.equal(one, other)
+
+
 # A CPU takes flex attention by its slow definition, so a case for each way to a bias meets the layouts and caches.
 FLEX_CASES = ("alibi_inside", "alibi_dynamic_ntk", "alibi_trained_slopes", "t5", "fire", "rope", "learned", "heads_1")
 FLEX_MATRIX = [("alibi", *inputs) for inputs in INPUTS] + [
