@@ -58,7 +58,7 @@ COMMANDS = [command.strip() for line in LINES for command in line.partition("  #
 # Settings that a page tells its reader to save, by their file names.
 SETTINGS = dict(re.findall(r"```yaml\n# (\S+\.yaml)\n(.*?)```", DOCUMENTATION, flags=re.DOTALL))
 COMMAND_OF_SCRIPT = {"sweep_beta": "sweep", "export_to_hub": "export"}
-PROSE = re.sub(r"```.*?```|^\|.*?$", "", DOCUMENTATION, flags=re.DOTALL | re.MULTILINE)
+PROSE = " ".join(re.sub(r"```.*?```|^\|.*?$", "", DOCUMENTATION, flags=re.DOTALL | re.MULTILINE).split())
 TEXT = "\n".join(f"def function_{number}(x):\n    return x + {number}\n" for number in range(200))
 
 
@@ -229,7 +229,11 @@ def test_the_demo_is_what_pages_say() -> None:
     assert abs(ends["alibi", 2048] / ends["alibi", 128] - 1) < 0.01
     assert round(ends["rope", 2048] / ends["rope", 128], 1) == 1.5
     install, demo = (record["seconds"] / 60 for record in read_results("demo_seconds"))
-    assert_prose_has(f"{demo:.1f}", f"{install:.1f}")
+    assert_prose_has(
+        f"`make demo` took {demo:.1f} minutes",
+        f"It took {demo:.1f} minutes on two cores of an AMD EPYC, after {install:.1f} minutes of installation",
+        f"as this tutorial, plus a second model, and took {demo:.1f} minutes",
+    )
     assert install + demo < 10
 
 
@@ -239,10 +243,14 @@ def test_the_demo_has_one_precision_on_every_machine(name: str) -> None:
     assert config.precision == "float32"
 
 
-def assert_prose_has(*numbers: str) -> None:
-    """Each number stands in the text around tables and code, and not as a part of another number."""
-    for number in numbers:
-        assert re.search(rf"(?<![\d.,]){re.escape(number)}(?![\d%]|[.,]\d)", PROSE), number
+def assert_prose_has(*texts: str) -> None:
+    """Each text stands once around tables and code, and begins and ends with no part of another number.
+
+    A number that a page has more than once needs the words around it, or one place would answer for the other.
+    """
+    for text in texts:
+        places = re.findall(rf"(?<![\d.,]){re.escape(text)}(?![\d%]|[.,]\d|e[-+]?\d)", PROSE)
+        assert len(places) == 1, f"expected once in the text, got {len(places)} times: {text!r}"
 
 
 def group_by(records: list[Record], key: Callable[[Record], Any]) -> dict[Any, list[Record]]:
@@ -322,7 +330,12 @@ def test_windows_of_the_trained_model_are_those_of_the_record() -> None:
     (record,) = read_results("margins")
     margins = [value for layer in record["margins_nats_by_layer"] for value in layer]
     windows = [value for layer in record["windows_tokens_by_layer"] for value in layer]
-    assert_prose_has(f"{min(margins):.1f}", f"{max(margins):.1f}", f"{min(windows):,}", f"{max(windows):,}")
+    nats, tokens = f"{min(margins):.1f} to {max(margins):.1f} nats", f"{min(windows):,} to {max(windows):,} tokens"
+    heads = len(margins)
+    assert_prose_has(
+        f"margins of its {heads} heads range from {nats}, and the windows from {tokens}",
+        f"margins are {nats} over {heads} heads, and windows {tokens}",
+    )
 
 
 def test_counts_of_transformers_tests_are_those_of_the_records() -> None:
@@ -374,7 +387,12 @@ def test_costs_of_data_are_those_of_the_records() -> None:
         [record for record in records if record.get("max_train_tokens") is None], lambda record: record["step"]
     )
     rates = {record["contestant"]: record["megabytes_per_cpu_second"] for record in by_step["encode"]}
-    assert_prose_has(*(f"{rate:.1f}" for rate in rates.values()))
+    assert_prose_has(
+        f"take 2.3 s to encode, {rates['alibi_gpt']:.1f} MB per second",
+        f"library alone encodes {rates['tokenizers']:.1f} MB per second",
+        f"which this package used before, {rates['transformers']:.1f} (CPU seconds",
+        f"At {rates['alibi_gpt']:.1f} MB per second, 100 GB take",
+    )
     small, large = by_step["prepare"]
     assert f"| 11 MB | {small['cpu_seconds'][0]:.1f} s | {small['disk_bytes'] / 1e6:.0f} MB |" in DOCUMENTATION
     assert f"| {peak(small)} | measured |" in DOCUMENTATION
