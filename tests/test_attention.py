@@ -294,7 +294,7 @@ def test_no_query_loses_more_weight_than_the_tolerance(kind: str, seed: int, tol
 
 
 @pytest.mark.parametrize("is_last", [False, True])
-@pytest.mark.parametrize("kind", ["normal", "sink", "distant lover", "huge", "hated neighbors"])
+@pytest.mark.parametrize("kind", ["sink", "distant lover", "hated neighbors"])
 def test_no_row_of_a_batch_loses_more_weight_than_the_tolerance(kind: str, is_last: bool) -> None:
     """The other row has queries and keys near 0, which bound nothing of this one."""
     length, tolerance = 700, 1e-6
