@@ -140,6 +140,18 @@ def test_an_epoch_is_whole_global_batches_with_every_block(tmp_path: Path, num_b
     assert sorted(drawn[:num_blocks]) == list(range(num_blocks)), "each once before any twice"
 
 
+def test_every_epoch_has_an_order_of_its_own(tmp_path: Path) -> None:
+    arguments = TrainingArguments(output_dir=str(tmp_path), per_device_train_batch_size=4, use_cpu=True)
+    blocks = Dataset.from_list([{"input_ids": [number] * 3} for number in range(16)])
+    trainer = DeterministicTrainer(
+        model=tiny_model(), args=arguments, data_collator=PackedCollator(pad_token_id=0), train_dataset=blocks
+    )
+    loader = trainer.get_train_dataloader()
+    first, second = ([n for batch in loader for n in batch["input_ids"][:, 0].tolist()] for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(16))
+    assert first != second and list(range(16)) not in (first, second)
+
+
 @pytest.mark.parametrize("kind", ["beta", "slopes"])
 def test_weight_decay_spares_slopes(tmp_path: Path, kind: str) -> None:
     arguments = TrainingArguments(output_dir=str(tmp_path), weight_decay=0.5, use_cpu=True)
