@@ -13,6 +13,7 @@ from modeling_alibi_gpt.attention_banded import BandedAttention
 from modeling_alibi_gpt.attention_context import AttentionContext, attention_context
 from modeling_alibi_gpt.attention_inputs import ForwardInputs
 from modeling_alibi_gpt.attention_windows import WindowedStates
+from modeling_alibi_gpt.cache_alibi_gpt import measured_margins, slopes_of_layers
 
 
 VOCAB_SIZE = 61
@@ -108,6 +109,15 @@ def test_left_padding() -> None:
     torch.testing.assert_close(logits[visible.bool()], expected[visible.bool()], atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
+def test_a_cache_that_was_reset_is_as_new() -> None:
+    model, tokens = make_model(), draw_tokens(2, 120)
+    cache = AlibiWindowCache.from_qk_norm(model)
+    first = feed(model, tokens, [100, 20], cache)
+    cache.reset()
+    assert torch.equal(feed(model, tokens, [100, 20], cache), first)
+
+
 def test_generate_gives_the_tokens_of_a_full_cache() -> None:
     model = make_model()
     prompt = draw_tokens(2, 200)
@@ -143,11 +153,11 @@ def test_memory_does_not_grow() -> None:
 def test_windows_are_those_of_the_bound() -> None:
     model = make_model(num_key_value_heads=6)
     with torch.no_grad():
-        model.model.layers[1].self_attn.q_norm.weight[3] = -2.0
+        model.model.layers[1].self_attn.q_norm.weight[3] = -100.0
     cache = AlibiWindowCache.from_qk_norm(model)
     slopes = model.config.base_alibi_slopes()
-    for layer, largest in zip(cache.layers, (1.0, 2.0), strict=True):
-        margin = 2 * 0.05 * model.config.head_dim * largest
+    for layer, largest in zip(cache.layers, (1.0, 100.0), strict=True):
+        margin = (1 + 2**-7) * 2 * 0.05 * model.config.head_dim * largest
         windows = alibi_windows(slopes, margin, model.config.alibi_tolerance)
         for group in layer.groups:
             assert windows[group.heads].max() <= group.window <= 1.02 * windows[group.heads].max() + 1
@@ -160,6 +170,12 @@ def test_windows_measured_on_a_text() -> None:
     narrow, wide = (AlibiWindowCache.from_text(model, tokens, factor) for factor in (1.0, 1.5))
     for layers in zip(narrow.layers, wide.layers, strict=True):
         assert sum(group.window for group in layers[0].groups) < sum(group.window for group in layers[1].groups)
+    measured = list(zip(slopes_of_layers(model), measured_margins(model, tokens), strict=True))
+    for factor, cache in ((1.0, narrow), (1.5, wide)):
+        for layer, (slopes, margins) in zip(cache.layers, measured, strict=True):
+            windows = alibi_windows(slopes, factor * margins.clamp(min=0), model.config.alibi_tolerance)
+            of_kv_head = windows.unflatten(0, (3, -1)).amax(-1)
+            assert all(group.window == of_kv_head[group.heads].max() for group in layer.groups)
     logits = feed(model, tokens, [300, *[1] * 200], wide)
     model.set_attn_implementation("sdpa")
     torch.testing.assert_close(logits, model(tokens).logits, atol=1e-4, rtol=0)

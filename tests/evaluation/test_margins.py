@@ -38,6 +38,18 @@ def test_margins_bound_what_keys_can_win() -> None:
     assert has_far_keys
 
 
+def test_margins_of_shared_keys_are_those_of_their_copies() -> None:
+    shared, alone = (make_model("alibi", "eager", alibi_beta=16.0, num_key_value_heads=heads) for heads in (3, 6))
+    weights = shared.state_dict()
+    for name in weights:
+        if "k_proj" in name or "v_proj" in name:
+            weights[name] = weights[name].unflatten(0, (3, -1)).repeat_interleave(2, dim=0).flatten(0, 1)
+    alone.load_state_dict(weights)
+    tokens = torch.randint(61, (2, 300), generator=torch.Generator().manual_seed(1))
+    found, expected = (measured_margins(model, tokens) for model in (shared, alone))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
 def test_the_record_names_windows_of_every_head(
     make_folder: Callable[[str], str], source: str, tmp_path: Path
 ) -> None:
