@@ -170,15 +170,24 @@ def test_short_texts_hide_what_cannot_count(back_end: str, monkeypatch: pytest.M
     torch.testing.assert_close(logits.double()[visible.bool()], expected.logits[visible.bool()], atol=1e-5, rtol=0)
 
 
-def test_far_keys_are_hidden_only_where_contents_cannot_win_them_back() -> None:
-    length = 300
+def mask_of_slope(slope: float, length: int) -> Tensor:
     distance = torch.arange(length)[:, None] - torch.arange(length)
-    mask = torch.where(distance >= 0, -0.5 * distance, torch.finfo(torch.float32).min)[None, None]
+    return torch.where(distance >= 0, -slope * distance, torch.finfo(torch.float32).min)[None, None]
+
+
+@pytest.mark.parametrize(("slope", "length"), [(0.5, 300), (0.1, 900)])
+def test_keys_hidden_together_cannot_count(slope: float, length: int) -> None:
+    """A flat slope hides hundreds of keys, of which each has nearly the weight of the nearest."""
+    mask = mask_of_slope(slope, length)
     near_mask = hide_far(mask, EXACT)
     assert near_mask is not None and hide_far(mask[..., :60, :60], EXACT) is None
-    hidden = (near_mask != mask) & (distance >= 0)
-    weights = mask[0, 0].double().exp()
-    assert (weights * hidden[0, 0]).sum(-1).max() * math.exp(attention_folded._CONTENT_NATS) <= EXACT
+    lost = mask.double().exp().masked_fill(near_mask == mask, 0.0).sum(-1)
+    assert 0 < lost.max() * math.exp(attention_folded._CONTENT_NATS) <= EXACT
+
+
+def test_far_keys_are_hidden_only_where_contents_cannot_win_them_back() -> None:
+    length, mask = 300, mask_of_slope(0.5, 300)
+    near_mask = hide_far(mask, EXACT)
     query, key, value = (tensor.detach() for tensor in draw(1, length, length, rows=1))
     for size in (1.0, 30.0):
         # A query that loves a key far away: at thirty times the length it has all the weight.
