@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from modeling_alibi_gpt import attention, attention_fused, attention_launch
+from modeling_alibi_gpt import AlibiGPTConfig, attention, attention_fused, attention_launch
 from modeling_alibi_gpt.alibi import alibi_slopes
 from modeling_alibi_gpt.attention_augmented import AugmentedAttention
-from modeling_alibi_gpt.attention_context import AttentionContext
+from modeling_alibi_gpt.attention_context import AttentionContext, attention_context
 from modeling_alibi_gpt.attention_fused import FusedAttention, can_fuse, fused_attention
+from modeling_alibi_gpt.attention_inputs import ForwardInputs
 from modeling_alibi_gpt.attention_segments import Segment
 from tests.support.attention_cases import (
     ADVERSARIES,
@@ -308,6 +309,16 @@ def test_what_the_kernels_support(monkeypatch: pytest.MonkeyPatch) -> None:
     assert can_fuse(AttentionContext.from_lengths(8, 8, torch.bfloat16), slopes)
     assert not can_fuse(AttentionContext.from_lengths(8, 8, torch.float32), slopes)
     assert not can_fuse(AttentionContext.from_lengths(8, 8, torch.bfloat16), slopes.expand(1, 8, 2))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"), [({}, True), ({"attention_dropout": 0.1}, False), ({"head_dim": 136}, False)]
+)
+def test_which_models_the_kernels_support(fields: dict, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_fused, "_runs_kernels", lambda device: True)
+    config = AlibiGPTConfig(hidden_size=32, num_attention_heads=2, **{"attention_dropout": 0.0, **fields})
+    inputs = ForwardInputs(config, torch.zeros(1, 8, 32, dtype=torch.bfloat16))
+    assert can_fuse(attention_context(inputs, {}), alibi_slopes(2)[None, None]) == expected
 
 
 @pytest.mark.parametrize("capability", [80, 89, 90])
