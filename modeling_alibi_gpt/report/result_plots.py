@@ -91,7 +91,7 @@ def rivals_figure(grid: Comparison, variants: Sequence[str]) -> Figure:
             axes.set_title(f"log scale beyond {LINEAR_NATS:g}", loc="right", fontsize=9, color=GREY)
         axes.set_yticks(range(len(variants)), [line.name for line in lines])
         axes.set_ylim(len(variants) - 0.4, -0.6)
-    panels[-1].set_xlabel("nats per token above ALiBi with β = 1 (left of the line: better)")
+    panels[-1].set_xlabel("nats per token above ALiBi with β = 1 (left: better)")
     return figure
 
 
