@@ -84,15 +84,19 @@ def variant_of(name: str) -> str:
 
 
 def _places(curves: Sequence[Curve]) -> list[int]:
-    """The place of each curve among those of its method: that of its name, or the first that is left."""
-    known = [(method, VARIANT_PLACES.get(variant_of(name))) for name, method, _, _ in curves]
-    taken = {*known}
+    """The place of each curve among those of its method: that of its name if it is free, or the first that is left."""
+    taken: dict[tuple[str, int], int] = {}
+    for index, (name, method, _, _) in enumerate(curves):
+        place = VARIANT_PLACES.get(variant_of(name))
+        if place is not None:
+            taken.setdefault((method, place), index)
+    known = {index: place for (_, place), index in taken.items()}
     places: list[int] = []
-    for method, place in known:
-        if place is None:
-            place = next(each for each in count() if (method, each) not in taken)
-            taken.add((method, place))
-        places.append(place)
+    for index, (_, method, _, _) in enumerate(curves):
+        if index not in known:
+            known[index] = next(each for each in count() if (method, each) not in taken)
+            taken[method, known[index]] = index
+        places.append(known[index])
     return places
 
 

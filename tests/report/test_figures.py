@@ -84,6 +84,13 @@ def test_a_variant_has_one_style_whatever_else_a_figure_draws() -> None:
     assert known == [tuned, plain] and other not in known
 
 
+def test_only_one_of_several_curves_with_a_place_of_their_own_name_has_it() -> None:
+    lines = method_lines([(name, "alibi", [1], [1]) for name in ("beta 2", "alibi", "beta 1", *["alibi"] * 6)])
+    assert [line.is_main for line in lines] == [False, True, *[False] * 7]
+    assert sorted(line.place for line in lines) == [*range(9)]
+    assert len(in_panels(lines)) == 2
+
+
 def test_differences_from_a_variant_leave_it_its_style() -> None:
     rope = {"position_method": "rope"}
     grid = grid_of(comparison({"alibi": {}, "alibi 2": {"alibi_beta": 2.0}, "rope": rope, "rope 2": rope}))
