@@ -16,7 +16,7 @@ from modeling_alibi_gpt.report.context_tables import (
     recall_table,
     with_share,
 )
-from modeling_alibi_gpt.report.frames import Frames, alibi_first, by_text, distinct_names, pick, rows_of
+from modeling_alibi_gpt.report.frames import Frames, alibi_first, by_folder, by_text, distinct_names, pick, rows_of
 from modeling_alibi_gpt.report.page import Picture, Section, file_stem, make_section
 from modeling_alibi_gpt.runtime.records import Record
 
@@ -39,9 +39,10 @@ def context_sections(by_kind: Frames) -> list[Section]:
     keys = ["context_tokens", "scored_tokens", "num_windows"]
     return [
         section
-        for text, rows in by_text(by_kind["context"])
+        for text, of_text in by_text(by_kind["context"])
+        for folder, rows in by_folder(of_text)
         for _, group in distinct_names(rows, merge_seeds=True).groupby(keys, sort=False)
-        for section in _context_sections(text, group)
+        for section in _context_sections(", ".join(filter(None, [text, folder])), group)
     ]
 
 
@@ -85,7 +86,7 @@ def _mean(shares: pd.Series) -> float:
     return round(float(shares.mean()), 9)
 
 
-def _context_sections(text: str, frame: pd.DataFrame) -> list[Section]:
+def _context_sections(words: str, frame: pd.DataFrame) -> list[Section]:
     measured = frame[frame["error"].isna()]
     pictures = []
     if measured["kept_tokens"].notna().any():
@@ -100,11 +101,11 @@ def _context_sections(text: str, frame: pd.DataFrame) -> list[Section]:
         if changes:
             findings.append({"name": name, "trained": trained, "changes": changes})
     num_seeds = frame.groupby("name")["model"].nunique().max()
-    values = {"text": text, "first": rows_of(frame)[0], "findings": findings, "num_seeds": num_seeds}
+    values = {"words": words, "first": rows_of(frame)[0], "findings": findings, "num_seeds": num_seeds}
     sections = [make_section(TEMPLATE, "context", pictures=pictures, tables=[context_table(frame)], **values)]
     if not cut_above_whole(measured):
         return sections
     alt = "Loss of the text cut to the training length above the whole, by distance of the last occurrence"
     picture = Picture("last_occurrence.png", last_occurrence_figure(measured), alt)
     tables = last_occurrence_tables(frame)
-    return [*sections, make_section(TEMPLATE, "last_occurrence", pictures=[picture], tables=tables, text=text)]
+    return [*sections, make_section(TEMPLATE, "last_occurrence", pictures=[picture], tables=tables, words=words)]

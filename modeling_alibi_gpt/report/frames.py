@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import UnionType
 from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
 
@@ -142,6 +142,18 @@ def by_text(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     keys = where.map(lambda found: str([found.get(name) for name in ("data_fingerprint", "max_tokens")]))
     groups = [group for _, group in frame.groupby(keys, sort=False)]
     return [("" if len(groups) == 1 else _text_in_words(group["provenance"].iloc[0]), group) for group in groups]
+
+
+def by_folder(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows by the folder of their models, with its name, if several folders have a model of one name and seed.
+
+    Comparisons name their models alike, whatever their size. Without such names, all rows are one group without words.
+    """
+    folders = frame["model"].map(lambda model: PurePath(model).parent)
+    is_shared = folders.groupby(frame["name"]).transform("nunique") > 1
+    if not is_shared.any() or not (frame["name"].map(without_seed) != frame["name"])[is_shared].all():
+        return [("", frame)]
+    return [(str(folder.name), group) for folder, group in frame.groupby(folders, sort=False)]
 
 
 def has_several_streams(frame: pd.DataFrame) -> bool:

@@ -8,7 +8,7 @@ rewrapped after the numbers are filled in.
 import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pandas as pd
@@ -36,7 +36,6 @@ SUBJECTS = (
     "rows",
     "answers",
     "budgets",
-    "distant",
     "contexts",
     "figure",
 )  # what a template may call
@@ -81,6 +80,29 @@ class Answers:
         return curves
 
 
+class Contexts:
+    """Loss with a part of the context minus loss with all of it, by name of the models without their seeds."""
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        self.frame = merged_seeds(frame)
+
+    def difference(self, name: str, kept_tokens: int, reading: str = "cut") -> Difference | None:
+        """Loss with the nearest ``kept_tokens`` of context minus loss with all of it; None if a model failed."""
+        of_name = _found(pick(self.frame, name=name), f"context with {name}")
+        rows = rows_of(_found(pick(of_name, reading=reading, kept_tokens=kept_tokens), f"{kept_tokens} tokens kept"))
+        return context_difference(rows, of_name)
+
+    def curves(self, names: Sequence[str], reading: str) -> dict[str, tuple[str, dict[int, Difference | None]]]:
+        """The position method of each name, and its differences by number of kept tokens."""
+        found = {}
+        for name in names:
+            of_name = _found(pick(self.frame, name=name), f"context with {name}")
+            kept = sorted(int(k) for k in pick(of_name, reading=reading)["kept_tokens"].unique())
+            by_kept = {k: self.difference(name, k, reading) for k in kept}
+            found[name] = str(of_name["position_method"].iloc[0]), by_kept
+        return found
+
+
 def build_written_page(
     records: Sequence[Record], template: str | Path, output_dir: str | Path, *, page: str, figures_folder: str
 ) -> dict[str, Any]:
@@ -121,7 +143,6 @@ class WrittenPage:
         self._figures_folder = figures_folder
         self._compared = frames(record for record in records if "comparison" in record)
         self._others = frames(record for record in records if "comparison" not in record)
-        self._contexts = merged_seeds(self._others["context"]) if "context" in self._others else pd.DataFrame()
 
     def render(self, template: str | Path) -> str:
         """Render the page as Markdown.
@@ -164,20 +185,10 @@ class WrittenPage:
             raise ValueError(f"no budgets of {name}")
         return found
 
-    def distant(self, name: str, kept_tokens: int, reading: str = "cut") -> Difference | None:
-        """Loss with the nearest ``kept_tokens`` of context minus loss with all of it; None if a model failed."""
-        of_name = _found(pick(self._contexts, name=name), f"context with {name}")
-        rows = rows_of(_found(pick(of_name, reading=reading, kept_tokens=kept_tokens), f"{kept_tokens} tokens kept"))
-        return context_difference(rows, of_name)
-
-    def contexts(self, names: Sequence[str], reading: str) -> dict[str, tuple[str, dict[int, Difference | None]]]:
-        """The position method of each name, and ``distant`` by the number of kept tokens."""
-        found = {}
-        for name in names:
-            of_name = _found(pick(self._contexts, name=name), f"context with {name}")
-            kept = sorted(int(k) for k in pick(of_name, reading=reading)["kept_tokens"].unique())
-            found[name] = str(of_name["position_method"].iloc[0]), {k: self.distant(name, k, reading) for k in kept}
-        return found
+    def contexts(self, folder: str) -> Contexts:
+        """Loss by amount of context, of the models in this folder."""
+        frame = self._others["context"]
+        return Contexts(_found(frame[frame["model"].map(lambda model: str(PurePath(model).parent)) == folder], folder))
 
     def figure(self, kind: str, file_name: str, alt: str, *subjects: Any) -> str:
         """Draw a figure of ``FIGURES`` and return its Markdown."""

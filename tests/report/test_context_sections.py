@@ -135,6 +135,23 @@ def test_texts_are_not_mixed(tmp_path: Path) -> None:
     assert rows == [line for line in alone.splitlines() if line.startswith(("| rope", "- rope"))]
 
 
+def test_two_comparisons_that_name_their_models_alike_are_not_mixed(tmp_path: Path) -> None:
+    small, large = (
+        [
+            record | {"name": f"{record['name']}-seed{seed}", "model": f"runs/{folder}/{record['name']}-seed{seed}"}
+            for record in context_records()
+            for seed in (0, 1)
+        ]
+        for folder in ("small", "large")
+    )
+    text, _ = page([*small, *large], tmp_path)
+    titles = [line for line in text.splitlines() if line.startswith("## Use of distant text")]
+    assert titles == ["## Use of distant text, small", "## Use of distant text, large"]
+    assert text.count("| alibi | cut |") == text.count("| rope | cut |") == 2
+    others = [record | {"model": record["model"].replace("seed", "again-")} for record in small]
+    assert "## Use of distant text\n" in page([*small, *others], tmp_path)[0]  # one folder, although names are shared
+
+
 def test_tokens_that_never_recur_have_no_figure(tmp_path: Path) -> None:
     records = context_records()
     for record in records:

@@ -152,12 +152,12 @@ def test_gains_of_tuning_are_filled_in(tmp_path: Path) -> None:
 
 
 def test_the_worth_of_distant_text_is_filled_in(tmp_path: Path) -> None:
-    text = '{{ distant("rope", 128) | higher }} and {{ distant("rope", 128, "replaced") | higher }}'
+    text = '{{ contexts("runs").difference("rope", 128) | higher }} and {{ contexts("runs").difference("rope", 128, "replaced") | higher }}'
     assert filled(context_records(), text, tmp_path) == "0.050 and 0.300\n"
     with pytest.raises(ValueError, match="a sentence says 'higher' of"):
-        filled(context_records(), '{{ distant("alibi", 128) | higher }}', tmp_path)
-    text = '{{ figure("distant", "distant.svg", "Replaced", contexts(["alibi", "rope"], "replaced")) }}'
+        filled(context_records(), '{{ contexts("runs").difference("alibi", 128) | higher }}', tmp_path)
+    text = '{{ figure("distant", "distant.svg", "Replaced", contexts("runs").curves(["alibi", "rope"], "replaced")) }}'
     assert filled(context_records(), text, tmp_path) == "![Replaced](figures/distant.svg)\n"
-    for missing in ('distant("none", 128)', 'distant("rope", 100)'):
+    for missing in ('contexts("runs").difference("none", 128)', 'contexts("runs").difference("rope", 100)'):
         with pytest.raises(ValueError, match="no record of"):
             filled(context_records(), "{{ " + missing + " | nats }}", tmp_path)
