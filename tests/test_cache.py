@@ -138,6 +138,18 @@ def test_beams_take_their_keys_along() -> None:
 
 
 @torch.no_grad()
+def test_rows_may_be_repeated() -> None:
+    model, tokens = make_model(), draw_tokens(2, 120)
+    repeated = tokens.repeat_interleave(3, dim=0)
+    cache = AlibiWindowCache.from_qk_norm(model)
+    feed(model, tokens, [100], cache)
+    cache.batch_repeat_interleave(3)
+    logits = model(repeated[:, 100:], past_key_values=cache).logits
+    expected = feed(model, repeated, [100, 20], AlibiWindowCache.from_qk_norm(model))[:, 100:]
+    torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
 def test_memory_does_not_grow() -> None:
     model = make_model()
     cache = AlibiWindowCache.from_qk_norm(model)

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 from tests.support import recomputed_budgets as budgets
+from tests.support import recomputed_context as context
 from tests.support.recomputation import (
     BETA,
     DASH,
@@ -37,8 +38,6 @@ from tests.support.recomputation import (
     take_out,
     tokens,
 )
-from tests.support.recomputed_context import TITLES as CONTEXT
-from tests.support.recomputed_context import check_context, check_last_occurrences
 
 
 def changes(grid: Grid, match: re.Match[str]) -> list[str]:
@@ -139,7 +138,8 @@ FINDINGS: dict[str, Callable[[Grid, re.Match[str]], list[str]]] = {
     r"(?P<name>.+) against (?P<other>.+), (?:sliding|non-overlapping): ": learned_against,
 }
 TASKS = {"Associative recall": "associative recall", "Passkey": "passkey", "Copying": "copying"}
-OWN_FINDINGS = (*TASKS, *CONTEXT, budgets.TITLE, "What holds", "Comparison with the paper", "Milestones of training")
+OTHERS = (budgets.TITLE, "What holds", "Comparison with the paper", "Milestones of training")
+OWN_FINDINGS = (*TASKS, *context.TABLES, *OTHERS)
 
 
 def test_the_findings_of_comparisons() -> None:
@@ -319,7 +319,7 @@ def test_the_findings_of_recall(title: str) -> None:
 
 OWN_TABLES = {
     **{title: partial(check_recall, task) for title, task in TASKS.items()},
-    **dict(zip(CONTEXT, (check_context, check_last_occurrences), strict=True)),
+    **context.TABLES,
     budgets.TITLE: budgets.check_budgets,
     "Comparison with the paper": check_published,
     "Milestones of training": check_milestones,

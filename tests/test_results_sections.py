@@ -6,14 +6,15 @@ import pytest
 
 from tests.support.recomputation import BETA, lines_of
 from tests.support.recomputed_budgets import TITLE, best_and_worth, digits, losses, straight_line
-from tests.support.recomputed_context import TITLES, check_context_finding
+from tests.support.recomputed_context import CONTEXT, NUM_NAMES, check_context_finding
 
 
-def test_the_findings_of_context() -> None:
-    findings = [line[2:] for line in lines_of(TITLES[0]) if line.startswith("- ")]
-    assert len(findings) == 6
+@pytest.mark.parametrize("folder", NUM_NAMES)
+def test_the_findings_of_context(folder: str) -> None:
+    findings = [line[2:] for line in lines_of(f"{CONTEXT}, {folder}") if line.startswith("- ")]
+    assert len(findings) == NUM_NAMES[folder]
     for line in findings:
-        check_context_finding(line)
+        check_context_finding(folder, line)
 
 
 @pytest.mark.parametrize(("width", "num_budgets"), [(128, 5), (256, 5)])

@@ -152,7 +152,8 @@ def test_gains_of_tuning_are_filled_in(tmp_path: Path) -> None:
 
 
 def test_the_worth_of_distant_text_is_filled_in(tmp_path: Path) -> None:
-    text = '{{ contexts("runs").difference("rope", 128) | higher }} and {{ contexts("runs").difference("rope", 128, "replaced") | higher }}'
+    text = '{% set far = contexts("runs") %}\n{{ far.difference("rope", 128) | higher }}'
+    text += ' and {{ far.difference("rope", 128, "replaced") | higher }}'
     assert filled(context_records(), text, tmp_path) == "0.050 and 0.300\n"
     with pytest.raises(ValueError, match="a sentence says 'higher' of"):
         filled(context_records(), '{{ contexts("runs").difference("alibi", 128) | higher }}', tmp_path)
