@@ -129,11 +129,16 @@ def _of_lengths(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
         if row["provenance"].get("stream_fingerprint") == tokens and (name == own or row["model"] != model)
     }
     rivals = [name for name, length in cells if length == far and name in comparable - {own} and (name, near) in cells]
+    others = comparable - {own}
+    read = {name for name, length in cells if length == far} & others
+    failed = {row["name"] for row in rows_of(every[every["error"].notna()]) if row["length_tokens"] == far} & others
+    # Words about all other models are for others that were tried there.
+    num_others = len(read | failed) if read == {*rivals} and (rivals or failed == others) else min(1, len(rivals))
     names = [own, *sorted(rivals, key=lambda name: cells[name, far]["nats_per_token"])[:1]]
     paths = [[cells[name, length]["perplexity"] for length in (near, far)] for name in names]
     one, other = (cells[own, near], cells[own, far]) if len(names) == 1 else (cells[own, far], cells[names[1], far])
     difference = _difference(one, other, is_one_model=len(names) == 1)
-    sentence = _length_sentence(names, paths, (near, far), difference, len(comparable) - 1, protocol)
+    sentence = _length_sentence(names, paths, (near, far), difference, num_others, protocol)
     return [f"{text}: {sentence}" if text else sentence], table
 
 

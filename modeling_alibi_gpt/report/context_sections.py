@@ -10,8 +10,10 @@ from modeling_alibi_gpt.report.context_plots import (
 )
 from modeling_alibi_gpt.report.context_tables import (
     READINGS,
+    SIZES,
     context_difference,
     context_table,
+    distinct_contexts,
     last_occurrence_tables,
     recall_table,
     with_share,
@@ -36,12 +38,11 @@ def recall_sections(by_kind: Frames) -> list[Section]:
 
 def context_sections(by_kind: Frames) -> list[Section]:
     """How much loss rises when distant text is replaced or cut off, and for which tokens."""
-    keys = ["context_tokens", "scored_tokens", "num_windows"]
     return [
         section
         for text, of_text in by_text(by_kind["context"])
         for folder, rows in by_folder(of_text)
-        for _, group in distinct_names(rows, merge_seeds=True).groupby(keys, sort=False)
+        for _, group in rows.groupby(SIZES, sort=False)
         for section in _context_sections(", ".join(filter(None, [text, folder])), group)
     ]
 
@@ -86,7 +87,8 @@ def _mean(shares: pd.Series) -> float:
     return round(float(shares.mean()), 9)
 
 
-def _context_sections(words: str, frame: pd.DataFrame) -> list[Section]:
+def _context_sections(words: str, rows: pd.DataFrame) -> list[Section]:
+    frame = distinct_contexts(rows)
     measured = frame[frame["error"].isna()]
     pictures = []
     if measured["kept_tokens"].notna().any():
@@ -100,12 +102,13 @@ def _context_sections(words: str, frame: pd.DataFrame) -> list[Section]:
         changes = {reading: context_difference(rows, of_name) for reading, rows in by_reading.items() if rows}
         if changes:
             findings.append({"name": name, "trained": trained, "changes": changes})
-    num_seeds = frame.groupby("name")["model"].nunique().max()
-    values = {"words": words, "first": rows_of(frame)[0], "findings": findings, "num_seeds": num_seeds}
+    num_seeds = frame.groupby("name")["model"].nunique()
+    values = {"words": words, "first": rows_of(frame)[0], "findings": findings, "num_repeated": len(rows) - len(frame)}
+    values |= {"num_seeds": num_seeds.max(), "least_seeds": num_seeds.min()}
     sections = [make_section(TEMPLATE, "context", pictures=pictures, tables=[context_table(frame)], **values)]
     if not cut_above_whole(measured):
         return sections
     alt = "Loss of the text cut to the training length above the whole, by distance of the last occurrence"
     picture = Picture("last_occurrence.png", last_occurrence_figure(measured), alt)
-    tables = last_occurrence_tables(frame)
-    return [*sections, make_section(TEMPLATE, "last_occurrence", pictures=[picture], tables=tables, words=words)]
+    tables, values = last_occurrence_tables(frame), {"words": words, "scored_tokens": frame["scored_tokens"].iloc[0]}
+    return [*sections, make_section(TEMPLATE, "last_occurrence", pictures=[picture], tables=tables, **values)]

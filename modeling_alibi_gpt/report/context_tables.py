@@ -6,13 +6,14 @@ from statistics import fmean
 import pandas as pd
 
 from modeling_alibi_gpt.report.formats import MISSING_CELL, format_count, format_nats, format_share, with_minus
-from modeling_alibi_gpt.report.frames import Records, alibi_first, frame_of, pick, rows_of
+from modeling_alibi_gpt.report.frames import Records, alibi_first, distinct_names, frame_of, pick, rows_of
 from modeling_alibi_gpt.report.statistics import Difference, block_differences, within_a_model
 from modeling_alibi_gpt.report.tables import Table, by_length
 from modeling_alibi_gpt.runtime.records import Record
 
 
 READINGS = ("replaced", "cut")
+SIZES = ["context_tokens", "scored_tokens", "num_windows"]
 
 
 def recall_table(records: Records) -> Table:
@@ -39,6 +40,12 @@ def with_share(frame: pd.DataFrame) -> pd.DataFrame:
     An answer of the copy task, which has no depth, is half the sequence, so at least one wrong token is likely.
     """
     return frame.assign(share=frame["accuracy"].where(frame["depth"].notna(), frame["token_accuracy"]))
+
+
+def distinct_contexts(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows, with one name for the seeds of a variant that was read in one way; of repeated rows, the last."""
+    named = distinct_names(frame, merge_seeds=True)
+    return named.drop_duplicates(["name", "model", *SIZES, "reading", "kept_tokens"], keep="last")
 
 
 def context_table(records: Records) -> Table:
@@ -88,7 +95,9 @@ def last_occurrences(frame: pd.DataFrame) -> list[tuple[str, dict[str, Record]]]
     found = []
     for (name, _), of_name in measured.groupby(["name", "bins"], sort=False):
         readings: dict[str, Record] = {}
-        for part in (pick(of_name, reading="whole"), of_name[is_baseline(of_name)]):
+        whole, cut = pick(of_name, reading="whole"), of_name[is_baseline(of_name)]
+        # Means over different models cannot be compared.
+        for part in (whole, cut if {*cut["model"]} == {*whole["model"]} else cut[:0]):
             if len(part):
                 kept = part["kept_tokens"].iloc[0]
                 reading = "whole" if pd.isna(kept) else f"cut at {format_count(int(kept))}"

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import count
 from pathlib import Path, PurePath
 from types import UnionType
 from typing import Annotated, Any, TypeAlias, Union, get_args, get_origin
@@ -145,15 +146,19 @@ def by_text(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 
 def by_folder(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The rows by the folder of their models, with its name, if several folders have a model of one name and seed.
+    """The rows by the folder of their models, with its last parts, if several folders have seeds of one name.
 
     Comparisons name their models alike, whatever their size. Without such names, all rows are one group without words.
     """
-    folders = frame["model"].map(lambda model: PurePath(model).parent)
-    is_shared = folders.groupby(frame["name"]).transform("nunique") > 1
-    if not is_shared.any() or not (frame["name"].map(without_seed) != frame["name"])[is_shared].all():
+    folders, names = frame["model"].map(lambda model: PurePath(model).parent), frame["name"].map(without_seed)
+    if not ((folders.groupby(names).transform("nunique") > 1) & (names != frame["name"])).any():
         return [("", frame)]
-    return [(str(folder.name), group) for folder, group in frame.groupby(folders, sort=False)]
+    different = set(folders)
+    num_parts = next(n for n in count(1) if len({folder.parts[-n:] for folder in different}) == len(different))
+    return [
+        (PurePath(*folder.parts[-num_parts:]).as_posix(), group)
+        for folder, group in frame.groupby(folders, sort=False)
+    ]
 
 
 def has_several_streams(frame: pd.DataFrame) -> bool:

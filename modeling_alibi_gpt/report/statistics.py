@@ -129,10 +129,11 @@ def within_a_model(by_seed: Iterable[float], by_block: Blocks | None = None) -> 
 
     Args:
         by_seed: Difference in nats per token for each seed.
-        by_block: The same for each block, by seed or averaged over seeds; None if the records have no blocks.
+        by_block: The same for each block, by seed or averaged over seeds; None if the records have no blocks. A single
+            block says nothing about noise either, unless there are ``MIN_SEEDS`` seeds.
     """
     differences = tuple(by_seed)
-    if by_block is None:
+    if by_block is None or (len(by_block[0]) < 2 and len(by_block) < MIN_SEEDS):
         error = BLOCK_ERROR_NATS + BLOCK_ERROR_SHARE * abs(statistics.fmean(differences))
         return Difference(differences, NUM_STANDARD_ERRORS * error)
     if len(by_block) >= MIN_SEEDS:

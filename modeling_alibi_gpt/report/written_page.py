@@ -20,12 +20,13 @@ from modeling_alibi_gpt.report.budget_sections import Series, budget_figure, ser
 from modeling_alibi_gpt.report.comparison import Comparison
 from modeling_alibi_gpt.report.comparison_sections import basis
 from modeling_alibi_gpt.report.complete import check_page_records
-from modeling_alibi_gpt.report.context_tables import context_difference, with_share
+from modeling_alibi_gpt.report.context_tables import SIZES, context_difference, distinct_contexts, with_share
 from modeling_alibi_gpt.report.drawing import Drawing
-from modeling_alibi_gpt.report.frames import frames, merged_seeds, pick, rows_of
+from modeling_alibi_gpt.report.frames import by_text, frames, pick, rows_of
 from modeling_alibi_gpt.report.page import SETTINGS
 from modeling_alibi_gpt.report.statistics import Difference
 from modeling_alibi_gpt.runtime.atomic import write_together
+from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.records import Record
 
 
@@ -61,12 +62,12 @@ class Answers:
         self.frame = with_share(frame)
         self.lengths: list[int] = sorted(frame["length_tokens"].unique().tolist())
 
-    def by_seed(self, variant: str, length: int, depth: float | None = 0.0) -> list[float]:
+    def by_seed(self, variant: str, length: int, depth: float | None = 0.0, reading: str = AS_TRAINED) -> list[float]:
         """The share of each seed; empty if the variant cannot be evaluated at the length.
 
         ``depth`` is None if the task has no depths.
         """
-        found = pick(self.frame, variant=variant, length_tokens=length)
+        found = pick(self.frame, variant=variant, length_tokens=length, reading=reading)
         found = found[found["depth"].isna() if depth is None else found["depth"] == depth]
         return found.loc[found["error"].isna(), "share"].tolist()
 
@@ -84,7 +85,10 @@ class Contexts:
     """Loss with a part of the context minus loss with all of it, by name of the models without their seeds."""
 
     def __init__(self, frame: pd.DataFrame) -> None:
-        self.frame = merged_seeds(frame)
+        groups = [group for _, of_text in by_text(frame) for _, group in of_text.groupby(SIZES)]
+        if len(groups) > 1:
+            raise ValueError(f"expected context records of one text, {', '.join(SIZES)}, got {len(groups)} kinds")
+        self.frame = distinct_contexts(frame)
 
     def difference(self, name: str, kept_tokens: int, reading: str = "cut") -> Difference | None:
         """Loss with the nearest ``kept_tokens`` of context minus loss with all of it; None if a model failed."""

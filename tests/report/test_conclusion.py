@@ -25,6 +25,10 @@ def sliding(*names: str) -> list[dict[str, Any]]:
     return [extrapolation_record(name, "sliding", length) for name in names for length in LENGTHS]
 
 
+def pick_length(records: list[dict[str, Any]], length: int) -> list[dict[str, Any]]:
+    return [record for record in records if record["length_tokens"] == length]
+
+
 def trials(*losses: tuple[float, tuple[float, ...]]) -> list[dict[str, Any]]:
     """Of trained betas, with the loss of each seed."""
     made = []
@@ -154,6 +158,17 @@ def test_long_names_stay_apart() -> None:
     assert table is not None and [row[0] for row in table.rows] == ["...nberg-base-lr1e-3", "...nberg-base-lr3e-3"]
     alone = conclusion_of(records[: len(LENGTHS)]).table
     assert alone is not None and [row[0] for row in alone.rows] == ["alibi-gutenberg-b..."]
+
+
+def test_of_models_that_were_not_compared_at_both_ends_nothing_is_said() -> None:
+    alibi = sliding("alibi")
+    near, far = (pick_length(sliding("rope"), length) for length in (LENGTHS[0], LENGTHS[-1]))
+    for rope in (near, far):
+        (sentence,) = conclusion_of([*alibi, *rope]).sentences
+        assert "rope" not in sentence and "no other model" not in sentence
+    better = [record | {"nats_per_token": 1.0} for record in far]
+    (sentence,) = conclusion_of([*alibi, *sliding("none"), *better]).sentences
+    assert "that of none from" in sentence and "best of the others" not in sentence
 
 
 def test_another_reading_of_a_model_is_no_rival() -> None:

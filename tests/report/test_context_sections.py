@@ -1,12 +1,15 @@
 """What a report says of the use of distant text: shares and differences as they stand in the records."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import matplotlib.image
 import pytest
 
+from modeling_alibi_gpt.report.context_plots import cut_above_whole
 from modeling_alibi_gpt.report.context_tables import context_table, last_occurrence_tables, recall_table
+from modeling_alibi_gpt.report.frames import frame_of, merged_seeds
 from modeling_alibi_gpt.report.report import build_report
 from modeling_alibi_gpt.runtime.records import check_record
 from tests.support.context_cases import context_record, context_records, recall_record, recall_records
@@ -135,21 +138,68 @@ def test_texts_are_not_mixed(tmp_path: Path) -> None:
     assert rows == [line for line in alone.splitlines() if line.startswith(("| rope", "- rope"))]
 
 
-def test_two_comparisons_that_name_their_models_alike_are_not_mixed(tmp_path: Path) -> None:
-    small, large = (
-        [
-            record | {"name": f"{record['name']}-seed{seed}", "model": f"runs/{folder}/{record['name']}-seed{seed}"}
-            for record in context_records()
-            for seed in (0, 1)
-        ]
-        for folder in ("small", "large")
-    )
-    text, _ = page([*small, *large], tmp_path)
+def of_models(folder: str, names: list[str], above: float = 0.0) -> list[dict[str, Any]]:
+    """ALiBi's whole and cut records of these models, the cut ones higher by ``above`` nats."""
+    found = []
+    for name, part in itertools.product(names, (("whole", None), ("cut", 128))):
+        record = context_record("alibi", *part) | {"name": name, "model": f"{folder}/{name}"}
+        if part[1] is not None:
+            record["difference_nats"] = above
+            record["nats_per_token"] += above
+            record["nats_per_token_by_block"] = [nats + above for nats in record["nats_per_token_by_block"]]
+        found.append(record)
+    return found
+
+
+SEEDS = ["alibi-seed0", "alibi-seed1", "alibi-seed2"]
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "words"),
+    [
+        (("runs/small", SEEDS), ("runs/large", SEEDS), ("small", "large")),
+        (("small/models", SEEDS), ("large/models", SEEDS), ("small/models", "large/models")),
+        (("runs/small", SEEDS[:1]), ("runs/large", SEEDS[1:]), ("small", "large")),
+        (("runs/small", [*SEEDS, "base"]), ("runs/large", [*SEEDS[:2], "base"]), ("small", "large")),
+    ],
+)
+def test_comparisons_that_name_their_models_alike_are_not_mixed(
+    small: tuple[str, list[str]], large: tuple[str, list[str]], words: tuple[str, str], tmp_path: Path
+) -> None:
+    text, _ = page([*of_models(*small, 0.02), *of_models(*large, 0.3)], tmp_path)
     titles = [line for line in text.splitlines() if line.startswith("## Use of distant text")]
-    assert titles == ["## Use of distant text, small", "## Use of distant text, large"]
-    assert text.count("| alibi | cut |") == text.count("| rope | cut |") == 2
-    others = [record | {"model": record["model"].replace("seed", "again-")} for record in small]
-    assert "## Use of distant text\n" in page([*small, *others], tmp_path)[0]  # one folder, although names are shared
+    assert titles == [f"## Use of distant text, {each}" for each in words]
+    rows = [line.split("|")[3] for line in text.splitlines() if line.startswith("| alibi") and "| cut |" in line]
+    assert [row.split()[0] for row in rows] == ["+0.020", "+0.300"]
+
+
+def test_a_name_without_seeds_that_two_folders_share_divides_nothing(tmp_path: Path) -> None:
+    text, _ = page([*of_models("small", ["base"]), *of_models("large", ["base"])], tmp_path)
+    assert "## Use of distant text\n" in text and "| base (small/base) | cut |" in text
+
+
+def test_of_repeated_measurements_the_last_one_counts(tmp_path: Path) -> None:
+    old, new = of_models("runs", SEEDS[:2], 0.3), of_models("runs", SEEDS[:2], 0.02)
+    text, _ = page([*old, *new], tmp_path)
+    assert "| alibi | cut | +0.020 \N{PLUS-MINUS SIGN} 0.000 |" in text
+    assert "Measurements repeated: 4; the last one of each is shown." in text
+    assert "repeated" not in page(new, tmp_path / "new")[0]
+
+
+def test_seeds_that_were_not_cut_leave_no_curve() -> None:
+    records = of_models("runs", SEEDS, 0.02)
+    (curve,) = cut_above_whole(merged_seeds(frame_of(records)))
+    assert len(curve[2]) == 4
+    assert cut_above_whole(merged_seeds(frame_of(records[:-1]))) == []
+
+
+def test_the_interval_is_named_by_the_number_of_models(tmp_path: Path) -> None:
+    three = of_models("runs", SEEDS, 0.02)
+    assert "or, with fewer than three models" not in page(three, tmp_path)[0]
+    text, _ = page([*three, *of_models("runs", ["gpt2"], 0.02)], tmp_path / "beside")
+    assert (
+        "over seeds and blocks of the text, or, with fewer than three models, two standard errors over blocks." in text
+    )
 
 
 def test_tokens_that_never_recur_have_no_figure(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_one_model_changes_beyond_two_standard_errors_of_the_blocks() -> None:
     assert within_a_model([0.006]).sign == 1 and within_a_model([0.005]).sign == 0  # two errors of 0.002 and 15 %
     assert within_a_model([0.5]).noise == pytest.approx(2 * (0.002 + 0.15 * 0.5))
     assert within_a_model([0.03, -0.01], even).sign == 0, "seeds disagree"
+    assert within_a_model([0.001], [[0.001]]) == within_a_model([0.001]), "one block has no spread"
     by_seed = [[0.02, 0.0, 0.04, -0.02], [0.04, -0.02, 0.02, 0.0]]  # their mean in each block is that of uneven
     assert within_a_model([0.01, 0.01], by_seed) == within_a_model([0.01, 0.01], uneven)
 

@@ -6,10 +6,11 @@ from xml.etree import ElementTree
 
 import pytest
 
-from modeling_alibi_gpt.report.written_page import build_written_page
+from modeling_alibi_gpt.report.written_page import WrittenPage, build_written_page
 from tests.support.budget_cases import budget_records
 from tests.support.comparison_cases import methods
 from tests.support.context_cases import context_records, recall_record
+from tests.support.example_records import PROVENANCE
 
 
 NAME = methods()[0]["comparison"]
@@ -162,3 +163,32 @@ def test_the_worth_of_distant_text_is_filled_in(tmp_path: Path) -> None:
     for missing in ('contexts("runs").difference("none", 128)', 'contexts("runs").difference("rope", 100)'):
         with pytest.raises(ValueError, match="no record of"):
             filled(context_records(), "{{ " + missing + " | nats }}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"context_tokens": 256}, {"num_windows": 64}, {"provenance": PROVENANCE | {"data_fingerprint": "other"}}],
+)
+def test_contexts_of_several_texts_or_sizes_are_refused(fields: dict[str, Any], tmp_path: Path) -> None:
+    others = [record | fields for record in context_records()]
+    with pytest.raises(ValueError, match="expected context records of one text, context_tokens, .*, got 2 kinds"):
+        filled([*context_records(), *others], '{{ contexts("runs").difference("rope", 128) | higher }}', tmp_path)
+
+
+def test_contexts_read_in_another_way_have_another_name(tmp_path: Path) -> None:
+    others = [record | {"overrides": {"alibi_beta": 4.0}} for record in context_records()]
+    text = '{{ contexts("runs").difference("rope (alibi_beta=4.0)", 128) | higher }}'
+    assert filled([*context_records(), *others], text, tmp_path) == "0.050\n"
+
+
+def test_another_reading_of_a_variant_is_no_seed() -> None:
+    read = [("as trained", "rope", 0.1), ("yarn 8", "rope, yarn 8", 0.9)]
+    records = [
+        recall_record("rope", 128, 0.0, comparison="t", variant="rope", seed=seed, reading=reading, name=name)
+        | {"accuracy": share}
+        for seed in range(3)
+        for reading, name, share in read
+    ]
+    found = WrittenPage(records, "figures").answers("t")
+    assert found.by_seed("rope", 128) == [0.1] * 3
+    assert found.by_seed("rope", 128, reading="yarn 8") == [0.9] * 3
