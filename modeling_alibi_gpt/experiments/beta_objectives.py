@@ -57,6 +57,7 @@ class RetrainObjective:
     Attributes:
         settings: Settings other than beta that determine the loss; JSON values.
         trained_points: Trainings in which beta is learned, by ``alibi_trainable`` and ``seed``.
+        learned_from: The beta that these start from, if the experiment sets one; else empty.
 
     Raises:
         ValueError: The experiment or its text is invalid, it does not use ALiBi, or it cannot be pruned.
@@ -75,6 +76,8 @@ class RetrainObjective:
         if check_experiment(trial).eval_strategy == "no" and sweep.pruning:
             raise ValueError("pruning needs evaluations during training: set training.eval_strategy in the experiment")
         self.trained_points = [{TRAINABLE: kind, "seed": seed} for kind in sweep.trained for seed in sweep.seeds]
+        overrides = self.experiment.model.overrides
+        self.learned_from = {BETA: overrides[BETA]} if BETA in overrides else {}
         self.data_fingerprint = prepare_data(self.experiment).fingerprint
         self.settings = {
             "mode": "retrain",
@@ -167,6 +170,7 @@ class PosthocObjective:
     def __init__(self, sweep: SweepConfig) -> None:
         self.sweep = sweep
         self.trained_points: list[dict[str, Any]] = []
+        self.learned_from: dict[str, Any] = {}
         config = load_model_config(sweep.checkpoint)
         if getattr(config, "position_method", None) != "alibi" or config.alibi_trainable != "none":
             raise ValueError(f"{sweep.checkpoint}: a sweep of beta needs an AlibiGPT with ALiBi and untrained slopes")

@@ -72,7 +72,8 @@ def run_sweep(config: SweepConfig) -> dict[str, Any]:
         storage = open_storage(config.storage_url)
         study, trained = open_study(config.study_name, storage, objective.settings), None
         if objective.trained_points:
-            trained = open_study(f"{config.study_name}-trained", storage, objective.settings)
+            settings = objective.settings | objective.learned_from
+            trained = open_study(f"{config.study_name}-trained", storage, settings)
         run_trials(config, objective, study, trained)
         output_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(output_dir / ".results.lock"):  # workers may finish at the same time

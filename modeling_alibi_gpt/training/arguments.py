@@ -67,6 +67,8 @@ _EARLY_STOPPING_DEFAULTS = {
 _METRICS = ("loss", "nats_per_token")
 # Fields that must keep their default.
 _REFUSED = {
+    "accelerator_config": "its settings change the order of a resumed run's data, or the global batch",
+    "average_tokens_across_devices": "the loss would depend on the number of processes",
     "bf16": "set 'precision' of the experiment to bfloat16 or auto instead",
     "fp16": "set 'precision' of the experiment to bfloat16 or auto instead",
     "bf16_full_eval": "an evaluation would round the weights of the model that is saved",

@@ -64,7 +64,9 @@ def set_position_learning_rate(
         raise ValueError(f"position_learning_rate must be a finite number above 0, got {position_learning_rate}")
     if position_learning_rate == 1.0:
         return optimizer
-    if optimizer.state or any("initial_lr" in group for group in optimizer.param_groups):
+    # Adagrad makes its state at step 0 before it begins.
+    has_begun = any(float(state.get("step", 1)) > 0 for state in optimizer.state.values())
+    if has_begun or any("initial_lr" in group for group in optimizer.param_groups):
         raise ValueError("position_learning_rate needs a new optimizer, got one with a step or a scheduler")
     wanted = {id(parameter) for parameter in position_parameters(model)}
     of_positions = []

@@ -21,6 +21,7 @@ _OF_TEXT = (
     "max_train_tokens",
     "max_validation_tokens",
     "streaming",
+    "train_length_schedule",
 )
 
 

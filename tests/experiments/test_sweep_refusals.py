@@ -130,6 +130,15 @@ def test_a_study_of_another_objective(mistake: str, copied: SweepConfig, tmp_pat
     assert {path: path.stat().st_mtime_ns for path in Path(copied.output_dir).rglob("*.json*")} == before
 
 
+def test_a_study_whose_beta_was_learned_from_another_one(copied: SweepConfig, tmp_path: Path, capsys):
+    settings = [
+        *(f"experiment={json.dumps(copied.experiment)}", "seeds=[0, 1]", "trained=[beta, slopes]", "betas=[0.5, 1]"),
+        *(f"storage={copied.storage_url}", "experiment_overrides=[model.overrides.alibi_beta=8.0]"),
+    ]
+    message = "belongs to another objective, with different values of alibi_beta; choose another study_name"
+    refused(settings, tmp_path / "refused", message, capsys)
+
+
 def test_one_process_a_worker(copied: SweepConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys):
     state = type("TwoProcesses", (), {"num_processes": 2})
     monkeypatch.setattr(beta_sweep, "process_state", state)

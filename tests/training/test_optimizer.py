@@ -92,12 +92,26 @@ def test_where_nothing_learns_a_rate_is_refused(fields: dict[str, Any]) -> None:
         set_position_learning_rate(torch.optim.AdamW(model.parameters()), model, 30.0)
 
 
-def test_an_optimizer_that_began_is_refused() -> None:
+@pytest.mark.parametrize("optimizer_class", [torch.optim.AdamW, torch.optim.Adagrad, torch.optim.Adam])
+@pytest.mark.parametrize("begin", ["step", "scheduler"])
+def test_an_optimizer_that_began_is_refused(optimizer_class: type[torch.optim.Optimizer], begin: str) -> None:
     model = tiny_model(alibi_trainable="beta")
-    optimizer = torch.optim.AdamW(model.parameters())
-    torch.optim.lr_scheduler.ConstantLR(optimizer)
+    optimizer = optimizer_class(model.parameters(), lr=1e-3)
+    if begin == "step":
+        model(torch.arange(4)[None])[0].sum().backward()
+        optimizer.step()
+    else:
+        torch.optim.lr_scheduler.ConstantLR(optimizer)
     with pytest.raises(ValueError, match="got one with a step or a scheduler"):
         set_position_learning_rate(optimizer, model, 30.0)
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch", "adafactor", "adagrad", "rmsprop", "sgd"])
+def test_every_new_optimizer_takes_a_rate(tmp_path: Path, optim: str) -> None:
+    model = tiny_model(alibi_trainable="beta")
+    optimizer = Trainer(model=model, args=arguments(tmp_path, learning_rate=1e-3, optim=optim)).create_optimizer()
+    set_position_learning_rate(optimizer, model, 30.0)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == [1e-3, 30 * 1e-3]
 
 
 def test_the_callers_optimizer_is_refused_with_a_rate(tmp_path: Path) -> None:

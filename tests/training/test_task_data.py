@@ -51,6 +51,10 @@ def test_the_record_is_of_the_answers(make_task: Callable[..., ExperimentConfig]
         ("data.train_length_tokens=6", "task:passkey needs at least 7 tokens per sequence, got 6"),
         ("data.tokenizer=train", "data.tokenizer applies to texts"),
         ("data.validation_source=stdlib", "data.validation_source applies to texts"),
+        (
+            "data.train_length_schedule=[{length_tokens: 8, num_steps: 1}]",
+            "data.train_length_schedule applies to texts",
+        ),
         ("data.max_train_tokens=100", "data.max_train_tokens applies to texts"),
         ("model.config.vocab_size=201", "the model has 201 embeddings; set vocab_size to at least 202"),
         ("milestones={steps: [0], lengths_tokens: [16]}", "milestones need a text"),
