@@ -57,20 +57,19 @@ def config_dataclass(cls: type[Config]) -> type[Config]:
     ``ValueError``, as in ``build_config``.
     """
     checks = ConfigDict(**_TYPES, extra="forbid", use_attribute_docstrings=True)
-    cls = dataclass(frozen=True, kw_only=True, config=checks)(cls)
-    for field in dataclasses.fields(cls):  # of base classes, pydantic reads descriptions only from the metadata
-        described = cls.__pydantic_fields__[field.name].description  # type: ignore[attr-defined]
-        field.metadata = MappingProxyType({"description": described})
-    validate = cls.__init__
+    made: Any = dataclass(frozen=True, kw_only=True, config=checks)(cls)
+    for field in dataclasses.fields(made):  # of base classes, pydantic reads descriptions only from the metadata
+        field.metadata = MappingProxyType({"description": made.__pydantic_fields__[field.name].description})
+    validate = made.__init__
 
     def __init__(self: Config, **values: Any) -> None:
         try:
             validate(self, **values)
         except ValidationError as error:
-            raise ValueError(_described(error, cls, values)) from None
+            raise ValueError(_described(error, made, values)) from None
 
-    cls.__init__ = __init__  # type: ignore[method-assign, assignment]
-    return cls
+    made.__init__ = __init__
+    return made
 
 
 def load_config(config_class: type[Config], path: str | None, overrides: Sequence[str] = (), **named: Any) -> Config:
@@ -146,7 +145,7 @@ def refuse_unknown_key(key: str, known: Iterable[str], where: str = "") -> None:
         raise ValueError(_unknown_key(key, known, where))
 
 
-def _unknown_key(key: str, known: Sequence[str], where: str) -> str:
+def _unknown_key(key: int | str, known: Sequence[str], where: str) -> str:
     close = difflib.get_close_matches(str(key), known, n=1)
     hint = f"did you mean '{where}{close[0]}'?" if close else f"expected one of: {', '.join(sorted(known))}"
     return f"unknown key '{where}{key}'; {hint}"

@@ -21,7 +21,6 @@ class Recall(OfComparison):
     """Accuracy of a model's answers at one length and depth, or the ``error`` that prevented them."""
 
     kind: Literal["recall"]
-    reading: str = AS_TRAINED
     name: str
     model: str
     position_method: str
