@@ -12,7 +12,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, MptConfig, MptForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, MptConfig, MptForCausalLM
 from transformers.utils import logging
 
 from modeling_alibi_gpt import AlibiGPTForCausalLM
@@ -114,10 +114,34 @@ def test_other_architectures_are_fine_tuned_too(
     fine_tuning = ("model.config=null", f"model.checkpoint={folder}")
     with pytest.raises(ValueError, match=f"{folder} does not support data.train_length_tokens = 48"):
         train(make_experiment(*fine_tuning, "data.train_length_tokens=48"))
-    with pytest.raises(ValueError, match="data.isolate_documents needs a model that takes position_ids, got .* mpt"):
+    with pytest.raises(ValueError, match="data.isolate_documents needs a model that isolates documents by .* mpt"):
         train(make_experiment(*fine_tuning, "data.isolate_documents=true"))
     record = train(make_experiment(*fine_tuning))
     assert (record["position_method"], record["num_steps"]) == ("mpt", 10)
+
+
+@pytest.mark.parametrize("model_type", ["opt", "falcon", "biogpt", "gpt2", "alibi_gpt"])
+@pytest.mark.parametrize("length", [3, 32])
+def test_documents_are_isolated_or_the_model_is_refused(
+    fine_tune: MakeExperiment, checkpoint: str, tmp_path: Path, model_type: str, length: int
+) -> None:
+    """OPT, Falcon and BioGPT take position_ids, too, but do not mask by them."""
+    folder = Path(checkpoint)
+    if model_type != "alibi_gpt":
+        folder, tokenizer = tmp_path / "other", load_tokenizer(checkpoint)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "word_embed_proj_dim": 16}
+        config = AutoConfig.for_model(model_type, vocab_size=len(tokenizer), pad_token_id=0, **sizes)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    settings = f"model.checkpoint={folder}", f"data.train_length_tokens={length}"
+    build(fine_tune(*settings))
+    if model_type in ("gpt2", "alibi_gpt"):
+        random_state = torch.get_rng_state()
+        assert not build(fine_tune(*settings, "data.isolate_documents=true")).training
+        assert torch.equal(torch.get_rng_state(), random_state)
+    else:
+        with pytest.raises(ValueError, match=f"needs a model that isolates documents by .*, got .* {model_type}:"):
+            build(fine_tune(*settings, "data.isolate_documents=true"))
 
 
 # What cannot be
