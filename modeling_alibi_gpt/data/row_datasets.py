@@ -136,6 +136,11 @@ def is_split_expression(split: str) -> bool:
     return "[" in split or "+" in split
 
 
+def split_names(expression: str) -> list[str]:
+    """The splits that an expression names: ``train[:1%]+test`` names train and test."""
+    return [part.partition("[")[0].strip() for part in expression.split("+")]
+
+
 def resolve_split(
     source: str, split: str, splits: list[str], train_split: str, validation_fraction: float
 ) -> tuple[str, tuple[float, float]]:
@@ -148,7 +153,7 @@ def resolve_split(
     if "validation" not in splits and split in ("train", "validation"):
         taken_from = train_split
         hashes = validation_hashes(split, validation_fraction)
-    missing = [name for name in _names(taken_from) if name not in splits]
+    missing = [name for name in split_names(taken_from) if name not in splits]
     if taken_from != "all" and missing:
         name = split if split in ("train", "validation") else missing[0]
         raise ValueError(
@@ -168,11 +173,6 @@ def check_text_column(source: str, rows: Dataset | IterableDataset, text_column:
 def is_kept(text: str | None, hashes: tuple[float, float]) -> bool:
     """Whether a row has text, and its hash is in the range."""
     return bool(text and text.strip()) and hashes[0] <= hash_of_text([text]) < hashes[1]
-
-
-def _names(expression: str) -> list[str]:
-    """The splits that an expression names: ``train[:1%]+test`` names train and test."""
-    return [part.partition("[")[0].strip() for part in expression.split("+")]
 
 
 def _select(rows_of: RowSource, splits: DatasetDict | IterableDatasetDict, split: str) -> Dataset:

@@ -17,6 +17,7 @@ from modeling_alibi_gpt.data.corpora import (
     shared_file,
 )
 from modeling_alibi_gpt.data.packing import blocks_fingerprint, count_tokens, pack_documents
+from modeling_alibi_gpt.data.row_datasets import split_names
 from modeling_alibi_gpt.data.streaming import StreamedBlocks, stream_documents, stream_fingerprint
 from modeling_alibi_gpt.data.tasks import is_task
 from modeling_alibi_gpt.data.tokenization import TokenStream, join_streams, token_stream, tokenizer_meaning
@@ -73,7 +74,7 @@ def prepare_data(config: ExperimentConfig) -> PreparedData:
     if data.validation_source is not None:
         validation_parts = [_Part(_validation_documents(data, data.validation_source), 1.0)]
     else:
-        validation_parts = [_Part(_documents(part, part.source, "validation"), share) for part, share in data.parts]
+        validation_parts = [_Part(_own_validation_documents(part), share) for part, share in data.parts]
     if data.streaming:
         train, fingerprint, token_fingerprint = _stream(data, tokenizer)
     else:
@@ -226,6 +227,9 @@ def _validation_documents(data: DataSection, source: str) -> Dataset:
             f"data.validation_source {source} is also data.source and has no validation split, so its text would be "
             "trained on: set data.validation_source to null to hold a share back, or to another source"
         )
+    for part, _ in data.parts:
+        if part.source == source:
+            _check_train_split(part, documents)
     for path in (shared_file(source, other) for other in trained):
         if path is not None:
             raise ValueError(
@@ -233,6 +237,23 @@ def _validation_documents(data: DataSection, source: str) -> Dataset:
                 "leave it out of one of them, or set data.validation_source to null to hold a share back"
             )
     return documents
+
+
+def _own_validation_documents(part: DataSection) -> Dataset:
+    """The documents that a training source validates on; a ValueError if the training reads them, too."""
+    documents = _documents(part, part.source, "validation")
+    _check_train_split(part, documents)
+    return documents
+
+
+def _check_train_split(part: DataSection, documents: Dataset) -> None:
+    """Raise a ValueError if ``documents`` are the validation split of a training source that trains on this split."""
+    has_own_split = part.source.startswith("hub:") and not is_share_of_train(part.source, documents)
+    if has_own_split and {"validation", "all"}.intersection(split_names(part.train_split)):
+        raise ValueError(
+            f"data.train_split {part.train_split!r} contains the validation split of {part.source}, so its text would "
+            "be trained on: expected splits without it, or data.validation_source set to another source"
+        )
 
 
 def _documents(data: DataSection, source: str, split: str, max_bytes: int | None = None) -> Dataset:

@@ -252,6 +252,27 @@ def test_a_file_is_not_both_trained_on_and_validated_on(
         prepare_data(make_experiment(*settings, "data.validation_source=text:held/c.txt"))
 
 
+@pytest.mark.parametrize("train_split", ["all", "train+validation", "validation", "train+validation[:50%]"])
+def test_a_validation_split_is_not_trained_on(
+    make_experiment: MakeExperiment, tmp_path: Path, train_split: str
+) -> None:
+    source = f"hub:{tmp_path / 'corpus'}"
+    (tmp_path / "corpus").mkdir()
+    for name in ("train", "validation", "test"):
+        rows = "\n".join(json.dumps({"text": f"document {number} of {name}"}) for number in range(50))
+        (tmp_path / "corpus" / f"{name}.jsonl").write_text(rows, encoding="utf-8")
+    mixture = [{"source": "stdlib", "weight": 1}, {"source": source, "weight": 1, "train_split": train_split}]
+    of_source = [f"data.source={source}", f"data.train_split={train_split}"]
+    for settings in (of_source, [*of_source, f"data.validation_source={source}"], [f"data.source={mixture}"]):
+        with pytest.raises(ValueError, match=re.escape(f"data.train_split {train_split!r} contains the validation")):
+            prepare_data(make_experiment(*settings))
+    (tmp_path / "held.txt").write_text("Another text validates.\n" * 20, encoding="utf-8")
+    prepare_data(make_experiment(*of_source, f"data.validation_source=text:{tmp_path / 'held.txt'}"))
+    (tmp_path / "corpus" / "validation.jsonl").unlink()
+    if train_split == "all":  # without a validation split, a share of it is held out
+        prepare_data(make_experiment(*of_source))
+
+
 def test_files_that_validate_are_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"text": f"document {number}"}) for number in range(100)), encoding="utf-8")
