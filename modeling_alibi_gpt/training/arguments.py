@@ -80,6 +80,7 @@ _REFUSED = {
     "prediction_loss_only": "nats_per_token is computed from the predictions of an evaluation",
     "resume_from_checkpoint": "the same command resumes by itself; to start from another run, set model.checkpoint",
     "save_only_model": "a killed run could not resume from such checkpoints",
+    "use_cache": "training needs no cache, and with one some models do not isolate documents",
 }
 
 

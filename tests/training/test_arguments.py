@@ -121,6 +121,7 @@ def test_a_launcher_cannot_change_the_precision(
         (["training.metric_for_best_model=accuracy"], "must be one of loss, nats_per_token, got 'accuracy'"),
         (["training.eval_do_concat_batches=false"], "training.eval_do_concat_batches cannot be set"),
         (["training.accelerator_config={split_batches: true}"], "training.accelerator_config cannot be set"),
+        (["training.use_cache=true"], "training.use_cache cannot be set"),
         (["training.average_tokens_across_devices=false"], "average_tokens_across_devices cannot be set"),
         (["training.label_names=[x]"], "training.label_names cannot be set"),
         (["training.label_names=[]"], "training.label_names cannot be set"),
