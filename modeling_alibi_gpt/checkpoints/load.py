@@ -158,8 +158,17 @@ def train_context_length(config: PreTrainedConfig) -> int | None:
 
 def checkpoint_fingerprint(model_dir: str | Path) -> str:
     """SHA-256 over the contents of the config and the weight files of a folder."""
+    return _fingerprint([Path(model_dir) / "config.json", *sorted(Path(model_dir).glob("*.safetensors"))])
+
+
+def weights_fingerprint(model_dir: str | Path) -> str:
+    """SHA-256 over the contents of the weight files of a folder."""
+    return _fingerprint(sorted(Path(model_dir).glob("*.safetensors")))
+
+
+def _fingerprint(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in [Path(model_dir) / "config.json", *sorted(Path(model_dir).glob("*.safetensors"))]:
+    for path in paths:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

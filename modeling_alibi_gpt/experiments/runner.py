@@ -20,8 +20,8 @@ from modeling_alibi_gpt.runtime.parsing import read_mapping
 from modeling_alibi_gpt.runtime.run_names import EXPERIMENT_FILE
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.finished import finished_record
-from modeling_alibi_gpt.training.model_setup import model_config
-from modeling_alibi_gpt.training.run_folder import RECORD_FILE
+from modeling_alibi_gpt.training.model_setup import model_config, model_identity
+from modeling_alibi_gpt.training.run_folder import RECORD_FILE, check_model
 from modeling_alibi_gpt.training.trainer import train
 
 
@@ -111,9 +111,9 @@ def is_trained(experiment: ExperimentConfig) -> bool:
 
 
 def refuse_other_text(experiment: ExperimentConfig, text: str) -> None:
-    """Raise a ValueError if the training of an experiment has finished on another text.
+    """Raise a ValueError if the training of an experiment has finished on another text or from another model.
 
-    Trainings are compared with each other, so all of them must have read the same text.
+    Trainings are compared with each other, so all of them must have read the same text and the model of today's files.
 
     Args:
         experiment: The training.
@@ -121,7 +121,10 @@ def refuse_other_text(experiment: ExperimentConfig, text: str) -> None:
     """
     folder = Path(experiment.training["output_dir"])
     finished = finished_record(folder, reads_model=False)
-    if finished is not None and (found := finished["provenance"].get("data_fingerprint")) != text:
+    if finished is None:
+        return
+    check_model(folder, model_identity(experiment.model))
+    if (found := finished["provenance"].get("data_fingerprint")) != text:
         raise ValueError(
             f"{folder} was trained on another text: got fingerprint {found}, expected {text}; restore the text, "
             "choose another output_dir or delete that folder"

@@ -1,7 +1,9 @@
 """Build the model of an experiment, new or from a checkpoint, for its tokenizer and training length."""
 
 import inspect
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from modeling_alibi_gpt.checkpoints.load import (
     check_vocabulary,
     load_causal_lm,
     load_model_config,
+    weights_fingerprint,
 )
 from modeling_alibi_gpt.checkpoints.model_size import TRAINING_BYTES, check_model_memory
 from modeling_alibi_gpt.configuration_alibi_gpt import AlibiGPTConfig
@@ -30,6 +33,22 @@ def model_config(section: ModelSection) -> PreTrainedConfig:
     config = _new_config(section, {}) if section.checkpoint is None else _checkpoint_config(section)
     check_model_memory(config, TRAINING_BYTES)
     return config
+
+
+def model_identity(section: ModelSection) -> dict[str, Any]:
+    """What a run starts from: the fields of the model's config, and a fingerprint of a local checkpoint's weights.
+
+    JSON values. The files at the paths of a section may change, and the section remains the same.
+
+    Raises:
+        ValueError: As in ``model_config``.
+    """
+    fields = json.loads(model_config(section).to_json_string(use_diff=True))
+    for of_file in ("transformers_version", "_name_or_path"):
+        fields.pop(of_file, None)
+    if section.checkpoint is not None and Path(section.checkpoint).is_dir():
+        fields["weights"] = weights_fingerprint(section.checkpoint)
+    return fields
 
 
 def laid_over(fields: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Its files, in the order in which they appear:
 
 * ``.lock``: held by the process that trains here.
 * ``experiment.json``: the settings of the run.
-* ``data.json``: fingerprints of what it reads, and its sequences per step. No checkpoint is read without it.
+* ``data.json``: fingerprints of what it reads, its model and sequences per step. No checkpoint is read without it.
 * ``precision.json``: the precision that ``auto`` measured.
 * ``milestones.jsonl``: measurements during the run.
 * ``checkpoint-N/manifest.json``: the checkpoint of step N is complete.
@@ -43,6 +43,7 @@ RECORD_FILE = "training.jsonl"
 DATA_FILE = "data.json"
 MILESTONES_FILE = "milestones.jsonl"
 BATCH = "sequences_per_step"
+MODEL = "model"
 _LOCK_FILE = ".lock"
 _SAVING_DIR = ".saving"
 
@@ -74,7 +75,7 @@ def check_output_dir(output_dir: Path, config: Any) -> None:
 
 
 @contextmanager
-def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -> Iterator[None]:
+def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, Any]) -> Iterator[None]:
     """Claim a folder for this experiment on this text, and lock it against other processes.
 
     Removes files that a killed run left incomplete, damaged checkpoints, and what remains of another experiment that
@@ -83,11 +84,12 @@ def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -
     Args:
         output_dir: The folder; created if it is missing.
         config: The experiment, a dataclass.
-        text: Fingerprints of what the run reads, by kind, and the number of sequences per step under ``BATCH``.
+        text: Fingerprints of what the run reads, by kind, its model under ``MODEL``, as ``check_model`` takes it, and
+            the number of sequences per step under ``BATCH``.
 
     Raises:
-        ValueError: The folder contains something else, a run on another text or of other batches, or another process
-            is using it.
+        ValueError: The folder contains something else, a run on another text, of another model or of other batches, or
+            another process is using it.
     """
     output_dir.mkdir(parents=True, exist_ok=True)
     try:
@@ -103,11 +105,11 @@ def claimed_output_dir(output_dir: Path, config: Any, text: Mapping[str, str]) -
         yield
 
 
-def newest_checkpoint(output_dir: Path, start: Path | None, text: Mapping[str, str]) -> str | None:
+def newest_checkpoint(output_dir: Path, start: Path | None, text: Mapping[str, Any]) -> str | None:
     """The checkpoint to resume from: the run's own newest one, else ``start`` of another run, else None.
 
     Raises:
-        ValueError: ``start`` is missing or damaged, or its run used another text.
+        ValueError: ``start`` is missing or damaged, or its run used another text or model.
     """
     if (own := get_last_checkpoint(str(output_dir))) is not None or start is None:
         return own
@@ -117,8 +119,33 @@ def newest_checkpoint(output_dir: Path, start: Path | None, text: Mapping[str, s
     return str(start)
 
 
-def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
-    """Raise a ValueError if checkpoints were trained on another text, with another tokenizer or in other batches."""
+def check_model(output_dir: Path, model: Mapping[str, Any]) -> None:
+    """Check that a run started with this model.
+
+    Args:
+        output_dir: Its folder. Runs of earlier versions, which did not record their model, pass.
+        model: As returned by ``model_identity``.
+
+    Raises:
+        ValueError: The model config or the checkpoint at its path has changed since.
+    """
+    path = output_dir / DATA_FILE
+    begun = read_mapping(path).get(MODEL, {}) if path.exists() else {}
+    if (field := _differing_field(begun, model)) is not None:
+        raise ValueError(
+            f"{output_dir} contains a run of another model: got {field} {model[field]!r}, expected {begun[field]!r}; "
+            "restore the model.config or model.checkpoint that it started with, choose another training.output_dir or "
+            "delete that folder"
+        )
+
+
+def _differing_field(begun: Mapping[str, Any], model: Mapping[str, Any]) -> str | None:
+    """The first field in which two models differ. A field that another version lacks has its default."""
+    return min((field for field in begun.keys() & model.keys() if begun[field] != model[field]), default=None)
+
+
+def _check_text(output_dir: Path, text: Mapping[str, Any]) -> None:
+    """Raise a ValueError if checkpoints were trained on other text or tokens, in other batches or of another model."""
     path = output_dir / DATA_FILE
     if not has_checkpoints(output_dir):
         return
@@ -134,15 +161,16 @@ def _check_text(output_dir: Path, text: Mapping[str, str]) -> None:
             "with as many processes as it was started with; with a global_batch_size, a run can resume with any number"
         )
     for what, fingerprint in text.items():
-        if what != BATCH and begun.get(what) != fingerprint:
+        if what not in (BATCH, MODEL) and begun.get(what) != fingerprint:
             raise ValueError(
                 f"{output_dir} contains a run on other {what}: got fingerprint {fingerprint}, expected "
                 f"{begun.get(what)}; restore the text and the tokenizer that it started with, choose another "
                 "training.output_dir or delete that folder"
             )
+    check_model(output_dir, text.get(MODEL, {}))
 
 
-def _write_claim(output_dir: Path, config: Any, text: dict[str, str]) -> None:
+def _write_claim(output_dir: Path, config: Any, text: dict[str, Any]) -> None:
     claim, data, settings = output_dir / EXPERIMENT_FILE, output_dir / DATA_FILE, _settings(config)
     if not claim.exists() or _differing_settings(claim, config):
         for name in (PRECISION_FILE, MILESTONES_FILE, DATA_FILE):
@@ -150,7 +178,8 @@ def _write_claim(output_dir: Path, config: Any, text: dict[str, str]) -> None:
     if not claim.exists() or read_mapping(claim) != settings:
         write_json(claim, settings)
     begun = read_mapping(data) if data.exists() else {}
-    if any(begun.get(what, found) != found for what, found in text.items()):  # no checkpoints yet, but milestones
+    differs = any(begun.get(what, found) != found for what, found in text.items() if what != MODEL)
+    if differs or _differing_field(begun.get(MODEL, {}), text.get(MODEL, {})):  # no checkpoints yet, but milestones
         (output_dir / MILESTONES_FILE).unlink(missing_ok=True)
     write_json(data, text)
 

@@ -43,13 +43,15 @@ from modeling_alibi_gpt.training.finished import finished_record
 from modeling_alibi_gpt.training.length_schedule import scheduled_length
 from modeling_alibi_gpt.training.log_lines import print_log_lines
 from modeling_alibi_gpt.training.milestones import MilestoneCallback
-from modeling_alibi_gpt.training.model_setup import build_model
+from modeling_alibi_gpt.training.model_setup import build_model, model_identity
 from modeling_alibi_gpt.training.preflight import check_experiment, check_num_steps
 from modeling_alibi_gpt.training.prepared_data import PreparedData, prepare_data
 from modeling_alibi_gpt.training.run_folder import (
     BATCH,
+    MODEL,
     PRECISION_FILE,
     RECORD_FILE,
+    check_model,
     check_output_dir,
     claimed_output_dir,
     newest_checkpoint,
@@ -77,8 +79,8 @@ def train(
         start: A checkpoint of another run to start from, whose steps so far are identical to those of this run.
 
     Raises:
-        ValueError: The experiment is invalid, its text or batches have changed since the run started, or ``start`` or
-            the model of a finished run is missing or damaged.
+        ValueError: The experiment is invalid, its text, model or batches have changed since the run started, or
+            ``start`` or the model of a finished run is missing or damaged.
         OSError: The disk is full; everything written before is intact.
     """
     with sync_errors():
@@ -86,6 +88,8 @@ def train(
         output_dir, is_main = Path(arguments.output_dir), process_state().is_main_process
         check_output_dir(output_dir, config)
         finished = finished_record(output_dir, reads_model=is_main)
+        if finished is not None and is_main:
+            check_model(output_dir, model_identity(config.model))
     if finished is not None:
         return finished | {"model_dir": arguments.output_dir}  # the folder may have been moved
     with ExitStack() as held, whole_checkpoints_on_a_full_disk(output_dir):
@@ -107,7 +111,9 @@ def _train_to_the_end(
     set_seed(arguments.seed)
     model = build_model(config, data.tokenizer)
     use_cache = model.config.use_cache  # Trainer turns it off
-    identity = {**data.text, BATCH: str(_global_batch_size(arguments))}
+    with sync_errors():
+        model_start = model_identity(config.model)
+    identity = {**data.text, MODEL: model_start, BATCH: str(_global_batch_size(arguments))}
     with sync_errors():
         if is_main:
             held.enter_context(claimed_output_dir(output_dir, config, identity))

@@ -191,6 +191,20 @@ def test_runs_on_different_texts_are_not_compared(
     assert (tmp_path / "out" / "no-positions-seed0").exists() == (folder == "no-positions-seed0")
 
 
+def test_runs_of_different_models_are_not_compared(settings: dict[str, Any], tmp_path: Path) -> None:
+    model, file = settings["experiment"]["model"], tmp_path / "model.json"
+    fields, model["config"] = model["config"], str(file)
+    file.write_text(json.dumps(fields))
+    settings |= {"variants": {"alibi": {}}, "seeds": [0], "inference_overrides": {}}
+    run_comparison(ComparisonConfig(**settings))
+    file.write_text(json.dumps(fields | {"alibi_beta": 8.0}))
+    settings["seeds"] = [0, 1]
+    message = r"/alibi-seed0 contains a run of another model: got alibi_beta 8\.0, expected 1\.0; restore the model"
+    with pytest.raises(ValueError, match=message):
+        run_comparison(ComparisonConfig(**settings))
+    assert not (tmp_path / "out" / "alibi-seed1").exists()
+
+
 def test_a_finished_run_is_evaluated_on_another_text(settings: dict[str, Any], tmp_path: Path) -> None:
     settings |= {"variants": {"alibi": {}}, "seeds": [0], "inference_overrides": {}}
     run_comparison(ComparisonConfig(**settings))

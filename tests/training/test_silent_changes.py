@@ -14,6 +14,7 @@ import pytest
 from modeling_alibi_gpt.runtime.config import load_config
 from modeling_alibi_gpt.runtime.manifest import MANIFEST_FILE, manifest_difference, write_manifest
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
+from modeling_alibi_gpt.training.run_folder import check_model
 from modeling_alibi_gpt.training.trainer import train
 from tests.support.train_commands import exit_code, load_script, start_training
 
@@ -137,6 +138,51 @@ def test_milestones_measured_on_another_text_are_not_kept(killed: Killed) -> Non
     measured = [json.loads(line) for line in (killed.run / "milestones.jsonl").read_text().splitlines()]
     of_text = {record["provenance"]["data_fingerprint"]}
     assert {milestone["provenance"]["data_fingerprint"] for milestone in measured} == of_text
+
+
+# The model
+
+
+def test_a_model_config_that_changed_is_refused(killed: Killed, capsys: pytest.CaptureFixture[str]) -> None:
+    file, fields = killed.folder / "model.json", killed.config().model.config
+    file.write_text(json.dumps(fields))
+    killed.settings.append(f"model.config={file}")
+    shutil.rmtree(killed.run)
+    killed.kill()
+    file.write_text(json.dumps(fields | {"alibi_beta": 64.0}))
+    message = f"error: {killed.run} contains a run of another model: got alibi_beta 64.0, expected 1.0; restore the "
+    assert refusal(capsys, killed).startswith(message)
+    file.write_text(json.dumps(fields | {"alibi_beta": 1}, indent=4, sort_keys=True))
+    assert killed.command() == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["resumed_from"] == "checkpoint-8"
+    assert killed.command() == 0
+    file.write_text(json.dumps(fields | {"position_method": "rope"}))
+    assert "of another model: got position_method 'rope', expected 'alibi'; " in refusal(capsys, killed)
+
+
+def test_a_base_checkpoint_that_changed_is_refused(make_experiment: Callable[..., ExperimentConfig]) -> None:
+    config = make_experiment("training.max_steps=1")
+    base = Path(train(config)["model_dir"])
+    settings = ["training.max_steps=1", "model.config=null", f"model.checkpoint={base}"]
+    config = make_experiment(*settings, f"training.output_dir={base.parent / 'tuned'}")
+    record = train(config)
+    fields = (base / "config.json").read_text()
+    (base / "config.json").write_text(json.dumps(json.loads(fields) | {"alibi_beta": 64.0}))
+    with pytest.raises(ValueError, match=r"/tuned contains a run of another model: got alibi_beta 64\.0, expected 1"):
+        train(config)
+    (base / "config.json").write_text(json.dumps(json.loads(fields) | {"transformers_version": "9.0.0"}))
+    assert train(config) == record
+    flip_last_bit(base / "model.safetensors")
+    with pytest.raises(ValueError, match="/tuned contains a run of another model: got weights '"):
+        train(config)
+
+
+def test_a_run_of_an_earlier_version_says_nothing_of_its_model(tmp_path: Path) -> None:
+    check_model(tmp_path, {"alibi_beta": 2.0})
+    (tmp_path / "data.json").write_text('{"documents": "0", "tokens": "0"}')
+    check_model(tmp_path, {"alibi_beta": 2.0})
+    (tmp_path / "data.json").write_text('{"model": {"alibi_beta": 2, "old": 1}}')
+    check_model(tmp_path, {"alibi_beta": 2.0, "field_of_a_later_version": 3})
 
 
 # The best model
