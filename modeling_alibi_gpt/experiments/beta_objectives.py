@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -41,7 +42,7 @@ from modeling_alibi_gpt.training.beta_schedule import set_alibi_beta
 from modeling_alibi_gpt.training.experiment import ExperimentConfig
 from modeling_alibi_gpt.training.model_setup import model_config
 from modeling_alibi_gpt.training.preflight import check_experiment
-from modeling_alibi_gpt.training.prepared_data import prepare_data
+from modeling_alibi_gpt.training.prepared_data import prepare_data, text_identity
 from modeling_alibi_gpt.training.resumable import remove_checkpoints
 from modeling_alibi_gpt.training.run_folder import EXPERIMENT_FILE, save_model_folder
 
@@ -78,12 +79,14 @@ class RetrainObjective:
         self.trained_points = [{TRAINABLE: kind, "seed": seed} for kind in sweep.trained for seed in sweep.seeds]
         overrides = self.experiment.model.overrides
         self.learned_from = {BETA: overrides[BETA]} if BETA in overrides else {}
-        self.data_fingerprint = prepare_data(self.experiment).fingerprint
+        self.text = text_identity(self.experiment, prepare_data(self.experiment))
+        self.data_fingerprint = self.text["documents"]
         self.settings = {
             "mode": "retrain",
             "seeds": sweep.seeds,
             "experiment": self._settings(),
             "text": self.data_fingerprint,
+            **{what: found for what, found in self.text.items() if what == "tokens"},
         }
 
     def trainings(self, params: dict[str, Any]) -> list[ExperimentConfig]:
@@ -103,7 +106,7 @@ class RetrainObjective:
             if not is_trained(training):
                 logger.info("seed %d, training %d of %d", self.sweep.seeds[index], index + 1, len(self.sweep.seeds))
             callbacks = [PruningCallback(trial)] if self.sweep.pruning and index == 0 else []
-            records.append(train_and_clean(training, self.data_fingerprint, *callbacks))
+            records.append(train_and_clean(training, self.text, *callbacks))
         nats = [record["validation_nats_per_token"] for record in records]
         trial.set_user_attr("nats_per_token_by_seed", nats)
         return sum(nats) / len(nats)
@@ -111,7 +114,7 @@ class RetrainObjective:
     def train_beta(self, trial: Trial | GridTrial) -> float:
         """Validation nats per token with learned beta or slopes; the learned values go to the trial's attributes."""
         [experiment] = self.trainings(trial.params)
-        record = train_and_clean(experiment, self.data_fingerprint)
+        record = train_and_clean(experiment, self.text)
         for name, values in learned_slopes(load_causal_lm(experiment.training["output_dir"])).items():
             trial.set_user_attr(name, values)
         trial.set_user_attr("provenance", record["provenance"])
@@ -267,8 +270,10 @@ def _with_own_model(experiment: ExperimentConfig) -> ExperimentConfig:
     return dataclasses.replace(experiment, model=model)
 
 
-def train_and_clean(experiment: ExperimentConfig, text: str, *callbacks: TrainerCallback) -> dict[str, Any]:
-    """Train or resume on the text of this fingerprint, and delete the checkpoints when they are no longer needed."""
+def train_and_clean(
+    experiment: ExperimentConfig, text: Mapping[str, str], *callbacks: TrainerCallback
+) -> dict[str, Any]:
+    """Train or resume on the text of this identity, and delete the checkpoints when they are no longer needed."""
     folder = Path(experiment.training["output_dir"])
     try:
         record = train_once(experiment, callbacks)

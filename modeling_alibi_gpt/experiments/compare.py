@@ -34,7 +34,7 @@ from modeling_alibi_gpt.runtime.record_types import AS_TRAINED
 from modeling_alibi_gpt.runtime.records import Record, append_record, provenance, read_records, write_records
 from modeling_alibi_gpt.training.experiment import DataSection
 from modeling_alibi_gpt.training.model_setup import model_config
-from modeling_alibi_gpt.training.prepared_data import named_tokenizer, prepare_data, training_documents
+from modeling_alibi_gpt.training.prepared_data import named_tokenizer, prepare_data, text_identity, training_documents
 from modeling_alibi_gpt.training.run_folder import RECORD_FILE
 
 
@@ -55,7 +55,7 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: A variant, an inference override, the text or a setting is invalid, or a run was trained on another
-            text than the others.
+            text, with another tokenizer or from another model config than the others.
     """
     if process_state().num_processes > 1:
         raise ValueError(
@@ -63,7 +63,7 @@ def run_comparison(config: ComparisonConfig) -> list[dict[str, Any]]:
         )
     runs = _runs(config)
     text = _check_texts(runs[0])
-    runs = [_with_shared_training(run, config.trainings_dir, text) for run in runs]
+    runs = [_with_shared_training(run, config.trainings_dir, text["documents"]) for run in runs]
     for run in runs:
         refuse_other_text(run.experiment, text)
     budgets = [
@@ -142,8 +142,8 @@ def _runs(config: ComparisonConfig) -> list[Run]:
     ]
 
 
-def _check_texts(run: Run) -> str:
-    """Read the training and evaluation texts of a run, and return the fingerprint of the training text.
+def _check_texts(run: Run) -> dict[str, str]:
+    """Read the training and evaluation texts of a run, and return the ``text_identity`` of the training text.
 
     The texts are cached, and are the same for all runs. Raises a ValueError if one cannot be read, or is too short for
     a length of the evaluation.
@@ -155,14 +155,14 @@ def _check_texts(run: Run) -> str:
         _check_task(evaluation, str(run.experiment.data.source))
         data = prepare_data(run.experiment)
         check_questions(evaluation, data.tokenizer, lengths)
-        return data.fingerprint
+        return text_identity(run.experiment, data)
     documents = load_text_documents(evaluation)
     check_held_out(evaluation, documents, dataclasses.asdict(run.experiment.data), run.variant)
     data = prepare_data(run.experiment)
     text = load_text(evaluation, data.tokenizer)
     for length in lengths:
         text.check_length(length)
-    return data.fingerprint
+    return text_identity(run.experiment, data)
 
 
 def _check_task(evaluation: RecallConfig, trained: str) -> None:

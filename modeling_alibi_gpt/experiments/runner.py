@@ -7,7 +7,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from modeling_alibi_gpt.runtime.run_names import EXPERIMENT_FILE
 from modeling_alibi_gpt.training.experiment import DataSection, ExperimentConfig, ModelSection
 from modeling_alibi_gpt.training.finished import finished_record
 from modeling_alibi_gpt.training.model_setup import model_config, model_identity
-from modeling_alibi_gpt.training.run_folder import RECORD_FILE, check_model
+from modeling_alibi_gpt.training.run_folder import DATA_FILE, RECORD_FILE, check_model
 from modeling_alibi_gpt.training.trainer import train
 
 
@@ -110,24 +110,31 @@ def is_trained(experiment: ExperimentConfig) -> bool:
     return (Path(experiment.training["output_dir"]) / RECORD_FILE).exists()
 
 
-def refuse_other_text(experiment: ExperimentConfig, text: str) -> None:
+def refuse_other_text(experiment: ExperimentConfig, text: Mapping[str, str]) -> None:
     """Raise a ValueError if the training of an experiment has finished on another text or from another model.
 
     Trainings are compared with each other, so all of them must have read the same text and the model of today's files.
 
     Args:
         experiment: The training.
-        text: Fingerprint of the documents.
+        text: As returned by ``text_identity``.
     """
     folder = Path(experiment.training["output_dir"])
     finished = finished_record(folder, reads_model=False)
     if finished is None:
         return
     check_model(folder, model_identity(experiment.model))
-    if (found := finished["provenance"].get("data_fingerprint")) != text:
+    if (found := finished["provenance"].get("data_fingerprint")) != text["documents"]:
         raise ValueError(
-            f"{folder} was trained on another text: got fingerprint {found}, expected {text}; restore the text, "
-            "choose another output_dir or delete that folder"
+            f"{folder} was trained on another text: got fingerprint {found}, expected {text['documents']}; restore "
+            "the text, choose another output_dir or delete that folder"
+        )
+    data = folder / DATA_FILE
+    known = read_mapping(data).get("tokens") if data.exists() else None
+    if known is not None and (tokens := text.get("tokens", known)) != known:
+        raise ValueError(
+            f"{folder} was trained with another tokenizer: got fingerprint {known} of its tokens, expected {tokens}; "
+            "restore the tokenizer, choose another output_dir or delete that folder"
         )
 
 

@@ -104,9 +104,11 @@ class SharedStudy:
         is_used = any(trial.state != TrialState.FAIL for trial in self.study.get_trials(deepcopy=False))
         if self.study.directions != [StudyDirection.MINIMIZE] or (is_used and known is None):
             raise ValueError(f"{where}; {advice}")
+        if known is not None and "tokens" in wanted:
+            known = {"tokens": wanted["tokens"]} | known  # which an earlier version did not record
         if is_used and known is not None and (differing := differing_keys(_complete(known), _complete(wanted))):
             raise ValueError(f"{where}, with different values of {', '.join(differing)}; {advice}")
-        if known != wanted:
+        if self.study.user_attrs.get(_OBJECTIVE) != wanted:
             self.study.set_user_attr(_OBJECTIVE, wanted)
 
     def finished(self) -> list[FrozenTrial]:

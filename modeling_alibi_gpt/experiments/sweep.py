@@ -170,7 +170,9 @@ class _Point:
         if of_job == self.trainings:
             return self._add_trial()
         [training] = of_job
-        record = train_and_clean(training, self.study.objective["text"])
+        settings = self.study.objective
+        tokens = {"tokens": settings["tokens"]} if "tokens" in settings else {}
+        record = train_and_clean(training, {"documents": settings["text"], **tokens})
         if all(map(is_trained, self.trainings)):
             self._add_trial()
         return f"{record['validation_nats_per_token']:.4f} nats per token"

@@ -196,12 +196,23 @@ def named_tokenizer(config: ExperimentConfig) -> PreTrainedTokenizerBase | None:
     Raises:
         ValueError: The tokenizer cannot be used, or has ids beyond the embeddings of the model.
     """
-    name = config.data.tokenizer or config.model.checkpoint
-    if name in (None, "train"):
+    if not _names_tokenizer(config):
         return None
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(config.data.tokenizer or config.model.checkpoint)
     check_vocabulary(tokenizer, model_config(config.model).get_text_config().vocab_size)
     return tokenizer
+
+
+def text_identity(config: ExperimentConfig, data: PreparedData) -> dict[str, str]:
+    """The fingerprints of ``data`` that all trainings of a comparison or sweep must have in common.
+
+    A tokenizer at a path may be replaced; one that is trained follows from the documents and each model's vocabulary.
+    """
+    return {what: found for what, found in data.text.items() if what == "documents" or _names_tokenizer(config)}
+
+
+def _names_tokenizer(config: ExperimentConfig) -> bool:
+    return (config.data.tokenizer or config.model.checkpoint) not in (None, "train")
 
 
 def training_documents(data: DataSection) -> Dataset:

@@ -205,6 +205,31 @@ def test_runs_of_different_models_are_not_compared(settings: dict[str, Any], tmp
     assert not (tmp_path / "out" / "alibi-seed1").exists()
 
 
+@pytest.mark.parametrize("shared", [False, True])
+def test_runs_with_different_tokenizers_are_not_compared(
+    settings: dict[str, Any], tmp_path: Path, shared: bool
+) -> None:
+    settings |= {"variants": {"alibi": {}}, "seeds": [0], "inference_overrides": {}}
+    run_comparison(ComparisonConfig(**settings))
+    [trained] = (tmp_path / "cache").glob("bpe-*")
+    mine = shutil.copytree(trained, tmp_path / "mine")
+    settings["experiment"]["data"]["tokenizer"] = str(mine)
+    settings["output_dir"] = str(tmp_path / "named")
+    settings["trainings_dir"] = str(tmp_path / "trainings") if shared else None
+    run_comparison(ComparisonConfig(**settings))
+    run_comparison(ComparisonConfig(**settings))
+    backend = json.loads((mine / "tokenizer.json").read_text())
+    backend["model"]["merges"] = backend["model"]["merges"][:-2]
+    (mine / "tokenizer.json").write_text(json.dumps(backend))
+    settings["seeds"] = [0, 1]
+    with pytest.raises(ValueError, match=r"was trained with another tokenizer: got fingerprint \S+ of its tokens"):
+        run_comparison(ComparisonConfig(**settings))
+    for data in tmp_path.glob("*/*/data.json"):  # of an earlier version
+        data.unlink()
+    settings["seeds"] = [0]
+    run_comparison(ComparisonConfig(**settings))
+
+
 def test_a_finished_run_is_evaluated_on_another_text(settings: dict[str, Any], tmp_path: Path) -> None:
     settings |= {"variants": {"alibi": {}}, "seeds": [0], "inference_overrides": {}}
     run_comparison(ComparisonConfig(**settings))

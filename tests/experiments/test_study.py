@@ -107,6 +107,13 @@ def test_a_grid_of_one_point_can_grow_and_turn_to_sampling(shared: SharedStudy, 
     assert len(shared.finished()) == 4
 
 
+def test_a_study_of_an_earlier_version_did_not_record_its_tokens(shared: SharedStudy, url: str) -> None:
+    add(shared, 2.0)
+    assert len(opened("beta", url, OBJECTIVE | {"tokens": "0"}).finished()) == 1
+    with pytest.raises(ValueError, match="belongs to another objective, with different values of tokens; choose"):
+        opened("beta", url, OBJECTIVE | {"tokens": "1"})
+
+
 def test_a_study_of_another_objective_is_refused_by_the_settings_that_differ(shared: SharedStudy, url: str) -> None:
     other = {**OBJECTIVE, "seeds": [0]}
     begun = opened("beta", url, other)

@@ -250,6 +250,27 @@ def test_trainings_on_different_texts_are_not_one_trial(
     assert trainings == ["beta-1.0-seed-0"]
 
 
+def test_trainings_with_different_tokenizers_are_not_one_study(tmp_path: Path, trainings: list[str]):
+    experiment = tiny_experiment(tmp_path)
+    settings = {"betas": [1.0], "seeds": [0], "trained": [], "output_dir": str(tmp_path / "out")}
+    run_sweep(SweepConfig(experiment=experiment, **settings | {"output_dir": str(tmp_path / "own")}))
+    [folder] = (tmp_path / "tokenizers").glob("bpe-*")
+    mine = shutil.copytree(folder, tmp_path / "mine")
+    experiment["data"]["tokenizer"] = str(mine)
+    config = SweepConfig(experiment=experiment, **settings)
+    run_sweep(config)
+    run_sweep(config)
+    assert trainings == ["beta-1.0-seed-0"] * 2
+    backend = json.loads((mine / "tokenizer.json").read_text())
+    backend["model"]["merges"] = backend["model"]["merges"][:-2]
+    (mine / "tokenizer.json").write_text(json.dumps(backend))
+    with pytest.raises(ValueError, match="belongs to another objective, with different values of tokens; choose"):
+        run_sweep(config)
+    config = SweepConfig(experiment=experiment, **settings, study_name="new")
+    with pytest.raises(ValueError, match=r"beta-1.0-seed-0 was trained with another tokenizer: got fingerprint"):
+        run_sweep(config)
+
+
 def _interrupt() -> None:
     raise KeyboardInterrupt
 
