@@ -218,8 +218,7 @@ def _names_tokenizer(config: ExperimentConfig) -> bool:
 def training_documents(data: DataSection) -> Dataset:
     """The documents that an experiment trains on.
 
-    For a mixture, these are the documents of all parts, concatenated. For a source with ``max_train_tokens``, they are
-    the part that is read first.
+    Those of all parts of a mixture, concatenated; of a source with ``max_train_tokens``, the part that is read first.
 
     Raises:
         ValueError: The source is a stream, which is not read before training.
