@@ -132,7 +132,7 @@ def _of_lengths(frame: pd.DataFrame) -> tuple[list[str], Table | None]:
     others = comparable - {own}
     read = {name for name, length in cells if length == far} & others
     failed = {row["name"] for row in rows_of(every[every["error"].notna()]) if row["length_tokens"] == far} & others
-    # Words about all other models are for others that were tried there.
+    # Words about all other models need others that were tried there: those that were read, at both lengths, or failed.
     num_others = len(read | failed) if read == {*rivals} and (rivals or failed == others) else min(1, len(rivals))
     names = [own, *sorted(rivals, key=lambda name: cells[name, far]["nats_per_token"])[:1]]
     paths = [[cells[name, length]["perplexity"] for length in (near, far)] for name in names]

@@ -112,9 +112,8 @@ def _train_to_the_end(
     model = build_model(config, data.tokenizer)
     use_cache = model.config.use_cache  # Trainer turns it off
     with sync_errors():
-        model_start = model_identity(config.model)
-    identity = {**data.text, MODEL: model_start, BATCH: str(_global_batch_size(arguments))}
-    with sync_errors():
+        batch = str(_global_batch_size(arguments))
+        identity = {**data.text, MODEL: model_identity(config.model), BATCH: batch}
         if is_main:
             held.enter_context(claimed_output_dir(output_dir, config, identity))
 

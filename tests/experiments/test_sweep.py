@@ -395,7 +395,8 @@ def test_a_model_is_its_file_when_the_sweep_begins(finished: SweepConfig, copied
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "sweep").glob("*.yaml")), ids=lambda path: path.name)
 def test_shipped_sweeps_can_begin(path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(beta_objectives, "prepare_data", lambda experiment: SimpleNamespace(fingerprint="text"))
+    data = SimpleNamespace(text={"documents": "text"})
+    monkeypatch.setattr(beta_objectives, "prepare_data", lambda experiment: data)
     config = load_config(SweepConfig, str(path))
     if config.mode == "retrain":
         objective = beta_objectives.RetrainObjective(config)
